@@ -1,0 +1,1 @@
+//! Floor 5: base backups; finished only when their WAL is durable.

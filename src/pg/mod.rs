@@ -1,0 +1,14 @@
+//! Floor 0: what PostgreSQL's bytes mean. Pure: no async, no files, no clock, no randomness.
+
+pub mod cluster;
+pub mod lsn;
+pub mod record;
+pub mod scan;
+pub mod segment;
+pub mod timeline;
+pub mod xact;
+
+pub use cluster::{MajorVersion, SystemIdentifier};
+pub use lsn::{DurableLsn, Lsn};
+pub use segment::{SegmentName, SegmentNumber, SegmentSize};
+pub use timeline::{TimelineHistory, TimelineId};

@@ -1,0 +1,1 @@
+//! Floor 5: the live path: socket to acknowledgement.

@@ -1,0 +1,8 @@
+//! Floor 1: our stored bytes. Pure: salts and keys are arguments. `docs/format/repository-format.md` is the specification.
+
+pub mod content;
+pub mod header;
+pub mod key;
+pub mod opener;
+pub mod sealer;
+pub mod tail;
