@@ -1,1 +1,5 @@
-//! Placeholder for the live suite.
+//! Real servers of every supported version, from `pg-test-env/install`. A test whose server is not there says that it was skipped.
+
+#[path = "live/fixture.rs"]
+mod fixture;
+mod support;

@@ -1,0 +1,40 @@
+//! What `pg-test-env/install` has put on this machine, and the rule for what it has not: say so; where CI asks, fail.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use walrecv::pg::MajorVersion;
+
+/// Where the servers are: `WALRECV_PG_HOME`, or `/var/cache/walrecv-pg`.
+pub fn home() -> PathBuf {
+    std::env::var_os("WALRECV_PG_HOME").map_or_else(|| PathBuf::from("/var/cache/walrecv-pg"), PathBuf::from)
+}
+
+/// The folder of a version's programs.
+pub fn bin_dir(version: MajorVersion) -> PathBuf {
+    home().join(version.to_string()).join("bin")
+}
+
+/// Whether this version is there; if not, the test is reported as skipped, or fails with `CI=true`.
+pub fn servers_present(version: MajorVersion) -> bool {
+    bin_dir(version).join("postgres").exists() || skipped(&format!("PostgreSQL {version} is not installed"))
+}
+
+/// The versions to test: all, or those in `WALRECV_PG_VERSIONS` (such as `13,17`); what is not installed is reported as skipped.
+pub fn versions() -> Vec<MajorVersion> {
+    let asked = std::env::var("WALRECV_PG_VERSIONS").unwrap_or_default();
+    let asked: Vec<u32> =
+        asked.split(',').filter(|s| !s.is_empty()).map(|s| s.trim().parse().expect("a major version")).collect();
+    let wanted = MajorVersion::ALL.into_iter().filter(|v| asked.is_empty() || asked.contains(&v.number()));
+    wanted.filter(|v| servers_present(*v)).collect()
+}
+
+/// Reports a skip past the test harness, which would hide it, and answers false. With `CI=true` it panics.
+pub fn skipped(reason: &str) -> bool {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let ci = std::env::var("CI").is_ok_and(|v| v == "true" || v == "1");
+    assert!(!ci, "{reason}, and CI allows no skipped test: run pg-test-env/install");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason} (run pg-test-env/install)");
+    false
+}
