@@ -1,30 +1,249 @@
 //! Files that are there after a power cut: created whole, synced, with every directory above them.
+//!
+//! A file is written under a staging name beside its place, synced, and only then linked to its name, which fails when the name is taken.
+//! A sync that failed is never repeated on the same file: the kernel may have dropped the bytes and would answer success the second time.
 
-use std::path::Path;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
-use crate::error::Result;
+use rustix::io::Errno;
+
+use crate::error::{Error, Kind, Result};
+
+const STAGING_PREFIX: &str = ".staging-";
 
 /// Creates `path` (which must not exist) with `bytes` and `mode`, synced, its directory synced. Never leaves half a file under the name.
-pub fn create_new(_path: &Path, _bytes: &[u8], _mode: u32) -> Result<()> {
-    todo!()
+/// `mode` is what `open` is given: the umask holds. An existing file is `Kind::Usage`.
+pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    if create_once(path, &[bytes], mode)? {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("{} already exists", path.display())))
+}
+
+/// As [`create_new`] from several slices; `false` when the name is taken. What stands there then is a question for the caller, and not
+/// known to be durable.
+pub fn create_once<B: AsRef<[u8]>>(path: &Path, parts: &[B], mode: u32) -> Result<bool> {
+    let staging = Staging::write(path, parts, mode)?;
+    if !staging.link(path)? {
+        return Ok(false);
+    }
+    sync_dir(parent(path))?;
+    Ok(true)
 }
 
 /// Replaces or creates `path` atomically (temporary file, fsync, rename, directory fsync).
-pub fn replace(_path: &Path, _bytes: &[u8], _mode: u32) -> Result<()> {
-    todo!()
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let staging = Staging::write(path, &[bytes], mode)?;
+    fs::rename(&staging.path, path).map_err(|e| failed("cannot rename to", path, e))?;
+    sync_dir(parent(path))
 }
 
 /// Creates all missing directories down to `path`, each synced into its parent.
-pub fn create_dirs(_path: &Path) -> Result<()> {
-    todo!()
+pub fn create_dirs(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => return Err(Error::new(Kind::Failed, format!("{} is not a directory", path.display()))),
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(failed("cannot look at", path, e)),
+    }
+    let above = parent(path);
+    create_dirs(above)?;
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(failed("cannot create directory", path, e)),
+        _ => sync_dir(above),
+    }
 }
 
 /// Syncs `path` and every directory above it up to and including `root`: before something found counts as durable.
-pub fn sync_found(_path: &Path, _root: &Path) -> Result<()> {
-    todo!()
+pub fn sync_found(path: &Path, root: &Path) -> Result<()> {
+    let file = File::open(path).map_err(|e| failed("cannot open", path, e))?;
+    file.sync_all().map_err(|e| sync_failed("file", path, e))?;
+    for above in path.ancestors().skip(1).take_while(|a| a.starts_with(root)) {
+        sync_dir(above)?;
+    }
+    Ok(())
+}
+
+/// Syncs every directory above `path` on its file system. Above the first one, directories that this user may not open are left out:
+/// he cannot have made them either.
+pub fn sync_above(path: &Path) -> Result<()> {
+    let path = std::path::absolute(path).map_err(|e| failed("cannot resolve", path, e))?;
+    let first = parent(&path);
+    let device = |dir: &Path| fs::metadata(dir).map(|m| m.dev()).map_err(|e| failed("cannot look at", dir, e));
+    let own = device(first)?;
+    sync_dir(first)?;
+    for above in first.ancestors().skip(1) {
+        if device(above)? != own {
+            break;
+        }
+        match File::open(above) {
+            Ok(dir) => dir.sync_all().map_err(|e| sync_failed("directory", above, e))?,
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => break,
+            Err(e) => return Err(failed("cannot open directory", above, e)),
+        }
+    }
+    Ok(())
 }
 
 /// Deletes `path` durably; a missing file is no error.
-pub fn remove(_path: &Path) -> Result<()> {
-    todo!()
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("cannot delete", path, e)),
+        _ => {}
+    }
+    // Also when the file was missing: an earlier deletion may not have reached the disk.
+    match File::open(parent(path)) {
+        Ok(dir) => dir.sync_all().map_err(|e| sync_failed("directory", parent(path), e)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(failed("cannot open directory", parent(path), e)),
+    }
+}
+
+/// Whether a file name is that of a staging file, which no listing shows.
+pub fn is_staging(name: &str) -> bool {
+    name.starts_with(STAGING_PREFIX)
+}
+
+/// Deletes what crashes left: staging files below `root` that nobody holds and that have not changed for `older_than`. Says how many.
+pub fn clean_staging(root: &Path, older_than: Duration) -> Result<u64> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(failed("cannot list", root, e)),
+    };
+    let mut cleaned = 0;
+    for entry in entries {
+        let entry = entry.map_err(|e| failed("cannot list", root, e))?;
+        let kind = entry.file_type().map_err(|e| failed("cannot look at", &entry.path(), e))?;
+        if kind.is_dir() {
+            cleaned += clean_staging(&entry.path(), older_than)?;
+        } else if kind.is_file() && entry.file_name().to_str().is_some_and(is_staging) {
+            cleaned += u64::from(clean_one(&entry.path(), older_than)?);
+        }
+    }
+    Ok(cleaned)
+}
+
+fn clean_one(path: &Path, older_than: Duration) -> Result<bool> {
+    let look = || -> io::Result<bool> {
+        let file = File::open(path)?;
+        let age = SystemTime::now().duration_since(file.metadata()?.modified()?).unwrap_or_default();
+        let abandoned = age >= older_than
+            && match file.try_lock() {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => false,
+                Err(TryLockError::Error(e)) => return Err(e),
+            };
+        if abandoned {
+            fs::remove_file(path)?;
+        }
+        Ok(abandoned)
+    };
+    match look() {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        other => other.map_err(|e| failed("cannot delete staging file", path, e)),
+    }
+}
+
+/// A file that has no name of its own yet. Its lock tells [`clean_staging`] that somebody still wants it; dropping deletes it.
+pub(super) struct Staging {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+}
+
+impl Staging {
+    /// A new, empty, locked file in the directory where `place` will be.
+    pub(super) fn create(place: &Path, mode: u32) -> Result<Staging> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = parent(place).join(format!("{STAGING_PREFIX}{}-{clock}-{count}", std::process::id()));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&path)
+            .map_err(|e| failed("cannot create a file for", place, e))?;
+        let staging = Staging { path, file };
+        match staging.file.try_lock() {
+            // A file system without locks: the age of the file has to do.
+            Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => Err(failed("cannot lock", place, e)),
+            _ => Ok(staging),
+        }
+    }
+
+    fn write<B: AsRef<[u8]>>(place: &Path, parts: &[B], mode: u32) -> Result<Staging> {
+        let mut staging = Staging::create(place, mode)?;
+        for part in parts {
+            staging.file.write_all(part.as_ref()).map_err(|e| failed("cannot write", place, e))?;
+        }
+        staging.file.sync_all().map_err(|e| failed("cannot sync", place, e))?;
+        Ok(staging)
+    }
+
+    /// Gives the file its name, unless that is taken (`false`). The directory is not synced yet.
+    pub(super) fn link(&self, place: &Path) -> Result<bool> {
+        match fs::hard_link(&self.path, place) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(failed("cannot create", place, e)),
+        }
+        .inspect(|_| {
+            // Before the directory is synced, so that one sync covers both; what stays is cleaned up later.
+            let _ = fs::remove_file(&self.path);
+        })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+pub(super) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+        None => path,
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<()> {
+    let open = File::open(dir).map_err(|e| failed("cannot open directory", dir, e))?;
+    open.sync_all().map_err(|e| sync_failed("directory", dir, e))
+}
+
+/// Something that stands under its name and could not be synced: final, because a second attempt may succeed without having written it.
+fn sync_failed(what: &str, path: &Path, cause: io::Error) -> Error {
+    Error::new(Kind::Failed, format!("cannot sync {what} {}", path.display()))
+        .caused_by(cause)
+        .hint("Check the disk and the kernel log, then start again: what is stored there is not known to be durable.")
+}
+
+/// What a failed call means: some failures pass by themselves, the others wait for a person.
+pub fn failed(what: &str, path: &Path, cause: io::Error) -> Error {
+    let code = Errno::from_io_error(&cause);
+    let full = matches!(code, Some(Errno::NOSPC | Errno::DQUOT));
+    let denied = matches!(code, Some(Errno::ACCESS | Errno::PERM | Errno::ROFS));
+    let passing = matches!(
+        code,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::INTR | Errno::IO | Errno::STALE)
+            | Some(Errno::TIMEDOUT | Errno::NOENT | Errno::BUSY)
+    );
+    let error = Error::new(Kind::Failed, format!("{what} {}", path.display())).caused_by(cause);
+    match (full, denied) {
+        (true, _) => error.transient().hint("Free space on this file system."),
+        (_, true) => error.hint(
+            "Let the user that walrecv runs as read and write there, and check that the file system is writable.",
+        ),
+        _ if passing => error.transient(),
+        _ => error,
+    }
 }

@@ -1,7 +1,12 @@
 //! Floor 3: the repository: object names (pure), open by URL, put_once, get, list, delete.
 
+pub mod backend;
+pub mod cloud;
+mod local;
 pub mod names;
+mod open;
 pub mod store;
 
+pub use backend::Listed;
 pub use names::ClusterNames;
 pub use store::{Found, Put, Repository};

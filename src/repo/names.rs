@@ -4,9 +4,41 @@ use crate::pg::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId};
 
 pub const REPOSITORY_FILE: &str = "walrecv.json";
 
+/// Most WAL in one object: longer segments are stored in parts of this size.
+pub const PART_BYTES: u64 = 16 << 20;
+
+/// Longest component of a name: what every file system holds, with room for the name of a staging file.
+const COMPONENT_BYTES: usize = 200;
+
 /// `keys/<identity>/<recipient>.age`
-pub fn key_file(_identity: &str, _recipient: &str) -> String {
-    todo!()
+pub fn key_file(identity: &str, recipient: &str) -> String {
+    format!("keys/{identity}/{recipient}.age")
+}
+
+/// Whether `name` may name an object: components of ASCII letters, digits and `.`, `_`, `-`, `+`, `=`, separated by single slashes,
+/// none of them beginning with a dot. Such a name means the same on a file system, in a URL and in a bucket.
+pub fn valid_name(name: &str) -> bool {
+    name.len() <= 900 && name.split('/').all(valid_component)
+}
+
+fn valid_component(component: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'+' | b'=');
+    (1..=COMPONENT_BYTES).contains(&component.len()) && !component.starts_with('.') && component.bytes().all(plain)
+}
+
+/// Whether a cluster may be called so: one component of a name, at most 63 bytes, as PostgreSQL's own names.
+pub fn valid_cluster(name: &str) -> bool {
+    valid_component(name) && name.len() <= 63
+}
+
+/// Whether a run may be called so: ASCII letters and digits only, and not the word that marks a local tail file.
+pub fn valid_run(run: &str) -> bool {
+    (1..=64).contains(&run.len()) && run != "open" && run.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// How many objects a complete segment is stored in, when it is more than one.
+pub fn parts_of(size: SegmentSize) -> Option<u32> {
+    (size.bytes() > PART_BYTES).then_some((size.bytes() / PART_BYTES) as u32)
 }
 
 /// Names below `clusters/<name>/<system id>-<segment size>/`.
@@ -20,54 +52,76 @@ pub struct ClusterNames {
 impl ClusterNames {
     /// `clusters/<name>/<system id>-<segment size>` (size in bytes, decimal).
     pub fn root(&self) -> String {
-        todo!()
+        format!("clusters/{}/{}-{}", self.cluster, self.system, self.segment_size.bytes())
+    }
+
+    /// The incarnation that a folder below `clusters/<name>/` is called after; `None` for anything else.
+    pub fn parse_incarnation(cluster: &str, folder: &str) -> Option<ClusterNames> {
+        let (system, size) = folder.split_once('-')?;
+        let names = ClusterNames {
+            cluster: cluster.to_owned(),
+            system: SystemIdentifier(system.parse().ok()?),
+            segment_size: SegmentSize::new(size.parse().ok()?)?,
+        };
+        // Leading zeros and signs would give one incarnation two names.
+        (valid_cluster(cluster) && names.root().ends_with(&format!("/{folder}"))).then_some(names)
+    }
+
+    fn below(&self, rest: impl std::fmt::Display) -> String {
+        format!("{}/{rest}", self.root())
     }
 
     pub fn cluster_file(&self) -> String {
-        todo!()
+        self.below("cluster.json")
     }
 
     /// `part` is `None` for segments of at most 16 MiB.
-    pub fn segment(&self, _segment: SegmentName, _part: Option<u32>) -> String {
-        todo!()
+    pub fn segment(&self, segment: SegmentName, part: Option<u32>) -> String {
+        let part = part.map(|p| format!(".{p}")).unwrap_or_default();
+        self.below(format_args!("wal/{:08X}/{}/{segment}{part}", segment.timeline.0, segment.group()))
     }
 
-    pub fn partial(&self, _segment: SegmentName) -> String {
-        todo!()
+    pub fn partial(&self, segment: SegmentName) -> String {
+        self.below(format_args!("wal/{:08X}/{}/{segment}.partial", segment.timeline.0, segment.group()))
     }
 
-    pub fn history(&self, _timeline: TimelineId) -> String {
-        todo!()
+    pub fn history(&self, timeline: TimelineId) -> String {
+        self.below(format_args!("wal/{}", timeline.history_name()))
+    }
+
+    /// `tail/<TLI>/<SEGMENT>`: the folder of a segment's pieces and open files.
+    pub fn tail_folder(&self, segment: SegmentName) -> String {
+        self.below(format_args!("tail/{:08X}/{segment}", segment.timeline.0))
     }
 
     /// `tail/<TLI>/<SEGMENT>/<from>-<to>.<run>`: offsets in the segment, 8 hexadecimal digits.
-    pub fn tail_piece(&self, _segment: SegmentName, _from: u64, _to: u64, _run: &str) -> String {
-        todo!()
+    pub fn tail_piece(&self, segment: SegmentName, from: u64, to: u64, run: &str) -> String {
+        format!("{}/{from:08X}-{to:08X}.{run}", self.tail_folder(segment))
     }
 
     /// `tail/<TLI>/<SEGMENT>/<run>.open` on a local disk.
-    pub fn tail_open(&self, _segment: SegmentName, _run: &str) -> String {
-        todo!()
+    pub fn tail_open(&self, segment: SegmentName, run: &str) -> String {
+        format!("{}/{run}.open", self.tail_folder(segment))
     }
 
-    pub fn pack(&self, _backup: &str, _number: u32) -> String {
-        todo!()
+    pub fn pack(&self, backup: &str, number: u32) -> String {
+        self.below(format_args!("packs/{backup}/{number}"))
     }
 
-    pub fn map(&self, _backup: &str, _number: u32) -> String {
-        todo!()
+    pub fn map(&self, backup: &str, number: u32) -> String {
+        self.below(format_args!("maps/{backup}/{number}"))
     }
 
-    pub fn intent(&self, _backup: &str) -> String {
-        todo!()
+    pub fn intent(&self, backup: &str) -> String {
+        self.below(format_args!("intents/{backup}"))
     }
 
-    pub fn backup(&self, _backup: &str) -> String {
-        todo!()
+    pub fn backup(&self, backup: &str) -> String {
+        self.below(format_args!("backups/{backup}"))
     }
 
-    pub fn server_manifest(&self, _backup: &str, _part: u32) -> String {
-        todo!()
+    pub fn server_manifest(&self, backup: &str, part: u32) -> String {
+        self.below(format_args!("manifests/{backup}/{part}"))
     }
 }
 
@@ -83,6 +137,167 @@ pub enum WalObject {
 }
 
 /// Parses a name relative to the cluster's root; `None` for staging leftovers and anything unknown.
-pub fn parse_wal_object(_relative: &str, _size: SegmentSize) -> Option<WalObject> {
-    todo!()
+pub fn parse_wal_object(relative: &str, size: SegmentSize) -> Option<WalObject> {
+    let fields: Vec<&str> = relative.split('/').collect();
+    match fields.as_slice() {
+        ["wal", history] => Some(WalObject::History { timeline: TimelineId::from_history_name(history)? }),
+        ["wal", timeline, group, "summary"] => {
+            let (own, log) = (hex(group.get(..8)?, 8)?, hex(group.get(8..)?, 8)?);
+            (own > 0 && hex(timeline, 8)? == own)
+                .then_some(WalObject::GroupSummary { timeline: TimelineId(own as u32), first: Lsn(log << 32) })
+        }
+        ["wal", timeline, group, file] => {
+            let (segment, suffix) = split_segment(file, size)?;
+            let placed = hex(timeline, 8)? == segment.timeline.0 as u64 && *group == segment.group();
+            let object = match (suffix, parts_of(size)) {
+                (None, None) => WalObject::Segment { segment, part: None },
+                (Some("partial"), _) => WalObject::Partial { segment },
+                (Some(digits), Some(parts)) => {
+                    let part = digits.parse().ok().filter(|p: &u32| *p < parts && p.to_string() == digits)?;
+                    WalObject::Segment { segment, part: Some(part) }
+                }
+                _ => return None,
+            };
+            placed.then_some(object)
+        }
+        ["tail", timeline, folder, file] => {
+            let segment = SegmentName::parse(folder, size)?;
+            let placed = hex(timeline, 8)? == segment.timeline.0 as u64;
+            parse_tail(segment, file).filter(|_| placed)
+        }
+        _ => None,
+    }
+}
+
+fn split_segment(file: &str, size: SegmentSize) -> Option<(SegmentName, Option<&str>)> {
+    let (name, suffix) = match file.split_once('.') {
+        Some((name, suffix)) => (name, Some(suffix)),
+        None => (file, None),
+    };
+    Some((SegmentName::parse(name, size)?, suffix))
+}
+
+fn parse_tail(segment: SegmentName, file: &str) -> Option<WalObject> {
+    let (first, last) = file.split_once('.')?;
+    if last == "open" {
+        return valid_run(first).then(|| WalObject::TailOpen { segment, run: first.to_owned() });
+    }
+    let (from, to) = first.split_once('-')?;
+    let (from, to) = (hex(from, 8)?, hex(to, 8)?);
+    let placed = from < to && to <= segment.size.bytes() && valid_run(last);
+    placed.then(|| WalObject::TailPiece { segment, from, to, run: last.to_owned() })
+}
+
+/// Exactly `digits` upper-case hexadecimal digits.
+fn hex(text: &str, digits: usize) -> Option<u64> {
+    let plain = text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
+    if plain { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::SegmentNumber;
+
+    fn names(megabytes: u64) -> ClusterNames {
+        let segment_size = SegmentSize::new(megabytes << 20).unwrap();
+        ClusterNames { cluster: "main".to_owned(), system: SystemIdentifier(7), segment_size }
+    }
+
+    fn relative(names: &ClusterNames, name: &str) -> Option<WalObject> {
+        parse_wal_object(name.strip_prefix(&format!("{}/", names.root()))?, names.segment_size)
+    }
+
+    #[test]
+    fn every_wal_name_is_read_back() {
+        for megabytes in [1, 16, 64, 1024] {
+            let names = names(megabytes);
+            let size = names.segment_size;
+            for number in [0, 1, size.per_log_id() - 1, size.per_log_id(), 5_000_000] {
+                let segment = SegmentName::new(TimelineId(0xAB), SegmentNumber(number), size);
+                let part = parts_of(size).map(|p| p - 1);
+                let run = "r1".to_owned();
+                let end = size.bytes();
+                for (name, object) in [
+                    (names.segment(segment, part), WalObject::Segment { segment, part }),
+                    (names.partial(segment), WalObject::Partial { segment }),
+                    (
+                        names.tail_piece(segment, 8, end, &run),
+                        WalObject::TailPiece { segment, from: 8, to: end, run: run.clone() },
+                    ),
+                    (names.tail_open(segment, &run), WalObject::TailOpen { segment, run: run.clone() }),
+                    (names.history(segment.timeline), WalObject::History { timeline: segment.timeline }),
+                ] {
+                    assert!(valid_name(&name), "{name}");
+                    assert_eq!(relative(&names, &name), Some(object), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_names_that_are_out_of_place() {
+        let size = SegmentSize::new(16 << 20).unwrap();
+        let good = "wal/00000001/0000000100000000/000000010000000000000001";
+        assert!(parse_wal_object(good, size).is_some());
+        for bad in [
+            "wal/00000002/0000000100000000/000000010000000000000001",
+            "wal/00000001/0000000100000001/000000010000000000000001",
+            "wal/00000001/0000000100000000/000000010000000000000001.0",
+            "wal/00000001/0000000100000000/.staging-1-2",
+            "wal/00000001/0000000100000000/000000010000000000000001.gz",
+            "wal/00000001/0000000100000000/000000010000000000000100",
+            "wal/1/0000000100000000/000000010000000000000001",
+            "wal/00000001/00000001000000é/summary",
+            "wal/00000000.history",
+            "tail/00000001/000000010000000000000001/00000010-00000010.r",
+            "tail/00000001/000000010000000000000001/00000010-01000001.r",
+            "tail/00000001/000000010000000000000001/00000000-00000010.open",
+            "tail/00000002/000000010000000000000001/00000000-00000010.r",
+            "tail/00000001/000000010000000000000001/.open",
+            "tail/00000001/000000010000000000000001/a.b.open",
+            "packs/x/1",
+            "",
+        ] {
+            assert_eq!(parse_wal_object(bad, size), None, "{bad}");
+        }
+        let large = SegmentSize::new(64 << 20).unwrap();
+        for (suffix, valid) in [(".0", true), (".3", true), (".4", false), (".00", false), (".+1", false), ("", false)]
+        {
+            let name = format!("wal/00000001/0000000100000000/000000010000000000000001{suffix}");
+            assert_eq!(parse_wal_object(&name, large).is_some(), valid, "{name}");
+        }
+    }
+
+    #[test]
+    fn group_summaries_say_where_they_begin() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let expected = WalObject::GroupSummary { timeline: TimelineId(3), first: Lsn(0xA << 32) };
+        assert_eq!(parse_wal_object("wal/00000003/000000030000000A/summary", size), Some(expected));
+        assert_eq!(parse_wal_object("wal/00000002/000000030000000A/summary", size), None);
+    }
+
+    #[test]
+    fn incarnations_have_one_name_each() {
+        let names = names(16);
+        assert_eq!(ClusterNames::parse_incarnation("main", "7-16777216"), Some(names));
+        for bad in ["7", "7-", "-16777216", "07-16777216", "+7-16777216", "7-16777217", "7-16777216-1", ""] {
+            assert_eq!(ClusterNames::parse_incarnation("main", bad), None, "{bad}");
+        }
+        assert_eq!(ClusterNames::parse_incarnation("../x", "7-16777216"), None);
+    }
+
+    #[test]
+    fn odd_names_are_refused() {
+        for good in ["a", "walrecv.json", "keys/age1x/age1y.age", "a/b_c-d+e=f.0"] {
+            assert!(valid_name(good), "{good}");
+        }
+        for bad in
+            ["", "/a", "a/", "a//b", "..", "a/../b", ".hidden", "a/.b", "a b", "a\0", "a\\b", "ü", "a%2e", "a?b", "a#1"]
+        {
+            assert!(!valid_name(bad), "{bad}");
+        }
+        assert!(!valid_name(&"x".repeat(201)));
+        assert!(valid_cluster("main-1.eu") && !valid_cluster("a/b") && !valid_cluster(&"x".repeat(64)));
+    }
 }

@@ -1,12 +1,25 @@
-//! One repository: a local directory or a bucket, through object_store. `put_once` is the only retry loop.
+//! One repository: a local directory or a bucket. `put_once` is the only retry loop for creates.
 
-use std::path::Path;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
-use crate::error::Result;
+use super::backend::{Answer, Backend, Listed};
+use super::local::LocalBackend;
+use super::{cloud, names, open};
+use crate::backoff::Backoff;
+use crate::disk::durable;
+use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
+
+/// How much of an object is read back to judge what it is: always enough for header and frame 0 of a segment.
+pub const HEAD_BYTES: u64 = 8 << 10;
+/// How often a read is tried while its error may pass.
+const READ_ATTEMPTS: u32 = 4;
+/// A staging file that nobody holds is left over from a crash when it is as old as this.
+const STAGING_AGE: Duration = Duration::from_secs(60);
 
 /// What the object that already stands under a name turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,79 +40,225 @@ pub enum Put {
     Equal,
 }
 
-/// An entry of a listing. Listings come in no order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    pub name: String,
-    pub size: u64,
-    pub modified: SystemTime,
-}
-
 /// Shared handle (cheap to clone).
 #[derive(Clone)]
-pub struct Repository {}
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    url: String,
+    local_root: Option<PathBuf>,
+    backend: Box<dyn Backend>,
+}
 
 impl Repository {
     /// `file:///path`, `s3://bucket/prefix`, `gs://…`, `az://…`; credentials from the environment through `env`. Reaches nothing yet.
-    pub fn open(_url: &str, _env: &dyn Fn(&str) -> Option<String>) -> Result<Repository> {
-        todo!()
+    pub fn open(url: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Repository> {
+        Repository::open_with(url, env, cloud::Timeouts::default())
+    }
+
+    /// As `open`, with other limits on how long one request may take.
+    pub fn open_with(url: &str, env: &dyn Fn(&str) -> Option<String>, timeouts: cloud::Timeouts) -> Result<Repository> {
+        let parsed = url::Url::parse(url).map_err(|e| bad_url(url).caused_by(e))?;
+        let extra = parsed.query().is_some() || parsed.fragment().is_some() || !parsed.username().is_empty();
+        if extra || parsed.password().is_some() {
+            return Err(bad_url("with a user, a password, a query or a fragment"));
+        }
+        if parsed.scheme() == "file" {
+            let root = parsed.to_file_path().map_err(|()| bad_url(url))?;
+            let backend = Box::new(LocalBackend::new(root.clone()));
+            return Ok(Repository { inner: Arc::new(Inner { url: url.to_owned(), local_root: Some(root), backend }) });
+        }
+        let backend = Box::new(open::open(&parsed, env, timeouts)?.ok_or_else(|| bad_url(url))?);
+        Ok(Repository::with_backend(url, backend))
+    }
+
+    /// A repository on a store of the caller's own: wrappers that fail on purpose, generated listings.
+    pub fn with_backend(url: &str, backend: Box<dyn Backend>) -> Repository {
+        Repository { inner: Arc::new(Inner { url: url.to_owned(), local_root: None, backend }) }
     }
 
     pub fn url(&self) -> &str {
-        todo!()
+        &self.inner.url
     }
 
     /// The directory of a `file://` repository: where tail files live.
     pub fn local_root(&self) -> Option<&Path> {
-        todo!()
+        self.inner.local_root.as_deref()
+    }
+
+    /// Makes the directory of a `file://` repository, durably; buckets are made by their owner. Everything else refuses a missing
+    /// directory, since its disk may only not be mounted: `init` calls this, nobody else.
+    pub async fn make_root(&self) -> Result<()> {
+        self.inner.backend.make_root().await
     }
 
     /// Creates `name` once. `judge` is shown the first bytes (up to 8 KiB) of what stands there when the answer is "already exists" or unclear.
-    /// Retries with backoff until it is settled or `give_up` has passed; a different object is `Kind::Diverged`.
+    /// Retries with backoff until it is settled or `give_up` has passed (then the error is transient); a different object is
+    /// `Kind::Diverged`, and a refusal that will not pass is a permanent `Kind::Repository`.
     pub async fn put_once(
         &self,
-        _name: &str,
-        _bytes: &[Bytes],
-        _judge: &(dyn Fn(&[u8]) -> Found + Send + Sync),
-        _give_up: std::time::Duration,
+        name: &str,
+        bytes: &[Bytes],
+        judge: &(dyn Fn(&[u8]) -> Found + Send + Sync),
+        give_up: Duration,
     ) -> Result<Put> {
-        todo!()
+        demand_name(name)?;
+        let size: u64 = bytes.iter().map(|b| b.len() as u64).sum();
+        let started = Instant::now();
+        let mut backoff = backoff();
+        loop {
+            let unclear = match self.inner.backend.create(name, bytes).await {
+                Ok(Answer::Created) => return Ok(Put::Created),
+                Ok(Answer::Taken) => None,
+                Err(error) if error.is_transient() => Some(error),
+                Err(error) => return Err(error.context(format!("cannot store {name}"))),
+            };
+            let unclear = match self.look(name, size, judge).await {
+                Ok(Some(put)) => return Ok(put),
+                Ok(None) => unclear.unwrap_or_else(|| conflict_without_object(name)),
+                Err(error) if error.is_transient() => unclear.unwrap_or(error),
+                Err(error) => return Err(error),
+            };
+            if started.elapsed() >= give_up {
+                return Err(given_up(name, give_up, unclear));
+            }
+            tracing::warn!(name, error = %unclear, "put not settled, trying again");
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// Answers the question what stands under a name, and makes it durable before it counts. `None`: nothing.
+    async fn look(&self, name: &str, size: u64, judge: &(dyn Fn(&[u8]) -> Found + Send + Sync)) -> Result<Option<Put>> {
+        let Some(head) = self.inner.backend.read(name, Some(0..HEAD_BYTES)).await? else { return Ok(None) };
+        let put = match judge(&head.bytes) {
+            Found::Ours if head.size != size => {
+                let text = format!("object {name} is ours by its header but has {} bytes instead of {size}", head.size);
+                return Err(Error::new(Kind::Corrupt, text));
+            }
+            Found::Ours => Put::Ours,
+            Found::Equal => Put::Equal,
+            Found::Different => {
+                return Err(Error::new(Kind::Diverged, format!("object {name} exists with different content")).hint(
+                    "Two writers disagree: find out which history is right before anything is stored or deleted.",
+                ));
+            }
+        };
+        self.inner.backend.settle(name).await?;
+        Ok(Some(put))
     }
 
     /// As `put_once`, and the witness that every byte up to `end` is durable (the caller states that all before it is).
     pub async fn put_wal(
         &self,
-        _name: &str,
-        _bytes: &[Bytes],
-        _judge: &(dyn Fn(&[u8]) -> Found + Send + Sync),
-        _give_up: std::time::Duration,
-        _claim: (SystemIdentifier, TimelineId, Lsn),
+        name: &str,
+        bytes: &[Bytes],
+        judge: &(dyn Fn(&[u8]) -> Found + Send + Sync),
+        give_up: Duration,
+        claim: (SystemIdentifier, TimelineId, Lsn),
     ) -> Result<DurableLsn> {
-        todo!()
+        self.put_once(name, bytes, judge, give_up).await?;
+        Ok(DurableLsn::witness(claim.0, claim.1, claim.2))
     }
 
     /// `None` only when the store answered that the object does not exist.
-    pub async fn get(&self, _name: &str) -> Result<Option<Bytes>> {
-        todo!()
+    pub async fn get(&self, name: &str) -> Result<Option<Bytes>> {
+        demand_name(name)?;
+        let piece = retry(|| self.inner.backend.read(name, None)).await?;
+        Ok(piece.map(|p| p.bytes))
     }
 
     /// The bytes of the range, shorter where the object ends; `None` as for `get`.
-    pub async fn get_range(&self, _name: &str, _range: std::ops::Range<u64>) -> Result<Option<Bytes>> {
-        todo!()
+    pub async fn get_range(&self, name: &str, range: std::ops::Range<u64>) -> Result<Option<Bytes>> {
+        demand_name(name)?;
+        let piece = retry(|| self.inner.backend.read(name, Some(range.clone()))).await?;
+        Ok(piece.map(|p| p.bytes))
     }
 
-    /// Everything below a prefix (`a/b` lists `a/b/...`), recursively.
-    pub async fn list(&self, _prefix: &str) -> Result<Vec<Listed>> {
-        todo!()
+    /// Size and time of an object; `None` as for `get`.
+    pub async fn head(&self, name: &str) -> Result<Option<Listed>> {
+        demand_name(name)?;
+        let piece = retry(|| self.inner.backend.read(name, Some(0..1))).await?;
+        Ok(piece.map(|p| Listed { name: name.to_owned(), size: p.size, modified: p.modified }))
+    }
+
+    /// Everything below a prefix (`a/b` lists `a/b/...`, the empty one everything), recursively, in no order. Names that walrecv would
+    /// not give are left out.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        demand_prefix(prefix)?;
+        let mut listed = retry(|| self.inner.backend.list(prefix)).await?;
+        listed.retain(|l| names::valid_name(&l.name));
+        Ok(listed)
     }
 
     /// Names of the folders directly below a prefix.
-    pub async fn folders(&self, _prefix: &str) -> Result<Vec<String>> {
-        todo!()
+    pub async fn folders(&self, prefix: &str) -> Result<Vec<String>> {
+        demand_prefix(prefix)?;
+        let mut folders = retry(|| self.inner.backend.folders(prefix)).await?;
+        folders.retain(|f| names::valid_name(f));
+        Ok(folders)
     }
 
     /// Durable where the store is a local disk; a missing object is no error.
-    pub async fn delete(&self, _name: &str) -> Result<()> {
-        todo!()
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        demand_name(name)?;
+        retry(|| self.inner.backend.delete(name)).await
     }
+
+    /// Deletes what crashed writers left in a local repository (files under staging names that nobody holds); says how many.
+    pub async fn clean_staging(&self) -> Result<u64> {
+        let Some(root) = self.inner.local_root.clone() else { return Ok(0) };
+        let job = tokio::task::spawn_blocking(move || durable::clean_staging(&root, STAGING_AGE));
+        job.await.map_err(|e| Error::new(Kind::Failed, "a file task died").caused_by(e))?
+    }
+}
+
+/// Tries what has no effect, or the same effect every time, again while the error may pass.
+async fn retry<'a, T>(attempt: impl Fn() -> futures::future::BoxFuture<'a, Result<T>>) -> Result<T> {
+    let mut backoff = backoff();
+    let mut tried = 1;
+    loop {
+        match attempt().await {
+            Err(error) if error.is_transient() && tried < READ_ATTEMPTS => {
+                tracing::debug!(error = %error, tried, "request failed, trying again");
+                tried += 1;
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            settled => return settled,
+        }
+    }
+}
+
+fn backoff() -> Backoff {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(5), now.as_nanos() as u64 ^ std::process::id() as u64)
+}
+
+fn demand_name(name: &str) -> Result<()> {
+    if names::valid_name(name) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("{name:?} cannot be the name of an object"))
+        .hint("Use letters, digits and . _ - + = in names, and do not begin them with a dot."))
+}
+
+fn demand_prefix(prefix: &str) -> Result<()> {
+    if prefix.is_empty() { Ok(()) } else { demand_name(prefix) }
+}
+
+fn bad_url(url: &str) -> Error {
+    Error::new(Kind::Usage, format!("repository URL {url} is not supported"))
+        .hint("Use file:///absolute/path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.")
+}
+
+fn conflict_without_object(name: &str) -> Error {
+    Error::new(Kind::Repository, format!("the store says that {name} conflicts, but nothing is stored there"))
+        .transient()
+}
+
+fn given_up(name: &str, after: Duration, last: Error) -> Error {
+    let advice = last.advice().unwrap_or("Check that the repository can be reached and written.").to_owned();
+    let text = format!("{name} is not known to be stored after {} s", after.as_secs_f32());
+    Error::new(Kind::Repository, text).transient().caused_by(last).hint(advice)
 }

@@ -1,0 +1,347 @@
+//! A repository in a bucket, through object_store: conditional single puts, no retries of its own, our timeouts, and the meaning of
+//! every kind of refusal.
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
+use object_store::path::Path as ObjectPath;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+
+use super::backend::{Answer, Backend, Listed, Piece};
+use crate::error::{Error, Kind, Result};
+
+/// How long one request may take: a start, and the time that its bytes need on a slow line.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    pub base: Duration,
+    pub bytes_per_second: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts { base: Duration::from_secs(15), bytes_per_second: 256 << 10 }
+    }
+}
+
+impl Timeouts {
+    fn of(self, bytes: u64) -> Duration {
+        self.base + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.max(1) as f64)
+    }
+}
+
+/// Bytes that a read of unknown length is given time for: the largest object.
+const LARGEST: u64 = 17 << 20;
+
+pub(super) struct CloudBackend {
+    store: Arc<dyn ObjectStore>,
+    /// Below which everything is stored; empty for the whole bucket.
+    prefix: String,
+    timeouts: Timeouts,
+}
+
+impl CloudBackend {
+    pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: String, timeouts: Timeouts) -> CloudBackend {
+        CloudBackend { store, prefix, timeouts }
+    }
+
+    fn path(&self, name: &str) -> ObjectPath {
+        match (self.prefix.is_empty(), name.is_empty()) {
+            (true, _) => ObjectPath::from(name),
+            (false, true) => ObjectPath::from(self.prefix.as_str()),
+            (false, false) => ObjectPath::from(format!("{}/{name}", self.prefix)),
+        }
+    }
+
+    /// The name of an object below our prefix.
+    fn name<'a>(&self, path: &'a ObjectPath) -> Option<&'a str> {
+        let full: &str = path.as_ref();
+        if self.prefix.is_empty() { Some(full) } else { full.strip_prefix(&self.prefix)?.strip_prefix('/') }
+    }
+
+    /// One request under our own time limit. When it runs out, nothing is known about the request.
+    async fn limited<T>(
+        &self,
+        bytes: u64,
+        what: &str,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> std::result::Result<T, Trouble> {
+        let limit = self.timeouts.of(bytes);
+        match tokio::time::timeout(limit, request).await {
+            Ok(answer) => answer.map_err(|e| trouble(what, e)),
+            Err(_) => {
+                let text = format!("cannot {what}: no answer from the store within {} s", limit.as_secs_f32());
+                Err(Trouble::Error(Error::new(Kind::Repository, text).transient()))
+            }
+        }
+    }
+
+    async fn read_once(&self, name: &str, range: Option<Range<u64>>) -> std::result::Result<Piece, Trouble> {
+        let path = self.path(name);
+        let length = range.as_ref().map_or(LARGEST, |r| r.end.saturating_sub(r.start));
+        let options = GetOptions { range: range.map(GetRange::Bounded), ..Default::default() };
+        let request = async {
+            let result = self.store.get_opts(&path, options).await?;
+            let (meta, expected) = (result.meta.clone(), result.range.clone());
+            let bytes = result.bytes().await?;
+            Ok((meta, expected, bytes))
+        };
+        let (meta, expected, bytes) = self.limited(length, &format!("read {name}"), request).await?;
+        if bytes.len() as u64 != expected.end - expected.start {
+            let text =
+                format!("the store sent {} bytes of {name} instead of {}", bytes.len(), expected.end - expected.start);
+            return Err(Trouble::Error(Error::new(Kind::Repository, text).transient()));
+        }
+        Ok(Piece { bytes, size: meta.size, modified: meta.last_modified.into() })
+    }
+
+    /// A "not found" that does not say what was not found may come from a proxy or a wrong endpoint: a listing that works proves it.
+    async fn prove_absence(&self, name: &str, doubt: Error) -> Result<Option<Piece>> {
+        let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let listed = self.list_folder(folder).await?;
+        let wanted = self.path(name);
+        if listed.objects.iter().any(|o| o.location == wanted) { Err(doubt.transient()) } else { Ok(None) }
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<object_store::ListResult> {
+        let path = self.path(prefix);
+        let path = (!path.as_ref().is_empty()).then_some(path);
+        let request = self.store.list_with_delimiter(path.as_ref());
+        self.limited(LARGEST, &format!("list {prefix:?}"), request).await.map_err(Trouble::into_error)
+    }
+}
+
+impl Backend for CloudBackend {
+    fn create<'a>(&'a self, name: &'a str, parts: &'a [Bytes]) -> BoxFuture<'a, Result<Answer>> {
+        async move {
+            let path = self.path(name);
+            let payload: PutPayload = parts.iter().cloned().collect();
+            let size = payload.content_length() as u64;
+            let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+            let request = self.store.put_opts(&path, payload, options);
+            match self.limited(size, &format!("put {name}"), request).await {
+                Ok(_) => Ok(Answer::Created),
+                Err(Trouble::Taken) => Ok(Answer::Taken),
+                Err(other) => Err(other.into_error()),
+            }
+        }
+        .boxed()
+    }
+
+    fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>> {
+        async move {
+            match self.read_once(name, range).await {
+                Ok(piece) => Ok(Some(piece)),
+                Err(Trouble::Absent) => Ok(None),
+                Err(Trouble::NotFound(doubt)) => self.prove_absence(name, doubt).await,
+                // A range that begins at or after the end: the object is there, and shorter.
+                Err(Trouble::Range) => {
+                    let whole = self.read_once(name, None).await.map_err(Trouble::into_error)?;
+                    Ok(Some(Piece { bytes: Bytes::new(), ..whole }))
+                }
+                Err(other) => Err(other.into_error()),
+            }
+        }
+        .boxed()
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Listed>>> {
+        async move {
+            let path = self.path(prefix);
+            let path = (!path.as_ref().is_empty()).then_some(path);
+            let mut stream = self.store.list(path.as_ref());
+            let mut found = Vec::new();
+            // One page of a thousand names at a time: the limit is per page, not for a listing of any length.
+            let what = format!("list {prefix:?}");
+            while let Some(meta) = self.limited(1 << 20, &what, stream.try_next()).await.map_err(Trouble::into_error)? {
+                if let Some(name) = self.name(&meta.location) {
+                    found.push(Listed { name: name.to_owned(), size: meta.size, modified: meta.last_modified.into() });
+                }
+            }
+            Ok(found)
+        }
+        .boxed()
+    }
+
+    fn folders<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
+        async move {
+            let listed = self.list_folder(prefix).await?;
+            Ok(listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let path = self.path(name);
+            match self.limited(0, &format!("delete {name}"), self.store.delete(&path)).await {
+                Ok(()) | Err(Trouble::Absent) => Ok(()),
+                Err(other) => Err(other.into_error()),
+            }
+        }
+        .boxed()
+    }
+
+    fn settle<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<()>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn make_root(&self) -> BoxFuture<'_, Result<()>> {
+        async { Ok(()) }.boxed()
+    }
+}
+
+/// What an error of the store means.
+enum Trouble {
+    /// The store says that this object does not exist.
+    Absent,
+    /// "Not found", without saying that it was the object.
+    NotFound(Error),
+    /// 409 or 412: a question.
+    Taken,
+    /// 416: the range lies behind the end.
+    Range,
+    Error(Error),
+}
+
+impl Trouble {
+    fn into_error(self) -> Error {
+        let plain = |text: &str| Error::new(Kind::Repository, text).transient();
+        match self {
+            Trouble::Error(error) | Trouble::NotFound(error) => error,
+            Trouble::Absent => plain("the store answered that it does not exist"),
+            Trouble::Taken => plain("the store answered with a conflict"),
+            Trouble::Range => plain("the store refused the range"),
+        }
+    }
+}
+
+/// Error codes of S3, Azure and GCS (in the answer's body) for what passes by itself although the status is in the 400s.
+const PASSING: [&str; 7] = [
+    "RequestTimeout",
+    "BadDigest",
+    "XAmzContentChecksumMismatch",
+    "IncompleteBody",
+    "ExpiredToken",
+    "OperationAborted",
+    "SlowDown",
+];
+
+fn trouble(what: &str, error: object_store::Error) -> Trouble {
+    let text = flatten(&error);
+    let status = status_of(&text);
+    let has = |code: &str| text.contains(code);
+    let broken = Error::new(Kind::Repository, format!("cannot {what}: {}", shorten(&text)));
+    if has("NoSuchBucket") || has("ContainerNotFound") || has("The specified bucket does not exist") {
+        return Trouble::Error(
+            broken.hint("Make the bucket, or correct the repository URL, the endpoint and the region."),
+        );
+    }
+    let absent = has("NoSuchKey") || has("BlobNotFound");
+    if matches!(error, object_store::Error::NotFound { .. }) || status == Some(404) {
+        return if absent { Trouble::Absent } else { Trouble::NotFound(broken) };
+    }
+    let conflict =
+        matches!(error, object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. });
+    if conflict || matches!(status, Some(409 | 412)) {
+        return Trouble::Taken;
+    }
+    Trouble::Error(match status {
+        Some(416) => return Trouble::Range,
+        _ if PASSING.iter().any(|code| has(code)) => broken.transient(),
+        Some(401) => broken.hint("The store does not know these credentials: check them in the environment."),
+        Some(403) if has("RequestTimeTooSkewed") => {
+            broken.hint("Set this machine's clock: it is too far from the store's.")
+        }
+        Some(403) if has("InvalidAccessKeyId") || has("SignatureDoesNotMatch") || has("AuthenticationFailed") => {
+            broken.hint("The store does not accept these credentials: check the access key and its secret.")
+        }
+        Some(403) => {
+            broken.hint("Allow these credentials to put, get and list objects of the bucket (delete for expiry).")
+        }
+        Some(300..=399) => {
+            broken.hint("Set the region (AWS_REGION) and the endpoint (AWS_ENDPOINT_URL) of the bucket.")
+        }
+        Some(501) => {
+            broken.hint("This store does not support what walrecv needs: puts that fail when the object exists.")
+        }
+        Some(408 | 425 | 429) => broken.transient(),
+        Some(400..=499) => {
+            broken.hint("The store does not accept the request: check the repository URL and the endpoint.")
+        }
+        Some(_) => broken.transient(),
+        None if has("redirect") => {
+            broken.hint("Set the region (AWS_REGION) and the endpoint (AWS_ENDPOINT_URL) of the bucket.")
+        }
+        None if has("169.254.169.254") => broken
+            .transient()
+            .hint("No credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."),
+        None => match error {
+            object_store::Error::Generic { .. } | object_store::Error::JoinError { .. } => {
+                broken.transient().hint("Check the network, and the endpoint of the store.")
+            }
+            _ => broken,
+        },
+    })
+}
+
+/// The error with all its causes in one line, each once: the crate repeats most causes in the text of what they caused.
+fn flatten(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// For people: without the XML that is longer than any message.
+fn shorten(text: &str) -> String {
+    const MOST: usize = 400;
+    match text.char_indices().nth(MOST) {
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+        None => text.to_owned(),
+    }
+}
+
+/// The HTTP status that an error speaks of. The crate keeps the type that holds it to itself, so its text has to do; the store suite
+/// checks this against a scripted server.
+fn status_of(text: &str) -> Option<u16> {
+    let (_, after) = text.split_once("status code: ")?;
+    after.get(..3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_is_found_in_the_text() {
+        let text = "Generic S3 error: Error performing PUT http://x/y in 1ms - Server returned non-2xx status code: 503 Service \
+                    Unavailable: <Error/>";
+        assert_eq!(status_of(text), Some(503));
+        assert_eq!(status_of("connection refused"), None);
+        assert_eq!(status_of("status code: 5"), None);
+    }
+
+    #[test]
+    fn large_requests_get_more_time() {
+        let limits = Timeouts::default();
+        assert_eq!(limits.of(0), Duration::from_secs(15));
+        assert_eq!(limits.of(16 << 20), Duration::from_secs(15 + 64));
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(shorten("short"), "short");
+        assert!(shorten(&"é".repeat(1000)).chars().count() == 401);
+    }
+}
