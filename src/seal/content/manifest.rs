@@ -1,0 +1,228 @@
+//! A backup's manifest, small: its creation is the moment at which the backup exists. Or a tombstone under the same name.
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use super::text::Raw;
+use super::text::{self, shown};
+use super::{BackupId, BadContent};
+use crate::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
+
+const VERSION: u32 = 1;
+
+/// What stands under `backups/<id>`: whichever was created first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backup {
+    Complete(Box<Manifest>),
+    /// Given up: no manifest can come any more.
+    GivenUp(Tombstone),
+}
+
+/// JSON; fields that a reader does not know are ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub version: u32,
+    #[serde(with = "text::backup_id")]
+    pub id: BackupId,
+    /// What the user called it; also stands in backup_label.
+    pub label: String,
+    pub cluster: String,
+    #[serde(with = "text::system")]
+    pub system: SystemIdentifier,
+    #[serde(with = "text::segment_size")]
+    pub segment_size: SegmentSize,
+    /// The server's version as a number, such as 150018.
+    pub version_num: u32,
+    /// Taken from a standby: there is no end-of-backup record, recovery goes by pg_control.
+    pub from_standby: bool,
+    /// Timeline on which the backup began.
+    #[serde(with = "text::timeline")]
+    pub timeline: TimelineId,
+    /// Redo position of the starting checkpoint: WAL is needed from here.
+    #[serde(with = "shown")]
+    pub start: Lsn,
+    /// WAL is needed up to here: recovery is consistent no earlier.
+    #[serde(with = "shown")]
+    pub stop: Lsn,
+    #[serde(with = "text::timeline")]
+    pub stop_timeline: TimelineId,
+    /// Position of the checkpoint record itself.
+    #[serde(with = "shown")]
+    pub checkpoint: Lsn,
+    /// By the clock of the host that took the backup, not the server's.
+    #[serde(with = "shown")]
+    pub started_at: Timestamp,
+    /// When the server had sent everything.
+    #[serde(with = "shown")]
+    pub stopped_at: Timestamp,
+    /// At most 16, newest first: the files and where their bytes are.
+    pub maps: Vec<MapRef>,
+    pub tablespaces: Vec<Tablespace>,
+    /// The file `backup_label`, byte for byte. It is not in the maps.
+    pub backup_label: Raw,
+    /// The file `tablespace_map`, byte for byte, where there are tablespaces. It is not in the maps.
+    pub tablespace_map: Option<Raw>,
+    /// PostgreSQL's own backup_manifest under `manifests/<id>/`.
+    pub server_manifest: Option<ServerManifest>,
+    pub sizes: Sizes,
+    pub control: ControlFacts,
+    /// Pages whose checksum is wrong, as they were on the server. At most [`Manifest::BAD_PAGES`] are named.
+    pub bad_pages: Vec<BadPage>,
+    pub bad_page_count: u64,
+    /// Program and version that took the backup.
+    pub made_by: String,
+}
+
+/// One map: `maps/<backup>/0` to `maps/<backup>/<parts - 1>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapRef {
+    /// The backup that wrote the map, this one or an earlier one.
+    #[serde(with = "text::backup_id")]
+    pub backup: BackupId,
+    pub parts: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    pub oid: u32,
+    /// Where it was on the server: an absolute path, or `pg_tblspc/<oid>` for one inside the data directory (15+).
+    pub location: Raw,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerManifest {
+    pub parts: u32,
+    /// Bytes of all parts together.
+    pub len: u64,
+    /// SHA-256 of all of it, hexadecimal.
+    pub sha256: String,
+}
+
+/// Bytes and counts, for people and for plans.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Bytes of all files, as they will be when restored.
+    pub total: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes that the server sent.
+    pub read: u64,
+    /// Bytes that this backup put into the repository, manifest not counted.
+    pub stored: u64,
+    /// File bytes that this backup stored anew, before compression.
+    pub changed: u64,
+    /// Bytes of zero pages, which are named and not stored.
+    pub zero: u64,
+    pub packs: u32,
+}
+
+/// From the backup's pg_control (`catalog/pg_control.h`): what a restore has to know before it copies a byte.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlFacts {
+    pub control_version: u32,
+    pub catalog_version: u32,
+    /// 0: pages carry no checksums.
+    pub data_checksum_version: u32,
+    /// 0 minimal, 1 replica, 2 logical.
+    pub wal_level: i32,
+    pub max_connections: i32,
+    pub max_worker_processes: i32,
+    pub max_wal_senders: i32,
+    pub max_prepared_transactions: i32,
+    pub max_locks_per_transaction: i32,
+    pub track_commit_timestamp: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadPage {
+    pub path: Raw,
+    /// Number of the page in this file.
+    pub page: u64,
+}
+
+/// A backup that was given up: its packs and maps may go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    pub version: u32,
+    #[serde(with = "text::backup_id")]
+    pub id: BackupId,
+    #[serde(with = "shown")]
+    pub created_at: Timestamp,
+    pub reason: String,
+    pub made_by: String,
+}
+
+impl Manifest {
+    pub const VERSION: u32 = VERSION;
+    /// Most bad pages that a manifest names.
+    pub const BAD_PAGES: usize = 1000;
+    /// Most maps that a manifest names.
+    pub const MAPS: usize = 16;
+
+    pub fn encode(&self) -> Vec<u8> {
+        json(self)
+    }
+
+    /// Reads the manifest stored under the name `id`.
+    pub fn decode(bytes: &[u8], id: &BackupId) -> Result<Manifest, BadContent> {
+        let manifest: Manifest = read_json("manifest", bytes, VERSION)?;
+        same_id("manifest", &manifest.id, id)?;
+        let problem = if manifest.maps.is_empty() || manifest.maps.len() > Self::MAPS {
+            format!("it names {} maps (expected 1 to {})", manifest.maps.len(), Self::MAPS)
+        } else if manifest.stop < manifest.start {
+            format!("it stops at {} before it starts at {}", manifest.stop, manifest.start)
+        } else if manifest.major().is_none() {
+            format!("server version {} is not supported", manifest.version_num)
+        } else {
+            return Ok(manifest);
+        };
+        Err(BadContent::new("manifest", problem))
+    }
+
+    /// `None` for a version that this program does not know; never after [`Manifest::decode`].
+    pub fn major(&self) -> Option<MajorVersion> {
+        MajorVersion::from_version_num(self.version_num)
+    }
+}
+
+impl Tombstone {
+    pub const VERSION: u32 = VERSION;
+
+    pub fn encode(&self) -> Vec<u8> {
+        json(self)
+    }
+
+    /// Reads the tombstone stored under the name `id`.
+    pub fn decode(bytes: &[u8], id: &BackupId) -> Result<Tombstone, BadContent> {
+        let tombstone: Tombstone = read_json("tombstone", bytes, VERSION)?;
+        same_id("tombstone", &tombstone.id, id)?;
+        Ok(tombstone)
+    }
+}
+
+/// Indented, so that a person can read it once it is opened.
+pub(super) fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    // Only maps with other keys than text, and failing `Serialize` of one's own, can fail: none of these types has them.
+    serde_json::to_vec_pretty(value).unwrap_or_default()
+}
+
+pub(super) fn read_json<T: DeserializeOwned>(what: &'static str, bytes: &[u8], known: u32) -> Result<T, BadContent> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let bad = |e: serde_json::Error| BadContent::new(what, e.to_string());
+    let Versioned { version } = serde_json::from_slice(bytes).map_err(bad)?;
+    if version != known {
+        return Err(BadContent::new(what, format!("version {version} is not supported (expected {known})")));
+    }
+    serde_json::from_slice(bytes).map_err(bad)
+}
+
+pub(super) fn same_id(what: &'static str, found: &BackupId, name: &BackupId) -> Result<(), BadContent> {
+    if found == name {
+        return Ok(());
+    }
+    Err(BadContent::new(what, format!("it stands under the name of {name} and speaks of {found}")))
+}
