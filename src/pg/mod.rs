@@ -1,7 +1,10 @@
 //! Floor 0: what PostgreSQL's bytes mean. Pure: no async, no files, no clock, no randomness.
 
 pub mod cluster;
+mod cursor;
 pub mod lsn;
+pub mod page;
+mod partial;
 pub mod record;
 pub mod scan;
 pub mod segment;

@@ -1,11 +1,58 @@
 //! What recovery and `list` need to know of a record: commits, aborts, restore points, checkpoints, and settings.
 
-use super::record::Record;
+use std::fmt;
+
+use super::cursor::Cursor;
+use super::record::{RM_XACT, RM_XLOG, Record, XLOG_OVERWRITE_CONTRECORD, XLOG_SWITCH, decode};
 use super::{Lsn, MajorVersion, TimelineId};
 
 /// Microseconds since 2000-01-01 00:00:00 UTC (`TimestampTz`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PgTime(pub i64);
+
+/// Microseconds from 1970 to 2000, where `TimestampTz` begins.
+const EPOCH: i64 = 946_684_800_000_000;
+
+impl PgTime {
+    /// Microseconds since 1970-01-01 00:00:00 UTC; times past the number range (PostgreSQL has none) stay at its end.
+    pub fn to_unix_micros(self) -> i64 {
+        self.0.saturating_add(EPOCH)
+    }
+
+    /// From microseconds since 1970-01-01 00:00:00 UTC; times before the number range stay at its start.
+    pub fn from_unix_micros(micros: i64) -> PgTime {
+        PgTime(micros.saturating_sub(EPOCH))
+    }
+}
+
+/// In UTC with microseconds, as PostgreSQL's tools print it under `TZ=UTC` (`timestamptz_to_str`): `2026-02-03 04:05:06.000007 UTC`.
+impl fmt::Display for PgTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DAY: i64 = 86_400_000_000;
+        let (year, month, day) = civil_date(self.0.div_euclid(DAY));
+        let micros = self.0.rem_euclid(DAY);
+        let seconds = micros / 1_000_000;
+        let (h, m, s, fraction) = (seconds / 3600, seconds / 60 % 60, seconds % 60, micros % 1_000_000);
+        write!(f, "{year:04}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}.{fraction:06} UTC")
+    }
+}
+
+/// Year, month and day of a day counted from 2000-01-01, in the Gregorian calendar continued both ways.
+fn civil_date(day: i64) -> (i64, i64, i64) {
+    // Years that begin on 1 March put the leap day last, so one formula gives the month; 2000-03-01 is day 60.
+    let day = day - 60;
+    let (cycle, in_cycle) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+    let century = (in_cycle / 36_524).min(3);
+    let in_century = in_cycle - century * 36_524;
+    let four = in_century / 1461;
+    let in_four = in_century - four * 1461;
+    let single = (in_four / 365).min(3);
+    let in_year = in_four - single * 365;
+    let month = (in_year * 5 + 2) / 153;
+    let date = in_year - (month * 153 + 2) / 5 + 1;
+    let year = 2000 + cycle * 400 + century * 100 + four * 4 + single + i64::from(month >= 10);
+    (year, (month + 2) % 12 + 1, date)
+}
 
 /// The meaning of a record, as far as recovery targets and plans ask for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +61,7 @@ pub enum Note {
     Commit {
         xid: u32,
         time: PgTime,
+        /// Relation files that go with this commit: drops, truncations, rewrites.
         dropped_relations: u32,
     },
     /// Abort, or abort prepared.
@@ -22,6 +70,7 @@ pub enum Note {
         time: PgTime,
     },
     RestorePoint {
+        /// In the encoding of the database it was made in; bytes that are not UTF-8 are replaced.
         name: String,
         time: PgTime,
     },
@@ -55,7 +104,129 @@ pub struct Parameters {
     pub wal_level: i32,
 }
 
+/// Whether [`note`] reads the body of such a record; the scanner keeps it only then. Images, data changes, prepared states and
+/// invalidations are passed over.
+#[inline]
+pub fn wanted(rmid: u8, info: u8) -> bool {
+    match rmid {
+        RM_XLOG => {
+            matches!(info & 0xF0, 0x00 | 0x10 | XLOG_SWITCH | 0x50 | 0x60 | 0x70 | 0x90 | XLOG_OVERWRITE_CONTRECORD)
+        }
+        RM_XACT => matches!(info & 0x70, 0x00 | 0x20 | 0x30 | 0x40),
+        _ => false,
+    }
+}
+
 /// Reads a checked record. A record of a known kind with an impossible body is `Err`, with what was wrong.
-pub fn note(_record: &Record<'_>, _version: MajorVersion) -> Result<Note, String> {
-    todo!()
+pub fn note(record: &Record<'_>, version: MajorVersion) -> Result<Note, String> {
+    if !wanted(record.rmid, record.info) {
+        return Ok(Note::Other);
+    }
+    let body = record.body.ok_or_else(|| {
+        format!("the record at {} of {} bytes is longer than walrecv reads", record.start, record.total_len)
+    })?;
+    let main = decode(body, version, &mut |_| ())?.main;
+    let short = || format!("the record at {} has only {} bytes of main data", record.start, main.len());
+    let note = match record.rmid {
+        RM_XLOG => xlog(record.info & 0xF0, Cursor::new(main), version),
+        _ => transaction(record, Cursor::new(main), version),
+    };
+    note.ok_or_else(short)
+}
+
+/// Records of the resource manager XLOG (`catalog/pg_control.h`, `access/xlog_internal.h`).
+fn xlog(kind: u8, mut main: Cursor<'_>, version: MajorVersion) -> Option<Note> {
+    Some(match kind {
+        0x00 | 0x10 => Note::Checkpoint {
+            redo: Lsn(main.u64()?),
+            timeline: TimelineId(main.u32()?),
+            previous_timeline: TimelineId(main.u32()?),
+            shutdown: kind == 0x00,
+        },
+        XLOG_SWITCH => Note::Switch,
+        0x50 => Note::BackupEnd { start: Lsn(main.u64()?) },
+        0x60 => Note::ParameterChange(Parameters {
+            max_connections: main.i32()?,
+            max_worker_processes: main.i32()?,
+            max_wal_senders: main.i32()?,
+            max_prepared_transactions: main.i32()?,
+            max_locks_per_transaction: main.i32()?,
+            wal_level: main.i32()?,
+        }),
+        0x70 => {
+            let time = PgTime(main.i64()?);
+            let name = main.take(64)?;
+            let name = name.split(|b| *b == 0).next()?;
+            Note::RestorePoint { name: String::from_utf8_lossy(name).into_owned(), time }
+        }
+        0x90 => {
+            let _time = main.i64()?;
+            let note =
+                Note::EndOfRecovery { timeline: TimelineId(main.u32()?), previous_timeline: TimelineId(main.u32()?) };
+            if version >= MajorVersion::V17 {
+                let _wal_level = main.i32()?;
+            }
+            note
+        }
+        _ => Note::Other,
+    })
+}
+
+/// Commits and aborts (`ParseCommitRecord`, `ParseAbortRecord`, `access/rmgrdesc/xactdesc.c`).
+fn transaction(record: &Record<'_>, mut main: Cursor<'_>, version: MajorVersion) -> Option<Note> {
+    let kind = record.info & 0x70;
+    let (abort, prepared) = (matches!(kind, 0x20 | 0x40), matches!(kind, 0x30 | 0x40));
+    let time = PgTime(main.i64()?);
+    let xinfo = if record.info & 0x80 != 0 { main.u32()? } else { 0 };
+    let mut dropped_relations = 0;
+    if xinfo & 0x001 != 0 {
+        main.skip(1, 8)?; // database and tablespace
+    }
+    if xinfo & 0x002 != 0 {
+        let subtransactions = main.u32()?;
+        main.skip(subtransactions, 4)?;
+    }
+    if xinfo & 0x004 != 0 {
+        dropped_relations = main.u32()?;
+        main.skip(dropped_relations, 12)?;
+    }
+    if xinfo & 0x100 != 0 {
+        let dropped_stats = main.u32()?;
+        main.skip(dropped_stats, if version >= MajorVersion::V18 { 16 } else { 12 })?;
+    }
+    if xinfo & 0x008 != 0 {
+        let invalidations = main.u32()?;
+        main.skip(invalidations, 16)?;
+    }
+    let two_phase = if xinfo & 0x010 != 0 { Some(main.u32()?) } else { None };
+    // The transaction that ends is the prepared one; the record itself belongs to whoever finished it.
+    let xid = if prepared { two_phase? } else { record.xid };
+    Some(if abort { Note::Abort { xid, time } } else { Note::Commit { xid, time, dropped_relations } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_print_as_the_calendar_has_them() {
+        for (unix, text) in [
+            (0, "1970-01-01 00:00:00.000000 UTC"),
+            (951_782_399, "2000-02-28 23:59:59.000000 UTC"),
+            (951_782_400, "2000-02-29 00:00:00.000000 UTC"),
+            (951_868_800, "2000-03-01 00:00:00.000000 UTC"),
+            (1_709_164_800, "2024-02-29 00:00:00.000000 UTC"),
+            (1_767_225_599, "2025-12-31 23:59:59.000000 UTC"),
+            (1_767_225_600, "2026-01-01 00:00:00.000000 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00.000000 UTC"),
+            (4_107_456_000, "2100-02-28 00:00:00.000000 UTC"),
+            (-1, "1969-12-31 23:59:59.000000 UTC"),
+        ] {
+            let time = PgTime::from_unix_micros(unix * 1_000_000);
+            assert_eq!(time.to_string(), text);
+            assert_eq!(time.to_unix_micros(), unix * 1_000_000);
+        }
+        assert_eq!(PgTime(-1).to_string(), "1999-12-31 23:59:59.999999 UTC");
+        assert!(PgTime(i64::MAX).to_unix_micros() == i64::MAX && !PgTime(i64::MIN).to_string().is_empty());
+    }
 }
