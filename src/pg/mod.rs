@@ -5,9 +5,14 @@ mod cursor;
 pub mod lsn;
 pub mod page;
 mod partial;
+pub mod control;
+pub mod data_page;
+pub mod label;
+pub mod manifest;
 pub mod record;
 pub mod scan;
 pub mod segment;
+pub mod tar;
 pub mod timeline;
 pub mod xact;
 
