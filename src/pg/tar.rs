@@ -91,7 +91,7 @@ impl TarReader {
     }
 
     /// The next event; `None` when more bytes are needed.
-    pub fn next(&mut self) -> Result<Option<TarEvent>, BadTar> {
+    pub fn next_event(&mut self) -> Result<Option<TarEvent>, BadTar> {
         loop {
             match &mut self.state {
                 State::Header => {
@@ -248,7 +248,7 @@ mod tests {
         let (mut reader, mut out, mut open) = (TarReader::new(), Vec::new(), None);
         for piece in bytes.chunks(step) {
             reader.feed(Bytes::copy_from_slice(piece));
-            while let Some(event) = reader.next()? {
+            while let Some(event) = reader.next_event()? {
                 match event {
                     TarEvent::Member(m) => open = Some((m, Vec::new())),
                     TarEvent::Data(d) => open.as_mut().unwrap().1.extend_from_slice(&d),
@@ -326,7 +326,7 @@ mod tests {
         header.set_cksum();
         let mut reader = TarReader::new();
         reader.feed(Bytes::copy_from_slice(header.as_bytes()));
-        let Ok(Some(TarEvent::Member(member))) = reader.next() else { panic!("no member") };
+        let Ok(Some(TarEvent::Member(member))) = reader.next_event() else { panic!("no member") };
         assert_eq!(member.size, 40 << 30);
         assert!(reader.finish().is_err());
     }

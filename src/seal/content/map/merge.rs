@@ -61,7 +61,7 @@ impl Merge {
                 if let Some(part) = reader.wants_part()? {
                     return Ok(Step::Need { map, part });
                 }
-                *head = reader.next()?;
+                *head = reader.next_entry()?;
             }
             let Some(path) = self.heads.iter().flatten().map(|e| &e.path).min().cloned() else {
                 return Ok(Step::End);

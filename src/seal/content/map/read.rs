@@ -58,7 +58,7 @@ impl MapReader {
     }
 
     /// The next entry; `None` when a part is wanted or the map has ended.
-    pub fn next(&mut self) -> Result<Option<Entry>, BadContent> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, BadContent> {
         if self.wants_part()?.is_some() {
             return Ok(None);
         }
