@@ -2,6 +2,12 @@
 
 pub mod connection;
 pub mod conninfo;
+mod conninfo_text;
+mod dial;
+mod link;
+mod passfile;
+mod refusal;
+mod socket;
 
 pub use connection::{Connection, Mode, Started};
 pub use conninfo::Conninfo;

@@ -1,0 +1,183 @@
+//! What the server's refusals mean, and what to do about each. SQLSTATE and the raising function decide; texts may be translated.
+
+use std::net::IpAddr;
+
+use super::connection::Mode;
+use super::conninfo::Conninfo;
+use super::link::LinkError;
+use crate::error::{Error, Kind};
+use crate::wire::error::{ServerError, WireError};
+
+/// Who talks to whom, for messages and hints.
+#[derive(Clone, Debug)]
+pub(super) struct Scene {
+    /// Server and user.
+    pub server: String,
+    pub user: String,
+    pub database: String,
+    pub mode: Mode,
+    /// Our address; `None` on a socket file.
+    pub local: Option<IpAddr>,
+    pub tls: bool,
+}
+
+impl Scene {
+    pub(super) fn new(info: &Conninfo, mode: Mode, local: Option<IpAddr>, tls: bool) -> Scene {
+        Scene {
+            server: info.describe(),
+            user: info.user.clone(),
+            database: info.database().to_owned(),
+            mode,
+            local,
+            tls,
+        }
+    }
+
+    /// The pg_hba.conf line that would admit us. `seen` is the address that the server speaks of.
+    fn hba_line(&self, seen: Option<IpAddr>) -> String {
+        // A bare "replication" admits physical walsenders only; those of a database go by its name (hba.c:check_db).
+        let database = match self.mode {
+            Mode::Physical => "replication".to_owned(),
+            Mode::Database => quoted(&self.database),
+        };
+        let user = quoted(&self.user);
+        match seen.or(self.local) {
+            None => format!("local {database} {user} scram-sha-256"),
+            Some(address) => {
+                let kind = if self.tls { "hostssl" } else { "host" };
+                let bits = if address.is_ipv4() { 32 } else { 128 };
+                format!("{kind} {database} {user} {address}/{bits} scram-sha-256")
+            }
+        }
+    }
+}
+
+/// Names with anything but lower-case letters, digits and _ need quotes in pg_hba.conf, and so do its keywords.
+fn quoted(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let keyword = matches!(name, "all" | "replication" | "sameuser" | "samerole" | "samegroup");
+    if name.chars().all(plain) && !keyword { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
+/// The first IP address in a text of the server.
+fn address_in(text: &str) -> Option<IpAddr> {
+    text.split(|c: char| !(c.is_ascii_hexdigit() || c == ':' || c == '.')).find_map(|word| word.parse().ok())
+}
+
+/// An error before the session was ready.
+pub(super) fn login(error: LinkError, scene: &Scene) -> Error {
+    let error = match error {
+        LinkError::Wire(WireError::Server { error, .. }) => return server(&error, "login", scene),
+        LinkError::Wire(error) => error,
+        other => return lost(other, scene),
+    };
+    let new = |text: String| Error::new(Kind::Server, format!("{}: {text}", scene.server));
+    match &error {
+        WireError::NoPassword => new(error.to_string())
+            .hint("set password, PGPASSWORD, or a line in the password file (~/.pgpass, mode 0600)"),
+        WireError::Authentication { .. } => new(error.to_string())
+            .hint("use scram-sha-256, or another of md5, password, trust, peer, in the server's pg_hba.conf"),
+        WireError::ChannelBinding(_) => {
+            new(error.to_string()).hint("use TLS and scram-sha-256 with the server, or channel_binding=prefer")
+        }
+        WireError::Scram(_) => {
+            new(error.to_string()).hint("whoever answered does not know the password: check the host")
+        }
+        WireError::Text { .. } => Error::new(Kind::Usage, format!("{}: {error}", scene.server)),
+        _ => new(format!("does not speak the protocol of PostgreSQL: {error}"))
+            .hint("check host and port: another program, or a proxy, answers there"),
+    }
+}
+
+/// The connection broke, or what came makes no sense.
+pub(super) fn lost(error: LinkError, scene: &Scene) -> Error {
+    let server = &scene.server;
+    match error {
+        LinkError::Closed => {
+            Error::new(Kind::Server, format!("{server}: the server closed the connection")).transient()
+        }
+        LinkError::Stuck => {
+            Error::new(Kind::Server, format!("{server}: the server does not read what is sent to it")).transient()
+        }
+        LinkError::Io(error) => {
+            Error::new(Kind::Server, format!("{server}: the connection broke")).transient().caused_by(error)
+        }
+        LinkError::Wire(WireError::Server { error, .. }) => self::server(&error, "session", scene),
+        LinkError::Wire(error @ WireError::Text { .. }) => Error::new(Kind::Usage, error.to_string()),
+        LinkError::Wire(error) => Error::new(Kind::Corrupt, format!("{server}: {error}"))
+            .hint("nothing of it was kept; check the network path, and report it if it happens again"),
+    }
+}
+
+/// An ErrorResponse to `command` (or to the login).
+pub(super) fn server(error: &ServerError, command: &'static str, scene: &Scene) -> Error {
+    let text = format!("{}: {command}: {error}", scene.server);
+    let new = |kind| Error::new(kind, text.clone());
+    let own_hint = |e: Error| match &error.hint {
+        Some(hint) => e.hint(format!("the server says: {hint}")),
+        None => e,
+    };
+    let user = quoted_sql(&scene.user);
+    match error.sqlstate.as_str() {
+        "28000" if error.is_from("ClientAuthentication") => new(Kind::Server).hint(format!(
+            "add this line to the server's pg_hba.conf, above any line that rejects it, and reload: {}",
+            scene.hba_line(address_in(&error.message))
+        )),
+        "28000" if error.is_from("InitializeSessionUserId") => {
+            new(Kind::Server).hint(format!("run on the server: CREATE ROLE {user} LOGIN REPLICATION PASSWORD '…'"))
+        }
+        "28000" | "42501" if error.is_from("InitPostgres") => {
+            new(Kind::Server).hint(format!("run on the server: ALTER ROLE {user} REPLICATION"))
+        }
+        "28000" => new(Kind::Server)
+            .hint("the operating system's user is not mapped to this role: check pg_hba.conf and pg_ident.conf"),
+        "28P01" => new(Kind::Server).hint(format!(
+            "check the password of {user} in the connection string, PGPASSWORD or the password file, and on the server"
+        )),
+        "3D000" => new(Kind::Server).hint("name an existing database with dbname in the connection string"),
+        "42501" => new(Kind::Server).hint(format!("grant {user} the right that the server names")),
+        "53300" => {
+            // "(currently 0)": walsenders are switched off, which no waiting changes.
+            let off = error.message.split(|c: char| !c.is_ascii_digit()).any(|number| number == "0");
+            let e = new(Kind::Server).hint(
+                "raise max_wal_senders (two for walrecv, one more during a backup) or max_connections, with wal_level=replica or more, and restart the server",
+            );
+            if off { e } else { e.transient() }
+        }
+        "57P01" | "57P02" | "57P03" | "57P05" => new(Kind::Server).transient(),
+        "55000" if error.is_from("exec_replication_command") => new(Kind::Server).transient(),
+        state
+            if state.starts_with("08")
+                || state.starts_with("53")
+                || state.starts_with("58P0") && command == "login" =>
+        {
+            own_hint(new(Kind::Server).transient())
+        }
+        _ => own_hint(command_error(error, command, new(Kind::Server), &new)),
+    }
+}
+
+/// Errors whose meaning depends on the command.
+fn command_error(error: &ServerError, command: &str, plain: Error, new: &dyn Fn(Kind) -> Error) -> Error {
+    match (command, error.sqlstate.as_str()) {
+        (_, "55006") => new(Kind::Slot).transient().hint("another receiver uses the slot; it is tried again"),
+        ("START_REPLICATION", "58P01") => new(Kind::Slot)
+            .hint("the server has removed WAL that is not in the archive: take a new base backup, and see max_slot_wal_keep_size"),
+        (_, "42704") => new(Kind::Slot).hint("create the slot with: walrecv slot create"),
+        (_, "42710") => new(Kind::Slot).hint("the slot exists already; use it, or drop it with: walrecv slot drop"),
+        ("READ_REPLICATION_SLOT", "0A000") | ("START_REPLICATION", "55000") => {
+            new(Kind::Slot).hint("the slot is invalid or not a physical one: drop it and create it anew")
+        }
+        (_, "55000") if error.is_from("CheckSlotRequirements") => new(Kind::Server)
+            .hint("set wal_level=replica (or logical) and max_replication_slots above 0, and restart the server"),
+        // Ahead of its end, or not in its history.
+        ("START_REPLICATION", "XX000") => new(Kind::Diverged)
+            .hint("this server lags behind what is stored, or went another way: check which server is the primary"),
+        _ => plain,
+    }
+}
+
+/// A role's name as SQL spells it.
+fn quoted_sql(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

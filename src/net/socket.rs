@@ -1,0 +1,97 @@
+//! Sockets: addresses, connecting, keepalives.
+
+use std::net::{IpAddr, SocketAddr};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::conninfo::{Conninfo, Place};
+use crate::error::{Error, Kind, Result};
+
+/// One place to try.
+#[derive(Clone, Debug)]
+pub(super) enum Address {
+    Socket(std::path::PathBuf),
+    Tcp(SocketAddr),
+}
+
+/// A connected socket, before TLS.
+pub(super) enum Raw {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Raw {
+    /// Our own address, as the server is likely to see it.
+    pub(super) fn local_ip(&self) -> Option<IpAddr> {
+        match self {
+            Raw::Unix(_) => None,
+            Raw::Tcp(stream) => stream.local_addr().ok().map(|address| address.ip()),
+        }
+    }
+}
+
+/// Every address of the server, in the order of the resolver.
+pub(super) async fn addresses(info: &Conninfo) -> Result<Vec<Address>> {
+    let (name, address) = match &info.place {
+        Place::Socket(_) => return Ok(vec![Address::Socket(info.socket_path())]),
+        Place::Tcp { name, address } => (name.as_deref().unwrap_or("localhost"), *address),
+    };
+    if let Some(address) = address.or_else(|| name.parse().ok()) {
+        return Ok(vec![Address::Tcp(SocketAddr::new(address, info.port))]);
+    }
+    let unknown = |problem: String| {
+        Error::new(Kind::Server, format!("cannot look up the address of {name}: {problem}"))
+            .transient()
+            .hint("check the host in the connection string and the resolver of this machine")
+    };
+    let found: Vec<Address> = tokio::net::lookup_host((name, info.port))
+        .await
+        .map_err(|error| unknown(error.to_string()))?
+        .map(Address::Tcp)
+        .collect();
+    if found.is_empty() { Err(unknown("no address".to_owned())) } else { Ok(found) }
+}
+
+/// Connects to one address.
+pub(super) async fn connect(info: &Conninfo, address: &Address) -> Result<Raw> {
+    let failed = |error: std::io::Error, place: String| {
+        let error = Error::new(Kind::Server, format!("cannot connect to {place}")).transient().caused_by(error);
+        error.hint("check that the server runs, and its listen_addresses, port and unix_socket_directories")
+    };
+    match address {
+        Address::Socket(path) => {
+            UnixStream::connect(path).await.map(Raw::Unix).map_err(|error| failed(error, path.display().to_string()))
+        }
+        Address::Tcp(address) => {
+            let stream = TcpStream::connect(address).await.map_err(|error| failed(error, address.to_string()))?;
+            tune(info, &stream).map_err(|error| failed(error, address.to_string()))?;
+            Ok(Raw::Tcp(stream))
+        }
+    }
+}
+
+/// As `fe-connect.c:setKeepalivesIdle` and its neighbours: what is not given stays the system's.
+fn tune(info: &Conninfo, stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    if let Some(keepalives) = info.keepalives {
+        let seconds = |n: u32| std::time::Duration::from_secs(n.into());
+        let mut settings = TcpKeepalive::new();
+        if keepalives.idle > 0 {
+            settings = settings.with_time(seconds(keepalives.idle));
+        }
+        if keepalives.interval > 0 {
+            settings = settings.with_interval(seconds(keepalives.interval));
+        }
+        if keepalives.count > 0 {
+            settings = settings.with_retries(keepalives.count);
+        }
+        socket.set_keepalive(true)?;
+        socket.set_tcp_keepalive(&settings)?;
+    }
+    if info.tcp_user_timeout.is_some() {
+        socket.set_tcp_user_timeout(info.tcp_user_timeout)?;
+    }
+    Ok(())
+}
