@@ -1,0 +1,144 @@
+//! The path through timelines that a restore follows, with the fork at which each timeline is left. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
+
+/// One timeline of a path: its WAL counts from `begin` up to `end`; `None` for the last one, which ends where the WAL ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leg {
+    pub timeline: TimelineId,
+    pub begin: Lsn,
+    pub end: Option<Lsn>,
+}
+
+/// The timelines from the first to the target timeline, oldest first. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    pub legs: Vec<Leg>,
+}
+
+impl Path {
+    pub fn of(history: &TimelineHistory) -> Path {
+        let mut begin = Lsn(0);
+        let mut legs = Vec::with_capacity(history.ancestors.len() + 1);
+        for ancestor in &history.ancestors {
+            legs.push(Leg { timeline: ancestor.timeline, begin, end: Some(ancestor.switch_point) });
+            begin = ancestor.switch_point;
+        }
+        legs.push(Leg { timeline: history.timeline, begin, end: None });
+        Path { legs }
+    }
+
+    /// The timeline on which the path ends: `recovery_target_timeline`.
+    pub fn target(&self) -> TimelineId {
+        self.legs.last().map_or(TimelineId(1), |leg| leg.timeline)
+    }
+
+    pub fn leg(&self, timeline: TimelineId) -> Option<&Leg> {
+        self.legs.iter().find(|leg| leg.timeline == timeline)
+    }
+
+    /// Whether a backup that ended at `lsn` on `timeline` lies on this path: not past the point where it left that timeline.
+    pub fn holds(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+        self.leg(timeline).is_some_and(|leg| leg.end.is_none_or(|end| lsn <= end) && lsn >= leg.begin)
+    }
+
+    /// The timelines under whose names the server looks for a segment, in its order: newest first, none that begins in a
+    /// later segment (`XLogFileReadAnyTLI`), and none that was left before the segment.
+    pub fn sources(&self, number: SegmentNumber, size: SegmentSize) -> Vec<Leg> {
+        let (start, end) = (number.start(size), number.end(size));
+        let covers = |leg: &&Leg| leg.begin < end && leg.end.is_none_or(|fork| fork > start);
+        self.legs.iter().rev().filter(covers).copied().collect()
+    }
+
+    /// How many bytes of a segment belong to this path when it is read under `timeline`'s name.
+    pub fn keep(&self, segment: SegmentName) -> u64 {
+        match self.leg(segment.timeline) {
+            Some(leg) if leg.begin < segment.end() => {
+                leg.end.unwrap_or(Lsn(u64::MAX)).since(segment.start()).min(segment.size.bytes())
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// The path to `wanted`, or to the newest timeline on which a backup of `backups` (timeline and end of each) lies.
+/// `known` are the timelines of which WAL or a history is stored. `None` when no backup lies on the path.
+pub fn choose(
+    histories: &BTreeMap<TimelineId, TimelineHistory>,
+    known: &BTreeSet<TimelineId>,
+    backups: &[(TimelineId, Lsn)],
+    wanted: Option<TimelineId>,
+) -> Option<Path> {
+    let path_to = |timeline: TimelineId| {
+        Path::of(&histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::root(timeline)))
+    };
+    let carries = |path: &Path| backups.iter().any(|(timeline, end)| path.holds(*timeline, *end));
+    match wanted {
+        Some(timeline) => known.contains(&timeline).then(|| path_to(timeline)).filter(carries),
+        None => known.iter().rev().map(|timeline| path_to(*timeline)).find(carries),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::timeline::Ancestor;
+
+    const MB: u64 = 1 << 20;
+
+    fn history(timeline: u32, ancestors: &[(u32, u64)]) -> TimelineHistory {
+        let ancestors =
+            ancestors.iter().map(|(t, l)| Ancestor { timeline: TimelineId(*t), switch_point: Lsn(*l) }).collect();
+        TimelineHistory { timeline: TimelineId(timeline), ancestors }
+    }
+
+    fn size() -> SegmentSize {
+        SegmentSize::new(MB).unwrap()
+    }
+
+    fn sources(path: &Path, number: u64) -> Vec<u32> {
+        path.sources(SegmentNumber(number), size()).iter().map(|leg| leg.timeline.0).collect()
+    }
+
+    #[test]
+    fn a_segment_with_a_fork_is_asked_of_the_child_first() {
+        let path = Path::of(&history(3, &[(1, 5 * MB + 100), (2, 9 * MB)]));
+        assert_eq!(sources(&path, 4), [1]);
+        assert_eq!(sources(&path, 5), [2, 1]);
+        assert_eq!(sources(&path, 6), [2]);
+        assert_eq!(sources(&path, 8), [2]);
+        assert_eq!(sources(&path, 9), [3], "a fork on a border: the parent's next segment is past it");
+        let keep = |t: u32, n: u64| path.keep(SegmentName::new(TimelineId(t), SegmentNumber(n), size()));
+        assert_eq!([keep(1, 4), keep(1, 5), keep(1, 6)], [MB, 100, 0]);
+        assert_eq!([keep(2, 4), keep(2, 5), keep(2, 8), keep(2, 9)], [0, MB, MB, 0]);
+        assert_eq!(keep(3, 9), MB);
+        assert_eq!(keep(4, 9), 0, "not on the path");
+    }
+
+    #[test]
+    fn two_forks_in_one_segment() {
+        let path = Path::of(&history(3, &[(1, 5 * MB + 100), (2, 5 * MB + 200)]));
+        assert_eq!(sources(&path, 5), [3, 2, 1]);
+        assert_eq!(path.keep(SegmentName::new(TimelineId(2), SegmentNumber(5), size())), 200);
+    }
+
+    #[test]
+    fn the_newest_timeline_that_descends_from_a_backup_is_followed() {
+        let histories: BTreeMap<_, _> = [history(2, &[(1, 5 * MB)]), history(3, &[(1, 2 * MB)])]
+            .into_iter()
+            .map(|h| (h.timeline, h))
+            .collect();
+        let known: BTreeSet<_> = [1, 2, 3].map(TimelineId).into();
+        let target =
+            |backups: &[(TimelineId, Lsn)], wanted| choose(&histories, &known, backups, wanted).map(|p| p.target().0);
+        let (early, late) = ((TimelineId(1), Lsn(MB)), (TimelineId(1), Lsn(4 * MB)));
+        assert_eq!(target(&[early], None), Some(3));
+        assert_eq!(target(&[late], None), Some(2), "timeline 3 left timeline 1 before this backup ended");
+        assert_eq!(target(&[late], Some(TimelineId(3))), None);
+        assert_eq!(target(&[late], Some(TimelineId(1))), Some(1));
+        assert_eq!(target(&[(TimelineId(1), Lsn(6 * MB))], None), Some(1), "a dead branch ends on itself");
+        assert_eq!(target(&[early], Some(TimelineId(9))), None);
+    }
+}

@@ -1,0 +1,225 @@
+//! Where a recovery will end, by the server's own rules, before a byte is copied. Pure: records in, landing out.
+//!
+//! The rules are those of `recoveryStopsBefore`, `recoveryStopsAfter` and `CheckRecoveryConsistency`
+//! (`xlogrecovery.c`; up to 14 `xlog.c`). They run from the redo point of one backup, so the landing depends on the backup.
+
+use super::target::Target;
+use crate::pg::xact::{Note, PgTime};
+use crate::pg::{Lsn, TimelineId};
+
+/// Commits at or before a target time that lie after the stop are listed up to this many.
+const LISTED_MISSED: usize = 20;
+
+/// A checked record as the rules see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub start: Lsn,
+    pub end: Lsn,
+    pub note: Note,
+}
+
+/// A commit in WAL: the record from `start` to `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commit {
+    pub xid: u32,
+    pub time: PgTime,
+    pub start: Lsn,
+    pub end: Lsn,
+}
+
+/// Why recovery ends where it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The server stops by itself before this record, which it has to see.
+    Before { start: Lsn, end: Lsn },
+    /// The server stops by itself after this record.
+    After { start: Lsn, end: Lsn },
+    /// The WAL of the archive ends: asked for (`Latest`).
+    EndOfWal,
+    /// Nothing was committed between the last commit and the target time, and the archive is known complete through it:
+    /// no target is set, the WAL ends.
+    Cut,
+}
+
+/// The exact place where a recovery lands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Landing {
+    /// The last commit that is replayed; `None` when none follows the backup's redo point.
+    pub last_commit: Option<Commit>,
+    /// Commits replayed since the backup's redo point.
+    pub commits: u64,
+    /// End of the last record that is replayed.
+    pub replayed: Lsn,
+    /// Start of the last record that is replayed.
+    pub last_record: Lsn,
+    /// WAL that the server must be given: past it everything may be zero.
+    pub needed: Lsn,
+    pub timeline: TimelineId,
+    pub stop: Stop,
+    /// Commits with a time at or before the target that lie after the stop, as far as was looked.
+    pub missed: Vec<Commit>,
+    /// How far was looked for them.
+    pub looked: Lsn,
+}
+
+/// Why this backup cannot reach the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The server would stop before the backup is consistent: an older backup is needed.
+    BeforeConsistency { at: Lsn, consistent_at: Lsn },
+    /// WAL ends without a record that stops the recovery.
+    NotReached { last_commit: Option<Commit>, end: Lsn },
+    /// WAL ends before the end of the backup.
+    WalEndsEarly { end: Lsn, consistent_at: Lsn },
+}
+
+/// Follows a recovery from one backup, record by record.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    target: Target,
+    consistent_at: Lsn,
+    replayed: Lsn,
+    last_record: Lsn,
+    last_commit: Option<Commit>,
+    commits: u64,
+    complete_through: Option<PgTime>,
+    stop: Option<Stop>,
+    missed: Vec<Commit>,
+    looked: Lsn,
+}
+
+impl Walk {
+    /// `redo` is where replay begins, `consistent_at` the end of the backup.
+    pub fn new(target: Target, redo: Lsn, consistent_at: Lsn) -> Walk {
+        Walk {
+            target,
+            consistent_at,
+            replayed: redo,
+            last_record: redo,
+            last_commit: None,
+            commits: 0,
+            complete_through: None,
+            stop: None,
+            missed: Vec::new(),
+            looked: redo,
+        }
+    }
+
+    pub fn stopped(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    /// The next record in order. After the stop, records are only looked through for commits that the stop leaves out.
+    pub fn see(&mut self, record: &Seen) {
+        self.looked = record.end;
+        if self.stop.is_some() {
+            return self.look_past(record);
+        }
+        if self.stops_before(record) {
+            self.stop = Some(Stop::Before { start: record.start, end: record.end });
+            return self.look_past(record);
+        }
+        self.replay(record);
+        if self.stops_after(record) {
+            self.stop = Some(Stop::After { start: record.start, end: record.end });
+        }
+    }
+
+    /// The landing, when WAL ends here or enough was seen. `timeline` is the path's last one with WAL up to here.
+    pub fn finish(self, timeline: TimelineId) -> Result<Landing, Refusal> {
+        let (end, consistent_at) = (self.replayed, self.consistent_at);
+        let stop = match self.stop {
+            Some(Stop::Before { start, .. }) if end < consistent_at => {
+                return Err(Refusal::BeforeConsistency { at: start, consistent_at });
+            }
+            Some(Stop::After { start, .. }) if end < consistent_at => {
+                return Err(Refusal::BeforeConsistency { at: start, consistent_at });
+            }
+            Some(stop) => stop,
+            None if end < consistent_at => return Err(Refusal::WalEndsEarly { end, consistent_at }),
+            None => self.end_of_wal().ok_or(Refusal::NotReached { last_commit: self.last_commit, end })?,
+        };
+        let needed = match stop {
+            Stop::Before { end, .. } | Stop::After { end, .. } => end,
+            Stop::EndOfWal | Stop::Cut => end,
+        };
+        Ok(Landing {
+            last_commit: self.last_commit,
+            commits: self.commits,
+            replayed: end,
+            last_record: self.last_record,
+            needed,
+            timeline,
+            stop,
+            missed: self.missed,
+            looked: self.looked,
+        })
+    }
+
+    /// What the end of WAL means when no record stopped the recovery.
+    fn end_of_wal(&self) -> Option<Stop> {
+        match &self.target {
+            Target::Latest => Some(Stop::EndOfWal),
+            Target::Time { time, .. } if self.complete_through.is_some_and(|through| through > *time) => Some(Stop::Cut),
+            _ => None,
+        }
+    }
+
+    fn stops_before(&self, record: &Seen) -> bool {
+        match (&self.target, &record.note) {
+            (Target::Immediate, _) => self.replayed >= self.consistent_at,
+            (Target::Lsn { lsn, inclusive: false }, _) => record.start >= *lsn,
+            (Target::Xid { xid, inclusive: false }, note) => ended(note).is_some_and(|(ended, _)| ended == *xid),
+            (Target::Time { time, inclusive }, note) => {
+                ended(note).is_some_and(|(_, at)| at > *time || (!inclusive && at == *time))
+            }
+            _ => false,
+        }
+    }
+
+    fn stops_after(&self, record: &Seen) -> bool {
+        match (&self.target, &record.note) {
+            (Target::Name(wanted), Note::RestorePoint { name, .. }) => name == wanted,
+            (Target::Lsn { lsn, inclusive: true }, _) => record.start >= *lsn,
+            (Target::Xid { xid, inclusive: true }, note) => ended(note).is_some_and(|(ended, _)| ended == *xid),
+            (Target::Immediate, _) => self.replayed >= self.consistent_at,
+            _ => false,
+        }
+    }
+
+    fn replay(&mut self, record: &Seen) {
+        self.replayed = record.end;
+        self.last_record = record.start;
+        match record.note {
+            Note::Commit { xid, time, .. } => {
+                self.commits += 1;
+                self.last_commit = Some(Commit { xid, time, start: record.start, end: record.end });
+            }
+            // The server's clock when it wrote this: nothing earlier is still to come.
+            Note::RestorePoint { time, .. } => self.complete_through = self.complete_through.max(Some(time)),
+            _ => {}
+        }
+    }
+
+    fn look_past(&mut self, record: &Seen) {
+        let Target::Time { time: target, inclusive } = self.target else { return };
+        if let Note::Commit { xid, time, .. } = record.note {
+            let wanted = time < target || (inclusive && time == target);
+            if wanted && self.missed.len() < LISTED_MISSED {
+                self.missed.push(Commit { xid, time, start: record.start, end: record.end });
+            }
+        }
+    }
+}
+
+/// The transaction that a record ends, and when: all that time and xid targets look at.
+fn ended(note: &Note) -> Option<(u32, PgTime)> {
+    match note {
+        Note::Commit { xid, time, .. } | Note::Abort { xid, time } => Some((*xid, *time)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,177 @@
+//! Table tests of the stopping rules: a little WAL, a target, and where the server ends.
+
+use super::*;
+
+/// Records of 16 bytes from LSN 0x100 on; the backup is consistent at the end of the third.
+const REDO: Lsn = Lsn(0x100);
+const CONSISTENT: Lsn = Lsn(0x130);
+
+fn commit(xid: u32, time: i64) -> Note {
+    Note::Commit { xid, time: PgTime(time), dropped_relations: 0 }
+}
+
+fn abort(xid: u32, time: i64) -> Note {
+    Note::Abort { xid, time: PgTime(time) }
+}
+
+fn point(name: &str, time: i64) -> Note {
+    Note::RestorePoint { name: name.to_owned(), time: PgTime(time) }
+}
+
+fn run(notes: &[Note], target: Target) -> Result<Landing, Refusal> {
+    let mut walk = Walk::new(target, REDO, CONSISTENT);
+    for (index, note) in notes.iter().enumerate() {
+        let start = Lsn(REDO.0 + 0x10 * index as u64);
+        walk.see(&Seen { start, end: Lsn(start.0 + 0x10), note: note.clone() });
+    }
+    walk.finish(TimelineId(1))
+}
+
+/// Last replayed transaction and the kind of stop.
+fn lands(notes: &[Note], target: Target) -> (Option<u32>, Stop) {
+    let landing = run(notes, target).unwrap();
+    (landing.last_commit.map(|c| c.xid), landing.stop)
+}
+
+fn record(index: u64) -> (Lsn, Lsn) {
+    let start = REDO.0 + 0x10 * index;
+    (Lsn(start), Lsn(start + 0x10))
+}
+
+fn before(index: u64) -> Stop {
+    let (start, end) = record(index);
+    Stop::Before { start, end }
+}
+
+fn after(index: u64) -> Stop {
+    let (start, end) = record(index);
+    Stop::After { start, end }
+}
+
+fn time(time: i64, inclusive: bool) -> Target {
+    Target::Time { time: PgTime(time), inclusive }
+}
+
+/// Three records up to the end of the backup, then transactions 10 to 13 at times 100, 200, 200, 300.
+fn history() -> Vec<Note> {
+    let backup_end = Note::BackupEnd { start: REDO };
+    vec![Note::Other, Note::Other, backup_end, commit(10, 100), commit(11, 200), commit(12, 200), commit(13, 300)]
+}
+
+#[test]
+fn a_time_target_keeps_equal_times_only_when_inclusive() {
+    let wal = history();
+    assert_eq!(lands(&wal, time(200, true)), (Some(12), before(6)));
+    assert_eq!(lands(&wal, time(200, false)), (Some(10), before(4)));
+    assert_eq!(lands(&wal, time(250, true)), (Some(12), before(6)));
+    assert_eq!(lands(&wal, time(99, true)), (None, before(3)));
+    assert_eq!(lands(&wal, time(100, false)), (None, before(3)));
+}
+
+#[test]
+fn an_abort_stops_a_time_target_too() {
+    let mut wal = history();
+    wal[5] = abort(12, 201);
+    assert_eq!(lands(&wal, time(200, true)), (Some(11), before(5)));
+}
+
+#[test]
+fn a_time_after_the_last_commit_is_not_reached() {
+    let last = Commit { xid: 13, time: PgTime(300), start: record(6).0, end: record(6).1 };
+    for target in [time(300, true), time(301, false), time(1000, true)] {
+        let refusal = run(&history(), target).unwrap_err();
+        assert_eq!(refusal, Refusal::NotReached { last_commit: Some(last), end: record(6).1 });
+    }
+    assert_eq!(lands(&history(), time(300, false)), (Some(12), before(6)));
+}
+
+#[test]
+fn a_later_restore_point_proves_that_no_commit_is_missing() {
+    let mut wal = history();
+    wal.push(point("nightly", 500));
+    assert_eq!(lands(&wal, time(400, true)), (Some(13), Stop::Cut));
+    assert!(matches!(run(&wal, time(500, true)), Err(Refusal::NotReached { .. })), "not later than the target");
+}
+
+#[test]
+fn commits_that_the_stop_leaves_out_are_named() {
+    let mut wal = history();
+    wal.extend([commit(14, 150), commit(15, 400), commit(16, 200)]);
+    let landing = run(&wal, time(200, true)).unwrap();
+    assert_eq!(landing.missed.iter().map(|c| c.xid).collect::<Vec<_>>(), [14, 16]);
+    assert_eq!(landing.looked, record(9).1);
+    let landing = run(&wal, time(200, false)).unwrap();
+    assert_eq!(landing.missed.iter().map(|c| c.xid).collect::<Vec<_>>(), [14], "200 is not wanted");
+}
+
+#[test]
+fn an_lsn_target_takes_the_first_record_that_starts_at_or_after_it() {
+    let wal = history();
+    let target = |lsn: u64, inclusive| Target::Lsn { lsn: Lsn(lsn), inclusive };
+    assert_eq!(lands(&wal, target(record(4).0.0, true)), (Some(11), after(4)));
+    assert_eq!(lands(&wal, target(record(4).0.0, false)), (Some(10), before(4)));
+    assert_eq!(lands(&wal, target(record(4).0.0 + 1, true)), (Some(12), after(5)), "in the middle of a record");
+    assert_eq!(lands(&wal, target(record(4).0.0 + 1, false)), (Some(11), before(5)));
+    assert!(matches!(run(&wal, target(record(6).1.0, true)), Err(Refusal::NotReached { .. })));
+}
+
+#[test]
+fn a_transaction_is_met_at_its_commit_or_its_abort() {
+    let mut wal = history();
+    let target = |xid, inclusive| Target::Xid { xid, inclusive };
+    assert_eq!(lands(&wal, target(11, true)), (Some(11), after(4)));
+    assert_eq!(lands(&wal, target(11, false)), (Some(10), before(4)));
+    wal[4] = abort(11, 200);
+    assert_eq!(lands(&wal, target(11, true)), (Some(10), after(4)));
+    assert!(matches!(run(&wal, target(99, true)), Err(Refusal::NotReached { .. })));
+}
+
+#[test]
+fn the_first_restore_point_of_a_name_counts() {
+    let mut wal = history();
+    wal.insert(4, point("a", 150));
+    wal.push(point("a", 500));
+    assert_eq!(lands(&wal, Target::Name("a".to_owned())), (Some(10), after(4)));
+    assert!(matches!(run(&wal, Target::Name("A".to_owned())), Err(Refusal::NotReached { .. })));
+}
+
+#[test]
+fn immediate_stops_with_the_record_that_ends_the_backup() {
+    assert_eq!(lands(&history(), Target::Immediate), (None, after(2)));
+}
+
+#[test]
+fn latest_takes_everything_and_says_what_is_needed() {
+    let landing = run(&history(), Target::Latest).unwrap();
+    assert_eq!((landing.last_commit.map(|c| c.xid), landing.commits, landing.stop), (Some(13), 4, Stop::EndOfWal));
+    assert_eq!((landing.replayed, landing.needed, landing.last_record), (record(6).1, record(6).1, record(6).0));
+}
+
+#[test]
+fn the_record_that_stops_must_be_served_whole() {
+    let landing = run(&history(), time(200, true)).unwrap();
+    assert_eq!((landing.replayed, landing.needed), (record(5).1, record(6).1));
+}
+
+#[test]
+fn a_stop_before_the_end_of_the_backup_is_refused() {
+    let mut wal = history();
+    wal[1] = commit(9, 50);
+    let refused = |target| matches!(run(&wal, target), Err(Refusal::BeforeConsistency { .. }));
+    assert!(refused(time(40, true)));
+    assert!(refused(Target::Xid { xid: 9, inclusive: true }));
+    assert!(refused(Target::Lsn { lsn: record(1).0, inclusive: true }));
+    assert!(refused(Target::Lsn { lsn: record(2).0, inclusive: false }), "the backup's own end is not replayed");
+    assert_eq!(lands(&wal, Target::Lsn { lsn: record(2).0, inclusive: true }), (Some(9), after(2)));
+    assert_eq!(lands(&wal, time(50, true)), (Some(9), before(3)));
+    wal.insert(1, point("early", 45));
+    assert!(matches!(run(&wal, Target::Name("early".into())), Err(Refusal::BeforeConsistency { .. })));
+}
+
+#[test]
+fn wal_that_ends_inside_the_backup_is_refused_whatever_the_target() {
+    for target in [Target::Latest, Target::Immediate, time(10, true)] {
+        let refusal = run(&history()[..2], target).unwrap_err();
+        assert_eq!(refusal, Refusal::WalEndsEarly { end: record(1).1, consistent_at: CONSISTENT });
+    }
+}
