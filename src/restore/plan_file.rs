@@ -8,7 +8,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::decide::Bounds;
 use super::path::{Leg, Path};
@@ -56,8 +56,15 @@ struct Stored {
     target_timeline: u32,
     end: String,
     histories: BTreeSet<u32>,
-    secret: Zeroizing<String>,
-    identity: Option<Zeroizing<String>>,
+    secret: String,
+    identity: Option<String>,
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+        self.identity.zeroize();
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -124,8 +131,8 @@ impl PlanFile {
             target_timeline: self.bounds.target.0,
             end: self.bounds.end.to_string(),
             histories: self.bounds.histories.iter().map(|t| t.0).collect(),
-            secret: Zeroizing::new(hex(&self.access.secret.0)),
-            identity: self.access.identity.clone(),
+            secret: hex(&self.access.secret.0),
+            identity: self.access.identity.as_ref().map(|i| i.to_string()),
         }
     }
 
@@ -134,7 +141,7 @@ impl PlanFile {
             Error::new(Kind::Failed, format!("not a plan of this version of walrecv: {problem}"))
                 .hint("run the restore again with this version")
         };
-        let stored: Stored = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+        let mut stored: Stored = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
         if stored.version != VERSION {
             return Err(bad(format!("expected version {VERSION}, found {}", stored.version)));
         }
@@ -152,18 +159,18 @@ impl PlanFile {
             path: Path { legs },
             target: TimelineId(stored.target_timeline),
             end: lsn(&stored.end)?,
-            histories: stored.histories.into_iter().map(TimelineId).collect(),
+            histories: stored.histories.iter().copied().map(TimelineId).collect(),
         };
         if bounds.path.leg(bounds.target).is_none() {
             return Err(bad("the target timeline is not on the path".to_owned()));
         }
         Ok(PlanFile {
-            names: ClusterNames { cluster: stored.cluster, system: SystemIdentifier(stored.system), segment_size },
+            names: ClusterNames { cluster: std::mem::take(&mut stored.cluster), system: SystemIdentifier(stored.system), segment_size },
             access: Access {
-                url: stored.repository,
+                url: std::mem::take(&mut stored.repository),
                 repository: RepositoryId(repository),
                 secret: RepositorySecret(secret),
-                identity: stored.identity,
+                identity: stored.identity.take().map(Zeroizing::new),
             },
             bounds,
         })

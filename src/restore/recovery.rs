@@ -1,0 +1,244 @@
+//! The settings of a restored server: recovery, and what keeps a copy from acting on production. Text in, text out; nothing is written here.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::plan::{Landing, Stop};
+use super::plan_file;
+use super::target::{Action, Target, time_text};
+use crate::error::{Error, Kind, Result};
+use crate::pg::TimelineId;
+use crate::pg::xact::Parameters;
+
+const BEGIN: &str = "# walrecv restore: begin";
+const END: &str = "# walrecv restore: end";
+/// Settings that name a target. The server refuses two of them, so all but the one in use are emptied first
+/// (`error_multiple_recovery_targets`); an emptied one must stand before the one in use.
+const TARGETS: [&str; 5] =
+    ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"];
+
+/// A server that is thrown away again: own socket directory and port, no TCP.
+#[derive(Clone, Debug)]
+pub struct Scratch {
+    /// A private directory, absolute; its `pg_hba.conf` and `pg_ident.conf` are used.
+    pub directory: std::path::PathBuf,
+    pub port: u16,
+}
+
+/// What the block is made from.
+pub struct Wishes<'a> {
+    pub target: &'a Target,
+    pub action: Action,
+    pub landing: &'a Landing,
+    pub timeline: TimelineId,
+    /// Absolute path of this program.
+    pub program: &'a Path,
+    /// Arguments that `wal-fetch` needs when no plan binds it, such as `--config FILE`.
+    pub fetch_arguments: &'a [String],
+    /// The highest values that recovery will meet, from pg_control and WAL.
+    pub parameters: Parameters,
+    pub keep_archiving: bool,
+    pub scratch: Option<&'a Scratch>,
+}
+
+/// A setting of production's configuration that the restored server does not take over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Neutralised {
+    pub setting: String,
+    pub was: String,
+    pub now: String,
+}
+
+/// The new postgresql.auto.conf, and what it overrides.
+#[derive(Clone, Debug)]
+pub struct Written {
+    pub auto_conf: Vec<u8>,
+    pub neutralised: Vec<Neutralised>,
+}
+
+/// Appends the block to postgresql.auto.conf (an earlier block goes). `main_conf` is the restored postgresql.conf, if there is one.
+pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[u8]>) -> Result<Written> {
+    let kept = without_block(auto_conf.unwrap_or_default());
+    let main = String::from_utf8_lossy(main_conf.unwrap_or_default()).into_owned();
+    let current = format!("{main}\n{}", String::from_utf8_lossy(&kept));
+    let mut lines = vec![BEGIN.to_owned()];
+    lines.extend(recovery(wishes)?);
+    let overrides = overrides(wishes)?;
+    lines.extend(overrides.iter().map(|(name, value)| format!("{name} = {}", quote(value))));
+    lines.extend(parameters(&wishes.parameters, &current));
+    lines.push(END.to_owned());
+    let mut out = kept;
+    if out.last().is_some_and(|b| *b != b'\n') {
+        out.push(b'\n');
+    }
+    out.extend_from_slice(lines.join("\n").as_bytes());
+    out.push(b'\n');
+    Ok(Written { auto_conf: out, neutralised: differences(&overrides, &current) })
+}
+
+fn recovery(wishes: &Wishes<'_>) -> Result<Vec<String>> {
+    let program = shell_word(wishes.program.to_str().ok_or_else(|| {
+        Error::new(Kind::Usage, format!("the path of this program is not UTF-8: {:?}", wishes.program))
+    })?);
+    let arguments: String = wishes.fetch_arguments.iter().map(|a| format!(" {}", shell_word(a))).collect();
+    let command = format!("{program} wal-fetch{arguments}").replace('%', "%%");
+    if command.contains(['\n', '\r', '\0']) {
+        return Err(Error::new(Kind::Usage, "a path with a line break cannot stand in restore_command"));
+    }
+    let mut lines = vec![
+        format!("restore_command = {}", quote(&format!("{command} %f %p"))),
+        // The plan holds keys. A failure of this command is only a warning.
+        format!("recovery_end_command = {}", quote(&format!("rm -rf {}", plan_file::DIRECTORY))),
+        "archive_cleanup_command = ''".to_owned(),
+        "recovery_min_apply_delay = 0".to_owned(),
+    ];
+    let target = target_setting(wishes);
+    let used = target.as_ref().map(|(name, _, _)| *name);
+    lines.extend(TARGETS.iter().filter(|name| Some(**name) != used).map(|name| format!("{name} = ''")));
+    if let Some((name, value, inclusive)) = target {
+        lines.push(format!("{name} = {}", quote(&value)));
+        lines.push(format!("recovery_target_inclusive = {}", if inclusive { "on" } else { "off" }));
+        lines.push(format!("recovery_target_action = '{}'", wishes.action.setting()));
+    }
+    // Read with base 0 by the server: decimal, never the padded digits of a file name.
+    lines.push(format!("recovery_target_timeline = '{}'", wishes.timeline));
+    if wishes.action == Action::Pause {
+        lines.push("hot_standby = on".to_owned());
+    }
+    Ok(lines)
+}
+
+/// Name, value and inclusiveness of the one target; `None` where recovery goes to the end of what `wal-fetch` serves.
+fn target_setting(wishes: &Wishes<'_>) -> Option<(&'static str, String, bool)> {
+    if matches!(wishes.landing.stop, Stop::EndOfWal | Stop::Cut) {
+        // Without a target the server always promotes; the start of the last record is the same place with a choice.
+        let last = wishes.landing.last_record.to_string();
+        return (wishes.action != Action::Promote).then_some(("recovery_target_lsn", last, true));
+    }
+    match wishes.target {
+        Target::Latest => None,
+        Target::Time { time, inclusive } => Some(("recovery_target_time", time_text(*time), *inclusive)),
+        Target::Lsn { lsn, inclusive } => Some(("recovery_target_lsn", lsn.to_string(), *inclusive)),
+        Target::Xid { xid, inclusive } => Some(("recovery_target_xid", xid.to_string(), *inclusive)),
+        Target::Name(name) => Some(("recovery_target_name", name.clone(), true)),
+        Target::Immediate => Some(("recovery_target", "immediate".to_owned(), true)),
+    }
+}
+
+/// What keeps the copy from waiting for production's standbys, archiving into production's archive, or connecting to production.
+fn overrides(wishes: &Wishes<'_>) -> Result<Vec<(&'static str, String)>> {
+    let mut out = vec![
+        ("synchronous_standby_names", String::new()),
+        ("primary_conninfo", String::new()),
+        ("primary_slot_name", String::new()),
+    ];
+    if !wishes.keep_archiving || wishes.scratch.is_some() {
+        out.push(("archive_mode", "off".to_owned()));
+    }
+    if let Some(scratch) = wishes.scratch {
+        let directory = scratch.directory.to_str().filter(|d| !d.contains([',', '"', '\n']));
+        let directory = directory.ok_or_else(|| {
+            Error::new(Kind::Usage, format!("not usable as a socket directory: {}", scratch.directory.display()))
+        })?;
+        out.extend([
+            ("max_logical_replication_workers", "0".to_owned()),
+            ("listen_addresses", String::new()),
+            ("unix_socket_directories", directory.to_owned()),
+            ("port", scratch.port.to_string()),
+            ("hba_file", format!("{directory}/pg_hba.conf")),
+            ("ident_file", format!("{directory}/pg_ident.conf")),
+            ("external_pid_file", String::new()),
+            ("ssl", "off".to_owned()),
+            ("logging_collector", "off".to_owned()),
+            ("log_destination", "stderr".to_owned()),
+        ]);
+    }
+    Ok(out)
+}
+
+/// The parameters that a hot standby must not have below the primary's (`CheckRequiredParameterValues`), where the configuration
+/// does not show that they are high enough.
+fn parameters(needed: &Parameters, current: &str) -> Vec<String> {
+    let settings = [
+        ("max_connections", needed.max_connections, 100),
+        ("max_worker_processes", needed.max_worker_processes, 8),
+        ("max_wal_senders", needed.max_wal_senders, 10),
+        ("max_prepared_transactions", needed.max_prepared_transactions, 0),
+        ("max_locks_per_transaction", needed.max_locks_per_transaction, 64),
+    ];
+    // An included file may say anything.
+    let includes = current.lines().any(|line| line.trim_start().starts_with("include"));
+    let enough = |name: &str, needed: i32, default: i32| {
+        let found = value_of(current, name).map_or(Some(default), |v| v.parse().ok());
+        !includes && found.is_some_and(|found| found >= needed)
+    };
+    settings.into_iter().filter(|(n, v, d)| !enough(n, *v, *d)).map(|(n, v, _)| format!("{n} = {v}")).collect()
+}
+
+fn differences(overrides: &[(&'static str, String)], current: &str) -> Vec<Neutralised> {
+    let differs = |(name, now): &(&'static str, String)| {
+        let was = value_of(current, name)?;
+        (was != *now).then(|| Neutralised { setting: (*name).to_owned(), was, now: now.clone() })
+    };
+    overrides.iter().filter_map(differs).collect()
+}
+
+/// The last value that a configuration text gives to a setting. Simple lines only: enough to tell a person, never to decide safety.
+fn value_of(text: &str, name: &str) -> Option<String> {
+    text.lines().filter_map(|line| setting_line(line, name)).next_back()
+}
+
+fn setting_line(line: &str, name: &str) -> Option<String> {
+    let line = line.trim_start();
+    let rest = line.get(..name.len()).filter(|n| n.eq_ignore_ascii_case(name)).and_then(|_| line.get(name.len()..))?;
+    let value = rest.trim_start_matches([' ', '\t', '=']);
+    if value.len() == rest.len() {
+        return None;
+    }
+    match value.strip_prefix('\'') {
+        Some(quoted) => {
+            let mut out = String::new();
+            let mut chars = quoted.chars().peekable();
+            while let Some(c) = chars.next() {
+                match c {
+                    '\'' if chars.peek() == Some(&'\'') => out.extend(chars.next()),
+                    '\'' => break,
+                    '\\' => out.extend(chars.next()),
+                    c => out.push(c),
+                }
+            }
+            Some(out)
+        }
+        None => Some(value.split(|c: char| c == '#' || c.is_whitespace()).next().unwrap_or_default().to_owned()),
+    }
+}
+
+fn without_block(conf: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(conf.len());
+    let mut inside = false;
+    for line in conf.split_inclusive(|b| *b == b'\n') {
+        let text = line.trim_ascii();
+        inside |= text == BEGIN.as_bytes();
+        if !inside {
+            out.extend_from_slice(line);
+        }
+        inside &= text != END.as_bytes();
+    }
+    out
+}
+
+/// As the configuration file's scanner reads a string (`DeescapeQuotedString`).
+fn quote(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// One word for `sh`.
+pub fn shell_word(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+:=@,".contains(&b);
+    if !text.is_empty() && text.bytes().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

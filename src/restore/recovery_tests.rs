@@ -1,0 +1,193 @@
+//! What the restored server is told.
+
+use super::*;
+use crate::pg::Lsn;
+use crate::pg::xact::PgTime;
+
+fn landing(stop: Stop) -> Landing {
+    Landing {
+        last_commit: None,
+        commits: 0,
+        replayed: Lsn(0x300),
+        last_record: Lsn(0x2F0),
+        needed: Lsn(0x310),
+        timeline: TimelineId(10),
+        stop,
+        missed: Vec::new(),
+        looked: Lsn(0x300),
+    }
+}
+
+fn parameters(max_connections: i32) -> Parameters {
+    Parameters {
+        max_connections,
+        max_worker_processes: 8,
+        max_wal_senders: 10,
+        max_prepared_transactions: 0,
+        max_locks_per_transaction: 64,
+        wal_level: 1,
+    }
+}
+
+struct Case<'a> {
+    target: Target,
+    action: Action,
+    stop: Stop,
+    program: &'a str,
+    connections: i32,
+    keep_archiving: bool,
+    scratch: Option<Scratch>,
+}
+
+fn time_case() -> Case<'static> {
+    Case {
+        target: Target::Time { time: PgTime(1_000_001), inclusive: false },
+        action: Action::Promote,
+        stop: Stop::Before { start: Lsn(0x300), end: Lsn(0x310) },
+        program: "/usr/bin/walrecv",
+        connections: 100,
+        keep_archiving: false,
+        scratch: None,
+    }
+}
+
+fn run(case: &Case<'_>, main: &str, auto: &str) -> (String, Vec<Neutralised>) {
+    let landing = landing(case.stop);
+    let wishes = Wishes {
+        target: &case.target,
+        action: case.action,
+        landing: &landing,
+        timeline: TimelineId(10),
+        program: Path::new(case.program),
+        fetch_arguments: &[],
+        parameters: parameters(case.connections),
+        keep_archiving: case.keep_archiving,
+        scratch: case.scratch.as_ref(),
+    };
+    let written = write(&wishes, Some(main.as_bytes()), Some(auto.as_bytes())).unwrap();
+    (String::from_utf8(written.auto_conf).unwrap(), written.neutralised)
+}
+
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().collect()
+}
+
+#[test]
+fn a_time_target_is_written_with_offset_and_microseconds() {
+    let (text, _) = run(&time_case(), "", "");
+    for line in [
+        "restore_command = '/usr/bin/walrecv wal-fetch %f %p'",
+        "recovery_end_command = 'rm -rf pg_wal/walrecv'",
+        "recovery_target_time = '2000-01-01 00:00:01.000001+00'",
+        "recovery_target_inclusive = off",
+        "recovery_target_action = 'promote'",
+        "recovery_target_timeline = '10'",
+        "synchronous_standby_names = ''",
+        "archive_mode = 'off'",
+        "primary_conninfo = ''",
+    ] {
+        assert!(lines(&text).contains(&line), "{line} in\n{text}");
+    }
+    assert!(!text.contains("max_connections") && !text.contains("port"), "{text}");
+}
+
+#[test]
+fn every_other_target_is_emptied_before_the_one_in_use() {
+    let (text, _) = run(&time_case(), "", "recovery_target_xid = '7'\n");
+    let at = |line: &str| lines(&text).iter().position(|l| *l == line).unwrap_or_else(|| panic!("{line} in\n{text}"));
+    let used = at("recovery_target_time = '2000-01-01 00:00:01.000001+00'");
+    for name in ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_xid"] {
+        assert!(at(&format!("{name} = ''")) < used, "{name}");
+    }
+}
+
+#[test]
+fn the_end_of_wal_needs_a_target_only_where_the_server_shall_not_promote() {
+    let latest = Case { target: Target::Latest, stop: Stop::EndOfWal, ..time_case() };
+    let (text, _) = run(&latest, "", "");
+    assert!(!text.contains("recovery_target_inclusive") && !text.contains("recovery_target_action"), "{text}");
+    let (text, _) = run(&Case { action: Action::Pause, ..latest }, "", "");
+    for line in ["recovery_target_lsn = '0/2F0'", "recovery_target_action = 'pause'", "hot_standby = on"] {
+        assert!(lines(&text).contains(&line), "{line} in\n{text}");
+    }
+    let (text, _) = run(&Case { stop: Stop::Cut, ..time_case() }, "", "");
+    assert!(text.contains("recovery_target_time = ''"), "the plan cuts, no time is set\n{text}");
+}
+
+#[test]
+fn a_block_is_replaced_and_the_rest_stays_byte_for_byte() {
+    let (first, _) = run(&time_case(), "", "# mine\nwork_mem = '1MB'");
+    assert!(first.starts_with("# mine\nwork_mem = '1MB'\n# walrecv restore: begin\n"), "{first}");
+    let (second, _) = run(&time_case(), "", &first);
+    assert_eq!(first, second);
+    let (third, _) = run(&time_case(), "", &format!("{first}jit = off\n"));
+    assert!(third.starts_with("# mine\nwork_mem = '1MB'\njit = off\n# walrecv restore: begin\n"), "{third}");
+    assert_eq!(third.matches(BEGIN).count(), 1);
+}
+
+#[test]
+fn strange_paths_reach_the_shell_unchanged() {
+    let (text, _) = run(&Case { program: "/opt/100% sure/it's \\here/walrecv", ..time_case() }, "", "");
+    let line = r"restore_command = '''/opt/100%% sure/it''\\''''s \\here/walrecv'' wal-fetch %f %p'";
+    assert!(lines(&text).contains(&line), "{text}");
+}
+
+#[test]
+fn parameters_are_raised_where_the_configuration_is_lower_or_unclear() {
+    let high = Case { connections: 500, ..time_case() };
+    let raised = |main: &str, auto: &str| run(&high, main, auto).0.contains("\nmax_connections = 500\n");
+    assert!(raised("", ""), "default is 100");
+    assert!(raised("max_connections = 400 # many\n", ""));
+    assert!(!raised("max_connections = 500\n", ""));
+    assert!(!raised("max_connections 600\n", ""));
+    assert!(raised("max_connections = 600\n", "max_connections = '200'\n"), "the last one counts");
+    assert!(raised("max_connections = 600\ninclude_dir = 'conf.d'\n", ""));
+    assert!(raised("#max_connections = 600\n", ""));
+}
+
+#[test]
+fn what_production_had_is_told() {
+    let main = "synchronous_standby_names = 'ANY 1 (walrecv, s2)'\narchive_mode = on\nport = 5433\n";
+    let (_, told) = run(&time_case(), main, "");
+    let settings: Vec<_> = told.iter().map(|n| (n.setting.as_str(), n.was.as_str(), n.now.as_str())).collect();
+    let sync = ("synchronous_standby_names", "ANY 1 (walrecv, s2)", "");
+    assert_eq!(settings, [sync, ("archive_mode", "on", "off")]);
+    let (text, told) = run(&Case { keep_archiving: true, ..time_case() }, main, "");
+    assert_eq!(told.len(), 1);
+    assert!(!text.contains("archive_mode"));
+}
+
+#[test]
+fn a_scratch_server_is_alone() {
+    let scratch = Some(Scratch { directory: "/tmp/x".into(), port: 6000 });
+    let (text, told) = run(&Case { scratch, keep_archiving: true, ..time_case() }, "port = 5433\n", "");
+    for line in [
+        "archive_mode = 'off'",
+        "max_logical_replication_workers = '0'",
+        "listen_addresses = ''",
+        "unix_socket_directories = '/tmp/x'",
+        "port = '6000'",
+        "hba_file = '/tmp/x/pg_hba.conf'",
+    ] {
+        assert!(lines(&text).contains(&line), "{line} in\n{text}");
+    }
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].setting.as_str(), told[0].was.as_str()), ("port", "5433"));
+}
+
+#[test]
+fn a_path_with_a_line_break_is_refused() {
+    let landing = landing(Stop::EndOfWal);
+    let wishes = Wishes {
+        target: &Target::Latest,
+        action: Action::Promote,
+        landing: &landing,
+        timeline: TimelineId(1),
+        program: Path::new("/a\nb"),
+        fetch_arguments: &[],
+        parameters: parameters(1),
+        keep_archiving: false,
+        scratch: None,
+    };
+    assert_eq!(write(&wishes, None, None).unwrap_err().kind(), Kind::Usage);
+}
