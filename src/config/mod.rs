@@ -7,4 +7,4 @@ pub mod duration;
 pub mod file;
 pub mod settings;
 
-pub use settings::{DEFAULT_CONFIG, ClusterSettings, Overrides, Settings};
+pub use settings::{ClusterSettings, DEFAULT_CONFIG, Overrides, Settings};

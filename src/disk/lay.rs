@@ -88,7 +88,8 @@ impl Ground {
 
     pub fn symlink(&self, path: &[u8], target: &[u8]) -> Result<()> {
         let place = self.place(path)?;
-        std::os::unix::fs::symlink(OsStr::from_bytes(target), &place).map_err(|e| failed("create the link", &place, e))?;
+        std::os::unix::fs::symlink(OsStr::from_bytes(target), &place)
+            .map_err(|e| failed("create the link", &place, e))?;
         give(&place, self.owner)
     }
 

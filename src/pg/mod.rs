@@ -1,14 +1,14 @@
 //! Floor 0: what PostgreSQL's bytes mean. Pure: no async, no files, no clock, no randomness.
 
 pub mod cluster;
-mod cursor;
-pub mod lsn;
-pub mod page;
-mod partial;
 pub mod control;
+mod cursor;
 pub mod data_page;
 pub mod label;
+pub mod lsn;
 pub mod manifest;
+pub mod page;
+mod partial;
 pub mod record;
 pub mod scan;
 pub mod segment;

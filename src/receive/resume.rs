@@ -157,13 +157,7 @@ mod tests {
     }
 
     fn server(history: &TimelineHistory, position: u64, slot: SlotPosition) -> ServerView<'_> {
-        ServerView {
-            timeline: history.timeline,
-            position: Lsn(position),
-            history,
-            slot,
-            segment_size: size(1),
-        }
+        ServerView { timeline: history.timeline, position: Lsn(position), history, slot, segment_size: size(1) }
     }
 
     fn start(

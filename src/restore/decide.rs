@@ -140,7 +140,9 @@ pub fn without_plan(segment: SegmentName, known: &Known) -> Verdict {
     }
     match known.stored {
         Stored::Complete => Verdict::Serve(stored),
-        Stored::Prefix(_) if known.later => Verdict::Unknown("only its beginning is stored, but later WAL is".to_owned()),
+        Stored::Prefix(_) if known.later => {
+            Verdict::Unknown("only its beginning is stored, but later WAL is".to_owned())
+        }
         Stored::Prefix(_) if known.own == Own::Ahead => Verdict::Absent,
         Stored::Prefix(_) => Verdict::Serve(stored),
         Stored::Nothing if known.later => Verdict::Unknown("it is not stored, but later WAL is".to_owned()),
@@ -157,7 +159,10 @@ fn past_a_fork(segment: SegmentName, child: &Child, stored: u64) -> Verdict {
     match keep {
         0 => Verdict::Absent,
         _ if stored >= keep => Verdict::Serve(keep),
-        _ => Verdict::Unknown(format!("timeline {} left at {}, only {stored} bytes before it are stored", child.timeline, child.fork)),
+        _ => Verdict::Unknown(format!(
+            "timeline {} left at {}, only {stored} bytes before it are stored",
+            child.timeline, child.fork
+        )),
     }
 }
 

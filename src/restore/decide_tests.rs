@@ -32,7 +32,9 @@ fn names_that_recovery_asks_for() {
     let size = SegmentSize::new(MB).unwrap();
     assert_eq!(Wanted::parse("000000010000000000000005", size), Some(Wanted::Segment(segment(1, 5))));
     assert_eq!(Wanted::parse("00000002.history", size), Some(Wanted::History(TimelineId(2))));
-    for other in ["", "000000010000000000000005.partial", "000000010000000000000005.00000028.backup", "../x", "x.history"] {
+    for other in
+        ["", "000000010000000000000005.partial", "000000010000000000000005.00000028.backup", "../x", "x.history"]
+    {
         assert_eq!(Wanted::parse(other, size), None, "{other}");
     }
 }

@@ -126,10 +126,8 @@ mod tests {
 
     #[test]
     fn the_newest_timeline_that_descends_from_a_backup_is_followed() {
-        let histories: BTreeMap<_, _> = [history(2, &[(1, 5 * MB)]), history(3, &[(1, 2 * MB)])]
-            .into_iter()
-            .map(|h| (h.timeline, h))
-            .collect();
+        let histories: BTreeMap<_, _> =
+            [history(2, &[(1, 5 * MB)]), history(3, &[(1, 2 * MB)])].into_iter().map(|h| (h.timeline, h)).collect();
         let known: BTreeSet<_> = [1, 2, 3].map(TimelineId).into();
         let target =
             |backups: &[(TimelineId, Lsn)], wanted| choose(&histories, &known, backups, wanted).map(|p| p.target().0);

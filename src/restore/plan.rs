@@ -160,7 +160,9 @@ impl Walk {
     fn end_of_wal(&self) -> Option<Stop> {
         match &self.target {
             Target::Latest => Some(Stop::EndOfWal),
-            Target::Time { time, .. } if self.complete_through.is_some_and(|through| through > *time) => Some(Stop::Cut),
+            Target::Time { time, .. } if self.complete_through.is_some_and(|through| through > *time) => {
+                Some(Stop::Cut)
+            }
             _ => None,
         }
     }

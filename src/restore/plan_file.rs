@@ -152,7 +152,8 @@ impl PlanFile {
             legs.push(Leg { timeline: TimelineId(leg.timeline), begin: lsn(&leg.begin)?, end });
         }
         let secret = unhex::<32>(&stored.secret).ok_or_else(|| bad("the secret is damaged".to_owned()))?;
-        let repository = unhex::<16>(&stored.repository_id).ok_or_else(|| bad("the repository id is damaged".to_owned()))?;
+        let repository =
+            unhex::<16>(&stored.repository_id).ok_or_else(|| bad("the repository id is damaged".to_owned()))?;
         let segment_size = SegmentSize::new(stored.segment_size)
             .ok_or_else(|| bad(format!("{} is no segment size", stored.segment_size)))?;
         let bounds = Bounds {
@@ -165,7 +166,11 @@ impl PlanFile {
             return Err(bad("the target timeline is not on the path".to_owned()));
         }
         Ok(PlanFile {
-            names: ClusterNames { cluster: std::mem::take(&mut stored.cluster), system: SystemIdentifier(stored.system), segment_size },
+            names: ClusterNames {
+                cluster: std::mem::take(&mut stored.cluster),
+                system: SystemIdentifier(stored.system),
+                segment_size,
+            },
             access: Access {
                 url: std::mem::take(&mut stored.repository),
                 repository: RepositoryId(repository),
