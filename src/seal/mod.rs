@@ -1,8 +1,13 @@
 //! Floor 1: our stored bytes. Pure: salts and keys are arguments. `docs/format/repository-format.md` is the specification.
 
+mod cipher;
+mod compress;
 pub mod content;
+mod frame;
+pub mod hash;
 pub mod header;
 pub mod key;
 pub mod opener;
 pub mod sealer;
 pub mod tail;
+mod tail_walk;

@@ -1,14 +1,18 @@
 //! Sealer: plain bytes in, sealed bytes out, one frame of at most 256 KiB at a time.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use super::header::{Claims, Header};
+use super::cipher::Start;
+use super::frame::{self, Slot};
+use super::header::{Claims, Header, KeyClass};
 use super::key::WriterKeys;
 
 /// Most plaintext in one frame.
 pub const FRAME_BYTES: usize = 256 << 10;
 /// Most plaintext in one object.
 pub const OBJECT_BYTES: u64 = 16 << 20;
+/// Sealed frames are cut from buffers of this size: encrypted where they stay, without a copy or a large unused rest each.
+const ARENA: usize = 2 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -32,51 +36,180 @@ pub struct FramePlace {
 pub struct Sealed {
     pub header: Header,
     pub bytes: Vec<Bytes>,
+    /// By number: `frames[0]` is frame 0. The last one carries the last-frame flag.
     pub frames: Vec<FramePlace>,
 }
 
-/// Seals one object. Frame 0 (summary, contents list; index key) is given at the end and stands first.
-pub struct Sealer {}
+impl Sealed {
+    /// Bytes of the whole object.
+    pub fn len(&self) -> u64 {
+        self.bytes.iter().map(|piece| piece.len() as u64).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The object as one run of bytes (copied).
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.bytes.concat()
+    }
+}
+
+/// Seals one object of the content class. Frame 0 (summary, contents list; index key) is given at the end and stands first.
+pub struct Sealer {
+    start: Start,
+    compression: Compression,
+    /// Plain bytes of the frame that is being filled: number `sealed.len() + 1`.
+    pending: Vec<u8>,
+    /// The pending frame is ended by [`Sealer::cut`].
+    closed: bool,
+    arena: BytesMut,
+    sealed: Vec<(Bytes, u32)>,
+    plain_len: u64,
+    sealed_len: u64,
+}
 
 impl Sealer {
     /// `salt` must be fresh random bytes: nothing is sealed twice under one salt.
-    pub fn new(_keys: &WriterKeys, _claims: Claims, _salt: [u8; 32], _compression: Compression) -> Sealer {
-        todo!()
+    ///
+    /// # Panics
+    /// When the kind is of the index class: that is [`seal_index`]'s.
+    pub fn new(keys: &WriterKeys, claims: Claims, salt: [u8; 32], compression: Compression) -> Sealer {
+        assert_eq!(claims.kind.class(), KeyClass::Content, "a {} is of the index class", claims.kind.name());
+        let start = Start::new(keys, claims, salt);
+        let sealed_len = start.preamble.len() as u64;
+        Sealer {
+            start,
+            compression,
+            pending: Vec::new(),
+            closed: false,
+            arena: BytesMut::new(),
+            sealed: Vec::new(),
+            plain_len: 0,
+            sealed_len,
+        }
     }
 
     /// Adds bytes; every full 256 KiB is compressed and sealed at once (but the last one waits, since it carries the last-frame flag).
-    pub fn push(&mut self, _bytes: &[u8]) {
-        todo!()
+    /// Bytes are copied at most once before compression, and not at all where a slice covers a whole frame.
+    ///
+    /// # Panics
+    /// When the object would hold more than [`OBJECT_BYTES`], which no reader accepts.
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        self.plain_len += bytes.len() as u64;
+        assert!(self.plain_len <= OBJECT_BYTES, "an object holds at most {OBJECT_BYTES} bytes");
+        while !bytes.is_empty() {
+            if self.closed || self.pending.len() == FRAME_BYTES {
+                self.seal_pending(false);
+            }
+            if self.pending.is_empty() && bytes.len() > FRAME_BYTES {
+                let (frame, rest) = bytes.split_at(FRAME_BYTES);
+                self.seal_frame(frame, false);
+                bytes = rest;
+                continue;
+            }
+            let (part, rest) = bytes.split_at(bytes.len().min(FRAME_BYTES - self.pending.len()));
+            self.pending.reserve_exact(FRAME_BYTES - self.pending.len());
+            self.pending.extend_from_slice(part);
+            bytes = rest;
+        }
     }
 
-    /// Ends the current frame here (packs: a frame of pages); returns the number that the next frame will get.
+    /// Ends the current frame here (packs: a frame of pages); returns the number that the next frame will get. Frames are numbered
+    /// from 1; a frame is never empty, so a second call changes nothing.
     pub fn cut(&mut self) -> u32 {
-        todo!()
+        self.closed = !self.pending.is_empty();
+        self.sealed.len() as u32 + 1 + u32::from(self.closed)
     }
 
     /// Plaintext so far.
     pub fn plain_len(&self) -> u64 {
-        todo!()
+        self.plain_len
     }
 
-    /// Sealed bytes held in memory so far.
+    /// Sealed bytes held in memory so far; the plain bytes of the unfinished frame (at most 256 KiB) come on top.
     pub fn sealed_len(&self) -> u64 {
-        todo!()
+        self.sealed_len
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.start.header
     }
 
     /// Seals frame 0 (at most 256 KiB) and puts the object together.
-    pub fn finish(self, _frame0: &[u8]) -> Sealed {
-        todo!()
+    pub fn finish(mut self, frame0: &[u8]) -> Sealed {
+        if !self.pending.is_empty() {
+            self.seal_pending(true);
+        }
+        let slot = Slot { cipher: &self.start.index, number: 0, last: self.sealed.is_empty() };
+        let mut arena = BytesMut::new();
+        let first = seal_into(&mut arena, FRAME_BYTES, slot, frame0, self.compression);
+        let mut frames = vec![(first, frame0.len() as u32)];
+        frames.append(&mut self.sealed);
+        assemble(self.start, frames)
+    }
+
+    fn seal_pending(&mut self, last: bool) {
+        let mut plain = std::mem::take(&mut self.pending);
+        self.seal_frame(&plain, last);
+        plain.clear();
+        self.pending = plain;
+        self.closed = false;
+    }
+
+    fn seal_frame(&mut self, plain: &[u8], last: bool) {
+        let slot = Slot { cipher: &self.start.content, number: self.sealed.len() as u64 + 1, last };
+        let frame = seal_into(&mut self.arena, ARENA, slot, plain, self.compression);
+        self.sealed_len += frame.len() as u64;
+        self.sealed.push((frame, plain.len() as u32));
     }
 }
 
 /// An object that is nothing but index bytes (map, manifest, event …): all frames under the index key.
+///
+/// # Panics
+/// When the kind is of the content class, or `content` is longer than [`OBJECT_BYTES`].
 pub fn seal_index(
-    _keys: &WriterKeys,
-    _claims: Claims,
-    _salt: [u8; 32],
-    _compression: Compression,
-    _content: &[u8],
+    keys: &WriterKeys,
+    claims: Claims,
+    salt: [u8; 32],
+    compression: Compression,
+    content: &[u8],
 ) -> Sealed {
-    todo!()
+    assert_eq!(claims.kind.class(), KeyClass::Index, "a {} is of the content class", claims.kind.name());
+    assert!(content.len() as u64 <= OBJECT_BYTES, "an object holds at most {OBJECT_BYTES} bytes");
+    let start = Start::new(keys, claims, salt);
+    let mut arena = BytesMut::new();
+    let last = content.len().div_ceil(FRAME_BYTES).max(1) - 1;
+    let frames = (0..=last).map(|number| {
+        let plain = &content[number * FRAME_BYTES..content.len().min((number + 1) * FRAME_BYTES)];
+        let slot = Slot { cipher: &start.index, number: number as u64, last: number == last };
+        let chunk = ARENA.min(content.len());
+        (seal_into(&mut arena, chunk, slot, plain, compression), plain.len() as u32)
+    });
+    let frames = frames.collect();
+    assemble(start, frames)
+}
+
+/// Seals one frame at the front of the arena (renewed with `chunk` bytes when it is too small) and cuts it off.
+fn seal_into(arena: &mut BytesMut, chunk: usize, slot: Slot<'_>, plain: &[u8], compression: Compression) -> Bytes {
+    let room = frame::room(compression, plain.len(), 0);
+    if arena.len() < room {
+        *arena = BytesMut::zeroed(chunk.max(room));
+    }
+    let len = frame::seal(slot, &[], plain, compression, arena);
+    arena.split_to(len).freeze()
+}
+
+fn assemble(start: Start, frames: Vec<(Bytes, u32)>) -> Sealed {
+    let mut offset = start.preamble.len() as u64;
+    let mut bytes = vec![Bytes::from(start.preamble)];
+    let mut places = Vec::with_capacity(frames.len());
+    for (frame, plain_len) in frames {
+        places.push(FramePlace { offset, len: frame.len() as u32, plain_len });
+        offset += frame.len() as u64;
+        bytes.push(frame);
+    }
+    Sealed { header: start.header, bytes, frames: places }
 }

@@ -1,53 +1,129 @@
 //! The tail: frames of an unfinished segment, each findable without keys, each carrying the running keyed hash of the segment.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use super::header::Claims;
-use super::key::{ReaderKeys, WriterKeys};
-use super::opener::OpenFailed;
-use super::sealer::Compression;
+use super::cipher::Start;
+use super::frame::{self, FRAME_HEAD, Slot};
+use super::hash::ContentHasher;
+use super::header::{Claims, Header, ObjectKind};
+use super::key::WriterKeys;
+use super::sealer::{Compression, FRAME_BYTES};
 
-/// Seals the flushes of one open segment (one salt, frame numbers only go up). Local `.open` file and pieces share the format.
-pub struct TailSealer {}
+pub use super::tail_walk::{PieceContent, TailContent, open_piece, open_tail, piece_marks, tail_marks};
+
+/// Fields between lengths and CRC-32C: number, first number of the flush, offset, running hash.
+pub(super) const EXTRA: usize = 4 + 4 + 8 + 32;
+/// Bytes of a tail frame's header.
+pub const TAIL_FRAME_HEAD: usize = FRAME_HEAD + EXTRA;
+/// Below this zstd costs more than it saves.
+const SMALL_FRAME: usize = 16 << 10;
+
+/// What a tail frame says between its lengths and its CRC-32C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extra {
+    /// Number of the frame under this salt, from 0.
+    pub number: u32,
+    /// Number of the first frame that was sealed in the same call, and so written and synced together.
+    pub flush: u32,
+    /// Plain bytes before this frame, from the claims' start.
+    pub offset: u64,
+    /// Keyed hash of all plain bytes from the claims' start to the end of this frame.
+    pub hash: [u8; 32],
+}
+
+impl Extra {
+    fn encode(&self) -> [u8; EXTRA] {
+        let mut out = [0; EXTRA];
+        out[..4].copy_from_slice(&self.number.to_le_bytes());
+        out[4..8].copy_from_slice(&self.flush.to_le_bytes());
+        out[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        out[16..].copy_from_slice(&self.hash);
+        out
+    }
+
+    /// From a frame's first [`TAIL_FRAME_HEAD`] bytes.
+    pub fn decode(head: &[u8; TAIL_FRAME_HEAD]) -> Extra {
+        let field = |at: usize| [head[at], head[at + 1], head[at + 2], head[at + 3]];
+        let mut extra = Extra { number: u32::from_le_bytes(field(12)), flush: 0, offset: 0, hash: [0; 32] };
+        extra.flush = u32::from_le_bytes(field(16));
+        extra.offset = u64::from(u32::from_le_bytes(field(20))) | u64::from(u32::from_le_bytes(field(24))) << 32;
+        extra.hash.copy_from_slice(&head[28..60]);
+        extra
+    }
+}
+
+/// Seals the flushes of one open segment (one salt, frame numbers only go up). Local `.open` file and pieces share the format:
+/// the file is the preamble and all frames, a piece is the preamble and any run of frames, so pieces are merged by joining their frames.
+pub struct TailSealer {
+    header: Header,
+    preamble: Bytes,
+    cipher: super::cipher::FrameCipher,
+    compression: Compression,
+    number: u32,
+    hasher: ContentHasher,
+    scratch: Vec<u8>,
+}
 
 impl TailSealer {
-    /// Claims' `start` is the LSN of the first byte.
-    pub fn new(_keys: &WriterKeys, _claims: Claims, _salt: [u8; 32], _compression: Compression) -> TailSealer {
-        todo!()
+    /// Claims' `start` is the LSN of the first byte. `salt` must be fresh random bytes.
+    ///
+    /// # Panics
+    /// When the kind is not [`ObjectKind::Tail`].
+    pub fn new(keys: &WriterKeys, claims: Claims, salt: [u8; 32], compression: Compression) -> TailSealer {
+        assert_eq!(claims.kind, ObjectKind::Tail, "a tail is sealed, not a {}", claims.kind.name());
+        let start = Start::new(keys, claims, salt);
+        TailSealer {
+            header: start.header,
+            preamble: start.preamble.into(),
+            cipher: start.content,
+            compression,
+            number: 0,
+            hasher: ContentHasher::new(&keys.secret),
+            scratch: Vec::new(),
+        }
     }
 
     /// Header and key commitments: the first bytes of the file or piece.
     pub fn preamble(&self) -> Bytes {
-        todo!()
+        self.preamble.clone()
     }
 
-    /// Seals the next bytes (split into frames of at most 256 KiB) and says what to append.
-    pub fn seal(&mut self, _bytes: &[u8]) -> Bytes {
-        todo!()
+    pub fn header(&self) -> &Header {
+        &self.header
     }
-}
 
-/// How a tail ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TailContent {
-    /// Plain bytes from the claims' start.
-    pub plain: Vec<u8>,
-    /// Keyed running hash at the end of the last frame.
-    pub hash: [u8; 32],
-    /// Bytes of the file that hold valid frames; the rest is zero or torn.
-    pub sealed_len: u64,
-}
+    /// Plain bytes so far.
+    pub fn plain_len(&self) -> u64 {
+        self.hasher.len()
+    }
 
-/// Opens every whole frame. The first frame whose length is 0 or whose CRC-32C fails ends the tail, unless a valid frame follows: that is damage.
-pub fn open_tail(_file: &[u8], _expected: &Claims, _keys: &dyn ReaderKeys) -> Result<TailContent, OpenFailed> {
-    todo!()
-}
+    /// Running keyed hash of the plain bytes so far.
+    pub fn hash(&self) -> [u8; 32] {
+        self.hasher.finalize()
+    }
 
-/// Without the identity: ends (plain length) and running hashes of the whole frames, for comparing what is received again.
-pub fn tail_marks(
-    _file: &[u8],
-    _expected: &Claims,
-    _keys: &dyn ReaderKeys,
-) -> Result<Vec<(u64, [u8; 32])>, OpenFailed> {
-    todo!()
+    /// Seals the next bytes (split into frames of at most 256 KiB) and says what to append. What one call returns must be written
+    /// after the bytes of the call before were synced: a torn write is told from damage by that.
+    pub fn seal(&mut self, bytes: &[u8]) -> Bytes {
+        let flush = self.number;
+        let mut out = BytesMut::new();
+        for plain in bytes.chunks(FRAME_BYTES) {
+            let offset = self.hasher.len();
+            self.hasher.update(plain);
+            let extra = Extra { number: self.number, flush, offset, hash: self.hasher.finalize() }.encode();
+            let compression = match self.compression {
+                Compression::Zstd(_) if plain.len() < SMALL_FRAME => Compression::Lz4,
+                chosen => chosen,
+            };
+            let room = frame::room(compression, plain.len(), EXTRA);
+            if self.scratch.len() < room {
+                self.scratch.resize(room, 0);
+            }
+            let slot = Slot { cipher: &self.cipher, number: self.number.into(), last: false };
+            let len = frame::seal(slot, &extra, plain, compression, &mut self.scratch);
+            out.extend_from_slice(&self.scratch[..len]);
+            self.number = self.number.checked_add(1).expect("a segment has fewer bytes than there are frame numbers");
+        }
+        out.freeze()
+    }
 }

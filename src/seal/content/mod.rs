@@ -17,6 +17,13 @@ pub use backup_id::BackupId;
 #[error("{what} cannot be read: {problem}")]
 pub struct BadContent {
     /// Which kind of content, such as `map` or `manifest`.
+pub mod repository;
+pub mod summary;
+
+/// A decrypted object does not say what its kind must say.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is malformed: {problem}")]
+pub struct Malformed {
     pub what: &'static str,
     pub problem: String,
 }
@@ -25,4 +32,26 @@ impl BadContent {
     pub(crate) fn new(what: &'static str, problem: impl Into<String>) -> BadContent {
         BadContent { what, problem: problem.into() }
     }
+}
+impl Malformed {
+    pub fn new(what: &'static str, problem: impl ToString) -> Malformed {
+        Malformed { what, problem: problem.to_string() }
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Exactly `N` bytes from hexadecimal digits; `None` for anything else.
+pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut out = [0; N];
+    if text.len() != 2 * N || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, digits) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(out)
 }
