@@ -42,7 +42,7 @@ impl<'a> Cursor<'a> {
         self.rest
     }
 
-    pub(super) fn bad(&self, problem: impl Into<String>) -> BadContent {
+    pub(super) fn bad(&self, problem: impl ToString) -> BadContent {
         BadContent::new(self.what, problem)
     }
 
