@@ -142,7 +142,7 @@ fn without_encryption_the_published_constant_opens() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(config(64))]
 
     #[test]
     fn any_pushes_give_the_same_object(

@@ -91,3 +91,17 @@ pub fn wal_like(len: usize, seed: u64) -> Vec<u8> {
     out.truncate(len);
     out
 }
+
+/// Seed of the random tests: `WALRECV_SEED`, or a new one; printed, so that a failure can be run again.
+pub fn seed() -> u64 {
+    let given = std::env::var("WALRECV_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = given.unwrap_or_else(|| getrandom::u64().unwrap());
+    println!("WALRECV_SEED={seed}");
+    seed
+}
+
+/// Settings of the property tests.
+pub fn config(cases: u32) -> proptest::test_runner::Config {
+    use proptest::test_runner::{Config, RngSeed};
+    Config { cases, rng_seed: RngSeed::Fixed(seed()), failure_persistence: None, ..Config::default() }
+}
