@@ -15,6 +15,7 @@ pub mod server;
 pub mod temp;
 pub mod tls;
 pub mod user;
+pub mod wal_maker;
 pub mod walrecv;
 
 pub use client::Client;

@@ -1,6 +1,6 @@
 //! Makes valid WAL without a server: pages and records of any version, segment size, position and timeline.
 //!
-//! Pure: what is asked for decides every byte. Use it in a test target with
+//! Pure: what is asked for decides every byte. It comes with `mod support;`, or alone with
 //! `#[path = "support/wal_maker.rs"] mod wal_maker;`.
 //!
 //! ```ignore

@@ -147,9 +147,9 @@ impl WalScanner {
         self.last
     }
 
-    /// Start of the record whose bytes are still arriving. `None` between records, and inside one that began before the start.
+    /// Start of the record whose bytes are still arriving. `None` between records, inside one that began before the start, and after an error.
     pub fn pending(&self) -> Option<Lsn> {
-        (self.place == Place::Inside).then_some(self.partial.start)
+        (self.place == Place::Inside && self.failed.is_none()).then_some(self.partial.start)
     }
 
     fn run(&mut self, bytes: &[u8], may_end: bool, sink: Sink<'_>) -> Result<(), Invalid> {
