@@ -4,4 +4,6 @@
 mod backup_parsers;
 #[path = "live/fixture.rs"]
 mod fixture;
+#[path = "live/net.rs"]
+mod net;
 mod support;

@@ -358,12 +358,14 @@ pub fn base_backup_text(options: &BaseBackupOptions, version: MajorVersion) -> R
     Ok(text)
 }
 
-/// A quoted identifier (`repl_scanner.l`: `"` doubled, nothing else special).
+/// A quoted identifier. A quote inside is refused: not every version's `repl_scanner.l` reads it doubled, and no slot's name has one.
 fn identifier(name: &str) -> Result<String, WireError> {
+    let refused = |found| Err(WireError::Text { what: "the name of a slot", found });
     match name {
-        "" => Err(WireError::Text { what: "the name of a slot", found: "nothing" }),
-        name if name.contains('\0') => Err(WireError::Text { what: "the name of a slot", found: "a zero byte" }),
-        name => Ok(format!("\"{}\"", name.replace('"', "\"\""))),
+        "" => refused("nothing"),
+        name if name.contains('\0') => refused("a zero byte"),
+        name if name.contains('"') => refused("a quote"),
+        name => Ok(format!("\"{name}\"")),
     }
 }
 
