@@ -1,14 +1,17 @@
 //! From a connection string to an authenticated session: addresses, encryption, login, and the second attempts that libpq makes.
 
 use super::connection::Mode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use super::conninfo::{Conninfo, SslMode};
-use super::link::{Link, LinkError};
-use super::passfile;
+use super::link::{Link, LinkError, Stream};
 use super::refusal::{self, Scene};
 use super::socket::{self, Address, Raw};
+use super::{passfile, tls};
 use crate::error::{Error, Kind, Result};
 use crate::wire::error::WireError;
-use crate::wire::startup::{Login, Startup};
+use crate::wire::startup::{self, Login, SslAnswer, Startup};
 
 /// An authenticated session.
 pub(super) struct Session {
@@ -95,22 +98,72 @@ async fn attempt(
         other_address: true,
     })?;
     let local = raw.local_ip();
-    let stream: Box<dyn super::link::Stream> = match (raw, protection) {
-        (Raw::Unix(stream), _) => Box::new(stream),
-        (Raw::Tcp(stream), Protection::Plain | Protection::Tls { optional: true }) => Box::new(stream),
-        (Raw::Tcp(_), Protection::Tls { .. }) => {
-            return Err(Failure::last(Error::new(Kind::Usage, "TLS is not supported yet")));
+    let (stream, end_point, tls): (Box<dyn Stream>, _, _) = match (raw, protection) {
+        (Raw::Unix(stream), _) => (Box::new(stream), None, false),
+        (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, false),
+        (Raw::Tcp(mut stream, peer), Protection::Tls { optional }) => {
+            if info.tls.direct || ask_for_tls(info, &mut stream, optional).await? {
+                let protected = tls::protect(info, peer, stream).await.map_err(|failure| Failure {
+                    error: failure.error,
+                    other_protection: failure.handshake,
+                    other_address: false,
+                })?;
+                (Box::new(protected.0), protected.1, true)
+            } else {
+                (Box::new(stream), None, false)
+            }
         }
     };
-    let scene = Scene::new(info, mode, local, false);
-    login(info, mode, options, stream, None, scene).await
+    let asked = matches!(protection, Protection::Tls { .. });
+    let scene = Scene::new(info, mode, local, tls);
+    login(info, mode, options, stream, end_point, scene).await.map_err(|mut failure| {
+        // Where the server has no TLS, the plain attempt was this one.
+        failure.other_protection &= asked == tls;
+        failure
+    })
+}
+
+/// Sends SSLRequest: whether the server agrees. Exactly one byte is read, so that nothing sent in the clear can slip into the session.
+async fn ask_for_tls(info: &Conninfo, stream: &mut TcpStream, optional: bool) -> Result<bool, Failure> {
+    let refused = |text: &str, hint: &str| {
+        Failure::last(Error::new(Kind::Server, format!("{}: {text}", info.describe())).hint(hint))
+    };
+    let mut answer = [0u8; 1];
+    let exchange = async {
+        stream.write_all(&startup::ssl_request()).await?;
+        stream.read_exact(&mut answer).await
+    };
+    exchange.await.map_err(|error| {
+        let text =
+            format!("{}: the server closed the connection instead of answering to a request for TLS", info.describe());
+        let error = Error::new(Kind::Server, text).transient().caused_by(error);
+        Failure { error, other_protection: optional, other_address: false }
+    })?;
+    match SslAnswer::read(answer[0]) {
+        SslAnswer::Accepted => Ok(true),
+        SslAnswer::Refused if optional => Ok(false),
+        SslAnswer::Refused => Err(refused(
+            "the server has no TLS",
+            "set ssl=on on the server, or sslmode=prefer in the connection string",
+        )),
+        SslAnswer::Error => {
+            let mut failure = refused("the server answered to a request for TLS with an error", "its log says why");
+            failure.error = failure.error.transient();
+            failure.other_protection = optional;
+            Err(failure)
+        }
+        SslAnswer::Other(byte) => Err(refused(
+            &format!("does not speak the protocol of PostgreSQL: answered to a request for TLS with {byte:#04x}"),
+            "check host and port: another program, or a proxy, answers there",
+        )),
+    }
 }
 
 async fn login(
     info: &Conninfo,
     mode: Mode,
     options: &str,
-    stream: Box<dyn super::link::Stream>,
+    stream: Box<dyn Stream>,
     end_point: Option<Vec<u8>>,
     scene: Scene,
 ) -> Result<Session, Failure> {

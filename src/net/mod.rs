@@ -1,5 +1,6 @@
 //! Floor 2: the server: address, socket, TLS, authentication, and the driver that feeds the machines of `wire`.
 
+mod certificate;
 pub mod connection;
 pub mod conninfo;
 mod conninfo_text;
@@ -8,6 +9,7 @@ mod link;
 mod passfile;
 mod refusal;
 mod socket;
+mod tls;
 
 pub use connection::{Connection, Mode, Started};
 pub use conninfo::Conninfo;

@@ -18,7 +18,8 @@ pub(super) enum Address {
 /// A connected socket, before TLS.
 pub(super) enum Raw {
     Unix(UnixStream),
-    Tcp(TcpStream),
+    /// With the server's address.
+    Tcp(TcpStream, SocketAddr),
 }
 
 impl Raw {
@@ -26,7 +27,7 @@ impl Raw {
     pub(super) fn local_ip(&self) -> Option<IpAddr> {
         match self {
             Raw::Unix(_) => None,
-            Raw::Tcp(stream) => stream.local_addr().ok().map(|address| address.ip()),
+            Raw::Tcp(stream, _) => stream.local_addr().ok().map(|address| address.ip()),
         }
     }
 }
@@ -66,7 +67,7 @@ pub(super) async fn connect(info: &Conninfo, address: &Address) -> Result<Raw> {
         Address::Tcp(address) => {
             let stream = TcpStream::connect(address).await.map_err(|error| failed(error, address.to_string()))?;
             tune(info, &stream).map_err(|error| failed(error, address.to_string()))?;
-            Ok(Raw::Tcp(stream))
+            Ok(Raw::Tcp(stream, *address))
         }
     }
 }
