@@ -1,1 +1,16 @@
-//! Placeholder for the store suite.
+//! What is stored: one suite over every kind of store, the answers that stores really give, faults of a real disk, and the archive.
+
+mod support;
+
+#[path = "store/answers.rs"]
+mod answers;
+#[path = "store/common.rs"]
+mod common;
+#[path = "store/disk.rs"]
+mod disk;
+#[path = "store/faults.rs"]
+mod faults;
+#[path = "store/scripted.rs"]
+mod scripted;
+#[path = "store/suite.rs"]
+mod suite;

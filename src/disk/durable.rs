@@ -63,10 +63,12 @@ pub fn create_dirs(path: &Path) -> Result<()> {
 pub fn sync_found(path: &Path, root: &Path) -> Result<()> {
     let file = File::open(path).map_err(|e| failed("cannot open", path, e))?;
     file.sync_all().map_err(|e| sync_failed("file", path, e))?;
-    for above in path.ancestors().skip(1).take_while(|a| a.starts_with(root)) {
-        sync_dir(above)?;
-    }
-    Ok(())
+    sync_dirs(parent(path), root)
+}
+
+/// Syncs `dir` and every directory above it up to and including `root`; nothing when `dir` is not below it.
+pub fn sync_dirs(dir: &Path, root: &Path) -> Result<()> {
+    dir.ancestors().take_while(|a| a.starts_with(root)).try_for_each(sync_dir)
 }
 
 /// Syncs every directory above `path` on its file system. Above the first one, directories that this user may not open are left out:

@@ -50,7 +50,8 @@ impl Backend for LocalBackend {
             // A folder that vanishes in between (an emptied tail) is a transient error: the caller tries again.
             durable::create_dirs(above)?;
             match durable::create_once(path, &parts, 0o666)? {
-                true => sync_directories(above, root).map(|()| Answer::Created),
+                // The directories above may be as new as the object: their own names must reach the disk too.
+                true => durable::sync_dirs(above.parent().unwrap_or(root), root).map(|()| Answer::Created),
                 false => Ok(Answer::Taken),
             }
         })
@@ -59,7 +60,10 @@ impl Backend for LocalBackend {
     fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>> {
         self.run(name, move |_, path| match read_file(path, range) {
             Ok(piece) => Ok(Some(piece)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            // A folder, or a file where a folder would have to be: no object has this name.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) => {
+                Ok(None)
+            }
             Err(e) => Err(cannot("read", path, e)),
         })
     }
@@ -121,14 +125,12 @@ fn demand_root(root: &Path) -> Result<()> {
     }
 }
 
-/// The directories above what was just created, which may be as new: their own names must reach the disk too.
-fn sync_directories(above: &Path, root: &Path) -> Result<()> {
-    if above == root { Ok(()) } else { durable::sync_found(above, root) }
-}
-
 fn read_file(path: &Path, range: Option<Range<u64>>) -> std::io::Result<Piece> {
     let mut file = fs::File::open(path)?;
     let meta = file.metadata()?;
+    if meta.is_dir() {
+        return Err(ErrorKind::IsADirectory.into());
+    }
     let size = meta.len();
     let range = range.unwrap_or(0..u64::MAX);
     let (start, end) = (range.start.min(size), range.end.min(size));

@@ -1,0 +1,189 @@
+//! The answers that a store really gives to a conditional put: whatever they are, "stored" is said only when it is stored.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use walrecv::error::{Kind, Result};
+use walrecv::repo::cloud::Timeouts;
+use walrecv::repo::{Put, Repository};
+
+use crate::common::{PATIENCE, env_of, joined, object, put, runtime};
+use crate::scripted::{Act, Scripted};
+use crate::support::Seed;
+
+const NAME: &str = "clusters/main/object";
+const SHORT: Duration = Duration::from_millis(500);
+
+fn open(server: &Scripted, timeout: Duration) -> Repository {
+    let timeouts = Timeouts { base: timeout, bytes_per_second: 1 << 30 };
+    Repository::open_with("s3://b", &env_of(server.env()), timeouts).unwrap()
+}
+
+/// Puts once against a server that acts so; returns the outcome and how many PUT requests it took.
+async fn outcome(puts: &[Act], gets: &[Act], give_up: Duration) -> (Result<Put>, Scripted, usize) {
+    let server = Scripted::start(puts, gets).await;
+    let result = put(&open(&server, SHORT), NAME, 1, 1, give_up).await;
+    let requests = server.put_heads().len();
+    if result.is_ok() {
+        assert_eq!(server.stored(NAME), Some(joined(&object(1, 1, 100))), "said to be stored");
+    }
+    (result, server, requests)
+}
+
+const CONFLICT: Act = Act::Refuse { apply: false, status: 409, code: "ConditionalRequestConflict" };
+
+/// (what the server does to puts, how it must end, after how many requests)
+#[test]
+fn the_five_answers() {
+    let cases: [(&str, Vec<Act>, Put, usize); 8] = [
+        ("applied, closed", vec![Act::Close { apply: true }, Act::Honest], Put::Ours, 1),
+        ("applied, half an answer", vec![Act::Half, Act::Honest], Put::Ours, 1),
+        ("503, applied", vec![Act::Refuse { apply: true, status: 503, code: "SlowDown" }, Act::Honest], Put::Ours, 1),
+        (
+            "503, not applied",
+            vec![Act::Refuse { apply: false, status: 503, code: "SlowDown" }, Act::Honest],
+            Put::Created,
+            2,
+        ),
+        ("409 twice, nothing stored", vec![CONFLICT, CONFLICT, Act::Honest], Put::Created, 3),
+        ("silence, applied", vec![Act::Silence { apply: true }, Act::Honest], Put::Ours, 1),
+        ("silence, not applied", vec![Act::Silence { apply: false }, Act::Honest], Put::Created, 2),
+        ("closed, not applied", vec![Act::Close { apply: false }, Act::Honest], Put::Created, 2),
+    ];
+    runtime().block_on(async {
+        for (what, puts, expected, requests) in cases {
+            let (result, _, sent) = outcome(&puts, &[], PATIENCE).await;
+            assert_eq!(result.unwrap(), expected, "{what}");
+            assert_eq!(sent, requests, "{what}: no retries but ours");
+        }
+    });
+}
+
+/// What never settles ends as "may pass", and what is refused at once, both with advice.
+#[test]
+fn what_cannot_be_settled_is_an_error() {
+    let give_up = Duration::from_millis(300);
+    let refuse = |status, code| Act::Refuse { apply: false, status, code };
+    runtime().block_on(async {
+        for puts in [CONFLICT, refuse(503, "SlowDown"), Act::Silence { apply: false }, Act::Close { apply: false }] {
+            let (result, server, _) = outcome(&[puts], &[], give_up).await;
+            let error = result.unwrap_err();
+            assert!(error.is_transient() && error.kind() == Kind::Repository, "{puts:?}: {error}");
+            assert!(error.advice().is_some() && error.to_string().contains(NAME), "{puts:?}: {error}");
+            assert_eq!(server.stored(NAME), None);
+        }
+        // Stored, but nobody can know: the answer is lost and the question is never answered.
+        for gets in
+            [Act::Silence { apply: false }, Act::Half, refuse(500, "InternalError"), Act::Close { apply: false }]
+        {
+            let (result, ..) = outcome(&[Act::Close { apply: true }, Act::Honest], &[gets], give_up).await;
+            assert!(result.unwrap_err().is_transient(), "{gets:?}");
+        }
+        for (status, code) in [
+            (403, "AccessDenied"),
+            (403, "SignatureDoesNotMatch"),
+            (401, ""),
+            (404, "NoSuchBucket"),
+            (501, "NotImplemented"),
+            (400, "InvalidRequest"),
+            (301, "PermanentRedirect"),
+        ] {
+            let (result, _, requests) = outcome(&[refuse(status, code)], &[], PATIENCE).await;
+            let error = result.unwrap_err();
+            assert!(!error.is_transient() && error.kind() == Kind::Repository, "{status} {code}: {error}");
+            assert!(error.advice().is_some(), "{status} {code}: {error}");
+            assert_eq!(requests, 1, "{status} {code}");
+        }
+        for (status, code) in [(400, "RequestTimeout"), (400, "BadDigest"), (429, ""), (500, "InternalError")] {
+            let (result, ..) = outcome(&[refuse(status, code), Act::Honest], &[], PATIENCE).await;
+            assert_eq!(result.unwrap(), Put::Created, "{status} {code}");
+        }
+    });
+}
+
+/// The answer to our put is lost, and somebody else's object stands there.
+#[test]
+fn a_lost_answer_and_another_writer() {
+    runtime().block_on(async {
+        for lost in [Act::Close { apply: false }, Act::Silence { apply: false }, CONFLICT] {
+            for (salt, claims, expected) in [(9, 1, Ok(Put::Equal)), (9, 9, Err(Kind::Diverged))] {
+                let server = Scripted::start(&[lost], &[]).await;
+                server.store(NAME, joined(&object(salt, claims, 100)));
+                let result = put(&open(&server, SHORT), NAME, 1, 1, PATIENCE).await;
+                assert_eq!(result.map_err(|e| e.kind()), expected, "{lost:?}");
+            }
+        }
+    });
+}
+
+/// Every put is conditional and carries a checksum of the whole object.
+#[test]
+fn what_a_put_carries() {
+    runtime().block_on(async {
+        let (_, server, _) = outcome(&[], &[], PATIENCE).await;
+        let head = server.put_heads()[0].to_lowercase();
+        assert!(head.contains("if-none-match: *"), "{head}");
+        assert!(head.contains("x-amz-checksum-crc64nvme: "), "{head}");
+        assert!(head.starts_with("put /b/clusters/main/object"), "path style: {head}");
+    });
+}
+
+/// Absence must be proved: by S3's own word for it, or by a listing that works.
+#[test]
+fn not_found_by_whom() {
+    let vague = Act::Refuse { apply: false, status: 404, code: "" };
+    runtime().block_on(async {
+        let absent = Scripted::start(&[], &[]).await;
+        assert_eq!(open(&absent, SHORT).get(NAME).await.unwrap(), None, "NoSuchKey");
+
+        let proxy = Scripted::start(&[], &[vague]).await;
+        assert_eq!(open(&proxy, SHORT).get(NAME).await.unwrap(), None, "a listing proves it");
+        proxy.store(NAME, vec![1]);
+        assert!(open(&proxy, SHORT).get(NAME).await.unwrap_err().is_transient(), "the listing has it");
+        proxy.script_lists(&[vague]);
+        assert!(open(&proxy, SHORT).get(NAME).await.is_err(), "nothing works");
+        assert!(open(&proxy, SHORT).list("clusters").await.is_err(), "a listing that is not found is not empty");
+
+        for act in [Act::Half, Act::Close { apply: true }, Act::Silence { apply: true }] {
+            let server = Scripted::start(&[], &[act, Act::Honest]).await;
+            server.store(NAME, vec![7; 5000]);
+            assert_eq!(open(&server, SHORT).get(NAME).await.unwrap().unwrap(), vec![7; 5000], "{act:?}");
+            let server = Scripted::start(&[], &[act]).await;
+            server.store(NAME, vec![7; 5000]);
+            assert!(open(&server, Duration::from_millis(50)).get(NAME).await.unwrap_err().is_transient(), "{act:?}");
+        }
+    });
+}
+
+/// Random sequences of all that a server may do.
+#[test]
+fn any_sequence_of_answers() {
+    let mut seed = Seed::of_run();
+    let refuse = |apply, status, code| Act::Refuse { apply, status, code };
+    let acts = [
+        Act::Honest,
+        Act::Half,
+        Act::Close { apply: true },
+        Act::Close { apply: false },
+        Act::Silence { apply: true },
+        Act::Silence { apply: false },
+        CONFLICT,
+        refuse(true, 409, "ConditionalRequestConflict"),
+        refuse(true, 503, "SlowDown"),
+        refuse(false, 500, "InternalError"),
+        refuse(false, 412, "PreconditionFailed"),
+        refuse(true, 200, ""),
+    ];
+    let script = |seed: &mut Seed, choice: usize| -> Vec<Act> {
+        (0..seed.between(1, 4)).map(|_| acts[seed.below(choice as u64) as usize]).chain([Act::Honest]).collect()
+    };
+    runtime().block_on(async {
+        let rounds = (0..120).map(|_| (script(&mut seed, acts.len()), script(&mut seed, 6)));
+        let rounds = rounds.collect::<Vec<_>>().into_iter().map(|(puts, gets)| async move {
+            let (result, ..) = outcome(&puts, &gets, PATIENCE).await;
+            let put = result.unwrap_or_else(|e| panic!("puts {puts:?} gets {gets:?}: {e}"));
+            assert_ne!(put, Put::Equal);
+        });
+        join_all(rounds).await;
+    });
+}
