@@ -1,1 +1,106 @@
 //! Floor 5: base backups; finished only when their WAL is durable.
+//!
+//! ```text
+//! connect → check → wait for the receiver → BASE_BACKUP → intent
+//!   tar stream → files → pages → frames → packs (sealed while the socket goes on)
+//!   → maps → WAL durable to the stop position → manifest
+//! ```
+//!
+//! [`take()`] is the list of these steps. A backup exists from the moment its manifest does; whatever stops it before leaves objects that
+//! no manifest names.
+
+mod check;
+mod finish;
+mod intake;
+mod packer;
+mod prepare;
+mod record;
+mod sealing;
+mod take;
+mod upload;
+mod wal;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use take::{take, take_with};
+pub use wal::WalWatch;
+
+use crate::pg::Lsn;
+use crate::seal::content::manifest::Manifest;
+use crate::seal::sealer::Compression;
+
+/// What a backup is asked to be. `Default` gives what the program does without options.
+#[derive(Clone)]
+pub struct BackupOptions {
+    /// Stands in backup_label and in lists. One line of at most 1000 bytes.
+    pub label: String,
+    /// Ask for an immediate checkpoint. Default: yes, so that a backup begins at once; `false` spreads the checkpoint over
+    /// `checkpoint_completion_target`, which is gentler to a busy server and can take minutes.
+    pub fast_checkpoint: bool,
+    /// Most kB a second that the server may send: 32 to 1048576.
+    pub max_rate: Option<u32>,
+    /// Of pages and files; lists and maps are always compressed with zstd.
+    pub compression: Compression,
+    /// Where the lock stands that keeps two backups of one cluster on one host apart; `None`: no lock.
+    pub state_dir: Option<PathBuf>,
+    /// How long the archive may take to reach where the server is now, before the backup begins.
+    pub follow_within: Duration,
+    /// How long the archive may stand still before the stop position is reached, at the end.
+    pub wal_stall: Duration,
+    /// How long one object is tried.
+    pub put_limit: Duration,
+    /// Is told how the backup goes, several times a second, from any thread.
+    pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+}
+
+impl Default for BackupOptions {
+    fn default() -> BackupOptions {
+        BackupOptions {
+            label: "walrecv".to_owned(),
+            fast_checkpoint: true,
+            max_rate: None,
+            compression: Compression::Zstd(3),
+            state_dir: None,
+            follow_within: Duration::from_secs(15),
+            wal_stall: Duration::from_secs(60),
+            put_limit: Duration::from_secs(300),
+            progress: None,
+        }
+    }
+}
+
+impl BackupOptions {
+    fn tell(&self, progress: Progress) {
+        if let Some(tell) = &self.progress {
+            tell(progress);
+        }
+    }
+}
+
+/// How a backup goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Before anything is written: does a receiver follow? `durable` is how far the archive is, if it holds anything of this timeline.
+    WaitingForReceiver { durable: Option<Lsn>, needed: Lsn },
+    /// The server makes its starting checkpoint.
+    Checkpoint,
+    /// `total` is the server's estimate.
+    Copying { done: u64, total: Option<u64> },
+    /// Everything is stored; the maps are being written.
+    Mapping { files: u64 },
+    /// The archive has to reach the stop position.
+    WaitingForWal { durable: Option<Lsn>, needed: Lsn },
+}
+
+/// A finished backup.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// As it is stored.
+    pub manifest: Manifest,
+    /// From the first message to the server to the durable manifest.
+    pub elapsed: Duration,
+    /// Of that, what was spent waiting for WAL at the end.
+    pub waited_for_wal: Duration,
+}

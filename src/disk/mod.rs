@@ -2,4 +2,5 @@
 
 pub mod durable;
 pub mod lay;
+pub mod lock;
 pub mod tail_file;

@@ -1,0 +1,141 @@
+//! The end of a backup: maps, then the manifest, whose creation makes it one.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::intake::Received;
+use super::record::Record;
+use super::sealing::Sealing;
+use super::upload::Outbox;
+use crate::archive::Archive;
+use crate::error::{Error, Kind, Result};
+use crate::pg::control::ControlFile;
+use crate::pg::label::{BackupFrom, BackupLabel, parse_tablespace_map};
+use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes, Tablespace};
+use crate::seal::content::map::{MapWriter, PackPlace};
+use crate::seal::header::ObjectKind;
+
+/// When and where a backup began and ended.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub start: Lsn,
+    pub timeline: TimelineId,
+    pub stop: Lsn,
+    pub stop_timeline: TimelineId,
+    pub started_at: Timestamp,
+    pub stopped_at: Timestamp,
+}
+
+/// What this program calls itself in manifests and intents.
+pub fn made_by() -> String {
+    concat!("walrecv ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// Writes the map of all files; the number of its parts. Blocks.
+pub fn write_map(records: &[Record], packs: &[Arc<PackPlace>], sealing: &mut Sealing, outbox: &Outbox) -> Result<u32> {
+    let mut writer = MapWriter::new(sealing.id.clone());
+    let mut parts = 0;
+    let mut store = |plain: Vec<u8>, sealing: &mut Sealing| {
+        let upload = sealing.index(ObjectKind::Map, parts, &plain)?;
+        parts += 1;
+        outbox.send(upload)
+    };
+    for record in records.iter().filter(|r| r.mapped) {
+        for part in writer.push(&record.entry(packs)?) {
+            store(part, sealing)?;
+        }
+    }
+    for part in writer.finish() {
+        store(part, sealing)?;
+    }
+    Ok(parts)
+}
+
+/// The manifest, all but what only the end knows: `sizes.stored`. Whatever the labels and pg_control say must agree with what the server said.
+pub fn manifest(
+    archive: &Archive,
+    received: &Received,
+    span: &Span,
+    label: &str,
+    version_num: u32,
+    map: MapRef,
+) -> Result<Manifest> {
+    let disagree =
+        |what: String| Error::new(Kind::Corrupt, what).context("the server's base backup does not agree with itself");
+    let bad = |e: &dyn std::fmt::Display| disagree(e.to_string());
+    let server_label = BackupLabel::parse(&received.backup_label).map_err(|e| bad(&e))?;
+    let control = ControlFile::parse(&received.control).map_err(|e| bad(&e))?;
+    if (server_label.start, server_label.timeline) != (span.start, span.timeline) {
+        let (start, timeline) = (server_label.start, server_label.timeline);
+        let (said, on) = (span.start, span.timeline);
+        return Err(disagree(format!(
+            "backup_label starts at {start} of timeline {timeline}, the server said {said} of {on}"
+        )));
+    }
+    if control.system != archive.names.system {
+        let (found, expected) = (control.system, archive.names.system);
+        return Err(disagree(format!("pg_control is of system {found}, the server said {expected}")));
+    }
+    let lines = parse_tablespace_map(received.tablespace_map.as_deref().unwrap_or_default()).map_err(|e| bad(&e))?;
+    let tablespaces = lines.into_iter().map(|l| Tablespace { oid: l.oid, location: Raw(l.path) }).collect();
+    Ok(Manifest {
+        version: Manifest::VERSION,
+        id: map.backup.clone(),
+        label: label.to_owned(),
+        cluster: archive.names.cluster.clone(),
+        system: archive.names.system,
+        segment_size: archive.names.segment_size,
+        version_num,
+        from_standby: server_label.from == BackupFrom::Standby,
+        timeline: span.timeline,
+        start: span.start,
+        stop: span.stop,
+        stop_timeline: span.stop_timeline,
+        checkpoint: server_label.checkpoint,
+        started_at: span.started_at,
+        stopped_at: span.stopped_at,
+        maps: vec![map],
+        tablespaces,
+        backup_label: Raw(received.backup_label.clone()),
+        tablespace_map: received.tablespace_map.clone().map(Raw),
+        server_manifest: received.server_manifest.clone(),
+        sizes: sizes(received),
+        control: facts(&control),
+        bad_pages: received.bad_pages.clone(),
+        bad_page_count: received.bad_page_count,
+        made_by: made_by(),
+    })
+}
+
+fn sizes(received: &Received) -> Sizes {
+    let files = || received.records.iter().filter(|r| r.is_file());
+    let total = files().map(|r| r.size).sum();
+    let kept: u64 = files().filter(|r| !r.mapped).map(|r| r.size).sum();
+    Sizes {
+        total,
+        files: files().count() as u64,
+        read: 0,
+        stored: 0,
+        changed: received.plain,
+        zero: total.saturating_sub(kept + received.plain),
+        packs: received.packs.len() as u32,
+    }
+}
+
+fn facts(control: &ControlFile) -> ControlFacts {
+    let parameters = control.parameters;
+    ControlFacts {
+        control_version: control.control_version,
+        catalog_version: control.catalog_version,
+        data_checksum_version: control.data_checksum_version,
+        wal_level: parameters.wal_level,
+        max_connections: parameters.max_connections,
+        max_worker_processes: parameters.max_worker_processes,
+        max_wal_senders: parameters.max_wal_senders,
+        max_prepared_transactions: parameters.max_prepared_transactions,
+        max_locks_per_transaction: parameters.max_locks_per_transaction,
+        track_commit_timestamp: control.track_commit_timestamp,
+    }
+}

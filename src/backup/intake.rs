@@ -1,0 +1,316 @@
+//! The server's bytes become files: tar members are read, pages checked, contents packed. Runs on a thread of its own, where it may
+//! compute and block.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::check::ServerCheck;
+use super::packer::Packer;
+use super::record::Record;
+use super::sealing::Sealing;
+use super::upload::Outbox;
+use crate::error::{Error, Kind, Result};
+use crate::pg::data_page::{self, PAGE, PageState, RelationFile};
+use crate::pg::tar::{BadTar, Member, MemberKind, TarEvent, TarReader};
+use crate::pg::{Lsn, SystemIdentifier};
+use crate::seal::content::manifest::{BadPage, Manifest, Raw, ServerManifest};
+use crate::seal::content::map::{EntryKind, PackPlace, Unit};
+use crate::seal::sealer::Compression;
+use crate::wire::command::{BackupEvent, TablespaceRow};
+
+/// Largest backup_label or tablespace_map that is accepted.
+const KEPT: u64 = 4 << 20;
+
+/// What the intake has to know before the first byte.
+pub struct Expected {
+    pub system: SystemIdentifier,
+    /// Where the backup's WAL begins: younger pages are not checked.
+    pub start: Lsn,
+    pub tablespaces: Vec<TablespaceRow>,
+    /// `None`: the cluster has no page checksums.
+    pub pages_per_segment: Option<u32>,
+    pub compression: Compression,
+}
+
+/// Everything that was received and stored.
+pub struct Received {
+    /// Sorted by path.
+    pub records: Vec<Record>,
+    pub packs: Vec<Arc<PackPlace>>,
+    pub backup_label: Vec<u8>,
+    pub tablespace_map: Option<Vec<u8>>,
+    pub control: Vec<u8>,
+    pub server_manifest: Option<ServerManifest>,
+    pub bad_pages: Vec<BadPage>,
+    pub bad_page_count: u64,
+    /// Bytes of pages and files that were stored, before compression.
+    pub plain: u64,
+}
+
+/// The file that is being read.
+struct Current {
+    record: Record,
+    /// Bytes read.
+    at: u64,
+    relation: Option<RelationFile>,
+    /// The beginning of a page that was cut by the end of a piece.
+    partial: Vec<u8>,
+    /// The content, of the few files that are needed here.
+    kept: Option<Vec<u8>>,
+}
+
+/// Reads what BASE_BACKUP yields.
+pub struct Intake {
+    expected: Expected,
+    pub(super) sealing: Sealing,
+    packer: Packer,
+    tar: TarReader,
+    /// What the current archive's names are below.
+    prefix: Vec<u8>,
+    archives: usize,
+    current: Option<Current>,
+    records: Vec<Record>,
+    backup_label: Option<Vec<u8>>,
+    tablespace_map: Option<Vec<u8>>,
+    control: Option<Vec<u8>>,
+    check: Option<ServerCheck>,
+    server_manifest: Option<ServerManifest>,
+    bad_pages: Vec<BadPage>,
+    bad_page_count: u64,
+    outbox: Outbox,
+}
+
+impl Intake {
+    pub fn new(expected: Expected, sealing: Sealing, outbox: Outbox) -> Intake {
+        let packer = Packer::new(expected.compression, outbox.clone());
+        Intake {
+            expected,
+            sealing,
+            packer,
+            tar: TarReader::new(),
+            prefix: Vec::new(),
+            archives: 0,
+            current: None,
+            records: Vec::new(),
+            backup_label: None,
+            tablespace_map: None,
+            control: None,
+            check: None,
+            server_manifest: None,
+            bad_pages: Vec::new(),
+            bad_page_count: 0,
+            outbox,
+        }
+    }
+
+    /// Reads events until the backup is complete. A channel that ends before is an interruption, whose reason the other side knows.
+    pub fn run(mut self, mut events: mpsc::Receiver<BackupEvent>) -> Result<(Received, Sealing)> {
+        while let Some(event) = events.blocking_recv() {
+            match event {
+                BackupEvent::Archive { index } => self.archive(index)?,
+                BackupEvent::Data(bytes) => self.data(bytes)?,
+                BackupEvent::Manifest => self.manifest_begins()?,
+                BackupEvent::ManifestData(bytes) => match &mut self.check {
+                    Some(check) => check.push(&self.records, &bytes, &mut self.sealing, &self.outbox)?,
+                    None => return Err(refused("the server sent a manifest before it began one")),
+                },
+                BackupEvent::Complete => return self.finish(),
+                BackupEvent::Start { .. } | BackupEvent::Progress { .. } | BackupEvent::End { .. } => {}
+            }
+        }
+        Err(Error::new(Kind::Interrupted, "the backup was ended before it was complete"))
+    }
+
+    fn archive(&mut self, index: usize) -> Result<()> {
+        self.archive_ends()?;
+        let row = self.expected.tablespaces.get(index).ok_or_else(|| refused("an archive of no tablespace"))?;
+        self.prefix = row.oid.map(|oid| format!("pg_tblspc/{oid}/").into_bytes()).unwrap_or_default();
+        self.tar = TarReader::new();
+        self.archives += 1;
+        Ok(())
+    }
+
+    fn archive_ends(&mut self) -> Result<()> {
+        self.tar.finish().map_err(damaged)
+    }
+
+    fn data(&mut self, bytes: Bytes) -> Result<()> {
+        self.tar.feed(bytes);
+        while let Some(event) = self.tar.next_event().map_err(damaged)? {
+            match event {
+                TarEvent::Member(member) => self.begin(member),
+                TarEvent::Data(bytes) => self.content(&bytes)?,
+                TarEvent::End => self.end()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, member: Member) {
+        let path = [self.prefix.as_slice(), &member.path].concat();
+        let relation = RelationFile::from_path(&path).filter(|_| member.size % PAGE as u64 == 0);
+        let kind = match member.kind {
+            MemberKind::Directory => EntryKind::Directory,
+            MemberKind::Symlink => EntryKind::Symlink,
+            MemberKind::File if relation.is_some() => EntryKind::Pages,
+            MemberKind::File => EntryKind::Bytes,
+        };
+        let in_manifest = matches!(path.as_slice(), b"backup_label" | b"tablespace_map");
+        let kept = (in_manifest || path == b"global/pg_control").then(Vec::new);
+        let Member { size, mode, mtime, link, .. } = member;
+        let (crc, mapped, stored) = (0, !in_manifest, Vec::new());
+        let record = Record { path, kind, size, mode, mtime, link, crc, mapped, stored };
+        self.current = Some(Current { record, at: 0, relation, partial: Vec::new(), kept });
+    }
+
+    fn content(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(mut current) = self.current.take() else { return Err(refused("content of no file")) };
+        current.record.crc = crc32c::crc32c_append(current.record.crc, bytes);
+        if let Some(kept) = &mut current.kept {
+            if kept.len() as u64 + bytes.len() as u64 > KEPT {
+                return Err(refused(&format!("{} is longer than {KEPT} bytes", current.record.shown())));
+            }
+            kept.extend_from_slice(bytes);
+        }
+        if current.relation.is_some() {
+            self.pages(&mut current, bytes)?;
+        } else {
+            if current.record.mapped {
+                self.packer.add(&mut self.sealing, &mut current.record, Unit::Bytes, current.at, bytes)?;
+            }
+            current.at += bytes.len() as u64;
+        }
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// Joins pages that were cut and passes all whole ones on.
+    fn pages(&mut self, current: &mut Current, mut bytes: &[u8]) -> Result<()> {
+        if !current.partial.is_empty() {
+            let (now, rest) = bytes.split_at(bytes.len().min(PAGE - current.partial.len()));
+            current.partial.extend_from_slice(now);
+            bytes = rest;
+            if current.partial.len() == PAGE {
+                let page = std::mem::take(&mut current.partial);
+                self.whole_pages(current, &page)?;
+            }
+        }
+        let (whole, rest) = bytes.split_at(bytes.len() / PAGE * PAGE);
+        self.whole_pages(current, whole)?;
+        current.partial.extend_from_slice(rest);
+        Ok(())
+    }
+
+    /// Checks pages and stores those that are not zero, row by row.
+    fn whole_pages(&mut self, current: &mut Current, bytes: &[u8]) -> Result<()> {
+        let (pages, _) = bytes.as_chunks::<PAGE>();
+        let first = current.at / PAGE as u64;
+        let mut row = 0;
+        for (index, page) in pages.iter().enumerate() {
+            let zero = self.is_zero(&current.record, current.relation, page, first + index as u64);
+            if zero {
+                self.row(current, pages, first, row..index)?;
+                row = index + 1;
+            }
+        }
+        self.row(current, pages, first, row..pages.len())?;
+        current.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        current: &mut Current,
+        pages: &[[u8; PAGE]],
+        first: u64,
+        row: std::ops::Range<usize>,
+    ) -> Result<()> {
+        let start = first + row.start as u64;
+        let bytes = pages.get(row).unwrap_or_default().as_flattened();
+        self.packer.add(&mut self.sealing, &mut current.record, Unit::Pages, start, bytes)
+    }
+
+    /// Looks at one page: bad ones are noted, zero ones need no place.
+    fn is_zero(&mut self, record: &Record, relation: Option<RelationFile>, page: &[u8; PAGE], number: u64) -> bool {
+        let (Some(relation), Some(per_segment)) = (relation, self.expected.pages_per_segment) else {
+            return data_page::is_zero(page);
+        };
+        let block = u64::from(relation.segment) * u64::from(per_segment) + number;
+        match data_page::judge(page, block as u32, self.expected.start) {
+            PageState::Zero => true,
+            PageState::Good | PageState::Newer => false,
+            PageState::Bad { stored, computed } => {
+                self.bad_page_count += 1;
+                if self.bad_pages.len() < Manifest::BAD_PAGES {
+                    let path = record.shown();
+                    tracing::warn!(path, page = number, stored, computed, "page checksum does not match");
+                    self.bad_pages.push(BadPage { path: Raw(record.path.clone()), page: number });
+                }
+                false
+            }
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let Some(current) = self.current.take() else { return Err(refused("the end of no file")) };
+        match current.record.path.as_slice() {
+            b"backup_label" => self.backup_label = current.kept,
+            b"tablespace_map" => self.tablespace_map = current.kept,
+            b"global/pg_control" => self.control = current.kept,
+            _ => {}
+        }
+        self.records.push(current.record);
+        Ok(())
+    }
+
+    /// All archives have passed: nothing is added to the packs any more, and files can be found by name.
+    fn manifest_begins(&mut self) -> Result<()> {
+        self.archive_ends()?;
+        self.sort()?;
+        self.check = Some(ServerCheck::new(&self.records, self.expected.system, self.expected.start));
+        Ok(())
+    }
+
+    fn sort(&mut self) -> Result<()> {
+        self.records.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        match self.records.array_windows().find(|[a, b]| a.path == b.path) {
+            Some([twice, _]) => Err(refused(&format!("{} was sent twice", twice.shown()))),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(mut self) -> Result<(Received, Sealing)> {
+        match self.check.take() {
+            Some(check) => self.server_manifest = Some(check.finish(&self.records, &mut self.sealing, &self.outbox)?),
+            None => return Err(refused("the server sent no manifest")),
+        }
+        if self.archives != self.expected.tablespaces.len() {
+            let expected = self.expected.tablespaces.len();
+            return Err(refused(&format!("expected {expected} archives, received {}", self.archives)));
+        }
+        let missing = |file: &str| refused(&format!("the backup has no {file}"));
+        let plain = self.packer.plain;
+        let received = Received {
+            packs: self.packer.finish(&mut self.sealing)?,
+            records: self.records,
+            backup_label: self.backup_label.ok_or_else(|| missing("backup_label"))?,
+            tablespace_map: self.tablespace_map,
+            control: self.control.ok_or_else(|| missing("global/pg_control"))?,
+            server_manifest: self.server_manifest,
+            bad_pages: self.bad_pages,
+            bad_page_count: self.bad_page_count,
+            plain,
+        };
+        Ok((received, self.sealing))
+    }
+}
+
+fn damaged(bad: BadTar) -> Error {
+    Error::new(Kind::Corrupt, bad.to_string()).context("the server's base backup")
+}
+
+fn refused(problem: &str) -> Error {
+    Error::new(Kind::Corrupt, problem).context("the server's base backup")
+}

@@ -1,0 +1,120 @@
+//! Before the first byte: is this the right server, and does a receiver follow it?
+
+use super::wal::WalWatch;
+use super::{BackupOptions, Progress, wal};
+use crate::archive::Archive;
+use crate::error::{Context, Error, Kind, Result};
+use crate::net::{Connection, Conninfo, Mode};
+use crate::pg::SegmentSize;
+use crate::pg::data_page::PAGE;
+use crate::wire::command::Identity;
+
+/// Longest label.
+const LABEL: usize = 1000;
+
+/// A connected server that may be backed up.
+pub struct Prepared {
+    pub connection: Connection,
+    pub identity: Identity,
+    /// `None`: no page checksums.
+    pub pages_per_segment: Option<u32>,
+}
+
+/// Connects and compares the server with the archive.
+pub async fn connect(archive: &Archive, server: &Conninfo, options: &BackupOptions) -> Result<Prepared> {
+    demand_label(&options.label)?;
+    let mut connection = Connection::connect(server, Mode::Physical, "").await?;
+    let identity = connection.identify_system().await?;
+    let names = &archive.names;
+    if identity.system != names.system {
+        let text = format!(
+            "{} is system {}, cluster {} in the repository is {}",
+            server.describe(),
+            identity.system,
+            names.cluster,
+            names.system
+        );
+        return Err(Error::new(Kind::Diverged, text)
+            .hint("Check the connection string, or give the other server a cluster name of its own."));
+    }
+    let segment = connection.show("wal_segment_size").await?;
+    if SegmentSize::from_show(&segment) != Some(names.segment_size) {
+        let expected = names.segment_size.bytes() >> 20;
+        let text = format!("the server's WAL segments are {segment}, those in the repository {expected}MB");
+        return Err(Error::new(Kind::Diverged, text));
+    }
+    let page = connection.show("block_size").await?;
+    if page != PAGE.to_string() {
+        let text = format!("the server's pages have {page} bytes, only {PAGE} is supported");
+        return Err(Error::new(Kind::Server, text));
+    }
+    let checksums = connection.show("data_checksums").await? == "on";
+    let per_segment = pages_per_segment(&connection.show("segment_size").await?);
+    Ok(Prepared { connection, identity, pages_per_segment: per_segment.filter(|_| checksums) })
+}
+
+/// backup_label is a file of lines.
+fn demand_label(label: &str) -> Result<()> {
+    if label.len() <= LABEL && !label.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("the label must be one line of at most {LABEL} bytes")))
+}
+
+/// From what `SHOW segment_size` prints, such as `1GB`.
+fn pages_per_segment(text: &str) -> Option<u32> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match text.get(digits.len()..)? {
+        "B" => 1,
+        "kB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        "TB" => 1 << 40,
+        _ => return None,
+    };
+    let bytes = digits.parse::<u64>().ok()?.checked_mul(unit)?;
+    u32::try_from(bytes / PAGE as u64).ok().filter(|pages| *pages > 0)
+}
+
+/// Waits until the archive has reached where the server is now. Without a receiver the backup could never be restored, so that is refused
+/// before anything is copied.
+pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupOptions) -> Result<()> {
+    let Identity { timeline, position: needed, .. } = prepared.identity;
+    let reached = wal::reach(watch, timeline, needed, needed, options.follow_within, false, |durable| {
+        options.tell(Progress::WaitingForReceiver { durable, needed });
+    });
+    let reached = reached.await.context("does a receiver follow the server?")?;
+    if reached.is_some_and(|durable| durable >= needed) {
+        return Ok(());
+    }
+    let state = match reached {
+        Some(durable) => format!("the archive ends at {durable}, the server is at {needed} of timeline {timeline}"),
+        None => format!("the archive does not hold the WAL at {needed} of timeline {timeline}"),
+    };
+    let text = format!("no receiver follows the server: {state} after {:?}", options.follow_within);
+    Err(Error::new(Kind::Slot, text)
+        .hint("Start `walrecv receive` (or `walrecv run`) for this cluster first: a backup without its WAL cannot be restored."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_sizes_of_relations() {
+        assert_eq!(pages_per_segment("1GB"), Some(131_072));
+        assert_eq!(pages_per_segment("48kB"), Some(6));
+        assert_eq!(pages_per_segment("2TB"), Some(268_435_456));
+        for bad in ["", "GB", "1 GB", "1", "0GB", "99999999999TB"] {
+            assert_eq!(pages_per_segment(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn labels_are_one_line() {
+        assert!(demand_label("it's \"fine\" \\ ü").is_ok());
+        for bad in ["a\nb", "a\rb", "\0", &"x".repeat(1001)] {
+            assert_eq!(demand_label(bad).unwrap_err().kind(), Kind::Usage);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The steps of a backup, in order.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::finish::{self, Span, made_by};
+use super::intake::{Expected, Intake, Received};
+use super::prepare::{self, Prepared};
+use super::sealing::{Sealing, fill_random};
+use super::upload::{self, store_all};
+use super::wal::{self, WalWatch};
+use super::{BackupOptions, Outcome, Progress};
+use crate::archive::Archive;
+use crate::disk::lock::LockFile;
+use crate::error::{Context, Error, Kind, Result};
+use crate::keys::ring::WriterRing;
+use crate::net::{Connection, Conninfo};
+use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::BackupId;
+use crate::seal::content::intent::Intent;
+use crate::seal::content::manifest::{Manifest, MapRef, Tombstone};
+use crate::seal::header::ObjectKind;
+use crate::wire::command::{BackupEvent, BaseBackupOptions, TablespaceRow};
+
+/// Events between the socket and the intake: at most 2 MiB of data.
+const QUEUE: usize = 64;
+/// How often copying is told.
+const TELL: Duration = Duration::from_millis(200);
+/// How long giving a failed backup up may take.
+const GIVE_UP: Duration = Duration::from_secs(10);
+
+/// What BASE_BACKUP said at its beginning.
+struct Begun {
+    start: Lsn,
+    timeline: TimelineId,
+    tablespaces: Vec<TablespaceRow>,
+    started_at: Timestamp,
+}
+
+/// Takes a base backup of the server into the archive. The archive must be followed by a receiver: `Kind::Slot` when it is not. Dropping the future
+/// ends the backup and leaves no manifest.
+///
+/// Errors: another server is `Kind::Diverged`; a backup already running on this host `Kind::Busy`; what was received and is not what the
+/// server's manifest says `Kind::Corrupt`; WAL that does not arrive at the end `Kind::Slot`, WAL with a hole `Kind::Gap`.
+pub async fn take(
+    archive: &Archive,
+    ring: Arc<WriterRing>,
+    server: &Conninfo,
+    options: &BackupOptions,
+) -> Result<Outcome> {
+    take_with(archive, ring, server, options, archive).await
+}
+
+/// As [`take()`], with another source of knowledge about WAL.
+pub async fn take_with(
+    archive: &Archive,
+    ring: Arc<WriterRing>,
+    server: &Conninfo,
+    options: &BackupOptions,
+    watch: &dyn WalWatch,
+) -> Result<Outcome> {
+    let clock = Instant::now();
+    let _lock = lock(archive, options).await?;
+    let mut prepared = prepare::connect(archive, server, options).await?;
+    prepare::follow(&prepared, watch, options).await?;
+    let begun = begin(&mut prepared.connection, options).await?;
+    let mut random = [0; 2];
+    fill_random(&mut random)?;
+    let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
+    let mut sealing = Sealing::new(archive.clone(), ring.clone(), id.clone())?;
+    announce(archive, &begun, &mut sealing, options).await?;
+    let taken = copy(archive, prepared, begun, sealing, options, watch).await;
+    match taken {
+        Ok((manifest, waited_for_wal)) => Ok(Outcome { manifest, elapsed: clock.elapsed(), waited_for_wal }),
+        Err(error) => {
+            give_up(archive, ring, id.clone(), &error).await;
+            Err(error.context(format_args!("backup {id}")))
+        }
+    }
+}
+
+/// One backup of a cluster at a time on this host. Others are not known: two backups at once cost time and space, and do no harm.
+async fn lock(archive: &Archive, options: &BackupOptions) -> Result<Option<LockFile>> {
+    let Some(dir) = options.state_dir.clone() else { return Ok(None) };
+    let path = dir.join(format!("backup-{}.lock", archive.names.cluster));
+    let taken = {
+        let path = path.clone();
+        blocking(move || LockFile::take(&path)).await?
+    };
+    if taken.is_none() {
+        let text = format!("a backup of cluster {} is running: {} is locked", archive.names.cluster, path.display());
+        return Err(Error::new(Kind::Busy, text).hint("Wait for it to end, or stop it."));
+    }
+    Ok(taken)
+}
+
+/// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first.
+async fn begin(connection: &mut Connection, options: &BackupOptions) -> Result<Begun> {
+    options.tell(Progress::Checkpoint);
+    let command = BaseBackupOptions {
+        label: options.label.clone(),
+        fast_checkpoint: options.fast_checkpoint,
+        max_rate: options.max_rate,
+        manifest: true,
+    };
+    connection.base_backup(&command).await?;
+    match connection.next_backup_event().await? {
+        BackupEvent::Start { lsn, timeline, tablespaces } => {
+            Ok(Begun { start: lsn, timeline, tablespaces, started_at: Timestamp::now() })
+        }
+        other => Err(Error::new(Kind::Server, format!("expected the start of a base backup, found {other:?}"))),
+    }
+}
+
+/// Creates the intent: before the first pack, so that an expiry sees it.
+async fn announce(archive: &Archive, begun: &Begun, sealing: &mut Sealing, options: &BackupOptions) -> Result<()> {
+    let intent = Intent {
+        version: Intent::VERSION,
+        id: sealing.id.clone(),
+        cluster: archive.names.cluster.clone(),
+        system: archive.names.system,
+        started_at: begun.started_at,
+        reuses: Vec::new(),
+        made_by: made_by(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    };
+    let upload = sealing.index(ObjectKind::Intent, 0, &intent.encode())?;
+    upload.put(&archive.repo, options.put_limit).await.map(|_| ()).context("cannot announce the backup")
+}
+
+/// From the first archive to the manifest.
+async fn copy(
+    archive: &Archive,
+    prepared: Prepared,
+    begun: Begun,
+    sealing: Sealing,
+    options: &BackupOptions,
+    watch: &dyn WalWatch,
+) -> Result<(Manifest, Duration)> {
+    let version_num = prepared.connection.version_num();
+    let (span, transferred) = receive(archive, prepared, &begun, sealing, options).await?;
+    let Transferred { received, mut sealing, read, stored } = transferred;
+    options.tell(Progress::Mapping { files: received.records.len() as u64 });
+    let (to, from) = upload::channel();
+    let write = blocking(move || {
+        let parts = finish::write_map(&received.records, &received.packs, &mut sealing, &to)?;
+        drop(to);
+        Ok((parts, received, sealing))
+    });
+    let (mapped, (parts, received, mut sealing)) =
+        tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write)?;
+    let map = MapRef { backup: sealing.id.clone(), parts };
+    let mut manifest = finish::manifest(archive, &received, &span, &options.label, version_num, map)?;
+    manifest.sizes.read = read;
+    manifest.sizes.stored = stored + mapped;
+    let waiting = Instant::now();
+    wait_for_wal(&span, options, watch).await?;
+    let waited = waiting.elapsed();
+    let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
+    upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
+    Ok((manifest, waited))
+}
+
+struct Transferred {
+    received: Received,
+    sealing: Sealing,
+    read: u64,
+    stored: u64,
+}
+
+/// Receives, packs and stores at the same time: the socket here, computing on a thread of its own, objects a few at a time.
+async fn receive(
+    archive: &Archive,
+    prepared: Prepared,
+    begun: &Begun,
+    sealing: Sealing,
+    options: &BackupOptions,
+) -> Result<(Span, Transferred)> {
+    let expected = Expected {
+        system: archive.names.system,
+        start: begun.start,
+        tablespaces: begun.tablespaces.clone(),
+        pages_per_segment: prepared.pages_per_segment,
+        compression: options.compression,
+    };
+    let (to_intake, events) = mpsc::channel(QUEUE);
+    let (to_store, uploads) = upload::channel();
+    let intake = blocking(move || Intake::new(expected, sealing, to_store).run(events));
+    let feed = feed(prepared.connection, to_intake, begun, options);
+    let store = store_all(&archive.repo, uploads, options.put_limit);
+    let ((span, read), (received, sealing), stored) = tokio::try_join!(feed, intake, store)?;
+    Ok((span, Transferred { received, sealing, read, stored }))
+}
+
+/// Passes events from the socket to the intake until the server has said that the backup is complete.
+async fn feed(
+    mut connection: Connection,
+    to: mpsc::Sender<BackupEvent>,
+    begun: &Begun,
+    options: &BackupOptions,
+) -> Result<(Span, u64)> {
+    let known: Option<Vec<u64>> = begun.tablespaces.iter().map(|t| t.size_kb).collect();
+    let total = known.map(|sizes| sizes.iter().sum::<u64>() * 1024);
+    let (mut done, mut end, mut told) = (0, None, Instant::now());
+    options.tell(Progress::Copying { done, total });
+    loop {
+        let event = connection.next_backup_event().await?;
+        match &event {
+            BackupEvent::Data(bytes) => done += bytes.len() as u64,
+            BackupEvent::End { lsn, timeline } => end = Some((*lsn, *timeline)),
+            _ => {}
+        }
+        if told.elapsed() >= TELL {
+            options.tell(Progress::Copying { done, total });
+            told = Instant::now();
+        }
+        let complete = event == BackupEvent::Complete;
+        if to.send(event).await.is_err() {
+            // The intake has failed, and its error is the one that matters.
+            std::future::pending::<()>().await;
+        }
+        if complete {
+            break;
+        }
+    }
+    options.tell(Progress::Copying { done, total });
+    connection.close().await;
+    let (stop, stop_timeline) =
+        end.ok_or_else(|| Error::new(Kind::Server, "the server ended a base backup without saying where"))?;
+    let Begun { start, timeline, started_at, .. } = *begun;
+    Ok((Span { start, timeline, stop, stop_timeline, started_at, stopped_at: Timestamp::now() }, done))
+}
+
+/// A backup is worth something only with all WAL from its start to its stop position.
+async fn wait_for_wal(span: &Span, options: &BackupOptions, watch: &dyn WalWatch) -> Result<()> {
+    let needed = span.stop;
+    let tell = |durable| options.tell(Progress::WaitingForWal { durable, needed });
+    let reached = wal::reach(watch, span.stop_timeline, span.start, needed, options.wal_stall, true, tell).await?;
+    let (kind, text) = match reached {
+        Some(durable) if durable >= needed => return Ok(()),
+        Some(durable) => {
+            (Kind::Slot, format!("the archive stands still at {durable}, the backup needs WAL up to {needed}"))
+        }
+        None => (Kind::Gap, format!("the archive does not hold the WAL at {}, where the backup begins", span.start)),
+    };
+    let error = Error::new(kind, format!("{text} (no progress for {:?})", options.wal_stall));
+    Err(error.hint("See what `walrecv receive` says, and take the backup again when it follows."))
+}
+
+/// Leaves a tombstone where the manifest would have been, so that an expiry need not wonder. Best effort: without it nothing is wrong.
+async fn give_up(archive: &Archive, ring: Arc<WriterRing>, id: BackupId, error: &Error) {
+    let tombstone = Tombstone {
+        version: Tombstone::VERSION,
+        id: id.clone(),
+        created_at: Timestamp::now(),
+        reason: error.to_string(),
+        made_by: made_by(),
+    };
+    let put = async {
+        let upload = Sealing::new(archive.clone(), ring, id)?.index(ObjectKind::Tombstone, 0, &tombstone.encode())?;
+        upload.put(&archive.repo, GIVE_UP).await
+    };
+    match tokio::time::timeout(GIVE_UP, put).await {
+        Ok(Err(error)) => tracing::warn!(%error, "the failed backup could not be marked as given up"),
+        Err(_) => tracing::warn!("the failed backup could not be marked as given up in time"),
+        Ok(Ok(_)) => {}
+    }
+}
+
+/// Runs what computes or blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|e| Error::new(Kind::Failed, "a task of the backup died").caused_by(e))?
+}
