@@ -1,0 +1,174 @@
+//! `wal-fetch`: what `restore_command` calls. Three answers, and the third is never mistaken for the second.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::decide::{self, Known, Order, Own, Stored, Verdict, Wanted};
+use super::look;
+use super::plan_file::PlanFile;
+use crate::archive::Archive;
+use crate::archive::read::SegmentBytes;
+use crate::backoff::Backoff;
+use crate::disk::lay;
+use crate::error::{Context, Error, Kind, Result};
+use crate::pg::SegmentName;
+
+/// How long a targeted recovery waits for what may pass by itself before the server is stopped.
+const RECOVERY_WAIT: Duration = Duration::from_secs(30);
+
+/// One call of `restore_command`.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// `%f`.
+    pub name: String,
+    /// `%p`, relative to `pgdata` or absolute.
+    pub destination: PathBuf,
+    /// The data directory: the caller's working directory.
+    pub pgdata: PathBuf,
+    /// How long a standby is kept waiting when it cannot be found out (`--standby-wait`).
+    pub standby_wait: Duration,
+}
+
+/// The answer; its exit codes are 0, 1, and one above 125.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The file stands at the destination, at its full size.
+    Served,
+    /// Known not to exist, or no part of the planned recovery.
+    Absent,
+    /// Could not be found out, or must exist and cannot be read. The server must not take this for the end of WAL.
+    Unknown(Error),
+}
+
+/// Answers one call. `open` opens the archive where no plan says how; `env` is asked for the storage's credentials.
+///
+/// A standby retries by itself and never ends on "absent", while a code above 125 would end it: it is told so after `standby_wait`.
+pub async fn answer(
+    call: &Call,
+    env: &dyn Fn(&str) -> Option<String>,
+    open: &(dyn Fn() -> Result<Archive> + Sync),
+) -> Outcome {
+    let standby = call.pgdata.join("standby.signal").exists();
+    let wait = if standby { call.standby_wait } else { RECOVERY_WAIT };
+    let deadline = Instant::now() + wait;
+    let seed = u64::from(std::process::id());
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2), seed);
+    let mut looked_again = false;
+    loop {
+        let error = match once(call, env, open).await {
+            Ok(true) => return Outcome::Served,
+            Ok(false) => return Outcome::Absent,
+            Err(error) => error,
+        };
+        let delay = backoff.next_delay().max(Duration::from_millis(100));
+        // A segment may be completed, and the next begun, between two looks.
+        let moved = error.kind() == Kind::Gap && !std::mem::replace(&mut looked_again, true);
+        let retry = error.kind() != Kind::Usage && (standby || error.is_transient() || moved);
+        if retry && Instant::now() + delay < deadline {
+            tokio::time::sleep(delay).await;
+        } else if retry && standby {
+            tracing::warn!("{}: {error}; the standby will ask again", call.name);
+            return Outcome::Absent;
+        } else {
+            return Outcome::Unknown(error);
+        }
+    }
+}
+
+/// Whether the file was served; `Err` is "unknown".
+async fn once(
+    call: &Call,
+    env: &dyn Fn(&str) -> Option<String>,
+    open: &(dyn Fn() -> Result<Archive> + Sync),
+) -> Result<bool> {
+    let plan = PlanFile::binding(&call.pgdata)?;
+    let archive = match &plan {
+        Some(plan) => plan.archive(env)?,
+        None => open()?,
+    };
+    let wanted = Wanted::parse(&call.name, archive.names.segment_size).ok_or_else(|| {
+        let size = archive.names.segment_size.bytes() >> 20;
+        Error::new(Kind::Usage, format!("expected a WAL segment of {size} MB or a history file, found {:?}", call.name))
+    })?;
+    let destination = call.pgdata.join(&call.destination);
+    match (wanted, plan) {
+        (wanted, Some(plan)) => by_plan(&archive, wanted, &plan, &destination).await,
+        (Wanted::Segment(segment), None) => free(&archive, segment, &call.pgdata, &destination).await,
+        (Wanted::History(timeline), None) => match archive.history(timeline).await? {
+            Some(content) => hand_over(&destination, content, None).await,
+            None => Ok(false),
+        },
+    }
+    .context(&call.name)
+}
+
+async fn by_plan(archive: &Archive, wanted: Wanted, plan: &PlanFile, destination: &Path) -> Result<bool> {
+    match (plan.bounds.order(wanted), wanted) {
+        (Order::Absent, _) => Ok(false),
+        (Order::History { must }, Wanted::History(timeline)) => match archive.history(timeline).await? {
+            Some(content) => hand_over(destination, content, None).await,
+            None if must => Err(Error::new(Kind::Gap, "this history file is part of the plan and is not in the archive")),
+            None => Ok(false),
+        },
+        (Order::Segment { bytes, donors }, Wanted::Segment(segment)) => {
+            let mut most = 0;
+            for timeline in std::iter::once(segment.timeline).chain(donors) {
+                let source = SegmentName::new(timeline, segment.number, segment.size);
+                let content = prefix(archive.read_segment(source, None).await?);
+                most = most.max(content.len() as u64);
+                if content.len() as u64 >= bytes {
+                    return hand_over(destination, content.slice(..bytes as usize), Some(segment)).await;
+                }
+            }
+            let message = format!("the plan needs {bytes} bytes of this segment, the archive has {most}");
+            Err(Error::new(Kind::Gap, message).hint("make a new plan: walrecv restore --plan says what can be reached"))
+        }
+        _ => Err(Error::new(Kind::Failed, "the plan mistook the kind of the file")),
+    }
+}
+
+/// Without a plan: a standby, pg_rewind, a restore command written by hand.
+async fn free(archive: &Archive, segment: SegmentName, pgdata: &Path, destination: &Path) -> Result<bool> {
+    let found = archive.read_segment(segment, None).await?;
+    let stored = match &found {
+        None => Stored::Nothing,
+        Some(SegmentBytes::Prefix(bytes)) => Stored::Prefix(bytes.len() as u64),
+        Some(SegmentBytes::Complete(_)) => Stored::Complete,
+    };
+    let content = prefix(found);
+    let own = match stored {
+        Stored::Prefix(_) => look::own_file(pgdata, segment, archive.names.system, &content)?,
+        _ => Own::Absent,
+    };
+    let later = stored != Stored::Complete && look::later_wal(archive, segment).await?;
+    let children = look::children(archive, segment, pgdata).await?;
+    match decide::without_plan(segment, &Known { stored, later, children, own }) {
+        Verdict::Serve(bytes) => {
+            let bytes = content.len().min(bytes as usize);
+            hand_over(destination, content.slice(..bytes), Some(segment)).await
+        }
+        Verdict::Absent => Ok(false),
+        Verdict::Unknown(reason) => Err(Error::new(Kind::Gap, reason)),
+    }
+}
+
+fn prefix(found: Option<SegmentBytes>) -> Bytes {
+    match found {
+        None => Bytes::new(),
+        Some(SegmentBytes::Complete(bytes) | SegmentBytes::Prefix(bytes)) => bytes,
+    }
+}
+
+async fn hand_over(destination: &Path, content: Bytes, segment: Option<SegmentName>) -> Result<bool> {
+    let size = segment.map_or(content.len() as u64, |s| s.size.bytes());
+    if content.len() as u64 > size {
+        let found = content.len();
+        return Err(Error::new(Kind::Corrupt, format!("expected at most {size} bytes of WAL, found {found}")));
+    }
+    let place = destination.to_path_buf();
+    let written = tokio::task::spawn_blocking(move || lay::hand_over(&place, &content, size)).await;
+    written.map_err(|e| Error::new(Kind::Failed, "writing the file was interrupted").caused_by(e))??;
+    Ok(true)
+}

@@ -1,0 +1,145 @@
+//! Reads the WAL of a path from the archive, segment by segment, as the server will: checked records in, one walk per backup out.
+
+use bytes::Bytes;
+
+use super::path::Path;
+use super::plan::{Seen, Walk};
+use crate::archive::Archive;
+use crate::archive::inventory::Inventory;
+use crate::archive::read::SegmentBytes;
+use crate::error::{Context, Error, Kind, Result};
+use crate::pg::scan::{ScanConfig, WalScanner};
+use crate::pg::xact::{self, Note, Parameters};
+use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineId};
+
+/// After the stop, so much more WAL is looked through for commits that the stop leaves out.
+const LOOK_PAST: u64 = 64 << 20;
+
+/// Which WAL, as it stands in the archive.
+pub struct Route<'a> {
+    pub archive: &'a Archive,
+    pub inventory: &'a Inventory,
+    pub path: &'a Path,
+    pub version: MajorVersion,
+}
+
+/// What the reading came to.
+#[derive(Clone, Debug)]
+pub struct Read {
+    pub walk: Walk,
+    /// End of the last whole record that was read.
+    pub end: Lsn,
+    /// A segment that is missing, or of which only the beginning is stored, although later WAL of the path is: reading could not go on.
+    pub hole: Option<SegmentName>,
+    /// Segments that were read, by the names under which they are stored.
+    pub segments: u64,
+    /// The highest settings that the replayed WAL announces.
+    pub parameters: Option<Parameters>,
+}
+
+impl Route<'_> {
+    /// Feeds `walk` from `from` on, until it has stopped and a little further, or `until`, or WAL ends.
+    pub async fn read(&self, walk: Walk, from: Lsn, until: Option<Lsn>) -> Result<Read> {
+        let size = self.archive.names.segment_size;
+        let config = ScanConfig {
+            version: self.version,
+            system: self.archive.names.system,
+            timeline: self.path.target(),
+            segment_size: size,
+        };
+        let mut scanner = WalScanner::new(config, from);
+        let mut read = Read { walk, end: from, hole: None, segments: 0, parameters: None };
+        let mut stopped_at = None;
+        let mut number = size.segment_of(from);
+        loop {
+            let skip = size.offset_of(scanner.received());
+            let (name, bytes) = self.segment(number).await?;
+            let whole = bytes.len() as u64 == size.bytes();
+            if let Some(new) = bytes.get(skip as usize..).filter(|new| !new.is_empty()) {
+                read.segments += 1;
+                self.feed(&mut scanner, new, &mut read).context(name)?;
+            }
+            read.end = scanner.checked();
+            if !whole {
+                read.hole = self.stored_after(number).then_some(name);
+                return Ok(read);
+            }
+            if read.walk.stopped() {
+                let stop = *stopped_at.get_or_insert(read.end);
+                if read.end.since(stop) >= LOOK_PAST {
+                    return Ok(read);
+                }
+            }
+            if until.is_some_and(|until| read.end >= until) {
+                return Ok(read);
+            }
+            number = number.next();
+        }
+    }
+
+    fn feed(&self, scanner: &mut WalScanner, bytes: &[u8], read: &mut Read) -> Result<()> {
+        let mut problem = None;
+        let mut sink = |record: &crate::pg::record::Record<'_>| {
+            if problem.is_some() {
+                return;
+            }
+            match xact::note(record, self.version) {
+                Ok(note) => {
+                    if let (Note::ParameterChange(new), false) = (&note, read.walk.stopped()) {
+                        read.parameters = Some(read.parameters.map_or(*new, |old| highest(old, *new)));
+                    }
+                    read.walk.see(&Seen { start: record.start, end: record.end, note });
+                }
+                Err(what) => problem = Some(what),
+            }
+        };
+        let fed = scanner.feed(bytes, &mut sink).map_err(|e| e.to_string());
+        match fed.err().or(problem) {
+            Some(what) => Err(Error::new(Kind::Corrupt, what).hint("walrecv verify tells which WAL is affected")),
+            None => Ok(()),
+        }
+    }
+
+    /// The bytes of a segment that count on this path: from the newest timeline that has it, and a parent's only up to the fork.
+    async fn segment(&self, number: SegmentNumber) -> Result<(SegmentName, Bytes)> {
+        let size = self.archive.names.segment_size;
+        let mut best = (SegmentName::new(self.path.target(), number, size), Bytes::new());
+        for leg in self.path.sources(number, size) {
+            let name = SegmentName::new(leg.timeline, number, size);
+            let keep = self.path.keep(name) as usize;
+            let bytes = match self.archive.read_segment(name, Some(self.inventory)).await.context(name)? {
+                Some(SegmentBytes::Complete(bytes)) if keep == bytes.len() => return Ok((name, bytes)),
+                Some(SegmentBytes::Complete(bytes) | SegmentBytes::Prefix(bytes)) => bytes.slice(..bytes.len().min(keep)),
+                None => continue,
+            };
+            // A child that has only just begun may hold less of the common beginning than its parent.
+            if bytes.len() > best.1.len() || best.1.is_empty() {
+                best = (name, bytes);
+            }
+        }
+        Ok(best)
+    }
+
+    /// Whether WAL of this path after a segment is stored: then its end is no end.
+    fn stored_after(&self, number: SegmentNumber) -> bool {
+        let size = self.archive.names.segment_size;
+        let after = |timeline: TimelineId| {
+            let last = self.inventory.last(timeline).filter(|last| *last > number)?;
+            (self.path.keep(SegmentName::new(timeline, last, size)) > 0 || self.path.leg(timeline)?.end? > number.end(size))
+                .then_some(())
+        };
+        self.path.legs.iter().any(|leg| after(leg.timeline).is_some())
+    }
+}
+
+/// The higher of each value.
+pub fn highest(a: Parameters, b: Parameters) -> Parameters {
+    Parameters {
+        max_connections: a.max_connections.max(b.max_connections),
+        max_worker_processes: a.max_worker_processes.max(b.max_worker_processes),
+        max_wal_senders: a.max_wal_senders.max(b.max_wal_senders),
+        max_prepared_transactions: a.max_prepared_transactions.max(b.max_prepared_transactions),
+        max_locks_per_transaction: a.max_locks_per_transaction.max(b.max_locks_per_transaction),
+        wal_level: a.wal_level.max(b.wal_level),
+    }
+}
