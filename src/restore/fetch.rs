@@ -109,7 +109,9 @@ async fn by_plan(archive: &Archive, wanted: Wanted, plan: &PlanFile, destination
         (Order::Absent, _) => Ok(false),
         (Order::History { must }, Wanted::History(timeline)) => match archive.history(timeline).await? {
             Some(content) => hand_over(destination, content, None).await,
-            None if must => Err(Error::new(Kind::Gap, "this history file is part of the plan and is not in the archive")),
+            None if must => {
+                Err(Error::new(Kind::Gap, "this history file is part of the plan and is not in the archive"))
+            }
             None => Ok(false),
         },
         (Order::Segment { bytes, donors }, Wanted::Segment(segment)) => {

@@ -72,7 +72,8 @@ pub async fn children(archive: &Archive, segment: SegmentName, pgdata: &Path) ->
             }
             return Ok(out);
         };
-        let history = TimelineHistory::parse(timeline, &content).map_err(|e| Error::new(Kind::Corrupt, e.to_string()))?;
+        let history =
+            TimelineHistory::parse(timeline, &content).map_err(|e| Error::new(Kind::Corrupt, e.to_string()))?;
         if let Some(fork) = history.switch_point_of(segment.timeline) {
             let first = SegmentName::new(timeline, segment.size.segment_of(fork), segment.size);
             let has_wal = any_wal(archive, first).await?;

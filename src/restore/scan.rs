@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::path::Path;
+use super::path::{Leg, Path};
 use super::plan::{Seen, Walk};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
@@ -10,7 +10,7 @@ use crate::archive::read::SegmentBytes;
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::scan::{ScanConfig, WalScanner};
 use crate::pg::xact::{self, Note, Parameters};
-use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineId};
+use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber};
 
 /// After the stop, so much more WAL is looked through for commits that the stop leaves out.
 const LOOK_PAST: u64 = 64 << 20;
@@ -109,7 +109,9 @@ impl Route<'_> {
             let keep = self.path.keep(name) as usize;
             let bytes = match self.archive.read_segment(name, Some(self.inventory)).await.context(name)? {
                 Some(SegmentBytes::Complete(bytes)) if keep == bytes.len() => return Ok((name, bytes)),
-                Some(SegmentBytes::Complete(bytes) | SegmentBytes::Prefix(bytes)) => bytes.slice(..bytes.len().min(keep)),
+                Some(SegmentBytes::Complete(bytes) | SegmentBytes::Prefix(bytes)) => {
+                    bytes.slice(..bytes.len().min(keep))
+                }
                 None => continue,
             };
             // A child that has only just begun may hold less of the common beginning than its parent.
@@ -123,12 +125,8 @@ impl Route<'_> {
     /// Whether WAL of this path after a segment is stored: then its end is no end.
     fn stored_after(&self, number: SegmentNumber) -> bool {
         let size = self.archive.names.segment_size;
-        let after = |timeline: TimelineId| {
-            let last = self.inventory.last(timeline).filter(|last| *last > number)?;
-            (self.path.keep(SegmentName::new(timeline, last, size)) > 0 || self.path.leg(timeline)?.end? > number.end(size))
-                .then_some(())
-        };
-        self.path.legs.iter().any(|leg| after(leg.timeline).is_some())
+        let after = |leg: &Leg| self.inventory.last(leg.timeline).is_some_and(|last| last > number);
+        self.path.legs.iter().any(|leg| after(leg) && leg.end.is_none_or(|fork| fork > number.end(size)))
     }
 }
 

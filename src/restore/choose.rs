@@ -1,0 +1,201 @@
+//! Chooses the backup and the path: the newest backup from which the server's own rules lead to the target.
+
+use super::decide::Bounds;
+use super::path::{self, Path};
+use super::plan::{Landing, Refusal, Stop, Walk};
+use super::scan::{Read, Route};
+use super::target::Target;
+use crate::archive::Archive;
+use crate::archive::inventory::Inventory;
+use crate::error::{Error, Kind, Result};
+use crate::pg::xact::Parameters;
+use crate::pg::{Lsn, SegmentName, TimelineId};
+use crate::seal::content::manifest::Manifest;
+
+/// What the person asked for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub target: Target,
+    pub timeline: Option<TimelineId>,
+    /// Only this backup.
+    pub backup: Option<String>,
+}
+
+/// A backup that was looked at and passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    pub backup: String,
+    pub why: String,
+}
+
+/// A backup, a path and the landing that they lead to.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    pub manifest: Manifest,
+    pub path: Path,
+    pub landing: Landing,
+    pub passed_over: Vec<PassedOver>,
+    /// The highest settings announced in pg_control and the WAL that is replayed.
+    pub parameters: Parameters,
+}
+
+/// Reads WAL until the landing is known. Changes nothing. `Kind::Target` with the nearest that can be reached; `Kind::Gap`
+/// where WAL that must exist is missing.
+pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifest], wanted: &Wanted) -> Result<Choice> {
+    wanted.target.check()?;
+    let (path, candidates) = candidates(inventory, backups, wanted)?;
+    let mut passed_over = Vec::new();
+    // A newer backup was read from here to the end without meeting the target: it can only lie before.
+    let mut until = None;
+    for manifest in &candidates {
+        let route = Route { archive, inventory, path: &path, version: version(manifest)? };
+        let walk = Walk::new(wanted.target.clone(), manifest.start, manifest.stop);
+        let read = route.read(walk, manifest.start, until).await?;
+        let (hole, parameters) = (read.hole, parameters(manifest, &read));
+        let refusal = match finish(read, &path) {
+            Ok(landing) if ends_by_itself(&landing) && hole.is_some() => {
+                return Err(gap(hole, &landing));
+            }
+            Ok(landing) => {
+                let (manifest, path) = ((*manifest).clone(), path.clone());
+                return Ok(Choice { manifest, path, landing, passed_over, parameters });
+            }
+            Err(refusal) => refusal,
+        };
+        let searched = matches!(wanted.target, Target::Name(_) | Target::Xid { .. });
+        match &refusal {
+            Refusal::NotReached { .. } if searched => until = Some(manifest.start),
+            Refusal::NotReached { .. } => return Err(not_reached(&wanted.target, &refusal, hole)),
+            _ => {}
+        }
+        passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole) });
+    }
+    Err(unreachable(&wanted.target, &candidates, &passed_over))
+}
+
+/// The path, and the backups on it, newest first.
+fn candidates<'a>(
+    inventory: &Inventory,
+    backups: &'a [Manifest],
+    wanted: &Wanted,
+) -> Result<(Path, Vec<&'a Manifest>)> {
+    if backups.is_empty() {
+        let error = Error::new(Kind::Target, "the archive has no complete backup");
+        return Err(error.hint("take one with walrecv backup"));
+    }
+    let named = |m: &&Manifest| wanted.backup.as_deref().is_none_or(|id| m.id.as_str() == id);
+    let mut candidates: Vec<&Manifest> = backups.iter().filter(named).collect();
+    if let (true, Some(id)) = (candidates.is_empty(), &wanted.backup) {
+        let error = Error::new(Kind::Usage, format!("there is no complete backup {id}"));
+        return Err(error.hint("walrecv list shows the backups"));
+    }
+    let ends: Vec<_> = candidates.iter().map(|m| (m.stop_timeline, m.stop)).collect();
+    let known = inventory.timelines.keys().chain(inventory.histories.keys()).chain(ends.iter().map(|e| &e.0));
+    let known = known.copied().collect();
+    let path = path::choose(&inventory.histories, &known, &ends, wanted.timeline).ok_or_else(|| {
+        let timeline = wanted.timeline.map_or("any timeline".to_owned(), |t| format!("timeline {t}"));
+        Error::new(Kind::Target, format!("no complete backup lies on the way to {timeline}"))
+            .hint("walrecv list shows the timelines of the backups")
+    })?;
+    candidates.retain(|m| path.holds(m.stop_timeline, m.stop));
+    candidates.sort_by_key(|m| std::cmp::Reverse((m.stop, m.start)));
+    Ok((path, candidates))
+}
+
+fn version(manifest: &Manifest) -> Result<crate::pg::MajorVersion> {
+    manifest.major().ok_or_else(|| {
+        Error::new(Kind::Version, format!("backup {} is of server version {}", manifest.id, manifest.version_num))
+    })
+}
+
+/// The landing with the timeline on which its last needed byte lies.
+fn finish(read: Read, path: &Path) -> Result<Landing, Refusal> {
+    let mut landing = read.walk.finish(path.target())?;
+    landing.timeline = Bounds::target_for(path, landing.needed);
+    Ok(landing)
+}
+
+fn ends_by_itself(landing: &Landing) -> bool {
+    matches!(landing.stop, Stop::EndOfWal | Stop::Cut)
+}
+
+fn parameters(manifest: &Manifest, read: &Read) -> Parameters {
+    let control = &manifest.control;
+    let at_backup = Parameters {
+        max_connections: control.max_connections,
+        max_worker_processes: control.max_worker_processes,
+        max_wal_senders: control.max_wal_senders,
+        max_prepared_transactions: control.max_prepared_transactions,
+        max_locks_per_transaction: control.max_locks_per_transaction,
+        wal_level: control.wal_level,
+    };
+    read.parameters.map_or(at_backup, |later| super::scan::highest(at_backup, later))
+}
+
+fn why(refusal: &Refusal, hole: Option<SegmentName>) -> String {
+    let missing = hole.map(|s| format!(", since segment {s} is missing or incomplete")).unwrap_or_default();
+    match refusal {
+        Refusal::BeforeConsistency { at, consistent_at } => {
+            format!("recovery would stop at {at}, before the backup is consistent at {consistent_at}")
+        }
+        Refusal::NotReached { end, .. } => format!("the target is not met from there to {end}{missing}"),
+        Refusal::WalEndsEarly { end, consistent_at } => {
+            format!("its WAL ends at {end}, before the backup is consistent at {consistent_at}{missing}")
+        }
+    }
+}
+
+fn gap(hole: Option<SegmentName>, landing: &Landing) -> Error {
+    let segment = hole.map(|s| s.to_string()).unwrap_or_default();
+    let message = format!(
+        "segment {segment} is missing or incomplete, and later WAL is stored: recovery can go to {} only",
+        landing.replayed
+    );
+    Error::new(Kind::Gap, message).hint(format!(
+        "a target up to {} can be reached, such as --target-lsn {}",
+        landing.replayed, landing.last_record
+    ))
+}
+
+fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) -> Error {
+    let Refusal::NotReached { last_commit, end } = refusal else {
+        return Error::new(Kind::Target, format!("{} cannot be reached", target.describe()));
+    };
+    let last = match last_commit {
+        Some(c) => format!("the last commit is transaction {} at {} ({})", c.xid, c.time, c.start),
+        None => "no commit follows the newest backup".to_owned(),
+    };
+    if let Some(segment) = hole {
+        let message = format!("segment {segment} is missing or incomplete, so recovery can go to {end} only: {last}");
+        return Error::new(Kind::Gap, message).hint("choose a target before the gap, or a backup after it");
+    }
+    let message = format!("{} cannot be reached: the archive ends at {end}, and {last}", target.describe());
+    let hint = match target {
+        Target::Time { .. } => {
+            "PostgreSQL stops at a commit after the target time, and none is stored: restore with --latest, or to an earlier time"
+        }
+        _ => "restore with --latest, or to an earlier target",
+    };
+    Error::new(Kind::Target, message).hint(hint)
+}
+
+/// No backup leads there.
+fn unreachable(target: &Target, candidates: &[&Manifest], passed_over: &[PassedOver]) -> Error {
+    let reasons: Vec<_> = passed_over.iter().map(|p| format!("backup {}: {}", p.backup, p.why)).collect();
+    let message = format!("{} cannot be reached; {}", target.describe(), reasons.join("; "));
+    let earliest = candidates.iter().min_by_key(|m| m.stop);
+    let hint = match (target, earliest) {
+        (Target::Name(_) | Target::Xid { .. }, _) => "walrecv list shows from when to when can be restored".to_owned(),
+        (_, Some(m)) => format!(
+            "the earliest that can be reached is the end of backup {} at {} ({}): --target-immediate --backup {}",
+            m.id, m.stop, m.stopped_at, m.id
+        ),
+        (_, None) => "walrecv list shows the backups".to_owned(),
+    };
+    Error::new(Kind::Target, message).hint(hint)
+}
+
+/// The WAL segments that a recovery reads: from `start` to `needed`.
+pub fn segments(size: crate::pg::SegmentSize, start: Lsn, needed: Lsn) -> u64 {
+    size.segment_before(needed).0.saturating_sub(size.segment_of(start).0) + 1
+}
