@@ -57,6 +57,60 @@ pub fn occupied(path: &Path) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// Stands in a directory that a restore has begun to fill: such a directory may be emptied and begun again.
+const MARK: &str = ".walrecv-restore";
+
+/// Claims `path` for a restore: absent, empty, or left by an interrupted one (which is then cleared). Anything else is `Kind::Usage`, and nothing
+/// is changed.
+pub fn claim(path: &Path, owner: Option<Owner>) -> Result<()> {
+    let interrupted = path.join(MARK).is_file() && !path.join("global/pg_control").exists();
+    if interrupted {
+        clear(path)?;
+    } else if let Some(what) = occupied(path)? {
+        return Err(Error::new(Kind::Usage, format!("{} is occupied: {what}", path.display()))
+            .hint("restore into a new or empty directory"));
+    }
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|e| failed("create the directory", parent, e))?;
+    }
+    make_dir(path, 0o700, owner)?;
+    let mark = path.join(MARK);
+    create(&mark, 0o600)?.sync_all().map_err(|e| failed("sync", &mark, e))?;
+    give(&mark, owner)?;
+    sync(path)
+}
+
+/// What a claimed directory would be refused for; nothing is changed.
+pub fn claimable(path: &Path) -> Result<Option<String>> {
+    if path.join(MARK).is_file() && !path.join("global/pg_control").exists() {
+        return Ok(None);
+    }
+    occupied(path)
+}
+
+/// Takes the mark away: the restore is complete.
+pub fn unmark(path: &Path) -> Result<()> {
+    let mark = path.join(MARK);
+    std::fs::remove_file(&mark).map_err(|e| failed("remove", &mark, e))?;
+    sync(path)
+}
+
+/// Empties a directory but for the mark, which goes last.
+fn clear(path: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(path).map_err(|e| failed("read the directory", path, e))? {
+        let entry = entry.map_err(|e| failed("read the directory", path, e))?;
+        if entry.file_name() == MARK || entry.file_name() == "lost+found" {
+            continue;
+        }
+        let place = entry.path();
+        let directory = entry.file_type().map_err(|e| failed("look at", &place, e))?.is_dir();
+        let removed = if directory { std::fs::remove_dir_all(&place) } else { std::fs::remove_file(&place) };
+        removed.map_err(|e| failed("remove", &place, e))?;
+    }
+    let mark = path.join(MARK);
+    std::fs::remove_file(&mark).map_err(|e| failed("remove", &mark, e))
+}
+
 /// Where a path of a backup goes: the data directory, or the place of a tablespace.
 #[derive(Clone, Debug)]
 pub struct Ground {
@@ -115,6 +169,12 @@ impl Ground {
         let file = OpenOptions::new().write(true).open(&place).map_err(|e| failed("open", &place, e))?;
         Ok(Laid { file, place })
     }
+}
+
+/// A link at an absolute place, replacing none.
+pub fn link(place: &Path, target: &Path, owner: Option<Owner>) -> Result<()> {
+    std::os::unix::fs::symlink(target, place).map_err(|e| failed("create the link", place, e))?;
+    give(place, owner)
 }
 
 fn create(place: &Path, mode: u32) -> Result<File> {
@@ -237,6 +297,24 @@ mod tests {
         std::fs::write(root.path().join("x"), "").unwrap();
         assert_eq!(occupied(root.path()).unwrap().as_deref(), Some("it contains x"));
         assert_eq!(occupied(&root.path().join("x")).unwrap().as_deref(), Some("it is no directory"));
+    }
+
+    #[test]
+    fn only_what_an_interrupted_restore_left_is_cleared() {
+        let root = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (root.path().join("a/b/ours"), root.path().join("theirs"));
+        claim(&ours, None).unwrap();
+        std::fs::create_dir(ours.join("base")).unwrap();
+        std::fs::write(ours.join("base/1"), "x").unwrap();
+        claim(&ours, None).unwrap();
+        assert!(!ours.join("base").exists());
+        std::fs::create_dir(ours.join("global")).unwrap();
+        std::fs::write(ours.join("global/pg_control"), "x").unwrap();
+        assert_eq!(claim(&ours, None).unwrap_err().kind(), Kind::Usage, "a complete one is somebody's");
+        std::fs::create_dir(&theirs).unwrap();
+        std::fs::write(theirs.join("x"), "x").unwrap();
+        assert_eq!(claim(&theirs, None).unwrap_err().kind(), Kind::Usage);
+        assert!(theirs.join("x").exists() && !theirs.join(MARK).exists());
     }
 
     #[test]

@@ -1,13 +1,124 @@
 //! Floor 5: restore: plan (pure), lay back, fetch WAL, recovery settings.
+//!
+//! [`prepare`] says where a restore lands and changes nothing; [`restore`] lays the backup and writes the recovery; [`start::Start`] runs the server;
+//! [`fetch::answer`] is what the server then calls for WAL.
 
 pub mod choose;
+mod configure;
 pub mod decide;
 pub mod fetch;
+pub mod lay;
 mod look;
+mod pack;
 pub mod path;
 pub mod plan;
 pub mod plan_file;
 pub mod recovery;
+pub mod report;
 pub mod scan;
+pub mod server;
+pub mod start;
 pub mod stock;
 pub mod target;
+
+use std::path::PathBuf;
+
+pub use choose::{Choice, Wanted};
+pub use configure::{Options, Restored};
+pub use plan_file::Access;
+pub use report::Plan;
+pub use target::{Action, Target};
+
+use crate::archive::Archive;
+use crate::disk::lay::{self as disk_lay, Ground};
+use crate::error::{Error, Kind, Result};
+
+/// A restore that is known to lead to its target.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub choice: Choice,
+    pub target: Target,
+    /// The same for people and scripts.
+    pub plan: Plan,
+}
+
+/// Chooses the backup and computes the landing. Reads the archive, changes nothing.
+pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
+    let backups = stock::complete_backups(archive).await?;
+    let inventory = archive.inventory().await?;
+    let choice = choose::choose(archive, &inventory, &backups, wanted).await?;
+    let plan = Plan::of(&choice, &wanted.target, archive.names.segment_size);
+    Ok(Prepared { choice, target: wanted.target.clone(), plan })
+}
+
+/// Everything that can be refused before a byte is copied: directories, tablespaces, paths.
+pub fn check(prepared: &Prepared, options: &Options) -> Result<Ground> {
+    let ground = configure::ground(&prepared.choice.manifest, options)?;
+    for place in std::iter::once(&ground.root).chain(ground.tablespaces.iter().map(|(_, place)| place)) {
+        if let Some(what) = disk_lay::claimable(place)? {
+            return Err(Error::new(Kind::Usage, format!("{} is occupied: {what}", place.display()))
+                .hint("restore into a new or empty directory; nothing was changed"));
+        }
+    }
+    Ok(ground)
+}
+
+/// Lays the backup back and writes the recovery settings and the plan. The target directories must be absent, empty, or left by an
+/// interrupted restore; otherwise nothing is changed. Success means everything is synced.
+pub async fn restore(
+    archive: &Archive,
+    access: Access,
+    prepared: &Prepared,
+    options: &Options,
+    progress: lay::Progress<'_>,
+) -> Result<Restored> {
+    let ground = check(prepared, options)?;
+    let manifest = &prepared.choice.manifest;
+    disk_lay::claim(&ground.root, ground.owner)?;
+    for (_, place) in &ground.tablespaces {
+        disk_lay::claim(place, ground.owner)?;
+    }
+    let mut laid = lay::lay(archive, manifest, &ground, options.jobs, progress).await?;
+    lay::server_manifest(archive, manifest, &ground).await?;
+    let control = std::mem::take(&mut laid.control);
+    let restored = configure::configure(archive, access, prepared, options, &ground, &laid).await?;
+    lay::seal_off(&ground, control, options.jobs).await?;
+    Ok(restored)
+}
+
+/// A tablespace that goes elsewhere: `OLD=NEW`, both absolute. A `\` before `=` makes it part of a path.
+pub fn parse_mapping(text: &str) -> Result<(PathBuf, PathBuf)> {
+    let mut sides = [String::new(), String::new()];
+    let mut second = false;
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let [old, new] = &mut sides;
+        let side = if second { new } else { old };
+        match c {
+            '\\' if chars.peek() == Some(&'=') => side.extend(chars.next()),
+            '=' if !second => second = true,
+            c => side.push(c),
+        }
+    }
+    let [old, new] = sides.map(PathBuf::from);
+    if second && old.is_absolute() && new.is_absolute() {
+        return Ok((old, new));
+    }
+    Err(Error::new(Kind::Usage, format!("expected OLD=NEW with absolute paths, found {text:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings() {
+        let pair = |a: &str, b: &str| (PathBuf::from(a), PathBuf::from(b));
+        assert_eq!(parse_mapping("/a=/b").unwrap(), pair("/a", "/b"));
+        assert_eq!(parse_mapping("/a\\=x=/b\\=y").unwrap(), pair("/a=x", "/b=y"));
+        assert_eq!(parse_mapping("/a=/b=c").unwrap(), pair("/a", "/b=c"));
+        for bad in ["", "/a", "a=/b", "/a=b", "=", "/a="] {
+            assert_eq!(parse_mapping(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
+        }
+    }
+}

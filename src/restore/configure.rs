@@ -1,0 +1,197 @@
+//! After the files: recovery settings, the plan file, missing configuration files, tablespace links.
+
+use std::collections::BTreeSet;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::decide::Bounds;
+use super::plan_file::{Access, PlanFile};
+use super::recovery::{self, Neutralised, Scratch, Wishes};
+use super::server::Account;
+use super::target::Action;
+use super::{Prepared, lay::Laid};
+use crate::archive::Archive;
+use crate::disk::durable;
+use crate::disk::lay::{self as disk_lay, Ground};
+use crate::error::{Error, Kind, Result};
+use crate::pg::label;
+use crate::seal::content::manifest::Manifest;
+
+/// How to restore.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub pgdata: PathBuf,
+    /// Tablespaces that go elsewhere: old and new place.
+    pub tablespaces: Vec<(PathBuf, PathBuf)>,
+    pub action: Action,
+    /// Packs in flight, and threads that sync.
+    pub jobs: usize,
+    /// Who gets the files; `None`: this process's user.
+    pub account: Option<Account>,
+    /// Leave `archive_mode` as production has it.
+    pub keep_archiving: bool,
+    pub scratch: Option<Scratch>,
+    /// Absolute path of this program, for `restore_command`.
+    pub program: PathBuf,
+    /// Arguments that `wal-fetch` needs when no plan binds it.
+    pub fetch_arguments: Vec<String>,
+}
+
+/// What was done, beyond copying.
+#[derive(Clone, Debug, Serialize)]
+pub struct Restored {
+    pub files: u64,
+    pub bytes: u64,
+    /// Bytes of packs that were fetched.
+    pub fetched: u64,
+    pub neutralised: Vec<Neutralised>,
+    /// Configuration files that the backup did not have and that were written.
+    pub written: Vec<String>,
+    /// Pages that were damaged on the server already.
+    pub bad_pages: u64,
+}
+
+/// Where everything goes. A mapping that fits no tablespace, or puts two into one place, is refused.
+pub fn ground(manifest: &Manifest, options: &Options) -> Result<Ground> {
+    if !options.pgdata.is_absolute() {
+        return Err(Error::new(Kind::Usage, format!("{} is no absolute path", options.pgdata.display())));
+    }
+    let mut unused: Vec<_> = options.tablespaces.iter().collect();
+    let mut tablespaces = Vec::new();
+    for tablespace in &manifest.tablespaces {
+        let old = PathBuf::from(std::ffi::OsString::from_vec(tablespace.location.0.clone()));
+        // One inside the data directory moves with it.
+        if !old.is_absolute() {
+            continue;
+        }
+        let new = unused.iter().position(|(from, _)| *from == old).map(|at| unused.remove(at).1.clone());
+        tablespaces.push((tablespace.oid, new.unwrap_or(old)));
+    }
+    if let Some((old, _)) = unused.first() {
+        let known: Vec<_> =
+            manifest.tablespaces.iter().map(|t| String::from_utf8_lossy(&t.location.0).into_owned()).collect();
+        return Err(Error::new(Kind::Usage, format!("the backup has no tablespace at {}", old.display())).hint(
+            format!("its tablespaces are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
+        ));
+    }
+    let places: BTreeSet<_> = tablespaces.iter().map(|(_, place)| place).chain([&options.pgdata]).collect();
+    if places.len() != tablespaces.len() + 1 {
+        return Err(Error::new(Kind::Usage, "two tablespaces, or one and the data directory, would share a place"));
+    }
+    Ok(Ground { root: options.pgdata.clone(), tablespaces, owner: options.account.as_ref().map(|a| a.ids) })
+}
+
+/// Writes all that makes the laid files a recovery.
+pub async fn configure(
+    archive: &Archive,
+    access: Access,
+    prepared: &Prepared,
+    options: &Options,
+    ground: &Ground,
+    laid: &Laid,
+) -> Result<Restored> {
+    let manifest = &prepared.choice.manifest;
+    for folder in [&b"pg_wal"[..], b"pg_wal/archive_status"] {
+        ground.directory(folder, if laid.group_access { 0o750 } else { 0o700 })?;
+    }
+    if laid.group_access {
+        disk_lay::make_dir(&ground.root, 0o750, ground.owner)?;
+    }
+    tablespace_links(manifest, ground)?;
+    ground.whole_file(b"backup_label", &manifest.backup_label.0, 0o600)?;
+    let written = missing_files(ground)?;
+    let neutralised = settings(prepared, options, ground)?;
+    ground.whole_file(b"recovery.signal", b"", 0o600)?;
+    plan_file(archive, access, prepared).await?.write(&ground.root, ground.owner)?;
+    if let Some(scratch) = &options.scratch {
+        scratch_directory(scratch, ground)?;
+    }
+    Ok(Restored {
+        files: laid.files,
+        bytes: laid.bytes,
+        fetched: laid.fetched,
+        neutralised,
+        written,
+        bad_pages: manifest.bad_page_count,
+    })
+}
+
+/// The map decides at the first start; the links are what the server and pg_verifybackup look at before and after.
+fn tablespace_links(manifest: &Manifest, ground: &Ground) -> Result<()> {
+    let Some(map) = &manifest.tablespace_map else { return Ok(()) };
+    let mut lines = label::parse_tablespace_map(&map.0)
+        .map_err(|e| Error::new(Kind::Corrupt, "the backup's tablespace_map").caused_by(e))?;
+    for line in &mut lines {
+        if let Some((_, place)) = ground.tablespaces.iter().find(|(oid, _)| *oid == line.oid) {
+            line.path = place.as_os_str().as_bytes().to_vec();
+            disk_lay::link(&ground.root.join(format!("pg_tblspc/{}", line.oid)), place, ground.owner)?;
+        }
+    }
+    ground.whole_file(b"tablespace_map", &label::print_tablespace_map(&lines), 0o600)
+}
+
+/// Debian keeps these files elsewhere, so its backups do not have them and the server would not start.
+fn missing_files(ground: &Ground) -> Result<Vec<String>> {
+    let note = "# Written by walrecv restore: the backup has no file of this name.\n";
+    let hba = format!("{note}local all all peer\nlocal replication all peer\n");
+    let files = [("postgresql.conf", note.to_owned()), ("pg_hba.conf", hba), ("pg_ident.conf", note.to_owned())];
+    let mut written = Vec::new();
+    for (name, content) in files {
+        if !ground.root.join(name).exists() {
+            ground.whole_file(name.as_bytes(), content.as_bytes(), 0o600)?;
+            written.push(name.to_owned());
+        }
+    }
+    Ok(written)
+}
+
+fn settings(prepared: &Prepared, options: &Options, ground: &Ground) -> Result<Vec<Neutralised>> {
+    let read = |name: &str| match std::fs::read(ground.root.join(name)) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::new(Kind::Failed, format!("cannot read the restored {name}")).caused_by(e)),
+    };
+    let landing = &prepared.choice.landing;
+    let wishes = Wishes {
+        target: &prepared.target,
+        action: options.action,
+        landing,
+        timeline: Bounds::target_for(&prepared.choice.path, landing.needed),
+        program: &options.program,
+        fetch_arguments: &options.fetch_arguments,
+        parameters: prepared.choice.parameters,
+        keep_archiving: options.keep_archiving,
+        scratch: options.scratch.as_ref(),
+    };
+    let conf = recovery::write(&wishes, read("postgresql.conf")?.as_deref(), read("postgresql.auto.conf")?.as_deref())?;
+    let place = ground.root.join("postgresql.auto.conf");
+    durable::replace(&place, &conf.auto_conf, 0o600)?;
+    disk_lay::give(&place, ground.owner)?;
+    Ok(conf.neutralised)
+}
+
+async fn plan_file(archive: &Archive, access: Access, prepared: &Prepared) -> Result<PlanFile> {
+    let (path, landing) = (&prepared.choice.path, &prepared.choice.landing);
+    let mut histories = BTreeSet::new();
+    for leg in &path.legs {
+        if archive.history(leg.timeline).await?.is_some() {
+            histories.insert(leg.timeline);
+        }
+    }
+    let target = Bounds::target_for(path, landing.needed);
+    let bounds = Bounds { path: path.clone(), target, end: landing.needed, histories };
+    Ok(PlanFile { names: archive.names.clone(), access, bounds })
+}
+
+/// Whoever may enter the private directory may connect.
+fn scratch_directory(scratch: &Scratch, ground: &Ground) -> Result<()> {
+    disk_lay::make_dir(&scratch.directory, 0o700, ground.owner)?;
+    for (name, content) in [("pg_hba.conf", "local all all trust\n"), ("pg_ident.conf", "")] {
+        let place = scratch.directory.join(name);
+        durable::replace(&place, content.as_bytes(), 0o600)?;
+        disk_lay::give(&place, ground.owner)?;
+    }
+    Ok(())
+}

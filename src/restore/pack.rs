@@ -1,0 +1,164 @@
+//! One pack: fetch what is needed of it in as few requests as make sense, open its frames, write their pieces in place.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::lay::{PackJob, Piece};
+use super::stock;
+use crate::archive::Archive;
+use crate::disk::lay::Ground;
+use crate::error::{Error, Kind, Result};
+use crate::seal::content::map::{File, PackPlace, Source};
+use crate::seal::header::ObjectKind;
+use crate::seal::opener::Opener;
+
+/// Frames closer than this are fetched together with what lies between them.
+const JOIN: u64 = 1 << 20;
+
+/// What a pack took and gave.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moved {
+    pub fetched: u64,
+    pub written: u64,
+}
+
+/// Fetches, opens and writes everything that a window needs of one pack.
+pub async fn write_out(
+    archive: &Archive,
+    ground: &Ground,
+    paths: &Arc<Vec<Vec<u8>>>,
+    mut job: PackJob,
+) -> Result<Moved> {
+    job.pieces.sort_unstable_by_key(|p| (p.frame, p.offset));
+    let name = archive.names.pack(job.pack.backup.as_str(), job.pack.number);
+    let ranges = ranges(&job, &name)?;
+    let mut chunks = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let bytes = stock::needed(archive.repo.get_range(&name, range.clone()).await?, &name)?;
+        chunks.push((range.start, bytes));
+    }
+    let fetched = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let (archive, ground, paths) = (archive.clone(), ground.clone(), paths.clone());
+    let work = move || write_pieces(&archive, &ground, &paths, &job, &name, &chunks);
+    let written = tokio::task::spawn_blocking(work).await;
+    let written = written.map_err(|e| Error::new(Kind::Failed, "writing files was interrupted").caused_by(e))??;
+    Ok(Moved { fetched, written })
+}
+
+fn opener(archive: &Archive, pack: &PackPlace, name: &str) -> Result<Opener> {
+    let claims = stock::part_claims(archive, ObjectKind::Pack, pack.number);
+    Opener::new(&pack.header, &claims, archive.keys.as_ref(), true).map_err(|e| stock::refused(name, e))
+}
+
+/// The bytes of the pack that hold the frames of these pieces (sorted by frame), neighbours joined.
+fn ranges(job: &PackJob, name: &str) -> Result<Vec<Range<u64>>> {
+    let mut out: Vec<Range<u64>> = Vec::new();
+    for piece in &job.pieces {
+        let place = job.pack.frames.get(piece.frame as usize).ok_or_else(|| no_frame(name, piece.frame))?;
+        let (start, end) = (place.offset, place.offset + u64::from(place.len));
+        match out.last_mut() {
+            Some(last) if start <= last.end + JOIN => last.end = last.end.max(end),
+            _ => out.push(start..end),
+        }
+    }
+    Ok(out)
+}
+
+fn no_frame(name: &str, frame: u32) -> Error {
+    Error::new(Kind::Corrupt, format!("{name} has no frame {frame}, but a map names it"))
+}
+
+fn write_pieces(
+    archive: &Archive,
+    ground: &Ground,
+    paths: &[Vec<u8>],
+    job: &PackJob,
+    name: &str,
+    chunks: &[(u64, Bytes)],
+) -> Result<u64> {
+    let opener = opener(archive, &job.pack, name)?;
+    let (mut scratch, mut plain) = (Vec::new(), Vec::new());
+    let mut opened = None;
+    let mut written = 0;
+    let mut open_files = HashMap::new();
+    for piece in &job.pieces {
+        if opened != Some(piece.frame) {
+            plain.clear();
+            let sealed = sealed_frame(&job.pack, piece.frame, chunks, name)?;
+            let last = job.pack.is_last(piece.frame);
+            opener
+                .frame_into(sealed, piece.frame, last, &mut scratch, &mut plain)
+                .map_err(|e| stock::refused(name, e))?;
+            opened = Some(piece.frame);
+        }
+        let bytes = piece_of(&plain, piece.offset, u64::from(piece.len), name)?;
+        // Pieces come frame by frame and a frame holds few files: a handful of open files is enough.
+        if open_files.len() >= 64 {
+            open_files.clear();
+        }
+        let file = match open_files.entry(piece.file) {
+            std::collections::hash_map::Entry::Occupied(file) => file.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => place.insert(ground.open(path_of(paths, piece)?)?),
+        };
+        file.write_at(bytes, piece.at)?;
+        written += bytes.len() as u64;
+    }
+    Ok(written)
+}
+
+fn path_of<'a>(paths: &'a [Vec<u8>], piece: &Piece) -> Result<&'a [u8]> {
+    let path = paths.get(piece.file as usize).map(Vec::as_slice);
+    path.ok_or_else(|| Error::new(Kind::Failed, "a piece belongs to no file"))
+}
+
+fn sealed_frame<'a>(pack: &PackPlace, frame: u32, chunks: &'a [(u64, Bytes)], name: &str) -> Result<&'a [u8]> {
+    let place = pack.frames.get(frame as usize).ok_or_else(|| no_frame(name, frame))?;
+    let within = |(start, bytes): &'a (u64, Bytes)| {
+        let from = usize::try_from(place.offset.checked_sub(*start)?).ok()?;
+        bytes.get(from..from.checked_add(place.len as usize)?)
+    };
+    chunks.iter().find_map(within).ok_or_else(|| {
+        let end = place.offset + u64::from(place.len);
+        Error::new(Kind::Corrupt, format!("{name} ends before byte {end}, where its frame {frame} should end"))
+    })
+}
+
+fn piece_of<'a>(plain: &'a [u8], offset: u32, len: u64, name: &str) -> Result<&'a [u8]> {
+    let (from, len) = (offset as usize, len as usize);
+    from.checked_add(len).and_then(|to| plain.get(from..to)).ok_or_else(|| {
+        let found = plain.len();
+        Error::new(
+            Kind::Corrupt,
+            format!("a map names bytes {from} to {} of a frame of {name} that has {found}", from + len),
+        )
+    })
+}
+
+/// A small file as a whole, in memory.
+pub async fn small_file(archive: &Archive, file: &File) -> Result<Vec<u8>> {
+    let shown = String::from_utf8_lossy(&file.path).into_owned();
+    if file.size > 1 << 20 {
+        return Err(Error::new(Kind::Corrupt, format!("{shown} has {} bytes", file.size)));
+    }
+    let unit = file.kind.unit().map_or(1, |u| u.bytes());
+    let mut out = vec![0; file.size as usize];
+    for run in &file.runs {
+        let Source::Pack { pack, frame, offset } = &run.source else { continue };
+        let name = archive.names.pack(pack.backup.as_str(), pack.number);
+        let place = pack.frames.get(*frame as usize).ok_or_else(|| no_frame(&name, *frame))?;
+        let range = place.offset..place.offset + u64::from(place.len);
+        let sealed = stock::needed(archive.repo.get_range(&name, range).await?, &name)?;
+        let plain = opener(archive, pack, &name)?.frame(&sealed, *frame, pack.is_last(*frame));
+        let plain = plain.map_err(|e| stock::refused(&name, e))?;
+        let bytes = piece_of(&plain, *offset, run.count * unit, &name)?;
+        let at = (run.first * unit) as usize;
+        let place = out.get_mut(at..at + bytes.len());
+        let place =
+            place.ok_or_else(|| Error::new(Kind::Corrupt, format!("a map names bytes past the end of {shown}")))?;
+        place.copy_from_slice(bytes);
+    }
+    Ok(out)
+}

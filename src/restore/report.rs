@@ -1,0 +1,155 @@
+//! The plan as people and scripts see it.
+
+use std::fmt::Display;
+
+use serde::{Serialize, Serializer};
+
+use super::choose::Choice;
+use super::decide::Bounds;
+use super::plan::{Commit, Stop};
+use super::target::{Target, time_text};
+use crate::pg::{Lsn, SegmentSize};
+
+/// What a restore is going to do. The names of the fields are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    pub target: String,
+    pub backup: BackupShown,
+    /// Newer backups that cannot reach the target.
+    pub passed_over: Vec<PassedShown>,
+    pub timelines: Vec<LegShown>,
+    pub target_timeline: u32,
+    /// Bytes of the files that are laid.
+    pub backup_bytes: u64,
+    pub files: u64,
+    pub wal_segments: u64,
+    pub wal_bytes: u64,
+    pub landing: LandingShown,
+    /// Commits at or before the target time that lie after the stop, because commit times do not follow the order of WAL.
+    pub missed: Vec<CommitShown>,
+    /// How far was looked for them.
+    pub looked_until: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct BackupShown {
+    pub id: String,
+    pub label: String,
+    pub server_version: u32,
+    pub start_lsn: String,
+    pub stop_lsn: String,
+    pub stopped_at: String,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PassedShown {
+    pub id: String,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct LegShown {
+    pub timeline: u32,
+    pub begin: String,
+    /// Where the timeline is left; for the last one, where recovery needs no more WAL.
+    pub end: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct CommitShown {
+    pub xid: u32,
+    pub time: String,
+    pub lsn: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct LandingShown {
+    /// `None` when nothing was committed between the backup's redo point and the stop.
+    pub last_commit: Option<CommitShown>,
+    pub commits_replayed: u64,
+    /// End of the last record that is replayed.
+    pub lsn: String,
+    pub timeline: u32,
+    /// What ends the recovery.
+    pub stop: String,
+}
+
+impl Plan {
+    pub fn of(choice: &Choice, target: &Target, size: SegmentSize) -> Plan {
+        let (manifest, landing) = (&choice.manifest, &choice.landing);
+        let target_timeline = Bounds::target_for(&choice.path, landing.needed);
+        let legs = choice.path.legs.iter().filter(|leg| leg.timeline <= target_timeline);
+        let legs = legs.filter(|leg| leg.end.is_none_or(|end| end > manifest.start));
+        let wal_segments = super::choose::segments(size, manifest.start, landing.needed);
+        Plan {
+            target: target.describe(),
+            backup: BackupShown {
+                id: manifest.id.to_string(),
+                label: manifest.label.clone(),
+                server_version: manifest.version_num,
+                start_lsn: manifest.start.to_string(),
+                stop_lsn: manifest.stop.to_string(),
+                stopped_at: manifest.stopped_at.to_string(),
+                why: "the newest complete backup from which the target can be reached".to_owned(),
+            },
+            passed_over: choice
+                .passed_over
+                .iter()
+                .map(|p| PassedShown { id: p.backup.clone(), why: p.why.clone() })
+                .collect(),
+            timelines: legs
+                .map(|leg| LegShown {
+                    timeline: leg.timeline.0,
+                    begin: leg.begin.to_string(),
+                    end: leg.end.map_or(landing.needed, |end| end.min(landing.needed)).to_string(),
+                })
+                .collect(),
+            target_timeline: target_timeline.0,
+            backup_bytes: manifest.sizes.total,
+            files: manifest.sizes.files,
+            wal_segments,
+            wal_bytes: wal_segments * size.bytes(),
+            landing: LandingShown {
+                last_commit: landing.last_commit.map(commit),
+                commits_replayed: landing.commits,
+                lsn: landing.replayed.to_string(),
+                timeline: landing.timeline.0,
+                stop: stop(landing.stop),
+            },
+            missed: landing.missed.iter().copied().map(commit).collect(),
+            looked_until: landing.looked.to_string(),
+        }
+    }
+}
+
+fn commit(commit: Commit) -> CommitShown {
+    CommitShown { xid: commit.xid, time: time_text(commit.time), lsn: commit.start.to_string() }
+}
+
+fn stop(stop: Stop) -> String {
+    match stop {
+        Stop::Before { start, .. } => format!("the server stops before the record at {start}"),
+        Stop::After { start, .. } => format!("the server stops after the record at {start}"),
+        Stop::EndOfWal => "the archive's WAL ends".to_owned(),
+        Stop::Cut => "nothing more was committed up to the target: WAL is cut there".to_owned(),
+    }
+}
+
+/// A position, or nothing, as text.
+pub fn as_text<T: Display, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => to.collect_str(value),
+        None => to.serialize_none(),
+    }
+}
+
+/// The first segment that the recovery asks for.
+pub fn first_segment(choice: &Choice, size: SegmentSize) -> crate::pg::SegmentName {
+    let start: Lsn = choice.manifest.start;
+    let number = size.segment_of(start);
+    let sources = choice.path.sources(number, size);
+    let target = Bounds::target_for(&choice.path, choice.landing.needed);
+    let timeline = sources.iter().map(|leg| leg.timeline).find(|t| *t <= target).unwrap_or(choice.manifest.timeline);
+    crate::pg::SegmentName::new(timeline, number, size)
+}

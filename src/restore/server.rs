@@ -1,0 +1,155 @@
+//! PostgreSQL's own programs: found by version, run as the owner of the data directory.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crate::disk::lay::Owner;
+use crate::error::{Error, Kind, Result};
+use crate::pg::MajorVersion;
+
+/// The user that a data directory is given to, and that the server runs as.
+#[derive(Clone, Debug)]
+pub struct Account {
+    pub name: String,
+    pub ids: Owner,
+}
+
+impl Account {
+    /// Looks a user up as the host does (`id` asks every name service). `Kind::Usage` for an unknown one.
+    pub fn find(name: &str) -> Result<Account> {
+        let number = |flag: &str| -> Result<u32> {
+            let output = Command::new("id").args([flag, "--", name]).stdin(Stdio::null()).output();
+            let output = output.map_err(|e| Error::new(Kind::Failed, "cannot run id").caused_by(e))?;
+            let text = String::from_utf8_lossy(&output.stdout).trim().parse().ok().filter(|_| output.status.success());
+            text.ok_or_else(|| {
+                Error::new(Kind::Usage, format!("there is no user {name:?}"))
+                    .hint("name the server's user with --owner")
+            })
+        };
+        Ok(Account { name: name.to_owned(), ids: Owner { uid: number("-u")?, gid: number("-g")? } })
+    }
+
+    /// The account to use: `name` or `postgres` where this process is root, nobody else otherwise.
+    pub fn choose(name: Option<&str>) -> Result<Option<Account>> {
+        let own = rustix::process::geteuid().as_raw();
+        match (own, name) {
+            (0, name) => {
+                let account = Account::find(name.unwrap_or("postgres"))?;
+                if account.ids.uid == 0 {
+                    return Err(Error::new(Kind::Usage, "PostgreSQL does not run as root")
+                        .hint("name the server's user with --owner"));
+                }
+                Ok(Some(account))
+            }
+            (_, None) => Ok(None),
+            (own, Some(name)) if Account::find(name)?.ids.uid == own => Ok(None),
+            (_, Some(name)) => Err(Error::new(Kind::Usage, format!("only root can give files to {name}"))),
+        }
+    }
+}
+
+/// A command that runs as `account`, with all groups of that user.
+pub fn command(account: Option<&Account>, program: &Path) -> Command {
+    let mut command = match account {
+        Some(account) => {
+            let mut command = Command::new("runuser");
+            command.args(["-u", &account.name, "--"]).arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
+    command.stdin(Stdio::null());
+    command
+}
+
+/// The folder of the programs of one major version.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    pub folder: PathBuf,
+}
+
+impl Programs {
+    /// In `folder` if given, else where Debian installs them, else on the search path. Another major version cannot start the data directory.
+    pub fn find(
+        version: MajorVersion,
+        folder: Option<&Path>,
+        search_path: Option<&std::ffi::OsStr>,
+    ) -> Result<Programs> {
+        let candidates: Vec<PathBuf> = match folder {
+            Some(folder) => vec![folder.to_path_buf()],
+            None => std::iter::once(PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")))
+                .chain(search_path.iter().flat_map(std::env::split_paths))
+                .collect(),
+        };
+        let mut found = Vec::new();
+        for folder in candidates {
+            match major_of(&folder.join("postgres")) {
+                Some(major) if major == version.number() => return Ok(Programs { folder }),
+                Some(major) => found.push(format!("{major} in {}", folder.display())),
+                None => {}
+            }
+        }
+        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+        let message = format!("the backup is of PostgreSQL {version}; servers found: {found}");
+        Err(Error::new(Kind::Version, message)
+            .hint(format!("install PostgreSQL {version}, or name its folder with --pg-bindir")))
+    }
+
+    pub fn path(&self, program: &str) -> PathBuf {
+        self.folder.join(program)
+    }
+}
+
+fn major_of(postgres: &Path) -> Option<u32> {
+    let output = Command::new(postgres).arg("--version").stdin(Stdio::null()).output().ok()?;
+    version_in(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// From `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
+fn version_in(text: &str) -> Option<u32> {
+    let number = text.split("(PostgreSQL) ").nth(1)?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Runs a command to its end; a failure to run it, or another status than 0, is an error with what it said.
+pub fn run(mut command: Command, what: &str) -> Result<Output> {
+    let output = command.output().map_err(|e| Error::new(Kind::Failed, format!("cannot run {what}")).caused_by(e))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().lines().last().unwrap_or("nothing").to_owned();
+    Err(Error::new(Kind::Failed, format!("{what} ended with {}, saying: {said}", output.status)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_the_programs_print_them() {
+        assert_eq!(version_in("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"), Some(15));
+        assert_eq!(version_in("postgres (PostgreSQL) 18beta1\n"), Some(18));
+        assert_eq!(version_in("something else 15.1"), None);
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("postgres");
+        std::fs::write(&script, "#!/bin/sh\necho 'postgres (PostgreSQL) 14.3'\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(Programs::find(MajorVersion::V14, Some(folder.path()), None).is_ok());
+        let error = Programs::find(MajorVersion::V18, Some(folder.path()), None).unwrap_err();
+        assert_eq!(error.kind(), Kind::Version);
+        assert!(error.to_string().contains("PostgreSQL 18; servers found: 14 in "), "{error}");
+        let on_path = Programs::find(MajorVersion::V14, None, Some(folder.path().as_os_str()));
+        assert!(on_path.is_ok() || Path::new("/usr/lib/postgresql/14/bin/postgres").exists());
+    }
+
+    #[test]
+    fn an_unknown_user_is_wrong_usage() {
+        assert_eq!(Account::find("no such user").unwrap_err().kind(), Kind::Usage);
+        assert_eq!(Account::find("root").unwrap().ids, Owner { uid: 0, gid: 0 });
+    }
+}

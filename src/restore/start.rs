@@ -1,0 +1,230 @@
+//! Starts the restored server and follows its recovery to the end, then compares where it landed with the plan.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::plan::Landing;
+use super::plan_file;
+use super::server::{self, Account, Programs};
+use super::target::Action;
+use crate::disk::durable;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+
+const POLL: Duration = Duration::from_millis(100);
+/// A server whose process is not seen for so long has ended.
+const GONE: Duration = Duration::from_secs(2);
+const LOG: &str = "walrecv-start.log";
+
+/// A restored data directory, and how its server is run.
+#[derive(Clone, Debug)]
+pub struct Start {
+    pub pgdata: PathBuf,
+    pub programs: Programs,
+    pub account: Option<Account>,
+    pub action: Action,
+    /// Give up after this time; the server is left as it is.
+    pub limit: Option<Duration>,
+}
+
+/// Where the server is, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Started {
+    /// Of the postmaster; `None` where it has shut down at the target, as asked.
+    pub pid: Option<u32>,
+    pub port: Option<u16>,
+    pub socket_directory: Option<PathBuf>,
+    pub log: PathBuf,
+    /// The timeline that the server opened; `None` where it has not been promoted.
+    pub new_timeline: Option<u32>,
+    /// End of the last record that was replayed, where the server says it.
+    #[serde(serialize_with = "super::report::as_text")]
+    pub landed: Option<Lsn>,
+    pub took: Duration,
+}
+
+/// `postmaster.pid`, as far as it has been written (`CreateDataDirLockFile`, `AddToDataDirLockFile`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct LockFile {
+    pid: Option<u32>,
+    port: Option<u16>,
+    socket_directory: Option<PathBuf>,
+    status: String,
+}
+
+impl LockFile {
+    fn parse(text: &str) -> LockFile {
+        let lines: Vec<&str> = text.lines().collect();
+        let line = |number: usize| lines.get(number).map(|l| l.trim()).filter(|l| !l.is_empty());
+        LockFile {
+            pid: line(0).and_then(|l| l.parse().ok()),
+            port: line(3).and_then(|l| l.parse().ok()),
+            socket_directory: line(4).map(PathBuf::from),
+            status: line(7).unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+impl Start {
+    /// Asks for the first segment of the recovery exactly as the server will, as its user, so that a missing right shows before the start.
+    pub fn probe(&self, program: &Path, segment: SegmentName) -> Result<()> {
+        let place = self.pgdata.join(plan_file::DIRECTORY).join("probe");
+        let mut command = server::command(self.account.as_ref(), program);
+        command.current_dir(&self.pgdata).arg("wal-fetch").arg(segment.to_string());
+        command.arg(format!("{}/probe", plan_file::DIRECTORY));
+        let ran = server::run(command, "wal-fetch as the server's user");
+        let size = std::fs::metadata(&place).map(|m| m.len()).unwrap_or_default();
+        durable::remove(&place)?;
+        let hint = "the server's user must be able to run walrecv and to read the repository";
+        ran.map_err(|e| e.hint(hint))?;
+        if size != segment.size.bytes() {
+            let expected = segment.size.bytes();
+            return Err(Error::new(
+                Kind::Failed,
+                format!("wal-fetch gave {size} bytes of {segment}, expected {expected}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Starts the server and waits until recovery has ended as asked. `progress` is given the last line of the log that is new.
+    pub async fn run(&self, landing: &Landing, size: SegmentSize, progress: &dyn Fn(&str)) -> Result<Started> {
+        let begun = Instant::now();
+        let log = self.pgdata.join(LOG);
+        let mut command = server::command(self.account.as_ref(), &self.programs.path("pg_ctl"));
+        command.current_dir(&self.pgdata).arg("-D").arg(&self.pgdata).arg("-l").arg(&log).args(["-W", "start"]);
+        server::run(command, "pg_ctl start").map_err(|e| self.with_log(e))?;
+        let mut seen = Instant::now();
+        let mut last_line = String::new();
+        let lock = loop {
+            tokio::time::sleep(POLL).await;
+            if let Some(line) = last_log_line(&log).filter(|line| *line != last_line) {
+                progress(&line);
+                last_line = line;
+            }
+            let lock = self.lock_file();
+            if lock.pid.is_some_and(alive) {
+                seen = Instant::now();
+                if self.arrived(&lock) {
+                    break lock;
+                }
+            } else if seen.elapsed() >= GONE {
+                if self.action == Action::Shutdown && self.shut_down_at_target() {
+                    break LockFile::default();
+                }
+                return Err(self.with_log(Error::new(Kind::Failed, "the server ended during recovery")));
+            }
+            if self.limit.is_some_and(|limit| begun.elapsed() > limit) {
+                let message = format!("recovery has not ended after {} s", begun.elapsed().as_secs());
+                return Err(self.with_log(Error::new(Kind::Failed, message)));
+            }
+        };
+        let (new_timeline, landed) = match self.action {
+            Action::Promote => self.promoted(landing.timeline).map_or((None, None), |(t, l)| (Some(t), Some(l))),
+            Action::Pause => (None, self.ask(&lock, "select pg_last_wal_replay_lsn()").and_then(|l| l.parse().ok())),
+            Action::Shutdown => (None, None),
+        };
+        let _ = size;
+        let LockFile { pid, port, socket_directory, .. } = lock;
+        let started = Started { pid, port, socket_directory, log, new_timeline, landed, took: begun.elapsed() };
+        check_landing(&started, landing).map(|()| started)
+    }
+
+    fn lock_file(&self) -> LockFile {
+        let text = std::fs::read_to_string(self.pgdata.join("postmaster.pid")).unwrap_or_default();
+        LockFile::parse(&text)
+    }
+
+    fn arrived(&self, lock: &LockFile) -> bool {
+        match self.action {
+            Action::Promote => lock.status == "ready",
+            Action::Pause => {
+                lock.status == "standby" && self.ask(lock, "select pg_is_wal_replay_paused()").as_deref() == Some("t")
+            }
+            Action::Shutdown => false,
+        }
+    }
+
+    /// DB_SHUTDOWNED_IN_RECOVERY in pg_control, and the signal file stays for the next start.
+    fn shut_down_at_target(&self) -> bool {
+        let said = std::fs::read(self.pgdata.join(LOG)).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        self.pgdata.join("recovery.signal").exists() && said.contains("shutdown at recovery target")
+    }
+
+    /// The timeline that the server made, and the position at which it left the recovered one.
+    fn promoted(&self, target: TimelineId) -> Option<(u32, Lsn)> {
+        let entries = std::fs::read_dir(self.pgdata.join("pg_wal")).ok()?;
+        let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let newest = names.filter_map(|name| TimelineId::from_history_name(&name)).filter(|t| *t > target).max()?;
+        let content = std::fs::read(self.pgdata.join("pg_wal").join(newest.history_name())).ok()?;
+        let history = TimelineHistory::parse(newest, &content).ok()?;
+        history.switch_point_of(target).map(|end| (newest.0, end))
+    }
+
+    /// One value by SQL, through the server's socket, where it lets its owner in.
+    fn ask(&self, lock: &LockFile, sql: &str) -> Option<String> {
+        let owner = self.account.as_ref().map_or("postgres", |a| a.name.as_str());
+        for (user, database) in [(owner, "postgres"), ("postgres", "postgres"), (owner, "template1")] {
+            let mut command = server::command(self.account.as_ref(), &self.programs.path("psql"));
+            command.current_dir("/").args(["-X", "-A", "-t", "-w", "-U", user, "-d", database, "-c", sql]);
+            command.arg("-h").arg(lock.socket_directory.as_ref()?).arg("-p").arg(lock.port?.to_string());
+            if let Ok(output) = server::run(command, "psql") {
+                return Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+            }
+        }
+        None
+    }
+
+    /// Adds what the server's log says of the failure.
+    fn with_log(&self, error: Error) -> Error {
+        let log = self.pgdata.join(LOG);
+        let text = std::fs::read(&log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let bad = |line: &&str| ["FATAL:", "PANIC:", "ERROR:"].iter().any(|level| line.contains(level));
+        match text.lines().rfind(bad) {
+            Some(line) => error.context(line.trim()).hint(format!("the server's log is {}", log.display())),
+            None => error.hint(format!("see the server's log {}", log.display())),
+        }
+    }
+}
+
+fn check_landing(started: &Started, landing: &Landing) -> Result<()> {
+    match started.landed {
+        Some(landed) if landed != landing.replayed => {
+            let message = format!("the server landed at {landed}, the plan said {}", landing.replayed);
+            Err(Error::new(Kind::Failed, message)
+                .hint(format!("do not use this copy before its log is understood: {}", started.log.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn alive(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
+fn last_log_line(log: &Path) -> Option<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = std::fs::File::open(log).ok()?;
+    let len = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(4096))).ok()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
+    String::from_utf8_lossy(&bytes).lines().rfind(|l| !l.trim().is_empty()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_file_is_read_as_far_as_it_goes() {
+        let text = "4711\n/data\n1700000000\n5433\n/run/pg\n\n  1234  5\nready   \n";
+        let lock = LockFile::parse(text);
+        assert_eq!((lock.pid, lock.port, lock.status.as_str()), (Some(4711), Some(5433), "ready"));
+        assert_eq!(lock.socket_directory, Some("/run/pg".into()));
+        assert_eq!(LockFile::parse("4711\n/data\n"), LockFile { pid: Some(4711), ..LockFile::default() });
+        assert_eq!(LockFile::parse(""), LockFile::default());
+    }
+}
