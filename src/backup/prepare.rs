@@ -1,6 +1,6 @@
 //! Before the first byte: is this the right server, and does a receiver follow it?
 
-use super::wal::WalWatch;
+use super::wal::{Reach, WalWatch};
 use super::{BackupOptions, Progress, wal};
 use crate::archive::Archive;
 use crate::error::{Context, Error, Kind, Result};
@@ -80,10 +80,9 @@ fn pages_per_segment(text: &str) -> Option<u32> {
 /// before anything is copied.
 pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupOptions) -> Result<()> {
     let Identity { timeline, position: needed, .. } = prepared.identity;
-    let reached = wal::reach(watch, timeline, needed, needed, options.follow_within, false, |durable| {
-        options.tell(Progress::WaitingForReceiver { durable, needed });
-    });
-    let reached = reached.await.context("does a receiver follow the server?")?;
+    let reach = Reach { timeline, from: needed, needed, patience: options.follow_within, renewed: false };
+    let tell = |durable| options.tell(Progress::WaitingForReceiver { durable, needed });
+    let reached = reach.wait(watch, wal::PAUSE, tell).await.context("does a receiver follow the server?")?;
     if reached.is_some_and(|durable| durable >= needed) {
         return Ok(());
     }

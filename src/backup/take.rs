@@ -11,7 +11,7 @@ use super::intake::{Expected, Intake, Received};
 use super::prepare::{self, Prepared};
 use super::sealing::{Sealing, fill_random};
 use super::upload::{self, store_all};
-use super::wal::{self, WalWatch};
+use super::wal::{self, Reach, WalWatch};
 use super::{BackupOptions, Outcome, Progress};
 use crate::archive::Archive;
 use crate::disk::lock::LockFile;
@@ -125,10 +125,16 @@ async fn announce(archive: &Archive, begun: &Begun, sealing: &mut Sealing, optio
         started_at: begun.started_at,
         reuses: Vec::new(),
         made_by: made_by(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        host: host(),
     };
     let upload = sealing.index(ObjectKind::Intent, 0, &intent.encode())?;
     upload.put(&archive.repo, options.put_limit).await.map(|_| ()).context("cannot announce the backup")
+}
+
+/// This host's name, for a person who finds the intent; empty where it cannot be had.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 /// From the first archive to the manifest.
@@ -238,7 +244,8 @@ async fn feed(
 async fn wait_for_wal(span: &Span, options: &BackupOptions, watch: &dyn WalWatch) -> Result<()> {
     let needed = span.stop;
     let tell = |durable| options.tell(Progress::WaitingForWal { durable, needed });
-    let reached = wal::reach(watch, span.stop_timeline, span.start, needed, options.wal_stall, true, tell).await?;
+    let (timeline, from, patience) = (span.stop_timeline, span.start, options.wal_stall);
+    let reached = Reach { timeline, from, needed, patience, renewed: true }.wait(watch, wal::PAUSE, tell).await?;
     let (kind, text) = match reached {
         Some(durable) if durable >= needed => return Ok(()),
         Some(durable) => {

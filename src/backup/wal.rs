@@ -9,8 +9,8 @@ use crate::archive::Archive;
 use crate::error::Result;
 use crate::pg::{Lsn, TimelineId};
 
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(300);
+/// Between two looks at an archive.
+pub const PAUSE: Duration = Duration::from_millis(300);
 
 /// Whoever knows how far WAL is durable. The archive is; a backup that streams its own WAL would be another.
 pub trait WalWatch: Send + Sync {
@@ -27,30 +27,35 @@ impl WalWatch for Archive {
     }
 }
 
-/// Looks until the archive reaches `needed` from `from`, or `patience` has passed: since the beginning, or, where `renewed`, since it last
-/// moved. Tells every answer and returns the last one.
-pub async fn reach(
-    watch: &dyn WalWatch,
-    timeline: TimelineId,
-    from: Lsn,
-    needed: Lsn,
-    patience: Duration,
-    renewed: bool,
-    tell: impl Fn(Option<Lsn>),
-) -> Result<Option<Lsn>> {
-    let mut since = Instant::now();
-    let mut last = None;
-    loop {
-        let durable = watch.durable_end(timeline, from).await?;
-        tell(durable);
-        if durable > last && renewed {
-            since = Instant::now();
+/// How long to wait for which position.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    pub timeline: TimelineId,
+    /// No byte from here on may be missing.
+    pub from: Lsn,
+    pub needed: Lsn,
+    pub patience: Duration,
+    /// Patience begins anew whenever the archive has moved.
+    pub renewed: bool,
+}
+
+impl Reach {
+    /// Looks until the archive reaches `needed` or patience has ended; tells every answer and returns the last one.
+    pub async fn wait(self, watch: &dyn WalWatch, pause: Duration, tell: impl Fn(Option<Lsn>)) -> Result<Option<Lsn>> {
+        let mut since = Instant::now();
+        let mut last = None;
+        loop {
+            let durable = watch.durable_end(self.timeline, self.from).await?;
+            tell(durable);
+            if self.renewed && durable > last {
+                since = Instant::now();
+            }
+            last = durable;
+            if durable.is_some_and(|d| d >= self.needed) || since.elapsed() >= self.patience {
+                return Ok(durable);
+            }
+            sleep(pause).await;
         }
-        last = durable;
-        if durable.is_some_and(|d| d >= needed) || since.elapsed() >= patience {
-            return Ok(durable);
-        }
-        sleep(PAUSE).await;
     }
 }
 
@@ -71,22 +76,29 @@ mod tests {
         }
     }
 
-    async fn ask(answers: &[Option<u64>], seconds: u64, renewed: bool) -> (Option<Lsn>, usize) {
+    /// Pauses of 20 ms; where the archive has ended up, and how many answers it took.
+    fn ask(answers: &[Option<u64>], milliseconds: u64, renewed: bool) -> (Option<Lsn>, usize) {
         let told = Mutex::new(0);
         let watch = Script(Mutex::new(answers.to_vec()));
-        let patience = Duration::from_secs(seconds);
-        let reached = reach(&watch, TimelineId(1), Lsn(1), Lsn(10), patience, renewed, |_| *told.lock().unwrap() += 1);
-        (reached.await.unwrap(), told.into_inner().unwrap())
+        let patience = Duration::from_millis(milliseconds);
+        let reach = Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, renewed };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let reached = runtime.block_on(reach.wait(&watch, Duration::from_millis(20), |_| *told.lock().unwrap() += 1));
+        (reached.unwrap(), told.into_inner().unwrap())
     }
 
-    #[tokio::test]
-    async fn waits_as_long_as_it_moves() {
-        tokio::time::pause();
-        assert_eq!(ask(&[None, Some(5), Some(12)], 1, false).await, (Some(Lsn(12)), 3));
-        assert_eq!(ask(&[Some(3)], 1, false).await.0, Some(Lsn(3)), "it stands still");
-        assert_eq!(ask(&[None], 1, true).await.0, None);
-        let slow: Vec<_> = (1..=10).flat_map(|n| [Some(n), Some(n), Some(n)]).collect();
-        assert_eq!(ask(&slow, 1, false).await.0, Some(Lsn(2)), "one second in all is not enough");
-        assert_eq!(ask(&slow, 1, true).await.0, Some(Lsn(10)), "one second without any progress never passes");
+    #[test]
+    fn ends_where_the_position_is_reached_or_nothing_moves() {
+        assert_eq!(ask(&[None, Some(5), Some(12)], 5000, false), (Some(Lsn(12)), 3));
+        assert_eq!(ask(&[Some(10)], 0, false), (Some(Lsn(10)), 1));
+        assert_eq!(ask(&[Some(3)], 50, false).0, Some(Lsn(3)));
+        assert_eq!(ask(&[None], 50, true).0, None);
+    }
+
+    #[test]
+    fn patience_begins_anew_only_where_it_shall() {
+        let slow: Vec<_> = (1..=10).flat_map(|n| [Some(n); 6]).collect();
+        assert!(ask(&slow, 300, false).0 < Some(Lsn(10)), "60 answers take more than 300 ms");
+        assert_eq!(ask(&slow, 300, true).0, Some(Lsn(10)));
     }
 }
