@@ -1,14 +1,21 @@
 //! Floor 4: what is stored of one cluster, as one thing: segments, parts and tails joined; timelines; backups.
 
+pub mod cluster;
+pub mod extent;
+pub mod history;
 pub mod inventory;
+mod join;
 pub mod read;
+mod source;
 
 use std::sync::Arc;
 
-use crate::error::Result;
-use crate::repo::{ClusterNames, Repository};
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, TimelineId};
+use crate::repo::{ClusterNames, Repository, names};
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::ReaderKeys;
+use crate::seal::opener::OpenFailed;
 
 /// One cluster's part of a repository, with the keys to read it. Cheap to clone.
 #[derive(Clone)]
@@ -19,13 +26,38 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// The incarnations (`<system id>-<segment size>`) stored under a cluster's name.
-    pub async fn incarnations(_repo: &Repository, _cluster: &str) -> Result<Vec<ClusterNames>> {
-        todo!()
+    /// The incarnations (`<system id>-<segment size>`) stored under a cluster's name, in no order. Folders of other names are left out.
+    pub async fn incarnations(repo: &Repository, cluster: &str) -> Result<Vec<ClusterNames>> {
+        if !names::valid_cluster(cluster) {
+            return Err(Error::new(Kind::Usage, format!("{cluster:?} cannot be the name of a cluster"))
+                .hint("Use letters, digits and . _ - + = in it, at most 63, the first not a dot."));
+        }
+        let folders = repo.folders(&format!("clusters/{cluster}")).await?;
+        Ok(folders.iter().filter_map(|folder| ClusterNames::parse_incarnation(cluster, folder)).collect())
     }
 
     /// Claims that an object of this cluster must make.
-    pub fn claims(&self, _kind: ObjectKind, _timeline: crate::pg::TimelineId, _start: crate::pg::Lsn) -> Claims {
-        todo!()
+    pub fn claims(&self, kind: ObjectKind, timeline: TimelineId, start: Lsn) -> Claims {
+        Claims {
+            kind,
+            repository: self.keys.repository(),
+            system: self.names.system,
+            segment_size: self.names.segment_size,
+            timeline,
+            start,
+        }
+    }
+}
+
+/// The error for an object that was refused: wrong key, newer format, or damage.
+pub fn refused(name: &str, problem: OpenFailed) -> Error {
+    let text = format!("{name}: {problem}");
+    match problem {
+        OpenFailed::Key(_) => Error::new(Kind::Key, text)
+            .hint("Give the identity and the repository secret that this repository was made with."),
+        OpenFailed::Version(_) => Error::new(Kind::Repository, text)
+            .hint("It was written by a newer walrecv: use that version or a later one."),
+        _ => Error::new(Kind::Corrupt, text)
+            .hint("Restore the object from another copy of the repository, or take a new backup."),
     }
 }

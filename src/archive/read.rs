@@ -4,12 +4,17 @@ use bytes::Bytes;
 
 use super::Archive;
 use super::inventory::Inventory;
-use crate::error::Result;
-use crate::pg::{SegmentName, TimelineId};
+use super::join::{Run, join};
+use crate::error::{Error, Kind, Result};
+use crate::pg::SegmentName;
 use crate::seal::content::summary::Summary;
+use crate::seal::header::ObjectKind;
+
+/// How often a segment is looked at again when its tails vanish while being read: each time they do, more of it is stored.
+pub(super) const LOOKS: usize = 8;
 
 /// The stored bytes of one segment, from its start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SegmentBytes {
     /// All of it.
     Complete(Bytes),
@@ -19,21 +24,94 @@ pub enum SegmentBytes {
 
 impl Archive {
     /// `None`: the store proved that nothing of the segment exists. A listed tail that is gone when read means look again (segment sealed meanwhile), never absent.
+    ///
+    /// With an inventory, what it does not know is absent, as of the time it was made.
     pub async fn read_segment(
         &self,
-        _segment: SegmentName,
-        _inventory: Option<&Inventory>,
+        segment: SegmentName,
+        inventory: Option<&Inventory>,
     ) -> Result<Option<SegmentBytes>> {
-        todo!()
+        let mut tails = match inventory {
+            Some(inventory) if !inventory.holds(segment) => return Ok(None),
+            Some(inventory) => Some(inventory.tails(segment).to_vec()),
+            None => None,
+        };
+        for _ in 0..LOOKS {
+            // The object is created before its tails are deleted: looked for after the tails were listed, it cannot be missed.
+            let mut runs = self.open_objects(segment).await?;
+            let whole: u64 = runs.iter().map(|run| run.bytes.len() as u64).sum();
+            if whole == segment.size.bytes() {
+                return Ok(Some(SegmentBytes::Complete(joined(segment, runs)?)));
+            }
+            let Some(names) = tails.take() else {
+                tails = Some(self.tails_of(segment).await?);
+                continue;
+            };
+            runs.extend(self.open_partial(segment).await?);
+            let Some(opened) = self.open_tails(segment, &names).await? else { continue };
+            runs.extend(opened);
+            if runs.is_empty() {
+                return Ok(None);
+            }
+            let bytes = joined(segment, runs)?;
+            let all = bytes.len() as u64 == segment.size.bytes();
+            return Ok(Some(if all { SegmentBytes::Complete(bytes) } else { SegmentBytes::Prefix(bytes) }));
+        }
+        Err(unsettled(segment))
     }
 
-    /// The summaries (frame 0) of a complete segment's objects, in order.
-    pub async fn summaries(&self, _segment: SegmentName) -> Result<Option<Vec<Summary>>> {
-        todo!()
+    async fn open_objects(&self, segment: SegmentName) -> Result<Vec<Run>> {
+        let mut runs = Vec::new();
+        for (name, start) in self.objects_of(segment) {
+            runs.extend(self.open_object(segment, &name, start).await?);
+        }
+        Ok(runs)
     }
 
-    /// Raw bytes of a history file.
-    pub async fn history(&self, _timeline: TimelineId) -> Result<Option<Bytes>> {
-        todo!()
+    /// `None` when one of them is gone: look again.
+    async fn open_tails(&self, segment: SegmentName, names: &[String]) -> Result<Option<Vec<Run>>> {
+        let mut runs = Vec::new();
+        for name in names {
+            match self.open_tail(segment, name).await? {
+                Some(run) => runs.push(run),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(runs))
     }
+
+    /// The summaries (frame 0) of a complete segment's objects, in order; `None` when one of them is not stored.
+    pub async fn summaries(&self, segment: SegmentName) -> Result<Option<Vec<Summary>>> {
+        let mut summaries = Vec::new();
+        for (name, start) in self.objects_of(segment) {
+            let claims = self.claims(ObjectKind::Segment, segment.timeline, start);
+            match self.read_summary(&name, &claims).await? {
+                Some(summary) => summaries.push(summary),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(summaries))
+    }
+}
+
+fn joined(segment: SegmentName, mut runs: Vec<Run>) -> Result<Bytes> {
+    if let [only] = runs.as_mut_slice()
+        && only.offset == 0
+    {
+        return Ok(Bytes::from(std::mem::take(&mut only.bytes)));
+    }
+    join(runs).map(Bytes::from).map_err(|differ| {
+        let at = segment.start() + differ.offset;
+        let text = format!(
+            "{} and {} hold different WAL at {at} of timeline {}",
+            differ.first, differ.second, segment.timeline
+        );
+        Error::new(Kind::Diverged, text)
+            .hint("Two servers wrote to one timeline: find out which of them is right before anything is deleted.")
+    })
+}
+
+pub(super) fn unsettled(segment: SegmentName) -> Error {
+    let text = format!("what is stored of segment {segment} changes faster than it can be read");
+    Error::new(Kind::Repository, text).transient()
 }

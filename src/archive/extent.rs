@@ -1,0 +1,123 @@
+//! How far the stored WAL reaches, found without the identity.
+
+use std::collections::BTreeSet;
+
+use super::Archive;
+use super::join::reach;
+use super::read::{LOOKS, unsettled};
+use crate::error::Result;
+use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use crate::repo::names::{PART_BYTES, WalObject, parts_of};
+
+impl Archive {
+    /// End of the stored WAL of a timeline, tails included; `None` when nothing is stored. It is the end of the last run without a hole:
+    /// whether the runs before it are joined is [`Archive::contiguous_from`]'s question.
+    pub async fn durable_end(&self, timeline: TimelineId) -> Result<Option<Lsn>> {
+        let root = self.names.root();
+        let folder = format!("{root}/tail/{:08X}", timeline.0);
+        // Tails first: a segment that is completed meanwhile is then found among the objects.
+        let open = self.repo.folders(&folder).await?;
+        let size = self.names.segment_size;
+        let mut numbers: BTreeSet<SegmentNumber> =
+            open.iter().filter_map(|name| SegmentName::parse(name, size)).map(|segment| segment.number).collect();
+        let groups = self.repo.folders(&format!("{root}/wal/{:08X}", timeline.0)).await?;
+        if let Some(last) = groups.iter().max() {
+            for entry in self.repo.list(&format!("{root}/wal/{:08X}/{last}", timeline.0)).await? {
+                if let Some(WalObject::Segment { segment, .. } | WalObject::Partial { segment }) =
+                    self.parse(&entry.name)
+                {
+                    numbers.insert(segment.number);
+                }
+            }
+        }
+        for number in numbers.into_iter().rev() {
+            let segment = SegmentName::new(timeline, number, size);
+            let end = self.end_in(segment).await?;
+            if end > segment.start() {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    /// End of the WAL of a timeline that is stored without a hole from the byte at `lsn` on; `None` when that byte is not stored.
+    pub async fn contiguous_from(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Lsn>> {
+        let size = self.names.segment_size;
+        let mut segment = SegmentName::new(timeline, size.segment_of(lsn), size);
+        let mut group = String::new();
+        let mut complete = BTreeSet::new();
+        loop {
+            if group != segment.group() {
+                group = segment.group();
+                complete = self.complete_in(segment).await?;
+            }
+            if !complete.contains(&segment.number) {
+                // Not listed as complete: measured, or completed since.
+                let end = self.end_in(segment).await?;
+                if end < segment.end() {
+                    return Ok((end > lsn).then_some(end));
+                }
+            }
+            segment.number = segment.number.next();
+        }
+    }
+
+    /// Complete segments of the 4 GiB of WAL that this segment belongs to.
+    async fn complete_in(&self, segment: SegmentName) -> Result<BTreeSet<SegmentNumber>> {
+        let parts = parts_of(segment.size).unwrap_or(1) as usize;
+        let folder = format!("{}/wal/{:08X}/{}", self.names.root(), segment.timeline.0, segment.group());
+        let mut found: Vec<SegmentNumber> = Vec::new();
+        for entry in self.repo.list(&folder).await? {
+            if let Some(WalObject::Segment { segment, .. }) = self.parse(&entry.name) {
+                found.push(segment.number);
+            }
+        }
+        found.sort_unstable();
+        let whole = found.chunk_by(|a, b| a == b).filter(|same| same.len() == parts);
+        Ok(whole.filter_map(|same| same.first().copied()).collect())
+    }
+
+    /// Where the stored bytes of a segment end, counted without a hole from its start (which is returned when nothing is stored).
+    pub async fn end_in(&self, segment: SegmentName) -> Result<Lsn> {
+        let mut tails: Option<Vec<String>> = None;
+        for _ in 0..LOOKS {
+            let mut extents = self.measure_objects(segment).await?;
+            if reach(extents.clone()) == segment.size.bytes() {
+                return Ok(segment.end());
+            }
+            let Some(names) = tails.take() else {
+                tails = Some(self.tails_of(segment).await?);
+                continue;
+            };
+            extents.extend(self.measure_partial(segment).await?);
+            let Some(measured) = self.measure_tails(segment, &names).await? else { continue };
+            extents.extend(measured);
+            return Ok(segment.start() + reach(extents));
+        }
+        Err(unsettled(segment))
+    }
+
+    async fn measure_objects(&self, segment: SegmentName) -> Result<Vec<(u64, u64)>> {
+        let share = segment.size.bytes().min(PART_BYTES);
+        let mut extents = Vec::new();
+        for (name, start) in self.objects_of(segment) {
+            if self.repo.head(&name).await?.is_some() {
+                let from = start.since(segment.start());
+                extents.push((from, from + share));
+            }
+        }
+        Ok(extents)
+    }
+
+    /// `None` when one of them is gone: look again.
+    async fn measure_tails(&self, segment: SegmentName, names: &[String]) -> Result<Option<Vec<(u64, u64)>>> {
+        let mut extents = Vec::new();
+        for name in names {
+            match self.measure_tail(segment, name).await? {
+                Some(extent) => extents.push(extent),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(extents))
+    }
+}

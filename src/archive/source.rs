@@ -1,0 +1,177 @@
+//! The objects that hold something of one segment, one by one: read and opened, or only measured.
+
+use bytes::Bytes;
+
+use super::join::Run;
+use super::{Archive, refused};
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, SegmentName};
+use crate::repo::names::{PART_BYTES, WalObject, parse_wal_object, parts_of};
+use crate::seal::content::summary::Summary;
+use crate::seal::header::{Claims, ObjectKind};
+use crate::seal::opener::{OpenFailed, Opener, read_header};
+use crate::seal::tail::{open_piece, open_tail, piece_marks, tail_marks};
+
+/// Enough for header and frame 0 of every object with WAL.
+const HEAD_BYTES: u64 = 8 << 10;
+
+impl Archive {
+    /// The objects of a complete segment with the LSN at which each starts: one, or one per 16 MiB.
+    pub(super) fn objects_of(&self, segment: SegmentName) -> Vec<(String, Lsn)> {
+        match parts_of(segment.size) {
+            None => vec![(self.names.segment(segment, None), segment.start())],
+            Some(parts) => (0..parts)
+                .map(|part| (self.names.segment(segment, Some(part)), segment.start() + u64::from(part) * PART_BYTES))
+                .collect(),
+        }
+    }
+
+    /// Names of the tail files and pieces of a segment, as listed now.
+    pub(super) async fn tails_of(&self, segment: SegmentName) -> Result<Vec<String>> {
+        let listed = self.repo.list(&self.names.tail_folder(segment)).await?;
+        let ours =
+            |name: &String| matches!(self.parse(name), Some(WalObject::TailPiece { .. } | WalObject::TailOpen { .. }));
+        Ok(listed.into_iter().map(|l| l.name).filter(ours).collect())
+    }
+
+    /// What the name of an object (relative to the repository) means.
+    pub(super) fn parse(&self, name: &str) -> Option<WalObject> {
+        let relative = name.strip_prefix(&self.names.root())?.strip_prefix('/')?;
+        parse_wal_object(relative, self.names.segment_size)
+    }
+
+    /// Opens a whole object (or part) of a segment, which must hold all of its share.
+    pub(super) async fn open_object(&self, segment: SegmentName, name: &str, start: Lsn) -> Result<Option<Run>> {
+        let Some(object) = self.repo.get(name).await? else { return Ok(None) };
+        let claims = self.claims(ObjectKind::Segment, segment.timeline, start);
+        let bytes = self.open_content(name, object, claims).await?;
+        let expected = segment.size.bytes().min(PART_BYTES);
+        if bytes.len() as u64 != expected {
+            let text = format!("{name} holds {} bytes of WAL, expected {expected}", bytes.len());
+            return Err(Error::new(Kind::Corrupt, text));
+        }
+        Ok(Some(Run { name: name.to_owned(), offset: start.since(segment.start()), bytes }))
+    }
+
+    /// Opens the end of a timeline inside a segment.
+    pub(super) async fn open_partial(&self, segment: SegmentName) -> Result<Option<Run>> {
+        let name = self.names.partial(segment);
+        let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
+        let claims = self.claims_inside(segment, ObjectKind::Partial, &name, &object)?;
+        let bytes = self.open_content(&name, object, claims).await?;
+        Ok(Some(Run { name, offset: claims.start.since(segment.start()), bytes }))
+    }
+
+    /// Opens a tail file or a piece; `None` when it is gone.
+    pub(super) async fn open_tail(&self, segment: SegmentName, name: &str) -> Result<Option<Run>> {
+        let Some(object) = self.repo.get(name).await? else { return Ok(None) };
+        if object.iter().all(|byte| *byte == 0) {
+            return Ok(Some(Run { name: name.to_owned(), offset: 0, bytes: Vec::new() }));
+        }
+        let claims = self.claims_inside(segment, ObjectKind::Tail, name, &object)?;
+        let (form, keys) = (self.parse(name), self.keys.clone());
+        let opened = blocking(move || match form {
+            Some(WalObject::TailPiece { .. }) => {
+                open_piece(&object, &claims, &*keys).map(|piece| (piece.from, piece.plain))
+            }
+            _ => open_tail(&object, &claims, &*keys).map(|tail| (0, tail.plain)),
+        });
+        let (from, bytes) = opened.await?.map_err(|e| refused(name, e))?;
+        let offset = claims.start.since(segment.start()) + from;
+        self.demand_placed(name, offset, offset + bytes.len() as u64)?;
+        Ok(Some(Run { name: name.to_owned(), offset, bytes }))
+    }
+
+    /// Which bytes of the segment a tail file or a piece holds, found without the identity; `None` when it is gone.
+    pub(super) async fn measure_tail(&self, segment: SegmentName, name: &str) -> Result<Option<(u64, u64)>> {
+        let Some(object) = self.repo.get(name).await? else { return Ok(None) };
+        if object.iter().all(|byte| *byte == 0) {
+            return Ok(Some((0, 0)));
+        }
+        let claims = self.claims_inside(segment, ObjectKind::Tail, name, &object)?;
+        let base = claims.start.since(segment.start());
+        let (form, keys) = (self.parse(name), self.keys.clone());
+        let piece = matches!(form, Some(WalObject::TailPiece { .. }));
+        let marks = blocking(move || match piece {
+            true => piece_marks(&object, &claims, &*keys),
+            false => tail_marks(&object, &claims, &*keys),
+        });
+        let marks = marks.await?.map_err(|e| refused(name, e))?;
+        let end = base + marks.last().map_or(0, |(end, _)| *end);
+        match form {
+            Some(WalObject::TailPiece { from, to, .. }) if to != end => Err(misplaced(name, from, end)),
+            Some(WalObject::TailPiece { from, .. }) => Ok(Some((from, end))),
+            _ => Ok(Some((base, end))),
+        }
+    }
+
+    /// Which bytes of the segment the `.partial` holds.
+    pub(super) async fn measure_partial(&self, segment: SegmentName) -> Result<Option<(u64, u64)>> {
+        let name = self.names.partial(segment);
+        let Some(head) = self.repo.get_range(&name, 0..HEAD_BYTES).await? else { return Ok(None) };
+        let claims = self.claims_inside(segment, ObjectKind::Partial, &name, &head)?;
+        let summary = self.open_summary(&name, &head, &claims)?;
+        Ok(Some((summary.start.since(segment.start()), summary.end.since(segment.start()))))
+    }
+
+    /// Frame 0 of an object with WAL.
+    pub(super) async fn read_summary(&self, name: &str, claims: &Claims) -> Result<Option<Summary>> {
+        let Some(head) = self.repo.get_range(name, 0..HEAD_BYTES).await? else { return Ok(None) };
+        self.open_summary(name, &head, claims).map(Some)
+    }
+
+    fn open_summary(&self, name: &str, head: &[u8], claims: &Claims) -> Result<Summary> {
+        let opened = Opener::new(head, claims, &*self.keys, false).and_then(|opener| opener.frame0(head));
+        let content = opened.map_err(|e| refused(name, e))?;
+        let summary = Summary::decode(&content).map_err(|e| Error::new(Kind::Corrupt, format!("{name}: {e}")))?;
+        if summary.start != claims.start {
+            let text = format!("{name}: its summary starts at {}, its header says {}", summary.start, claims.start);
+            return Err(Error::new(Kind::Corrupt, text));
+        }
+        Ok(summary)
+    }
+
+    async fn open_content(&self, name: &str, object: Bytes, claims: Claims) -> Result<Vec<u8>> {
+        let keys = self.keys.clone();
+        let opened = blocking(move || {
+            let mut plain = Vec::new();
+            Opener::new(&object, &claims, &*keys, true)?.content(&object, &mut plain)?;
+            Ok(plain)
+        });
+        opened.await?.map_err(|e: OpenFailed| refused(name, e))
+    }
+
+    /// Claims of an object that may begin anywhere in its segment: the start that it states itself, if that lies there. What it states
+    /// is authenticated when it is opened.
+    fn claims_inside(&self, segment: SegmentName, kind: ObjectKind, name: &str, object: &[u8]) -> Result<Claims> {
+        let (header, _) = read_header(object).map_err(|e| refused(name, e))?;
+        let start = header.claims.start;
+        if start < segment.start() || start >= segment.end() {
+            let expected = format!("a start from {} to {}", segment.start(), segment.end());
+            return Err(refused(name, OpenFailed::Claims { expected, found: start.to_string() }));
+        }
+        Ok(self.claims(kind, segment.timeline, start))
+    }
+
+    /// A piece must hold exactly the bytes that its name says.
+    fn demand_placed(&self, name: &str, found_from: u64, found_to: u64) -> Result<()> {
+        match self.parse(name) {
+            Some(WalObject::TailPiece { from, to, .. }) if (from, to) != (found_from, found_to) => {
+                Err(misplaced(name, found_from, found_to))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn misplaced(name: &str, from: u64, to: u64) -> Error {
+    Error::new(
+        Kind::Corrupt,
+        format!("{name} holds bytes {from:08X} to {to:08X} of its segment, not what its name says"),
+    )
+}
+
+/// Opening is work for the processor: it is kept away from the tasks that move bytes.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Kind::Failed, "an opening task died").caused_by(e))
+}
