@@ -4,6 +4,10 @@ mod support;
 
 #[path = "store/answers.rs"]
 mod answers;
+#[path = "store/archive.rs"]
+mod archive;
+#[path = "store/archive_pieces.rs"]
+mod archive_pieces;
 #[path = "store/common.rs"]
 mod common;
 #[path = "store/disk.rs"]

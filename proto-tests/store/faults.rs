@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -19,6 +19,20 @@ use crate::support::Seed;
 #[derive(Default)]
 pub struct Memory {
     objects: Mutex<BTreeMap<String, Bytes>>,
+}
+
+impl Memory {
+    pub fn get(&self, name: &str) -> Option<Bytes> {
+        self.objects.lock().unwrap().get(name).cloned()
+    }
+
+    pub fn set(&self, name: &str, bytes: Bytes) {
+        self.objects.lock().unwrap().insert(name.to_owned(), bytes);
+    }
+
+    pub fn remove(&self, name: &str) {
+        self.objects.lock().unwrap().remove(name);
+    }
 }
 
 fn done<'a, T: Send + 'a>(value: T) -> BoxFuture<'a, T> {
@@ -80,7 +94,7 @@ impl Backend for Memory {
 
 /// A store whose answers cannot be relied upon: what is stored, and what a read that succeeds says, is true.
 struct Unreliable {
-    memory: std::sync::Arc<Memory>,
+    memory: Arc<Memory>,
     seed: Mutex<Seed>,
     /// Of a hundred requests, so many go wrong.
     percent: u64,
@@ -145,7 +159,7 @@ impl Backend for Unreliable {
 fn no_answer_is_a_lie() {
     let mut seed = Seed::of_run();
     let rounds = (0..300).map(|round| {
-        let memory = std::sync::Arc::new(Memory::default());
+        let memory = Arc::new(Memory::default());
         let percent = seed.between(10, 95);
         let faulty = |seed: u64| {
             let backend = Unreliable { memory: memory.clone(), seed: Mutex::new(Seed::from(seed)), percent };
@@ -157,7 +171,7 @@ fn no_answer_is_a_lie() {
                 (*claims, salt, put(repo, "x", salt, *claims, Duration::from_secs(2)).await)
             });
             let outcomes = join_all(puts).await;
-            let stored = Repository::with_backend("memory", Box::new(Shared(memory))).get("x").await.unwrap();
+            let stored = memory.get("x");
             let mut created = 0;
             for (claims, salt, outcome) in outcomes {
                 let there = stored.as_ref().map(|s| (s[0], s[1], s.len()));
@@ -181,30 +195,48 @@ fn no_answer_is_a_lie() {
     assert!(created > 0, "faults everywhere: nothing was tested");
 }
 
-/// The stored objects seen without faults.
-struct Shared(std::sync::Arc<Memory>);
+/// A store that does something of the test's own before each read and each listing.
+pub struct Hooked {
+    memory: Arc<Memory>,
+    hook: Box<dyn Fn(&str, &Memory) + Send + Sync>,
+}
 
-impl Backend for Shared {
+impl Hooked {
+    pub fn repository(memory: Arc<Memory>, hook: impl Fn(&str, &Memory) + Send + Sync + 'static) -> Repository {
+        Repository::with_backend("hooked", Box::new(Hooked { memory, hook: Box::new(hook) }))
+    }
+}
+
+impl Backend for Hooked {
     fn create<'a>(&'a self, name: &'a str, parts: &'a [Bytes]) -> BoxFuture<'a, Result<Answer>> {
-        self.0.create(name, parts)
+        self.memory.create(name, parts)
     }
+
     fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>> {
-        self.0.read(name, range)
+        (self.hook)(name, &self.memory);
+        self.memory.read(name, range)
     }
+
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Listed>>> {
-        self.0.list(prefix)
+        (self.hook)(prefix, &self.memory);
+        self.memory.list(prefix)
     }
+
     fn folders<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
-        self.0.folders(prefix)
+        (self.hook)(prefix, &self.memory);
+        self.memory.folders(prefix)
     }
+
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        self.0.delete(name)
+        self.memory.delete(name)
     }
+
     fn settle<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        self.0.settle(name)
+        self.memory.settle(name)
     }
+
     fn make_root(&self) -> BoxFuture<'_, Result<()>> {
-        self.0.make_root()
+        self.memory.make_root()
     }
 }
 
