@@ -1,4 +1,5 @@
-//! Real servers of every supported version, from `pg-test-env/install`. A test whose server is not there says that it was skipped.
+//! Real servers of every supported version, from `pg-test-env/install`. A test whose server is not there says that it
+//! was skipped.
 
 #[path = "live/backup_parsers.rs"]
 mod backup_parsers;

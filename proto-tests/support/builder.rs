@@ -1,4 +1,5 @@
-//! How a server is made: from a kept template of initdb, by pg_basebackup from another server, or on a data directory that is there.
+//! How a server is made: from a kept template of initdb, by pg_basebackup from another server, or on a data directory
+//! that is there.
 
 use std::fs;
 use std::io::Write;
@@ -85,13 +86,15 @@ impl Builder {
         self
     }
 
-    /// `ssl = on` with a certificate for localhost and 127.0.0.1 that [`Server::ca_file`] has signed. Plain connections still work unless `hba` refuses them.
+    /// `ssl = on` with a certificate for localhost and 127.0.0.1 that [`Server::ca_file`] has signed. Plain connections
+    /// still work unless `hba` refuses them.
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
     }
 
-    /// Runs initdb for this server alone: otherwise all servers of one version and segment size have the same system identifier.
+    /// Runs initdb for this server alone: otherwise all servers of one version and segment size have the same system
+    /// identifier.
     pub fn own_identity(mut self) -> Self {
         self.origin = Origin::Initdb;
         self
@@ -103,7 +106,8 @@ impl Builder {
         self.own_identity()
     }
 
-    /// Starts on a data directory that is there, which stays when the server goes. Settings are then given on the command line.
+    /// Starts on a data directory that is there, which stays when the server goes. Settings are then given on the
+    /// command line.
     pub fn on_data_dir(mut self, data: &Path) -> Self {
         self.origin = Origin::Existing(data.to_path_buf());
         self
@@ -208,7 +212,8 @@ fn template(version: MajorVersion, segment_mb: u32) -> PathBuf {
     fs::create_dir_all(&kept).expect("make the folder of templates");
     let new = TempDir::for_postgres("initdb");
     initdb(version, segment_mb, &new.join("data"), &[]);
-    // Into place under one name at the end: another test program may be making the same one. Across file systems rename does not work.
+    // Into place under one name at the end: another test program may be making the same one. Across file systems rename
+    // does not work.
     let staged = kept.join(format!(".{version}-{segment_mb}.{}.{}", std::process::id(), super::free_port()));
     copy(&new.join("data"), &staged);
     if fs::rename(&staged, &made).is_err() {

@@ -1,5 +1,5 @@
-//! A small blocking client of the simple query protocol over a Unix socket, with trust authentication: no process per statement, and
-//! a commit is known at the moment its answer arrives. Of no use to the program itself.
+//! A small blocking client of the simple query protocol over a Unix socket, with trust authentication: no process per
+//! statement, and a commit is known at the moment its answer arrives. Of no use to the program itself.
 
 use std::fmt;
 use std::io::{Read, Write};

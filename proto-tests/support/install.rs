@@ -20,7 +20,8 @@ pub fn servers_present(version: MajorVersion) -> bool {
     bin_dir(version).join("postgres").exists() || skipped(&format!("PostgreSQL {version} is not installed"))
 }
 
-/// The versions to test: all, or those in `WALRECV_PG_VERSIONS` (such as `13,17`); what is not installed is reported as skipped.
+/// The versions to test: all, or those in `WALRECV_PG_VERSIONS` (such as `13,17`); what is not installed is reported as
+/// skipped.
 pub fn versions() -> Vec<MajorVersion> {
     let asked = std::env::var("WALRECV_PG_VERSIONS").unwrap_or_default();
     let asked: Vec<u32> =

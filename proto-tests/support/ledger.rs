@@ -16,7 +16,8 @@ pub struct Entry {
     pub id: u64,
     /// With its epoch, as `pg_current_xact_id()` gives it.
     pub xid: u64,
-    /// `pg_xact_commit_timestamp`, microseconds since 1970. None for the last commit of a writer, since it is asked for with the next one.
+    /// `pg_xact_commit_timestamp`, microseconds since 1970. None for the last commit of a writer, since it is asked for
+    /// with the next one.
     pub committed_us: Option<i64>,
     /// From sending the statement to the answer.
     pub latency: Duration,
@@ -135,8 +136,8 @@ impl Ledger {
         wait_for(&format!("{wanted} acknowledged commits"), limit, || (self.count() >= wanted).then_some(()));
     }
 
-    /// Ends the writers and returns what was acknowledged. A writer whose commit hangs (synchronous replication without a standby)
-    /// is left to end with its server.
+    /// Ends the writers and returns what was acknowledged. A writer whose commit hangs (synchronous replication without
+    /// a standby) is left to end with its server.
     pub fn stop(mut self) -> Vec<Entry> {
         self.shared.stop.store(true, Ordering::SeqCst);
         let start = Instant::now();

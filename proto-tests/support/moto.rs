@@ -1,4 +1,5 @@
-//! An S3 server in memory: conditional puts are atomic, object lock and versions work, signatures and checksums are not checked.
+//! An S3 server in memory: conditional puts are atomic, object lock and versions work, signatures and checksums are not
+//! checked.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

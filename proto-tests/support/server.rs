@@ -138,7 +138,8 @@ impl Server {
         self.running.as_ref().expect("the server is running").0.id()
     }
 
-    /// Asks it to stop and waits: how long that took. Panics after 60 s, which is what a receiver that holds a server up looks like.
+    /// Asks it to stop and waits: how long that took. Panics after 60 s, which is what a receiver that holds a server
+    /// up looks like.
     pub fn stop(&mut self, how: Stop) -> Duration {
         let start = Instant::now();
         self.signal(match how {
@@ -263,7 +264,8 @@ impl Server {
         text.parse().unwrap_or_else(|_| panic!("an LSN, not '{text}'"))
     }
 
-    /// Ends the current segment (after writing something, since on an idle border it would do nothing): the LSN where it ended.
+    /// Ends the current segment (after writing something, since on an idle border it would do nothing): the LSN where
+    /// it ended.
     pub fn switch_wal(&self) -> Lsn {
         let text = self.sql("select pg_switch_wal() from (select txid_current()) t");
         text.parse().unwrap_or_else(|_| panic!("an LSN, not '{text}'"))

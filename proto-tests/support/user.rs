@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Numeric user and group of `postgres`; none where the tests do not run as root (then servers run as whoever runs the tests).
+/// Numeric user and group of `postgres`; none where the tests do not run as root (then servers run as whoever runs the
+/// tests).
 fn postgres() -> Option<(u32, u32)> {
     static POSTGRES: OnceLock<Option<(u32, u32)>> = OnceLock::new();
     *POSTGRES.get_or_init(|| {

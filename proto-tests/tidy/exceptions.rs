@@ -1,5 +1,5 @@
-//! The list of exceptions: what stands there, and no less, may break a rule. A line whose cause has gone has to go too, so the list
-//! only gets shorter unless somebody adds a reason.
+//! The list of exceptions: what stands there, and no less, may break a rule. A line whose cause has gone has to go too,
+//! so the list only gets shorter unless somebody adds a reason.
 
 use std::collections::BTreeMap;
 

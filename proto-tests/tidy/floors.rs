@@ -34,7 +34,8 @@ pub fn floor(module: &str) -> Option<u32> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
 
-/// Every `crate::x` (and `walrecv::x`) names a module that the file may use. Test code too: it would pull the file up with it.
+/// Every `crate::x` (and `walrecv::x`) names a module that the file may use. Test code too: it would pull the file up
+/// with it.
 pub fn check(source: &Source) -> Vec<Finding> {
     let user = source.module();
     if !source.path.starts_with("src/") || user == "lib" {

@@ -1,4 +1,5 @@
-//! Every path that a file names, in full: `use` groups are taken apart, and names that a `use` brought in are spelled out.
+//! Every path that a file names, in full: `use` groups are taken apart, and names that a `use` brought in are spelled
+//! out.
 
 use std::collections::HashMap;
 

@@ -6,7 +6,8 @@ use super::{Finding, Source};
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 const COLUMNS_MAX: usize = 120;
-const COMMENT_COLUMNS_MAX: usize = 150;
+/// For lines with a comment or a literal, which rustfmt leaves as they are.
+const UNBROKEN_COLUMNS_MAX: usize = 165;
 
 /// A file's inline tests do not count towards its length; files of tests do.
 pub fn check(source: &Source) -> Vec<Finding> {
@@ -17,9 +18,9 @@ pub fn check(source: &Source) -> Vec<Finding> {
         let message = format!("{lines} lines of at most {FILE_LINES_MAX}: split it by what it does");
         found.push(source.finding("length of files", 0, message));
     }
-    for (line, text) in source.text.lines().enumerate() {
+    for (line, (text, code)) in source.text.lines().zip(source.code.lines()).enumerate() {
         let columns = text.chars().count();
-        let limit = if text.trim_start().starts_with("//") { COMMENT_COLUMNS_MAX } else { COLUMNS_MAX };
+        let limit = if text == code { COLUMNS_MAX } else { UNBROKEN_COLUMNS_MAX };
         if columns > limit {
             found.push(source.finding("width", line, format!("{columns} columns of at most {limit}")));
         }
@@ -62,6 +63,6 @@ fn long_functions_and_lines_are_refused() {
     );
     assert_eq!(rules("src/pg/lsn.rs", &format!("fn f() {{\n{}}}\n", "    a();\n".repeat(68))), [""; 0]);
     assert_eq!(rules("src/pg/lsn.rs", &format!("type {} = u8;", "X".repeat(120))), ["width"]);
-    assert_eq!(rules("src/pg/lsn.rs", &format!("    // {}", "x".repeat(150))), ["width"]);
-    assert_eq!(rules("src/pg/lsn.rs", &format!("    // {}", "ä".repeat(143))), [""; 0]);
+    assert_eq!(rules("src/pg/lsn.rs", &format!("    // {}", "x".repeat(160))), ["width"]);
+    assert_eq!(rules("src/pg/lsn.rs", &format!("    // {}", "ä".repeat(158))), [""; 0]);
 }

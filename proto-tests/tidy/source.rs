@@ -29,7 +29,10 @@ impl Source {
     pub fn new(path: &str, text: &str) -> Source {
         let code = code_only(text);
         let tokens = tokens(&code);
-        let whole = path.ends_with("/tests.rs") || path.ends_with("_tests.rs") || path.contains("/tests/") || path.starts_with("proto-tests/");
+        let whole = path.ends_with("/tests.rs")
+            || path.ends_with("_tests.rs")
+            || path.contains("/tests/")
+            || path.starts_with("proto-tests/");
         let test = if whole { vec![true; text.lines().count()] } else { test_lines(&tokens, text.lines().count()) };
         Source { path: path.to_string(), text: text.to_string(), code, tokens, test }
     }

@@ -28,11 +28,13 @@ pub fn strangers(entries: &[String]) -> Vec<&String> {
     entries.iter().filter(|name| !TOP.contains(&name.as_str())).collect()
 }
 
-/// Every file is declared by the one that stands for its folder, or by a `#[path]`: without that it would not even be compiled.
+/// Every file is declared by the one that stands for its folder, or by a `#[path]`: without that it would not even be
+/// compiled.
 pub fn check(all: &[Source]) -> Vec<Finding> {
     let orphans = all.iter().filter(|source| {
         parents(&source.path).is_some_and(|parents| {
-            !all.iter().any(|other| names_path(other, source) || parents.contains(&other.path) && declares(other, source))
+            !all.iter()
+                .any(|other| names_path(other, source) || parents.contains(&other.path) && declares(other, source))
         })
     });
     orphans.map(|s| s.finding("orphans", 0, "no file declares it with mod")).collect()
