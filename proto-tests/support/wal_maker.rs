@@ -237,7 +237,8 @@ impl WalMaker {
         self.record(0, 0, if shutdown { 0x00 } else { 0x10 }, &main)
     }
 
-    /// The record with which a promoted server begins its timeline; made right after [`WalMaker::fork`] of timeline − 1.
+    /// The record with which a promoted server begins its timeline; made right after [`WalMaker::fork`] of timeline −
+    /// 1.
     pub fn end_of_recovery(&mut self, time: PgTime) -> Made {
         let mut main = time.0.to_le_bytes().to_vec();
         main.extend_from_slice(&self.timeline.0.to_le_bytes());
@@ -278,8 +279,8 @@ impl WalMaker {
         made
     }
 
-    /// Begins a record of `total_len` bytes that must not fit its page, and stops at the `pages`-th page border: as a server
-    /// that crashed there. What follows is [`WalMaker::overwrite_contrecord`], or nothing.
+    /// Begins a record of `total_len` bytes that must not fit its page, and stops at the `pages`-th page border: as a
+    /// server that crashed there. What follows is [`WalMaker::overwrite_contrecord`], or nothing.
     pub fn break_off(&mut self, xid: u32, total_len: u32, pages: u64) -> Lsn {
         self.enter_page(0);
         let start = self.end();

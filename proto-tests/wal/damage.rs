@@ -9,8 +9,9 @@ use crate::support::wal_maker::WalMaker;
 
 const PAGE: u64 = 8192;
 
-/// Feeds changed WAL: nothing that holds the change at `at` may count as checked, and it must be refused at the next page header at the latest
-/// (a changed length can only be seen there); where the WAL ends before, the record may still be waiting for bytes.
+/// Feeds changed WAL: nothing that holds the change at `at` may count as checked, and it must be refused at the next
+/// page header at the latest (a changed length can only be seen there); where the WAL ends before, the record may still
+/// be waiting for bytes.
 fn assert_refused(wal: &WalMaker, bytes: &[u8], at: Lsn, what: &str) {
     let mut scanner = WalScanner::new(wal.config(), wal.start());
     let mut last = None;

@@ -135,7 +135,8 @@ fn starts_at_a_record_and_resumes_after_one() {
 
 #[test]
 fn a_switch_ends_its_segment() {
-    // The switch stands: early; in the last bytes of a page; so that it ends the segment exactly; with its header over two segments.
+    // The switch stands: early; in the last bytes of a page; so that it ends the segment exactly; with its header over
+    // two segments.
     for place in [40u64, 5000, 2 * PAGE - 24, 2 * PAGE - 16, (1 << 20) - 24, (1 << 20) - 8] {
         let mut wal = maker(V17);
         if place > 40 {

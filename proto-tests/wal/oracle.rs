@@ -1,4 +1,5 @@
-//! WAL of real servers: the scanner finds the records that pg_waldump of the same version finds, and the notes say the same.
+//! WAL of real servers: the scanner finds the records that pg_waldump of the same version finds, and the notes say the
+//! same.
 
 use std::fs;
 
@@ -87,7 +88,8 @@ fn describe(record: &Record<'_>, version: MajorVersion) -> Found {
     Found { line, note: xact::note(record, version).unwrap_or_else(|e| panic!("PostgreSQL {version}: {e}")) }
 }
 
-/// The note that pg_waldump's description asks for. What it does not print (the time of a restore point) is taken from `found`.
+/// The note that pg_waldump's description asks for. What it does not print (the time of a restore point) is taken from
+/// `found`.
 fn note_of(line: &Line, found: &Note) -> Note {
     let (kind, rest) = line.desc.split_once(' ').unwrap_or((&line.desc, ""));
     let number = |name: &str| {
@@ -130,8 +132,8 @@ fn note_of(line: &Line, found: &Note) -> Note {
     }
 }
 
-/// `COMMIT 2026-01-02 03:04:05.678901 UTC; rels: base/5/16384; …`, `COMMIT_PREPARED 735: 2026-…`. The time is read back by its own
-/// digits, so that printing it is not taken for granted.
+/// `COMMIT 2026-01-02 03:04:05.678901 UTC; rels: base/5/16384; …`, `COMMIT_PREPARED 735: 2026-…`. The time is read back
+/// by its own digits, so that printing it is not taken for granted.
 fn ended(line: &Line, kind: &str, rest: &str) -> Note {
     let (xid, rest) = match kind.ends_with("PREPARED") {
         true => rest.split_once(": ").expect("the prepared transaction"),
@@ -148,8 +150,8 @@ fn ended(line: &Line, kind: &str, rest: &str) -> Note {
     if kind.starts_with("ABORT") { Note::Abort { xid, time } } else { Note::Commit { xid, time, dropped_relations } }
 }
 
-/// Something of everything: small transactions, aborts, subtransactions, two-phase commits, drops, images under this `wal_compression`, records over
-/// several segments, restore points, switches, checkpoints.
+/// Something of everything: small transactions, aborts, subtransactions, two-phase commits, drops, images under this
+/// `wal_compression`, records over several segments, restore points, switches, checkpoints.
 fn work(server: &Server, compressions: &[&str]) {
     server.pgbench(&["-i", "-q", "-s", "1"]);
     for compression in compressions {
@@ -172,9 +174,8 @@ fn work(server: &Server, compressions: &[&str]) {
         run("delete from t where id > 290");
         run(end);
     }
-    run(
-        "do $$ begin for i in 1..150 loop begin insert into t values (1000 + i, 'sub'); exception when others then null; end; end loop; end $$",
-    );
+    run("do $$ begin for i in 1..150 loop \
+         begin insert into t values (1000 + i, 'sub'); exception when others then null; end; end loop; end $$");
     for (name, end) in [("one", "rollback prepared 'one'"), ("two", "commit prepared 'two'")] {
         run("begin");
         run("create table drop_me (i int); drop table if exists drop_me_too; create table drop_me_too (i int)");
@@ -185,9 +186,8 @@ fn work(server: &Server, compressions: &[&str]) {
     run("drop table drop_me, drop_me_too");
     run("select pg_logical_emit_message(false, 'long', repeat('0123456789', 350000))");
     run("select pg_switch_wal()");
-    run(
-        "begin; insert into t values (5000, 'switch'); select pg_logical_emit_message(true, 'long', repeat('z', 1200000)); commit",
-    );
+    run("begin; insert into t values (5000, 'switch'); \
+         select pg_logical_emit_message(true, 'long', repeat('z', 1200000)); commit");
     run("truncate t");
     run("vacuum full pgbench_branches");
     run("select pg_create_restore_point('Ende gut: äöü')");

@@ -75,7 +75,8 @@ fn references_and_fragments() {
     let expected = (vec![block(0, 0, 1, 2), block(3, 2, 7, 0)], vec![1, 2, 3, 4]);
     assert_eq!(blocks(&body, MajorVersion::V13), Ok(expected));
     assert_eq!(decode(&body, MajorVersion::V13, &mut |_| ()).map(|p| p.origin), Ok(Some(8)));
-    // After a reference or the origin, two more bytes would be the data that the first reference announces: a whole body.
+    // After a reference or the origin, two more bytes would be the data that the first reference announces: a whole
+    // body.
     for cut in (1..body.len()).filter(|cut| ![22, 30, 33].contains(cut)) {
         assert!(blocks(&body[..cut], MajorVersion::V13).is_err(), "cut at {cut}");
     }

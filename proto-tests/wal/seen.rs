@@ -126,7 +126,8 @@ pub fn add_mixed(wal: &mut WalMaker, count: u32, seed: &mut Seed) {
     }
 }
 
-/// Pages with a record over several of them, a voided record, a fork and a switch: [`Voided`] says which bytes no check covers.
+/// Pages with a record over several of them, a voided record, a fork and a switch: [`Voided`] says which bytes no check
+/// covers.
 pub fn everything(version: MajorVersion, seed: &mut Seed) -> (WalMaker, Voided) {
     let mut wal = maker(version);
     wal.checkpoint(false);

@@ -59,7 +59,8 @@ pub fn dump(server: &Server, timeline: u32, start: Lsn) -> (Vec<Line>, Option<Ls
     (lines, end)
 }
 
-/// `rmgr: Heap        len (rec/tot):     59/  7927, tx:        731, lsn: 0/01501A30, prev 0/01501A08, desc: INSERT+INIT off 1`
+/// `rmgr: Heap        len (rec/tot):     59/  7927, tx:        731, lsn: 0/01501A30, prev 0/01501A08, desc: INSERT+INIT
+/// off 1`
 fn line(text: &str) -> Line {
     let between = |from: &str, to: &str| {
         let rest = text.split_once(from).unwrap_or_else(|| panic!("{from:?} in {text:?}")).1;

@@ -8,7 +8,6 @@ pub mod label;
 pub mod lsn;
 pub mod manifest;
 pub mod page;
-mod partial;
 pub mod record;
 pub mod scan;
 pub mod segment;

@@ -45,8 +45,9 @@ pub enum PageBegin {
     Overwrite,
 }
 
-/// Checks the header of the page at `page` by the rules of `XLogReaderValidatePageHeader` (`access/transam/xlogreader.c`), and that its padding is
-/// zero and its flags agree with `xlp_rem_len`. `least` is the timeline of the page before. `header` has [`header_len`] bytes. The error says what was wrong.
+/// Checks the header of the page at `page` by the rules of `XLogReaderValidatePageHeader`
+/// (`access/transam/xlogreader.c`), and that its padding is zero and its flags agree with `xlp_rem_len`. `least` is the
+/// timeline of the page before. `header` has [`header_len`] bytes. The error says what was wrong.
 pub fn check_header(header: &[u8], page: Lsn, config: &ScanConfig, least: TimelineId) -> Result<PageHeader, String> {
     let short = || format!("a page header of {} bytes", header.len());
     let mut fields = Cursor::new(header);

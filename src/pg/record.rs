@@ -24,7 +24,8 @@ const BLOCK_SIZE: u16 = 8192;
 pub struct Record<'a> {
     /// First byte of the record header.
     pub start: Lsn,
-    /// End of the record, rounded up to 8: where the next record begins at the earliest. For a WAL switch: the end of the segment.
+    /// End of the record, rounded up to 8: where the next record begins at the earliest. For a WAL switch: the end of
+    /// the segment.
     pub end: Lsn,
     /// `xl_prev`.
     pub prev: Lsn,
@@ -77,8 +78,8 @@ impl RecordHeader {
     }
 }
 
-/// The longest record that a server of this version can write and read back: `XLogRecordMaxSize` (16 and later), else what fits the reader's
-/// buffer (`allocate_recordbuf`, `xlogreader.c`: whole pages below `MaxAllocSize`).
+/// The longest record that a server of this version can write and read back: `XLogRecordMaxSize` (16 and later), else
+/// what fits the reader's buffer (`allocate_recordbuf`, `xlogreader.c`: whole pages below `MaxAllocSize`).
 pub fn max_total_len(version: MajorVersion) -> u32 {
     if version >= MajorVersion::V16 { 1020 << 20 } else { 0x3FFF_DFFF }
 }
@@ -132,8 +133,8 @@ pub struct Payload<'a> {
     pub main: &'a [u8],
 }
 
-/// Walks the body of a record (all after its 24-byte header) by the rules of `DecodeXLogRecord` (`xlogreader.c`), calling `block` for each block
-/// reference. The error says what was wrong.
+/// Walks the body of a record (all after its 24-byte header) by the rules of `DecodeXLogRecord` (`xlogreader.c`),
+/// calling `block` for each block reference. The error says what was wrong.
 pub fn decode<'a>(
     body: &'a [u8],
     version: MajorVersion,

@@ -25,7 +25,8 @@ impl PgTime {
     }
 }
 
-/// In UTC with microseconds, as PostgreSQL's tools print it under `TZ=UTC` (`timestamptz_to_str`): `2026-02-03 04:05:06.000007 UTC`.
+/// In UTC with microseconds, as PostgreSQL's tools print it under `TZ=UTC` (`timestamptz_to_str`): `2026-02-03
+/// 04:05:06.000007 UTC`.
 impl fmt::Display for PgTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DAY: i64 = 86_400_000_000;
@@ -104,8 +105,8 @@ pub struct Parameters {
     pub wal_level: i32,
 }
 
-/// Whether [`note`] reads the body of such a record; the scanner keeps it only then. Images, data changes, prepared states and
-/// invalidations are passed over.
+/// Whether [`note`] reads the body of such a record; the scanner keeps it only then. Images, data changes, prepared
+/// states and invalidations are passed over.
 #[inline]
 pub fn wanted(rmid: u8, info: u8) -> bool {
     match rmid {

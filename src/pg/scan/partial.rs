@@ -1,8 +1,8 @@
 //! A WAL record whose bytes are still arriving, cut by page borders or by the end of what was fed.
 
-use super::record::RecordHeader;
-use super::scan::MAX_BODY;
-use super::{Lsn, xact};
+use super::super::record::RecordHeader;
+use super::super::{Lsn, xact};
+use super::MAX_BODY;
 
 /// Room for a body that is kept from record to record.
 const KEPT_BODY: usize = 1 << 20;
