@@ -26,7 +26,7 @@ fn every_version_and_segment_size() {
     for version in MajorVersion::ALL {
         for size in [1, 16, 1024] {
             for start in [0, 3 * PAGE, (size << 20) - PAGE] {
-                let start = Lsn((5 * size << 20) + start);
+                let start = Lsn(((5 * size) << 20) + start);
                 let mut wal = WalMaker::new(version, megabytes(size), TimelineId(3), start);
                 add_mixed(&mut wal, 200, &mut seed);
                 assert_found(&wal);
