@@ -5,6 +5,8 @@
 mod backup_parsers;
 #[path = "live/fixture.rs"]
 mod fixture;
+#[path = "live/login.rs"]
+mod login;
 #[path = "live/net.rs"]
 mod net;
 mod support;

@@ -242,7 +242,7 @@ fn explain(info: &Conninfo, error: std::io::Error) -> Error {
     };
     use CertificateError as C;
     let advice = match cause {
-        rustls::Error::InvalidCertificate(C::UnknownIssuer) => {
+        rustls::Error::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
             "give sslrootcert=FILE with the certificate of the authority that signed the server's"
         }
         rustls::Error::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => "renew the server's certificate",
