@@ -9,4 +9,10 @@ mod fixture;
 mod login;
 #[path = "live/net.rs"]
 mod net;
+#[path = "live/record.rs"]
+mod record;
+#[path = "wire/replay.rs"]
+mod replay;
 mod support;
+#[path = "wire/transcript.rs"]
+mod transcript;

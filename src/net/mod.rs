@@ -8,6 +8,7 @@ mod dial;
 mod link;
 mod passfile;
 mod refusal;
+mod settings;
 mod socket;
 mod tls;
 

@@ -1,0 +1,230 @@
+//! The options of a connection string: which there are, where each comes from, and what each may be.
+
+use std::path::Path;
+
+use super::conninfo::{Keepalives, Place, Roots, SslMode, Tls};
+use super::conninfo_text;
+use crate::error::{Error, Kind, Result};
+
+/// Supported keywords and the variable that stands in for each.
+const SUPPORTED: [(&str, &str); 30] = [
+    ("host", "PGHOST"),
+    ("hostaddr", "PGHOSTADDR"),
+    ("port", "PGPORT"),
+    ("user", "PGUSER"),
+    ("password", "PGPASSWORD"),
+    ("passfile", "PGPASSFILE"),
+    ("dbname", "PGDATABASE"),
+    ("application_name", "PGAPPNAME"),
+    ("fallback_application_name", ""),
+    ("connect_timeout", "PGCONNECT_TIMEOUT"),
+    ("keepalives", ""),
+    ("keepalives_idle", ""),
+    ("keepalives_interval", ""),
+    ("keepalives_count", ""),
+    ("tcp_user_timeout", ""),
+    ("options", "PGOPTIONS"),
+    ("sslmode", "PGSSLMODE"),
+    ("sslrootcert", "PGSSLROOTCERT"),
+    ("sslnegotiation", "PGSSLNEGOTIATION"),
+    ("sslsni", "PGSSLSNI"),
+    ("channel_binding", "PGCHANNELBINDING"),
+    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"),
+    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
+    ("client_encoding", "PGCLIENTENCODING"),
+    ("target_session_attrs", "PGTARGETSESSIONATTRS"),
+    ("gssencmode", "PGGSSENCMODE"),
+    ("sslcertmode", "PGSSLCERTMODE"),
+    ("sslcompression", "PGSSLCOMPRESSION"),
+    ("load_balance_hosts", "PGLOADBALANCEHOSTS"),
+    ("max_protocol_version", "PGMAXPROTOCOLVERSION"),
+];
+
+/// Options of libpq that are refused by name, and the variable that would set each.
+const UNSUPPORTED: [(&str, &str); 22] = [
+    ("service", "PGSERVICE"),
+    ("servicefile", "PGSERVICEFILE"),
+    ("sslcert", "PGSSLCERT"),
+    ("sslkey", "PGSSLKEY"),
+    ("sslpassword", ""),
+    ("sslcrl", "PGSSLCRL"),
+    ("sslcrldir", "PGSSLCRLDIR"),
+    ("sslkeylogfile", ""),
+    ("requirepeer", "PGREQUIREPEER"),
+    ("require_auth", "PGREQUIREAUTH"),
+    ("requiressl", "PGREQUIRESSL"),
+    ("krbsrvname", ""),
+    ("gsslib", ""),
+    ("gssdelegation", ""),
+    ("min_protocol_version", "PGMINPROTOCOLVERSION"),
+    ("scram_client_key", ""),
+    ("scram_server_key", ""),
+    ("oauth_issuer", ""),
+    ("oauth_client_id", ""),
+    ("oauth_client_secret", ""),
+    ("oauth_scope", ""),
+    ("tty", ""),
+];
+
+pub(super) struct Settings<'a> {
+    pairs: conninfo_text::Pairs,
+    env: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl<'a> Settings<'a> {
+    pub(super) fn read(text: &str, env: &'a dyn Fn(&str) -> Option<String>) -> Result<Settings<'a>> {
+        let pairs = conninfo_text::split(text)?;
+        for (name, _) in &pairs {
+            if name == "replication" {
+                return Err(Error::new(Kind::Usage, "connection option replication is walrecv's own to set")
+                    .hint("leave replication out of the connection string"));
+            }
+            if let Some((name, _)) = UNSUPPORTED.iter().find(|(known, _)| known == name) {
+                return Err(unsupported(&format!("connection option {name}")));
+            }
+            if !SUPPORTED.iter().any(|(known, _)| known == name) {
+                return Err(Error::new(Kind::Usage, format!("unknown connection option {name:?}")));
+            }
+        }
+        Ok(Settings { pairs, env })
+    }
+
+    /// The value of the string, else of the variable; an empty one stands for the default.
+    pub(super) fn get(&self, name: &str) -> Option<String> {
+        let given = self.pairs.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+        let variable = || {
+            let (_, variable) = SUPPORTED.iter().find(|(n, _)| *n == name)?;
+            if variable.is_empty() { None } else { (self.env)(variable) }
+        };
+        given.or_else(variable).filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn number(&self, name: &str) -> Result<Option<i64>> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        match text.trim().parse::<i32>() {
+            Ok(number) => Ok(Some(number.into())),
+            Err(_) => {
+                Err(Error::new(Kind::Usage, format!("connection option {name}: expected a number, found {text:?}")))
+            }
+        }
+    }
+
+    pub(super) fn choice<T: Copy>(&self, name: &str, default: T, choices: &[(&str, T)]) -> Result<T> {
+        let Some(text) = self.get(name) else { return Ok(default) };
+        choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            let expected = words.join(", ");
+            Error::new(Kind::Usage, format!("connection option {name}: expected one of {expected}, found {text:?}"))
+        })
+    }
+
+    /// Options that are fine as long as they ask for what happens anyway, and variables that would change the meaning.
+    pub(super) fn refuse_unsupported(&self) -> Result<()> {
+        for (_, variable) in UNSUPPORTED.iter().filter(|(_, variable)| !variable.is_empty()) {
+            if (self.env)(variable).is_some_and(|value| !value.is_empty()) {
+                return Err(unsupported(&format!("environment variable {variable}")));
+            }
+        }
+        let harmless: [(&str, &[&str]); 6] = [
+            ("target_session_attrs", &["any"]),
+            ("gssencmode", &["disable", "prefer"]),
+            ("sslcertmode", &["disable", "allow"]),
+            ("sslcompression", &["0"]),
+            ("load_balance_hosts", &["disable", "random"]),
+            ("max_protocol_version", &["3.0", "3.2", "latest"]),
+        ];
+        for (name, words) in harmless {
+            if let Some(value) = self.get(name).filter(|value| !words.contains(&value.as_str())) {
+                return Err(unsupported(&format!("connection option {name}={value}")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn place(&self) -> Result<Option<Place>> {
+        let (name, address) = (self.get("host"), self.get("hostaddr"));
+        if [&name, &address].into_iter().flatten().chain(&self.get("port")).any(|text| text.contains(',')) {
+            return Err(unsupported("a list of several hosts").hint("name one server"));
+        }
+        let address = match address {
+            Some(text) => Some(text.parse::<IpAddr>().map_err(|_| {
+                Error::new(Kind::Usage, format!("connection option hostaddr: expected an IP address, found {text:?}"))
+            })?),
+            None => None,
+        };
+        match name {
+            Some(name) if name.starts_with('@') => Err(unsupported("an abstract socket (host=@…)")),
+            Some(name) if name.starts_with('/') && address.is_none() => Ok(Some(Place::Socket(name.into()))),
+            None if address.is_none() => Ok(None),
+            name => Ok(Some(Place::Tcp { name, address })),
+        }
+    }
+
+    pub(super) fn keepalives(&self) -> Result<Option<Keepalives>> {
+        let number = |name: &str| -> Result<u32> {
+            Ok(self.number(name)?.and_then(|value| u32::try_from(value).ok()).unwrap_or(0))
+        };
+        let keepalives = Keepalives {
+            idle: number("keepalives_idle")?,
+            interval: number("keepalives_interval")?,
+            count: number("keepalives_count")?,
+        };
+        Ok((self.number("keepalives")?.unwrap_or(1) != 0).then_some(keepalives))
+    }
+
+    pub(super) fn tls(&self, home: Option<&Path>) -> Result<Tls> {
+        let default = |name: &str| home.map(|home| home.join(".postgresql").join(name));
+        let roots = match self.get("sslrootcert").as_deref() {
+            Some("system") => Some(Roots::System),
+            Some(file) => Some(Roots::File(file.into())),
+            None => default("root.crt").map(Roots::Default),
+        };
+        let system = roots == Some(Roots::System);
+        let mode = self.choice(
+            "sslmode",
+            if system { SslMode::VerifyFull } else { SslMode::Prefer },
+            &[
+                ("disable", SslMode::Disable),
+                ("allow", SslMode::Allow),
+                ("prefer", SslMode::Prefer),
+                ("require", SslMode::Require),
+                ("verify-ca", SslMode::VerifyCa),
+                ("verify-full", SslMode::VerifyFull),
+            ],
+        )?;
+        if system && mode != SslMode::VerifyFull {
+            return Err(Error::new(Kind::Usage, "connection option sslrootcert=system needs sslmode=verify-full")
+                .hint("anyone can obtain a certificate from a public authority, so the name must be verified"));
+        }
+        let direct = self.choice("sslnegotiation", false, &[("postgres", false), ("direct", true)])?;
+        if direct && mode < SslMode::Require {
+            return Err(Error::new(
+                Kind::Usage,
+                "connection option sslnegotiation=direct needs sslmode=require or more",
+            ));
+        }
+        let versions = [("TLSv1", 10), ("TLSv1.1", 11), ("TLSv1.2", 12), ("TLSv1.3", 13)];
+        let min = self.choice("ssl_min_protocol_version", 12, &versions)?;
+        let max = self.choice("ssl_max_protocol_version", 13, &versions)?;
+        if max < 12 || min > max {
+            return Err(Error::new(
+                Kind::Usage,
+                "connection options ssl_min_protocol_version, ssl_max_protocol_version leave no version",
+            )
+            .hint("TLS 1.2 and 1.3 are supported"));
+        }
+        Ok(Tls {
+            mode,
+            roots,
+            crl: default("root.crl"),
+            direct,
+            sni: self.choice("sslsni", true, &[("1", true), ("0", false)])?,
+            only_13: min == 13,
+            only_12: max == 12,
+        })
+    }
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::new(Kind::Usage, format!("{what} is not supported yet"))
+}
