@@ -4,6 +4,8 @@
 mod keys;
 #[path = "seal/round_trip.rs"]
 mod round_trip;
+#[path = "seal/speed.rs"]
+mod speed;
 #[path = "seal/support.rs"]
 mod support;
 #[path = "seal/tails.rs"]

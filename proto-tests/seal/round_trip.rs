@@ -91,7 +91,7 @@ fn more_than_an_object_holds_is_refused_before_it_is_written() {
 fn the_first_8_kib_hold_the_summary() {
     let (secret, public) = (walrecv::seal::key::RepositorySecret(SECRET), walrecv::keys::setup::generate().public);
     let ring = walrecv::keys::ring::WriterRing::new(REPOSITORY, secret, Some(&public)).unwrap();
-    let noise: Vec<u8> = (0..walrecv::seal::content::summary::SUMMARY_BYTES).map(|i| (i * i >> 3) as u8).collect();
+    let noise: Vec<u8> = (0..walrecv::seal::content::summary::SUMMARY_BYTES).map(|i| ((i * i) >> 3) as u8).collect();
     let sealed = seal(&ring.fresh().unwrap(), &[&wal_like(1 << 20, 3)], &noise, Compression::None);
     let first = &sealed.to_vec()[..8192];
     let opener = Opener::new(first, &claims(ObjectKind::Segment), &reader(), false).unwrap();
