@@ -150,7 +150,7 @@ fn age(arguments: &[&str], input: &[u8]) -> Option<Vec<u8>> {
     let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {
-            println!("SKIPPED: the age command cannot be run ({error}): apt-get install age");
+            skipped(&format!("the age command cannot be run ({error}): apt-get install age"));
             return None;
         }
     };
