@@ -1,5 +1,6 @@
 //! The options of a connection string: which there are, where each comes from, and what each may be.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::conninfo::{Keepalives, Place, Roots, SslMode, Tls};
