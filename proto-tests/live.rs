@@ -13,6 +13,8 @@ mod net;
 mod record;
 #[path = "wire/replay.rs"]
 mod replay;
+#[path = "live/receive.rs"]
+mod receive;
 mod support;
 #[path = "wire/transcript.rs"]
 mod transcript;

@@ -103,6 +103,16 @@ impl Ledger {
         self.reported
     }
 
+    /// The furthest position of this timeline that the server said it holds.
+    pub fn server_end(&self) -> Lsn {
+        self.held()
+    }
+
+    /// Whether nothing is left to compare.
+    pub fn is_compared(&self) -> bool {
+        self.compared.is_none()
+    }
+
     /// Bytes that are known to exist on the server and are not durable here.
     pub fn behind(&self) -> u64 {
         self.held().since(self.durable)
@@ -111,6 +121,16 @@ impl Ledger {
     /// Whether checked bytes wait to become durable: without them no progress is no stall.
     pub fn waiting(&self) -> bool {
         self.checked > self.durable
+    }
+
+    /// Whether an ordinary update would say more than the last one did.
+    pub fn has_news(&self) -> bool {
+        self.limited(self.durable.min(self.checked)) > self.reported
+    }
+
+    /// What the answer to a ping would report.
+    pub fn answer(&self) -> Lsn {
+        self.limited(self.durable)
     }
 
     /// An ordinary update: whole records only. Never lower than what was reported before.
@@ -126,11 +146,14 @@ impl Ledger {
     }
 
     fn report(&mut self, flushed: Lsn) -> Status {
-        let limit = self.held().min(self.compared.unwrap_or(Lsn(u64::MAX)));
-        let flushed = flushed.min(limit).max(self.reported);
+        let flushed = self.limited(flushed).max(self.reported);
         self.reported = flushed;
-        let written = self.written.min(self.checked).min(limit).max(flushed);
+        let written = self.limited(self.written.min(self.checked)).max(flushed);
         Status { written, flushed, applied: flushed, reply_requested: false }
+    }
+
+    fn limited(&self, lsn: Lsn) -> Lsn {
+        lsn.min(self.held()).min(self.compared.unwrap_or(Lsn(u64::MAX)))
     }
 
     fn held(&self) -> Lsn {

@@ -1,4 +1,136 @@
 //! Floor 5: the live path: socket to acknowledgement.
+//!
+//! ```text
+//! run → server (connect, sentinel) → prepare + resume (where to begin) → stream ⇄ pipeline → follow (the next timeline)
+//! pipeline: take → worker thread [check → seal → tail] → put → acknowledge → report → clear away
+//! ```
+//!
+//! The pipeline outlives connections; the ledger in `acknowledge` is the only way to a status update.
 
 pub mod acknowledge;
+mod check;
+mod compare;
+mod follow;
+mod keep;
+mod object;
+pub mod observe;
+mod pipeline;
+mod prepare;
+mod put;
 pub mod resume;
+mod run;
+mod salt;
+pub mod sentinel;
+mod server;
+mod stream;
+mod tail;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+pub use observe::{Observer, ReceiveEvent};
+
+use crate::archive::Archive;
+use crate::error::{Error, Kind, Result};
+use crate::keys::ring::WriterRing;
+use crate::net::Conninfo;
+use crate::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
+use crate::repo::{ClusterNames, Repository};
+use crate::seal::key::ReaderKeys;
+use crate::seal::sealer::Compression;
+
+/// How to receive.
+#[derive(Clone, Debug)]
+pub struct ReceiveOptions {
+    pub conninfo: Conninfo,
+    /// Without a slot the server may remove WAL before it was received.
+    pub slot: Option<String>,
+    /// The unfinished segment is durable within this. Zero: after every commit.
+    pub flush_interval: Duration,
+    pub compression: Compression,
+    /// A server that shuts down is left after this, whatever is left behind; a stop waits as long for the repository.
+    pub shutdown_grace: Duration,
+    /// Without any progress of what is durable for so long, the server is left until something can be put.
+    pub stall_timeout: Duration,
+    /// A status goes to the server at least so often.
+    pub status_interval: Duration,
+    /// Most bytes of WAL, raw and sealed, in memory: then the socket waits. A segment needs up to twice its size, at most 32 MiB.
+    pub memory: u64,
+}
+
+impl ReceiveOptions {
+    /// Every default.
+    pub fn new(conninfo: Conninfo) -> ReceiveOptions {
+        ReceiveOptions {
+            conninfo,
+            slot: None,
+            flush_interval: Duration::from_secs(1),
+            compression: Compression::Zstd(1),
+            shutdown_grace: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(10),
+            status_interval: Duration::from_secs(1),
+            memory: 40 << 20,
+        }
+    }
+}
+
+/// Where to: a cluster's name in a repository, and the keys to write and compare with. `reader` needs the repository secret only.
+#[derive(Clone)]
+pub struct Place {
+    pub repo: Repository,
+    pub cluster: String,
+    pub writer: Arc<WriterRing>,
+    pub reader: Arc<dyn ReaderKeys>,
+}
+
+/// How a run ended that was asked to stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReceiveReport {
+    /// `None`: nothing was streamed.
+    pub timeline: Option<TimelineId>,
+    pub received: Lsn,
+    pub durable: Lsn,
+    /// Bytes that the server had and the repository has not.
+    pub behind: u64,
+}
+
+/// Streams until `stop` becomes true. What may pass (server down or starting, slot in use, repository away) is tried again for ever; a refusal ends the run at
+/// once: `Kind::Server` (not set up for streaming), `Slot` (missing, lost, WAL removed), `Diverged` (another cluster or history), `Corrupt` (WAL that fails its
+/// checks twice), `Repository`, `Key`.
+pub async fn receive(
+    options: ReceiveOptions,
+    place: Place,
+    observer: Observer,
+    stop: watch::Receiver<bool>,
+) -> Result<ReceiveReport> {
+    run::Run::new(options, place, observer, stop)?.run().await
+}
+
+impl Place {
+    /// The archive of the system that answered. A cluster's name stands for one system and segment size.
+    async fn archive(
+        &self,
+        system: SystemIdentifier,
+        segment_size: SegmentSize,
+        _version: MajorVersion,
+    ) -> Result<Archive> {
+        let names = ClusterNames { cluster: self.cluster.clone(), system, segment_size };
+        let stored = Archive::incarnations(&self.repo, &self.cluster).await?;
+        if let Some(other) = stored.first().filter(|_| !stored.contains(&names)) {
+            let text = format!(
+                "cluster {:?} is stored as system {} with segments of {} bytes; this server is system {system} with segments of {} bytes",
+                self.cluster,
+                other.system,
+                other.segment_size.bytes(),
+                segment_size.bytes()
+            );
+            return Err(Error::new(Kind::Diverged, text).hint(
+                "Check the connection string; after pg_upgrade, or for another server, use a cluster name that is not taken.",
+            ));
+        }
+        Ok(Archive { repo: self.repo.clone(), names, keys: self.reader.clone() })
+    }
+}

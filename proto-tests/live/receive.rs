@@ -1,0 +1,16 @@
+//! The receiver on real servers: what it stores is what the server wrote, what it acknowledges is stored, and it holds no server up.
+
+#[path = "receive/equality.rs"]
+mod equality;
+#[path = "receive/harness.rs"]
+mod harness;
+#[path = "receive/kill.rs"]
+mod kill;
+#[path = "receive/refusals.rs"]
+mod refusals;
+#[path = "receive/stops.rs"]
+mod stops;
+#[path = "receive/store.rs"]
+mod store;
+#[path = "receive/timelines.rs"]
+mod timelines;

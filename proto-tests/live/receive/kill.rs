@@ -1,0 +1,130 @@
+//! SIGKILL at random moments under load: nothing that was acknowledged is missing, and the archive has no hole.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use walrecv::pg::{Lsn, MajorVersion, SegmentNumber, TimelineId};
+use walrecv::receive::{Observer, receive};
+use walrecv::seal::header::RepositoryId;
+
+use super::harness::{self, Vault};
+use crate::support::guard::Guard;
+use crate::support::{Ledger, Seed, Server, require_servers, rounds, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Not a test of its own: the receiver as a process that can be killed. Started by this program with what it needs in the environment.
+#[test]
+#[ignore = "the process that other tests kill"]
+fn receiver_process() {
+    let Ok(conninfo) = std::env::var("VAULT_CONNINFO") else { return };
+    let text = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let secret = walrecv::keys::setup::secret_from_text(&text("VAULT_SECRET")).expect("the secret");
+    let repo = harness::open_local(&PathBuf::from(text("VAULT_DIR")));
+    let place = harness::place(repo, RepositoryId([7; 16]), secret, &text("VAULT_PUBLIC"));
+    let mut options = harness::options_for(&conninfo);
+    options.flush_interval = Duration::from_millis(text("VAULT_FLUSH_MS").parse().expect("milliseconds"));
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    let observer = Observer::new(|event| eprintln!("{event:?}"));
+    let outcome = harness::runtime().block_on(receive(options, place, observer, stopped));
+    panic!("ended by itself: {outcome:?}");
+}
+
+struct Process {
+    child: Child,
+    _guard: Guard,
+}
+
+impl Process {
+    fn start(vault: &Vault, server: &Server, flush_ms: u64) -> Process {
+        let log = std::fs::File::options().create(true).append(true).open(vault.temp.join("../kill.log"));
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(["receive::kill::receiver_process", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+        command.envs(vault.texts()).env("VAULT_DIR", vault.temp.path());
+        command.env("VAULT_CONNINFO", server.conninfo("postgres")).env("VAULT_FLUSH_MS", flush_ms.to_string());
+        drop(log);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(if std::env::var_os("WALRECV_SHOW").is_some() { Stdio::inherit() } else { Stdio::null() });
+        let child = command.spawn().expect("start the receiver");
+        let guard = Guard::new(child.id());
+        Process { child, _guard: guard }
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("ask after the receiver").is_none()
+    }
+
+    fn kill(mut self) {
+        self.child.kill().expect("kill the receiver");
+        self.child.wait().expect("wait for the receiver");
+    }
+}
+
+/// Highest position that the server was told is durable: by the slot, or by the connection's own row.
+fn told(server: &Server) -> Lsn {
+    let streamed = server.sql("select max(flush_lsn) from pg_stat_replication where application_name = 'walrecv'");
+    streamed.parse::<Lsn>().unwrap_or_default().max(harness::acknowledged(server))
+}
+
+/// Compares the archive with the server's own files, from the segment of `from` to the byte before `upto`: all of it is there.
+fn nothing_is_missing(vault: &Vault, server: &Server, from: Lsn, upto: Lsn) {
+    let (runtime, archive) = (harness::runtime(), vault.archive(server));
+    let size = archive.names.segment_size;
+    for number in (size.segment_of(from).0..=size.segment_before(upto).0).map(SegmentNumber) {
+        let own = harness::own_segment(server, TimelineId(1), number, size);
+        let (stored, _) = harness::segment(&runtime, &archive, TimelineId(1), number);
+        let wanted = upto.since(number.start(size)).min(size.bytes()) as usize;
+        assert!(stored.len() >= wanted, "segment {number:?}: {} bytes stored, {wanted} acknowledged", stored.len());
+        // What the server has not written yet is zero or old on its side.
+        assert!(stored[..wanted] == own[..wanted], "segment {number:?} differs below {upto}");
+    }
+}
+
+fn killed_under_load(version: MajorVersion, flush_ms: u64, kills: u32) {
+    // All WAL stays on the server, to compare with.
+    let server = Server::builder(version).setting("wal_keep_size", "2GB").setting("max_wal_size", "2GB").start();
+    harness::create_slot(&server);
+    let vault = Vault::new();
+    let mut seed = Seed::of_run();
+    let from = harness::acknowledged(&server);
+    let ledger = Ledger::builder().writers(2).padding(2000).start(&server);
+    for round in 0..kills {
+        let mut process = Process::start(&vault, &server, flush_ms);
+        let before = told(&server);
+        wait_for("the next acknowledgement", LIMIT, || {
+            assert!(process.is_running(), "round {round}: the receiver ended by itself");
+            (told(&server) > before).then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(seed.below(600)));
+        let acknowledged = told(&server);
+        assert!(process.is_running(), "round {round}: the receiver ended by itself");
+        process.kill();
+        nothing_is_missing(&vault, &server, from, acknowledged.max(told(&server)));
+    }
+    let entries = ledger.stop();
+    assert!(entries.len() > kills as usize, "the load wrote");
+    // A last run brings everything, and nothing is left open.
+    let receiving = harness::Receiving::start(harness::options(&server), vault.place());
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    let (report, _) = receiving.stop();
+    assert_eq!(report.behind, 0);
+    nothing_is_missing(&vault, &server, from, end);
+    let inventory = harness::runtime().block_on(vault.archive(&server).inventory()).expect("list");
+    let complete = &inventory.timelines[&TimelineId(1)].complete;
+    let (first, last) = (complete.first().expect("segments").0, complete.last().expect("segments").0);
+    assert_eq!(complete.len() as u64, last - first + 1, "no hole: {complete:?}");
+}
+
+#[test]
+fn killed_with_every_commit_flushed() {
+    require_servers!(MajorVersion::V18);
+    killed_under_load(MajorVersion::V18, 0, rounds(6, 50));
+}
+
+#[test]
+fn killed_with_a_flush_interval() {
+    require_servers!(MajorVersion::V13);
+    killed_under_load(MajorVersion::V13, 200, rounds(4, 50));
+}

@@ -1,0 +1,168 @@
+//! What ends a run at once, with the right kind of error, and without a byte that is not true.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use walrecv::error::{Error, Kind};
+use walrecv::pg::{MajorVersion, TimelineId};
+
+use super::harness::{self, Receiving, Vault};
+use crate::support::{Server, Stop, require_servers};
+
+fn refused(server: &Server, vault: &Vault) -> Error {
+    Receiving::start(harness::options(server), vault.place()).end().expect_err("a refusal")
+}
+
+#[test]
+fn a_missing_slot_and_one_of_another_kind() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let server = Server::builder(version).setting("wal_level", "logical").start();
+        let vault = Vault::new();
+        let error = refused(&server, &vault);
+        assert_eq!(error.kind(), Kind::Slot, "{error}");
+        assert!(error.advice().is_some_and(|a| a.contains("walrecv slot create")), "{error:?}");
+        server.sql("select pg_create_logical_replication_slot('walrecv', 'test_decoding')");
+        let error = refused(&server, &vault);
+        assert_eq!(error.kind(), Kind::Slot, "{error}");
+    }
+}
+
+#[test]
+fn another_cluster_is_refused_before_anything_is_written() {
+    require_servers!(MajorVersion::V18);
+    let vault = Vault::new();
+    let first = Server::start(MajorVersion::V18);
+    harness::create_slot(&first);
+    let receiving = Receiving::start(harness::options(&first), vault.place());
+    receiving.wait_streaming();
+    first.sql("create table t (id int)");
+    harness::wait_acknowledged(&first, first.lsn());
+    receiving.stop();
+    let second = Server::builder(MajorVersion::V18).own_identity().start();
+    harness::create_slot(&second);
+    let error = refused(&second, &vault);
+    assert_eq!(error.kind(), Kind::Diverged, "{error}");
+    let folder = vault.temp.join(format!("clusters/{}", harness::CLUSTER));
+    assert_eq!(std::fs::read_dir(folder).expect("the cluster's folder").count(), 1, "nothing of the other one");
+}
+
+#[test]
+fn removed_wal_is_a_hole_that_is_named() {
+    require_servers!(MajorVersion::V15);
+    let server =
+        Server::builder(MajorVersion::V15).setting("max_wal_size", "4MB").setting("min_wal_size", "2MB").start();
+    harness::create_slot(&server);
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&server), vault.place());
+    receiving.wait_streaming();
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    receiving.stop();
+    server.sql("select pg_drop_replication_slot('walrecv')");
+    for _ in 0..6 {
+        server.switch_wal();
+        server.sql("checkpoint");
+    }
+    harness::create_slot(&server);
+    let error = refused(&server, &vault);
+    assert_eq!(error.kind(), Kind::Slot, "{error}");
+    assert!(error.to_string().contains("needs WAL from 0/"), "{error}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("run cp");
+    assert!(status.success());
+}
+
+/// A server that was put back to an earlier state sends other bytes for the same positions.
+#[test]
+fn a_server_that_was_rolled_back_is_found_and_never_acknowledged() {
+    require_servers!(MajorVersion::V18);
+    let mut server = Server::start(MajorVersion::V18);
+    harness::create_slot(&server);
+    server.sql("create table t (id int, filler text)");
+    let vault = Vault::new();
+    let mut options = harness::options(&server);
+    options.flush_interval = Duration::from_millis(100);
+    let receiving = Receiving::start(options, vault.place());
+    harness::wait_acknowledged(&server, server.lsn());
+    let (_, _) = receiving.stop();
+    server.stop(Stop::Fast);
+    let saved = vault.temp.join("../").join(format!("walrecv-saved-{}", std::process::id()));
+    copy(server.data_dir(), &saved);
+    server.start_again();
+    let receiving = Receiving::start(harness::options(&server), vault.place());
+    server.sql("insert into t values (1, 'first history')");
+    let first = server.lsn();
+    harness::wait_acknowledged(&server, first);
+    receiving.stop();
+    server.stop(Stop::Fast);
+    std::fs::remove_dir_all(server.data_dir()).expect("remove the data");
+    copy(&saved, server.data_dir());
+    std::fs::remove_dir_all(&saved).expect("remove the copy");
+    server.start_again();
+    server.sql("insert into t values (2, 'another history, and a longer one')");
+    server.sql("insert into t select i, 'more' from generate_series(1, 1000) i");
+    let before = harness::acknowledged(&server);
+    let error = refused(&server, &vault);
+    assert_eq!(error.kind(), Kind::Diverged, "{error}");
+    let size = harness::segment_size_of(&server);
+    let start = size.segment_of(before).start(size);
+    let told = harness::acknowledged(&server);
+    assert!(told <= before && told >= start, "acknowledged {told}, before {before}");
+    // The first history is untouched.
+    let (stored, _) =
+        harness::segment(&harness::runtime(), &vault.archive(&server), TimelineId(1), size.segment_of(first));
+    assert!(stored.windows(13).any(|w| w == b"first history"));
+}
+
+/// A tail that a power cut tore is no hindrance, and counts for nothing.
+#[test]
+fn a_torn_tail_is_received_again() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::start(MajorVersion::V18);
+    harness::create_slot(&server);
+    server.sql("create table t (id int, filler text)");
+    let vault = Vault::new();
+    let mut options = harness::options(&server);
+    options.flush_interval = Duration::ZERO;
+    for round in 0..3 {
+        let receiving = Receiving::start(options.clone(), vault.place());
+        receiving.wait_streaming();
+        server.sql(&format!("insert into t select i, 'round {round}' from generate_series(1, 500) i"));
+        harness::wait_acknowledged(&server, server.lsn());
+        receiving.stop();
+        tear(&vault, &server, round);
+    }
+    let receiving = Receiving::start(options, vault.place());
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    receiving.stop();
+    let size = harness::segment_size_of(&server);
+    let number = size.segment_before(end);
+    let (stored, complete) = harness::segment(&harness::runtime(), &vault.archive(&server), TimelineId(1), number);
+    assert!(complete && stored == harness::own_segment(&server, TimelineId(1), number, size));
+}
+
+/// Zeroes the end of every tail file, or cuts it off.
+fn tear(vault: &Vault, server: &Server, round: u32) {
+    let archive = vault.archive(server);
+    let root = vault.temp.join(archive.names.root()).join("tail");
+    let mut torn = 0;
+    for folder in std::fs::read_dir(root.join("00000001")).expect("tails").flatten() {
+        for file in std::fs::read_dir(folder.path()).expect("a folder of tails").flatten() {
+            let mut bytes = std::fs::read(file.path()).expect("a tail");
+            let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |p| p + 1);
+            let cut = used - (used / 3).min(200 * (round as usize + 1));
+            match round {
+                0 => bytes.truncate(cut),
+                _ => bytes[cut..].fill(0),
+            }
+            std::fs::write(file.path(), bytes).expect("tear it");
+            torn += 1;
+        }
+    }
+    assert!(torn > 0, "there was a tail to tear");
+}

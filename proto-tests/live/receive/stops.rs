@@ -1,0 +1,188 @@
+//! A stop of the server never waits for the receiver: idle, under load, far behind, with the repository away.
+
+use std::time::Duration;
+
+use walrecv::pg::{MajorVersion, TimelineId};
+use walrecv::receive::ReceiveEvent;
+
+use super::harness::{self, Receiving, Vault};
+use super::store::Store;
+use crate::support::{Ledger, Server, Stop, require_servers, wait_for};
+
+const MODES: [Stop; 3] = [Stop::Fast, Stop::Smart, Stop::Immediate];
+
+fn streaming(server: &Server) -> bool {
+    server.sql("select count(*) from pg_stat_replication where application_name = 'walrecv' and state in ('streaming', 'catchup')")
+        != "0"
+}
+
+fn times_streaming(receiving: &Receiving) -> usize {
+    receiving.events().iter().filter(|e| matches!(e, ReceiveEvent::Streaming { .. })).count()
+}
+
+/// Stops and starts the server in every mode with the receiver attached, which comes back each time.
+fn stop_and_come_back(version: MajorVersion, load: bool) {
+    let mut server = Server::start(version);
+    harness::create_slot(&server);
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&server), vault.place());
+    receiving.wait_streaming();
+    for (round, mode) in MODES.into_iter().enumerate() {
+        let ledger = Ledger::builder().writers(2).first_id(1 + round as u64 * 1_000_000).start(&server);
+        ledger.wait_for_more(50, Duration::from_secs(20));
+        // A smart stop waits for the sessions of the load, whoever streams.
+        let ledger = if load && mode != Stop::Smart {
+            Some(ledger)
+        } else {
+            ledger.stop();
+            None
+        };
+        let took = server.stop(mode);
+        assert!(
+            took < Duration::from_secs(4),
+            "{mode:?} stop with load {load} took {took:?}: {:#?}",
+            receiving.events()
+        );
+        drop(ledger);
+        server.start_again();
+        wait_for("the receiver to come back", Duration::from_secs(20), || {
+            (times_streaming(&receiving) > round + 1).then_some(())
+        });
+        server.sql("create table if not exists after_stop (id int); insert into after_stop values (1)");
+        harness::wait_acknowledged(&server, server.lsn());
+    }
+    // It went on at the exact byte: the first start only was at the start of a segment.
+    let events = receiving.events();
+    let starts = events.iter().filter_map(|e| match e {
+        ReceiveEvent::Streaming { from, .. } => Some(from.0 % (1 << 20)),
+        _ => None,
+    });
+    assert!(starts.skip(1).any(|offset| offset != 0), "{events:#?}");
+    let (report, _) = receiving.stop();
+    assert_eq!((report.behind, report.timeline), (0, Some(TimelineId(1))));
+    // Every complete segment is what the server has.
+    let (runtime, archive) = (harness::runtime(), vault.archive(&server));
+    let inventory = runtime.block_on(archive.inventory()).expect("list");
+    for number in &inventory.timelines[&TimelineId(1)].complete {
+        let (stored, _) = harness::segment(&runtime, &archive, TimelineId(1), *number);
+        let path = server.data_dir().join("pg_wal");
+        let name = walrecv::pg::SegmentName::new(TimelineId(1), *number, archive.names.segment_size);
+        if let Ok(own) = std::fs::read(path.join(name.to_string())) {
+            assert!(own == stored, "{name} differs");
+        }
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_an_idle_receiver() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        stop_and_come_back(version, false);
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_receiver_under_load() {
+    require_servers!(MajorVersion::V18);
+    stop_and_come_back(MajorVersion::V18, true);
+}
+
+/// Far behind: the backlog needs minutes, the server is left after the grace.
+#[test]
+fn a_stop_does_not_wait_for_a_receiver_that_is_far_behind() {
+    require_servers!(MajorVersion::V13, MajorVersion::V18);
+    for (version, mode) in
+        [(MajorVersion::V13, Stop::Smart), (MajorVersion::V18, Stop::Fast), (MajorVersion::V18, Stop::Immediate)]
+    {
+        let mut server = Server::builder(version).setting("max_wal_size", "1GB").start();
+        harness::create_slot(&server);
+        // Hardly compressible, so that the bound on memory is reached and the socket waits.
+        let random =
+            "select i, (select string_agg(md5(random()::text || i), '') from generate_series(1, 40)) as filler";
+        server.sql(&format!("create table t as {random} from generate_series(1, 60000) i"));
+        let vault = Vault::new();
+        let store = Store::default();
+        store.delay(Duration::from_millis(1500));
+        let mut options = harness::options(&server);
+        options.shutdown_grace = Duration::from_secs(2);
+        options.memory = 4 << 20;
+        let place = walrecv::receive::Place { repo: store.repository(), ..vault.place() };
+        let receiving = Receiving::start(options, place);
+        receiving.wait_event("a first segment", |e| matches!(e, ReceiveEvent::SegmentStored { .. }));
+        let behind = server.lsn().since(harness::acknowledged(&server));
+        assert!(behind > 50 << 20, "only {behind} bytes behind");
+        let took = server.stop(mode);
+        assert!(took < Duration::from_secs(6), "{mode:?} stop took {took:?}: {:#?}", receiving.events());
+        // Fast again, everything arrives.
+        store.delay(Duration::ZERO);
+        server.start_again();
+        harness::wait_acknowledged(&server, server.lsn());
+        let (report, _) = receiving.stop();
+        assert_eq!(report.behind, 0);
+    }
+}
+
+#[test]
+fn a_stalled_receiver_leaves_and_comes_back_when_something_can_be_put() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::start(MajorVersion::V18);
+    harness::create_slot(&server);
+    let vault = Vault::new();
+    let store = Store::default();
+    let mut options = harness::options(&server);
+    options.stall_timeout = Duration::from_secs(2);
+    options.flush_interval = Duration::from_millis(100);
+    let receiving = Receiving::start(options, walrecv::receive::Place { repo: store.repository(), ..vault.place() });
+    receiving.wait_streaming();
+    server.sql("create table t (id int); insert into t values (1)");
+    harness::wait_acknowledged(&server, server.lsn());
+    assert!(store.names().iter().any(|n| n.contains("/tail/")), "a piece of the tail: {:?}", store.names());
+    store.away(true);
+    server.sql("insert into t values (2)");
+    let commit = server.lsn();
+    receiving.wait_event("a stall", |e| matches!(e, ReceiveEvent::Stalled { .. }));
+    wait_for("the receiver to leave", Duration::from_secs(5), || (!streaming(&server)).then_some(()));
+    assert!(harness::acknowledged(&server) < commit, "acknowledged without a store");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!streaming(&server), "came back although nothing can be put");
+    store.away(false);
+    harness::wait_acknowledged(&server, commit);
+    assert!(streaming(&server));
+    // A complete segment clears its pieces away.
+    let end = server.switch_wal();
+    server.sql("insert into t values (3)");
+    harness::wait_acknowledged(&server, end);
+    wait_for("the pieces to go", Duration::from_secs(5), || {
+        let size = harness::segment_size_of(&server);
+        let segment = walrecv::pg::SegmentName::new(TimelineId(1), size.segment_before(end), size).to_string();
+        (!store.names().iter().any(|n| n.contains("/tail/") && n.contains(&segment))).then_some(())
+    });
+    let (report, took) = receiving.stop();
+    assert_eq!(report.behind, 0);
+    assert!(took < Duration::from_secs(3), "stopping took {took:?}");
+}
+
+#[test]
+fn a_synchronous_standby_is_answered_at_every_commit() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::builder(MajorVersion::V18).setting("synchronous_standby_names", "walrecv").start();
+    server.sql("set synchronous_commit = local; select pg_create_physical_replication_slot('walrecv', true)");
+    let vault = Vault::new();
+    let mut options = harness::options(&server);
+    // It is listed, so the interval counts for nothing.
+    options.flush_interval = Duration::from_secs(30);
+    let receiving = Receiving::start(options, vault.place());
+    receiving.wait_streaming();
+    for level in ["on", "remote_write", "remote_apply"] {
+        let started = std::time::Instant::now();
+        for _ in 0..20 {
+            server.sql(&format!(
+                "set synchronous_commit = {level}; create table if not exists t (id int); insert into t values (1)"
+            ));
+        }
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(5), "20 commits with {level} took {took:?}");
+    }
+    let (report, _) = receiving.stop();
+    assert_eq!(report.behind, 0);
+}

@@ -1,0 +1,148 @@
+//! Timelines: followed while streaming, finished after a failover, and a branch that died kept.
+
+use std::time::Duration;
+
+use walrecv::pg::{Lsn, MajorVersion, SegmentNumber, TimelineId};
+use walrecv::receive::ReceiveEvent;
+
+use super::harness::{self, Receiving, Vault};
+use crate::support::{Server, Stop, require_servers};
+
+const OLD: TimelineId = TimelineId(1);
+const NEW: TimelineId = TimelineId(2);
+
+fn caught_up(primary: &Server, standby: &Server) {
+    let end = primary.sql("select pg_current_wal_flush_lsn()");
+    standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{end}'"), "t");
+}
+
+/// Where the new timeline left the old one, by the server's own history file.
+fn fork(server: &Server) -> Lsn {
+    let path = server.data_dir().join("pg_wal/00000002.history");
+    let text = std::fs::read(path).expect("a history file");
+    let history = walrecv::pg::TimelineHistory::parse(NEW, &text).expect("a valid history");
+    history.switch_point_of(OLD).expect("a fork")
+}
+
+/// The stored WAL of both timelines is what the promoted server has: the old one up to the fork, the new one up to `upto`.
+fn both_timelines_are_stored(vault: &Vault, server: &Server, upto: Lsn) {
+    let (runtime, archive) = (harness::runtime(), vault.archive(server));
+    let size = archive.names.segment_size;
+    let fork = fork(server);
+    let number = size.segment_of(fork);
+    let (end_of_old, complete) = harness::segment(&runtime, &archive, OLD, number);
+    assert!(!complete, "the old timeline's last segment is not complete");
+    let wanted = fork.since(number.start(size)) as usize;
+    assert!(end_of_old.len() >= wanted, "the old timeline is stored up to its end");
+    let inventory = runtime.block_on(archive.inventory()).expect("list");
+    assert!(inventory.timelines[&OLD].partial.contains(&number), "as an object of its own");
+    assert!(!inventory.timelines[&OLD].tails.contains_key(&number), "and in no tail");
+    assert_eq!(inventory.histories[&NEW].switch_point_of(OLD), Some(fork), "the new timeline's history is stored");
+    for number in (number.0..=size.segment_before(upto).0).map(SegmentNumber) {
+        let own = harness::own_segment(server, NEW, number, size);
+        let (stored, _) = harness::segment(&runtime, &archive, NEW, number);
+        let wanted = upto.since(number.start(size)).min(size.bytes()) as usize;
+        assert!(stored.len() >= wanted && stored[..wanted] == own[..wanted], "segment {number:?} of the new timeline");
+    }
+    let own = harness::own_segment(server, NEW, number, size);
+    assert!(end_of_old[..wanted] == own[..wanted], "both timelines agree up to the fork");
+}
+
+#[test]
+fn a_promotion_is_followed_while_streaming() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let mut primary = Server::start(version);
+        primary.sql("create table t (id int, filler text)");
+        let standby = primary.standby().start();
+        harness::create_slot(&standby);
+        let vault = Vault::new();
+        let receiving = Receiving::start(harness::options(&standby), vault.place());
+        receiving.wait_streaming();
+        primary.sql("insert into t select i, repeat('x', 100) from generate_series(1, 20000) i");
+        caught_up(&primary, &standby);
+        primary.stop(Stop::Fast);
+        standby.promote();
+        receiving.wait_event("the switch", |e| matches!(e, ReceiveEvent::TimelineSwitch { to: NEW, .. }));
+        standby.sql("insert into t select i, repeat('y', 100) from generate_series(1, 20000) i");
+        let end = standby.lsn();
+        harness::wait_acknowledged(&standby, end);
+        let (report, _) = receiving.stop();
+        assert_eq!((report.behind, report.timeline), (0, Some(NEW)));
+        both_timelines_are_stored(&vault, &standby, end);
+    }
+}
+
+#[test]
+fn after_a_failover_the_old_timeline_is_finished_first() {
+    require_servers!(MajorVersion::V18);
+    let mut primary = Server::start(MajorVersion::V18);
+    primary.sql("create table t (id int, filler text)");
+    harness::create_slot(&primary);
+    let standby = primary.standby().setting("wal_keep_size", "100MB").start();
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&primary), vault.place());
+    receiving.wait_streaming();
+    primary.sql("insert into t select i, repeat('x', 100) from generate_series(1, 20000) i");
+    harness::wait_acknowledged(&primary, primary.lsn());
+    receiving.stop();
+    // Written while nobody received it, but replicated.
+    primary.sql("insert into t select i, repeat('z', 100) from generate_series(1, 20000) i");
+    caught_up(&primary, &standby);
+    primary.kill9();
+    standby.promote();
+    harness::create_slot(&standby);
+    standby.sql("insert into t values (1, 'after')");
+    let end = standby.lsn();
+    let receiving = Receiving::start(harness::options(&standby), vault.place());
+    harness::wait_acknowledged(&standby, end);
+    let followed = receiving.saw(|e| matches!(e, ReceiveEvent::TimelineSwitch { from: OLD, to: NEW, .. }));
+    assert!(followed, "{:#?}", receiving.events());
+    receiving.stop();
+    both_timelines_are_stored(&vault, &standby, end);
+}
+
+#[test]
+fn a_branch_that_died_is_kept_and_the_new_timeline_begins_at_the_fork() {
+    require_servers!(MajorVersion::V18);
+    let mut primary = Server::start(MajorVersion::V18);
+    primary.sql("create table t (id int, filler text)");
+    harness::create_slot(&primary);
+    let mut standby = primary.standby().setting("wal_keep_size", "100MB").start();
+    caught_up(&primary, &standby);
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&primary), vault.place());
+    receiving.wait_streaming();
+    standby.stop(Stop::Fast);
+    primary.sql("insert into t select i, repeat('lost', 100) from generate_series(1, 10000) i");
+    let dead_end = primary.lsn();
+    harness::wait_acknowledged(&primary, dead_end);
+    receiving.stop();
+    primary.kill9();
+    standby.start_again();
+    standby.promote();
+    harness::create_slot(&standby);
+    standby.sql("insert into t select i, repeat('new', 100) from generate_series(1, 3000) i");
+    let end = standby.lsn();
+    let receiving = Receiving::start(harness::options(&standby), vault.place());
+    harness::wait_acknowledged(&standby, end);
+    let (report, took) = receiving.stop();
+    assert_eq!((report.behind, report.timeline), (0, Some(NEW)));
+    assert!(took < Duration::from_secs(5));
+
+    let (runtime, archive) = (harness::runtime(), vault.archive(&standby));
+    let size = archive.names.segment_size;
+    // The dead branch is all there, tail included.
+    for number in (size.segment_of(fork(&standby)).0..=size.segment_before(dead_end).0).map(SegmentNumber) {
+        let (stored, _) = harness::segment(&runtime, &archive, OLD, number);
+        let own = harness::own_segment(&primary, OLD, number, size);
+        let wanted = dead_end.since(number.start(size)).min(size.bytes()) as usize;
+        assert!(stored.len() >= wanted && stored[..wanted] == own[..wanted], "segment {number:?} of the dead branch");
+    }
+    for number in (size.segment_of(fork(&standby)).0..=size.segment_before(end).0).map(SegmentNumber) {
+        let (stored, _) = harness::segment(&runtime, &archive, NEW, number);
+        let own = harness::own_segment(&standby, NEW, number, size);
+        let wanted = end.since(number.start(size)).min(size.bytes()) as usize;
+        assert!(stored.len() >= wanted && stored[..wanted] == own[..wanted], "segment {number:?} of the new timeline");
+    }
+}

@@ -1,0 +1,311 @@
+//! Keeping: WAL bytes in, sealed objects and durable tails out. Runs on a thread of its own; every step here may compute or wait for the local disk.
+//!
+//! A finished object leaves for the repository once the record that crosses its end has been checked too, since what is stored is never rewritten. It does not
+//! wait for that longer than [`hold_limit`], nor when a server stops or memory is short.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::check::{Check, Refused};
+use super::object::{Object, Open, Place};
+use super::tail::{Flushed, Piece, TailMaker};
+use super::worker::Out;
+use crate::archive::Archive;
+use crate::error::{Error, Result};
+use crate::keys::ring::WriterRing;
+use crate::pg::{DurableLsn, Lsn, SegmentNumber, SegmentSize, TimelineId};
+use crate::seal::key::WriterKeys;
+use crate::seal::sealer::Compression;
+
+/// A data key is used so long.
+const KEY_AGE: Duration = Duration::from_secs(3600);
+/// After a tail could not be written, the next attempt waits so long.
+const TAIL_RETRY: Duration = Duration::from_secs(1);
+/// Most tail pieces that are on their way to object storage.
+const PIECES: usize = 3;
+
+/// What the keeper tells the pipeline.
+#[derive(Debug)]
+pub enum Kept {
+    /// Records up to `checked` are good, and stored copies agree up to `compared` (`None`: nothing is left to compare).
+    Checked { checked: Lsn, compared: Option<Lsn> },
+    /// An object to put.
+    Object(Box<Object>),
+    /// A piece of the tail to put.
+    Piece(Piece),
+    /// Handed to the local operating system.
+    Wrote(Lsn),
+    /// Durable in a local tail.
+    Durable { from: Lsn, to: DurableLsn },
+    /// A flush is due then, if nothing comes before; `None`: nothing waits.
+    FlushAt(Option<Instant>),
+    /// Everything up to here was handed on, the head of an unfinished record included.
+    Flushed(Lsn),
+    /// The timeline's end was handed on; nothing more comes.
+    Finished,
+    /// Goes on, but a person should know.
+    Trouble(Error),
+    /// The bytes were refused; nothing more comes.
+    Refused(Refused),
+    /// Cannot go on; nothing more comes.
+    Failed(Error),
+}
+
+/// How far a flush goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Whole records that have waited for the flush interval.
+    Due,
+    /// Everything received.
+    All,
+}
+
+pub struct KeepConfig {
+    pub archive: Archive,
+    pub writer: Arc<WriterRing>,
+    pub timeline: TimelineId,
+    pub compression: Compression,
+    pub flush_interval: Duration,
+    /// Segments of this timeline that are stored: they are compared when they are complete, and nothing of them is acknowledged before.
+    pub stored: BTreeSet<SegmentNumber>,
+}
+
+/// How long a finished object waits for the rest of the record that crosses its end.
+pub fn hold_limit(flush_interval: Duration) -> Duration {
+    flush_interval.min(Duration::from_secs(1))
+}
+
+/// The state between two messages.
+pub struct Keeper {
+    config: KeepConfig,
+    keys: WriterKeys,
+    keys_made: Instant,
+    check: Check,
+    open: Option<Open>,
+    spare: Vec<u8>,
+    held: VecDeque<(Object, Instant)>,
+    tails: TailMaker,
+    retry_tail_at: Option<Instant>,
+    announced: Option<Instant>,
+    out: Out,
+}
+
+impl Keeper {
+    pub fn new(config: KeepConfig, check: Check, out: Out) -> Result<Keeper> {
+        let keys = config.writer.fresh()?;
+        let tails = TailMaker::new(config.archive.clone(), config.compression);
+        Ok(Keeper {
+            config,
+            keys,
+            keys_made: Instant::now(),
+            check,
+            open: None,
+            spare: Vec::new(),
+            held: VecDeque::new(),
+            tails,
+            retry_tail_at: None,
+            announced: None,
+            out,
+        })
+    }
+
+    /// Sealed and raw bytes in memory that were not handed on.
+    pub fn memory(&self) -> u64 {
+        let held: u64 = self.held.iter().map(|(object, _)| object.sealed.len()).sum();
+        held + self.open.as_ref().map_or(0, Open::memory)
+    }
+
+    pub fn flush_interval(&self) -> Duration {
+        self.config.flush_interval
+    }
+
+    pub fn set_flush_interval(&mut self, interval: Duration) {
+        self.config.flush_interval = interval;
+    }
+
+    /// The next bytes of the stream.
+    pub fn data(&mut self, mut bytes: &[u8]) -> Result<(), Stop> {
+        while !bytes.is_empty() {
+            let mut open = match self.open.take() {
+                Some(open) => open,
+                None => self.begin()?,
+            };
+            let (now, later) = bytes.split_at(bytes.len().min(open.room()));
+            self.check.feed(now, &mut |record, note| open.record(record, note))?;
+            open.push(now);
+            let fresh = open.offset(self.check.checked()) > open.tail.kept();
+            if fresh && open.oldest.is_none() {
+                open.oldest = Some(Instant::now());
+            }
+            if open.room() == 0 {
+                self.close(open)
+            } else {
+                self.open = Some(open)
+            }
+            bytes = later;
+        }
+        self.release(false);
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<Open, Stop> {
+        if self.keys_made.elapsed() >= KEY_AGE {
+            self.keys = self.config.writer.fresh()?;
+            self.keys_made = Instant::now();
+        }
+        let size = self.segment_size();
+        let place = Place::of(self.check.received(), self.config.timeline, size);
+        let raw = std::mem::take(&mut self.spare);
+        Ok(Open::begin(&self.config.archive, &self.keys, place, self.config.compression, raw)?)
+    }
+
+    fn segment_size(&self) -> SegmentSize {
+        self.config.archive.names.segment_size
+    }
+
+    fn close(&mut self, open: Open) {
+        if open.tail.exists() {
+            self.tails.prepare();
+        }
+        let (object, raw) = open.finish(&self.config.archive);
+        self.spare = raw;
+        self.held.push_back((object, Instant::now()));
+    }
+
+    /// Hands on the finished objects whose last record is checked, and with `all` the others too.
+    fn release(&mut self, all: bool) {
+        let checked = self.check.checked();
+        let limit = hold_limit(self.config.flush_interval);
+        while let Some((object, since)) = self.held.pop_front() {
+            if !all && object.place.end > checked && since.elapsed() < limit {
+                self.held.push_front((object, since));
+                break;
+            }
+            self.tell_checked();
+            self.tell(Kept::Object(Box::new(object)));
+        }
+    }
+
+    /// Hands on finished objects without waiting for the record that crosses their end: memory is short.
+    pub fn release_all(&mut self) {
+        self.release(true);
+    }
+
+    /// The end of a batch of messages: says how far checking came and when the next flush is due. Without a flush interval it flushes.
+    /// `pieces` tail pieces are on their way.
+    pub fn settle(&mut self, pieces: usize) {
+        self.tell_checked();
+        if self.config.flush_interval.is_zero() {
+            self.flush(Flush::Due, pieces);
+        }
+        self.announce(pieces);
+    }
+
+    pub fn flush(&mut self, flush: Flush, pieces: usize) {
+        let now = Instant::now();
+        self.announced = None;
+        self.release(flush == Flush::All);
+        let upto = if flush == Flush::All { self.check.received() } else { self.check.checked() };
+        let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
+        if due {
+            self.flush_tail(upto);
+        }
+        if flush == Flush::All {
+            self.tell_checked();
+            self.tell(Kept::Flushed(self.check.received()));
+        }
+        self.announce(pieces);
+    }
+
+    /// The timeline ends here: its last bytes become an object of their own.
+    pub fn finish(&mut self) -> Result<(), Stop> {
+        self.flush(Flush::All, 0);
+        let stored = self.config.stored.clone();
+        if let Some(open) = self.open.take().filter(|open| !stored.contains(&open.place.segment.number)) {
+            let object = open.finish_partial(&self.config.archive, &self.keys, self.config.compression)?;
+            self.tell(Kept::Object(Box::new(object)));
+        }
+        self.tell(Kept::Finished);
+        Ok(())
+    }
+
+    fn flush_tail(&mut self, upto: Lsn) {
+        let Some(mut open) = self.open.take() else { return };
+        // What is stored complete already is compared at its end; until then nothing of it counts.
+        if !self.config.stored.contains(&open.place.segment.number) {
+            let upto = open.offset(upto);
+            let from = open.place.start + open.tail.kept() as u64;
+            let first = !open.tail.exists();
+            let mut wrote = None;
+            let segment = open.place.segment;
+            let target = (segment, open.place.start);
+            let flushed =
+                open.tail.flush(&mut self.tails, &self.keys, target, &open.raw, upto, &mut |to| wrote = Some(to));
+            self.tell_checked();
+            wrote.into_iter().for_each(|to| self.tell(Kept::Wrote(to)));
+            self.retry_tail_at = None;
+            match flushed {
+                Ok(Some(Flushed::Durable(to))) => self.tell(Kept::Durable { from, to }),
+                Ok(Some(Flushed::Piece(piece))) => self.tell(Kept::Piece(piece)),
+                Ok(None) => {}
+                Err(error) => {
+                    self.retry_tail_at = Some(Instant::now() + TAIL_RETRY);
+                    self.tell(Kept::Trouble(error.context("cannot write the tail")));
+                }
+            }
+            if first && open.tail.exists() {
+                self.tails.prepare();
+            }
+            open.oldest = (open.offset(self.check.checked()) > open.tail.kept()).then(Instant::now);
+        } else {
+            open.oldest = None;
+        }
+        self.open = Some(open);
+    }
+
+    /// When the tail has to be written next.
+    fn tail_due(&self) -> Option<Instant> {
+        let oldest = self.open.as_ref().and_then(|open| open.oldest)?;
+        let due = oldest + self.config.flush_interval;
+        Some(self.retry_tail_at.map_or(due, |at| at.max(due)))
+    }
+
+    fn announce(&mut self, pieces: usize) {
+        let soon = Instant::now() + Duration::from_millis(50);
+        let tail = self.tail_due().map(|at| if pieces >= PIECES { at.max(soon) } else { at });
+        let held = self.held.front().map(|(_, since)| *since + hold_limit(self.config.flush_interval));
+        let due = [tail, held].into_iter().flatten().min();
+        if due != self.announced {
+            self.announced = due;
+            self.tell(Kept::FlushAt(due));
+        }
+    }
+
+    fn tell_checked(&mut self) {
+        self.tell(Kept::Checked { checked: self.check.checked(), compared: self.check.compared() });
+    }
+
+    fn tell(&self, kept: Kept) {
+        self.out.tell(kept);
+    }
+}
+
+/// Why the keeper cannot go on.
+#[derive(Debug)]
+pub enum Stop {
+    Refused(Refused),
+    Failed(Error),
+}
+
+impl From<Refused> for Stop {
+    fn from(refused: Refused) -> Stop {
+        Stop::Refused(refused)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Failed(error)
+    }
+}

@@ -1,0 +1,87 @@
+//! What a run tells whoever watches it.
+
+use std::sync::Arc;
+
+use crate::pg::{Lsn, MajorVersion, SegmentName, SystemIdentifier, TimelineId};
+
+/// Something that a person, a log or a metric may want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReceiveEvent {
+    Connected {
+        server: String,
+        version: MajorVersion,
+        system: SystemIdentifier,
+        timeline: TimelineId,
+    },
+    /// `sql`: the second connection can ask for the state of the slot.
+    Watching {
+        sql: bool,
+    },
+    /// Streaming begins, or goes on after a reconnect.
+    Streaming {
+        timeline: TimelineId,
+        from: Lsn,
+        slot: Option<String>,
+    },
+    /// All WAL of the timeline up to `durable` is in the repository; the server has reported WAL up to `server_end`. At most once a second.
+    Durable {
+        timeline: TimelineId,
+        durable: Lsn,
+        server_end: Lsn,
+    },
+    SegmentStored {
+        segment: SegmentName,
+        stored_bytes: u64,
+    },
+    HistoryStored {
+        timeline: TimelineId,
+    },
+    TimelineSwitch {
+        from: TimelineId,
+        to: TimelineId,
+        at: Lsn,
+    },
+    /// Listed in `synchronous_standby_names`: every commit is answered as soon as it is durable.
+    Synchronous(bool),
+    ServerStopping,
+    /// The connection ended; the next attempt is made after `wait_ms`.
+    Reconnecting {
+        why: String,
+        wait_ms: u64,
+    },
+    /// Nothing became durable for too long: disconnected until something can be put.
+    Stalled {
+        behind: u64,
+    },
+    Resumed,
+    /// WAL that fails its checks; the segment is received once more.
+    CorruptWal {
+        problem: String,
+    },
+    /// Goes on, but someone should look.
+    Warning(String),
+    /// `behind`: bytes that the server had and the repository has not.
+    Stopped {
+        timeline: TimelineId,
+        durable: Lsn,
+        behind: u64,
+    },
+}
+
+/// Where events go. Called from several tasks, so it must not wait.
+#[derive(Clone)]
+pub struct Observer(Arc<dyn Fn(ReceiveEvent) + Send + Sync>);
+
+impl Observer {
+    pub fn new(observer: impl Fn(ReceiveEvent) + Send + Sync + 'static) -> Observer {
+        Observer(Arc::new(observer))
+    }
+
+    pub fn tell(&self, event: ReceiveEvent) {
+        (self.0)(event);
+    }
+
+    pub fn warn(&self, text: impl Into<String>) {
+        self.tell(ReceiveEvent::Warning(text.into()));
+    }
+}

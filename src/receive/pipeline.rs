@@ -1,0 +1,377 @@
+//! The pipeline of one timeline: take what arrives, keep it, put it, acknowledge what is durable, clear away what is no longer needed.
+//!
+//! It outlives connections: bytes that were taken are kept and put while the server is away, and the next connection goes on at the exact byte.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::task::JoinSet;
+
+use super::ReceiveOptions;
+use super::acknowledge::Ledger;
+use super::check::{Check, Refused};
+use super::compare::Comparison;
+use super::keep::{Flush, KeepConfig, Keeper, Kept};
+use super::observe::{Observer, ReceiveEvent};
+use super::prepare::Stored;
+use super::put::{Done, Item, Puts};
+use super::worker::{Work, Worker};
+use crate::archive::Archive;
+use crate::error::{Error, Kind, Result};
+use crate::keys::ring::WriterRing;
+use crate::pg::scan::ScanConfig;
+use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineId};
+use crate::seal::header::ObjectKind;
+
+/// How often progress is told.
+const TELL: Duration = Duration::from_secs(1);
+
+/// What a turn of the pipeline brought.
+#[derive(Debug)]
+pub enum Turn {
+    /// The queue took something, or nothing that matters to a connection.
+    Went,
+    /// There may be more to report.
+    Moved,
+    /// The bytes were refused: this pipeline is over.
+    Refused(Refused),
+}
+
+/// What one timeline of one run has in hand.
+pub struct Pipeline {
+    archive: Archive,
+    timeline: TimelineId,
+    worker: Worker,
+    outbox: VecDeque<Work>,
+    pub ledger: Ledger,
+    puts: Puts,
+    trouble: UnboundedReceiver<Error>,
+    /// End of what was taken from the server.
+    received: Lsn,
+    flush_at: Option<Instant>,
+    /// The last complete flush that was answered, and how many are on their way.
+    flushed: Lsn,
+    flushes: usize,
+    finished: bool,
+    partial_stored: bool,
+    /// When durable bytes last moved, or nothing waited.
+    progress_at: Instant,
+    told_at: Option<Instant>,
+    /// Segments that have tails.
+    tailed: BTreeSet<SegmentNumber>,
+    cleaning: JoinSet<Result<()>>,
+    observer: Observer,
+}
+
+/// Where a pipeline begins, and what its bytes belong to.
+pub struct Begin {
+    pub archive: Archive,
+    pub writer: Arc<WriterRing>,
+    pub version: MajorVersion,
+    pub timeline: TimelineId,
+    pub start: Lsn,
+    pub stored: Stored,
+}
+
+impl Pipeline {
+    pub fn begin(options: &ReceiveOptions, synchronous: bool, begin: Begin, observer: Observer) -> Result<Pipeline> {
+        let Begin { archive, writer, version, timeline, start, stored } = begin;
+        let names = &archive.names;
+        let config = ScanConfig { version, system: names.system, timeline, segment_size: names.segment_size };
+        let mut tailed = stored.litter;
+        tailed.extend(stored.tails.iter().map(|tail| names.segment_size.segment_of(tail.start)));
+        let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()));
+        let keep = KeepConfig {
+            archive: archive.clone(),
+            writer,
+            timeline,
+            compression: options.compression,
+            flush_interval: if synchronous { Duration::ZERO } else { options.flush_interval },
+            stored: stored.segments,
+        };
+        let ledger = Ledger::new(names.system, timeline, start);
+        let worker = Worker::start(options.memory, |out| Keeper::new(keep, check, out))?;
+        let (out, trouble) = mpsc::unbounded_channel();
+        Ok(Pipeline {
+            puts: Puts::new(archive.clone(), out),
+            archive,
+            timeline,
+            worker,
+            outbox: VecDeque::new(),
+            ledger,
+            trouble,
+            received: start,
+            flush_at: None,
+            flushed: start,
+            flushes: 0,
+            finished: false,
+            partial_stored: false,
+            progress_at: Instant::now(),
+            told_at: None,
+            tailed,
+            cleaning: JoinSet::new(),
+            observer,
+        })
+    }
+
+    pub fn timeline(&self) -> TimelineId {
+        self.timeline
+    }
+
+    /// End of what was taken from the server: where the stream goes on.
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// A new connection goes on with this pipeline. `server_end` is what its server said it holds, `switch_point` where it left this timeline.
+    pub fn connected(&mut self, server_end: Lsn, switch_point: Option<Lsn>) {
+        self.ledger.connected(server_end, switch_point);
+        self.progress_at = Instant::now();
+    }
+
+    /// Whether more bytes may be taken. Until then the socket waits.
+    pub fn has_room(&self) -> bool {
+        self.outbox.is_empty()
+    }
+
+    /// Takes the next bytes of the stream.
+    pub fn take(&mut self, bytes: Bytes) {
+        self.received = self.received + bytes.len() as u64;
+        self.ask(Work::Data(bytes));
+    }
+
+    /// Makes everything that was taken durable, the head of an unfinished record included.
+    pub fn flush_all(&mut self) {
+        if self.flushed < self.received && self.flushes == 0 {
+            self.flushes += 1;
+            self.ask(Work::Flush(Flush::All));
+        }
+    }
+
+    /// Whether everything that was taken is durable.
+    pub fn is_durable(&self) -> bool {
+        self.ledger.durable() >= self.received
+    }
+
+    pub fn set_flush_interval(&mut self, interval: Duration) {
+        self.ask(Work::FlushInterval(interval));
+    }
+
+    /// Whether checked bytes have waited for longer than `limit` without any becoming durable.
+    pub fn is_stalled(&mut self, limit: Duration) -> bool {
+        if !self.ledger.waiting() {
+            self.progress_at = Instant::now();
+        }
+        self.progress_at.elapsed() >= limit
+    }
+
+    fn ask(&mut self, work: Work) {
+        if self.outbox.is_empty() {
+            match self.worker.work.try_send(work) {
+                Ok(()) => {}
+                // Closed: the thread has said why, and that is read soon.
+                Err(mpsc::error::TrySendError::Full(work) | mpsc::error::TrySendError::Closed(work)) => {
+                    self.outbox.push_back(work);
+                }
+            }
+        } else {
+            self.outbox.push_back(work);
+        }
+    }
+
+    /// One step of what goes on inside, connected or not. Cancel safe.
+    pub async fn turn(&mut self) -> Result<Turn> {
+        let flush_at = self.flush_at.map(tokio::time::Instant::from_std);
+        tokio::select! {
+            true = hand_over(&self.worker.work, &mut self.outbox), if !self.outbox.is_empty() => Ok(Turn::Went),
+            kept = self.worker.kept.recv() => match kept {
+                Some(kept) => self.kept(kept),
+                None => Err(Error::new(Kind::Failed, "the thread that keeps has died")),
+            },
+            Some(done) = self.puts.next() => self.put_done(done?),
+            Some(error) = self.trouble.recv() => {
+                self.observer.warn(error.to_string());
+                Ok(Turn::Went)
+            }
+            Some(cleaned) = self.cleaning.join_next() => {
+                if let Ok(Err(error)) = cleaned {
+                    self.observer.warn(format!("tails that are no longer needed cannot be deleted: {error}"));
+                }
+                Ok(Turn::Went)
+            }
+            () = wait_until(flush_at) => {
+                self.flush_at = None;
+                self.ask(Work::Flush(Flush::Due));
+                Ok(Turn::Went)
+            }
+        }
+    }
+
+    fn kept(&mut self, kept: Kept) -> Result<Turn> {
+        match kept {
+            Kept::Checked { checked, compared } => self.ledger.checked(checked, compared),
+            Kept::Object(object) => self.puts.add(Item::Object(object), self.timeline),
+            Kept::Piece(piece) => {
+                self.tailed.insert(self.segment_before(piece.to));
+                self.puts.add(Item::Piece(piece), self.timeline);
+            }
+            Kept::Wrote(lsn) => self.ledger.wrote(lsn),
+            Kept::Durable { from, to } => {
+                self.tailed.insert(self.segment_before(to.lsn()));
+                self.stored(from, to);
+            }
+            Kept::FlushAt(at) => self.flush_at = at,
+            Kept::Flushed(lsn) => {
+                self.flushes = self.flushes.saturating_sub(1);
+                self.flushed = self.flushed.max(lsn);
+            }
+            Kept::Finished => self.finished = true,
+            Kept::Trouble(error) => self.observer.warn(error.to_string()),
+            Kept::Refused(refused) => return Ok(Turn::Refused(refused)),
+            Kept::Failed(error) => return Err(error),
+        }
+        Ok(Turn::Moved)
+    }
+
+    fn put_done(&mut self, done: Done) -> Result<Turn> {
+        self.worker.budget.remove(done.item.len());
+        if let Some(durable) = done.durable {
+            self.stored(done.item.from(), durable);
+        }
+        match done.item {
+            Item::Piece(_) => self.worker.budget.piece_ended(),
+            Item::Object(object) if object.kind == ObjectKind::Partial => {
+                self.partial_stored = done.durable.is_some();
+                if !self.partial_stored {
+                    self.observer
+                        .warn(format!("{} is stored with another end: this one stays in the tail", object.name));
+                }
+            }
+            Item::Object(object) if object.place.ends_segment() => {
+                let (segment, stored_bytes) = (object.place.segment, object.sealed.len());
+                self.observer.tell(ReceiveEvent::SegmentStored { segment, stored_bytes });
+            }
+            Item::Object(_) => {}
+        }
+        Ok(Turn::Moved)
+    }
+
+    fn stored(&mut self, from: Lsn, to: crate::pg::DurableLsn) {
+        if self.ledger.stored(from, to) {
+            self.progress_at = Instant::now();
+        }
+    }
+
+    fn segment_before(&self, lsn: Lsn) -> SegmentNumber {
+        self.archive.names.segment_size.segment_before(lsn)
+    }
+
+    /// After a report: deletes the tails of segments that are stored whole and acknowledged, and tells how far the repository is.
+    pub fn reported(&mut self) {
+        let size = self.archive.names.segment_size;
+        let reported = self.ledger.reported();
+        while let Some(number) = self.tailed.first().copied().filter(|number| number.end(size) <= reported) {
+            self.tailed.remove(&number);
+            self.clean(number);
+        }
+        if self.told_at.is_none_or(|at| at.elapsed() >= TELL) {
+            self.told_at = Some(Instant::now());
+            let (durable, server_end) = (self.ledger.durable(), self.ledger.server_end());
+            self.observer.tell(ReceiveEvent::Durable { timeline: self.timeline, durable, server_end });
+        }
+    }
+
+    fn clean(&mut self, number: SegmentNumber) {
+        let names = &self.archive.names;
+        let folder = names.tail_folder(SegmentName::new(self.timeline, number, names.segment_size));
+        let repo = self.archive.repo.clone();
+        self.cleaning.spawn(async move {
+            for listed in repo.list(&folder).await? {
+                repo.delete(&listed.name).await?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Works on until everything that was taken is durable, or refused.
+    pub async fn settle(&mut self) -> Result<Option<Refused>> {
+        while !self.is_durable() {
+            self.flush_all();
+            if let Turn::Refused(refused) = self.turn().await? {
+                return Ok(Some(refused));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Works on until more is durable than when it was called.
+    pub async fn progress(&mut self) -> Result<Option<Refused>> {
+        let before = self.ledger.durable();
+        while self.ledger.durable() <= before {
+            if let Turn::Refused(refused) = self.turn().await? {
+                return Ok(Some(refused));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Works on for ever; returns only when it cannot go on.
+    pub async fn tend(&mut self) -> Result<Refused> {
+        loop {
+            if let Turn::Refused(refused) = self.turn().await? {
+                return Ok(refused);
+            }
+        }
+    }
+
+    /// The timeline ends: its last bytes become an object of their own; everything is durable when this returns.
+    pub async fn finish(&mut self) -> Result<Option<Refused>> {
+        self.ask(Work::Finish);
+        while !(self.finished && self.puts.is_empty()) {
+            if let Turn::Refused(refused) = self.turn().await? {
+                return Ok(Some(refused));
+            }
+        }
+        // The tail is of no use once the same bytes are in an object. What an earlier run received further than this one stays.
+        if self.partial_stored && self.ledger.is_compared() {
+            let last = self.segment_before(self.received);
+            let numbers: Vec<SegmentNumber> = self.tailed.range(..=last).copied().collect();
+            numbers.into_iter().for_each(|number| self.clean(number));
+        }
+        self.tidy().await;
+        Ok(None)
+    }
+
+    /// Waits for deletions that were begun.
+    pub async fn tidy(&mut self) {
+        while self.cleaning.join_next().await.is_some() {}
+    }
+
+    /// Waits for puts that were begun, whatever becomes of them: before the same bytes are received again.
+    pub async fn abandon(mut self) {
+        while let Some(done) = self.puts.next().await {
+            if let Ok(done) = done {
+                self.worker.budget.remove(done.item.len());
+            }
+        }
+    }
+}
+
+/// Hands the next message to the thread once there is room; `false`: the thread has ended. Cancel safe.
+async fn hand_over(work: &mpsc::Sender<Work>, outbox: &mut VecDeque<Work>) -> bool {
+    let Ok(permit) = work.reserve().await else { return false };
+    if let Some(next) = outbox.pop_front() {
+        permit.send(next);
+    }
+    true
+}
+
+async fn wait_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

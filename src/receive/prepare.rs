@@ -1,0 +1,148 @@
+//! Gathering what the decision about the start needs, and what is compared from there on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::compare::OldTail;
+use super::observe::Observer;
+use super::put::read_summary;
+use super::resume::{self, ServerView, SlotPosition, Start};
+use super::server::{self, Server};
+use crate::archive::Archive;
+use crate::archive::inventory::{Inventory, TimelineStock};
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineId};
+use crate::seal::header::ObjectKind;
+use crate::seal::opener::{OpenFailed, read_header};
+use crate::seal::tail::{piece_marks, tail_marks};
+
+/// What is stored of one timeline from a start on.
+pub struct Stored {
+    /// Complete segments.
+    pub segments: BTreeSet<SegmentNumber>,
+    /// Tails of unfinished segments, to compare.
+    pub tails: Vec<OldTail>,
+    /// Segments below the start that are complete and still have tails: those are of no use any more.
+    pub litter: BTreeSet<SegmentNumber>,
+}
+
+/// Where this run begins.
+pub async fn start(archive: &Archive, server: &Server, slot: Option<&str>) -> Result<(Start, Inventory)> {
+    let inventory = archive.inventory().await?;
+    let partial_ends = partial_ends(archive, server, &inventory).await?;
+    let view = ServerView {
+        timeline: server.identity.timeline,
+        position: server.identity.position,
+        history: &server.history,
+        slot: server.slot,
+        segment_size: server.segment_size,
+    };
+    let start = resume::decide(&view, &inventory, &partial_ends);
+    // 16 and 17 show a lost slot like one that never reserved WAL, and stream on it.
+    let may_be_lost = server.slot == SlotPosition::Unreserved && server.version >= MajorVersion::V16;
+    match slot {
+        Some(name) if may_be_lost && start.stored.is_some() => Err(server::lost(name)),
+        _ => Ok((start, inventory)),
+    }
+}
+
+/// Per left timeline, the end of the stored `.partial` of the segment with the switch point.
+async fn partial_ends(archive: &Archive, server: &Server, inventory: &Inventory) -> Result<BTreeMap<TimelineId, Lsn>> {
+    let mut ends = BTreeMap::new();
+    for ancestor in &server.history.ancestors {
+        let number = server.segment_size.segment_of(ancestor.switch_point);
+        let stock = inventory.timelines.get(&ancestor.timeline);
+        if !stock.is_some_and(|stock| stock.partial.contains(&number)) {
+            continue;
+        }
+        let segment = SegmentName::new(ancestor.timeline, number, server.segment_size);
+        let start = super::object::Place::of(ancestor.switch_point, ancestor.timeline, server.segment_size).start;
+        let claims = archive.claims(ObjectKind::Partial, ancestor.timeline, start);
+        if let Some(summary) = read_summary(archive, &archive.names.partial(segment), &claims).await? {
+            ends.insert(ancestor.timeline, summary.end);
+        }
+    }
+    Ok(ends)
+}
+
+/// What is stored of `timeline` from `start` on.
+pub async fn stored(
+    archive: &Archive,
+    inventory: &Inventory,
+    timeline: TimelineId,
+    start: Lsn,
+    observer: &Observer,
+) -> Result<Stored> {
+    let none = TimelineStock::default();
+    let stock = inventory.timelines.get(&timeline).unwrap_or(&none);
+    let first = archive.names.segment_size.segment_of(start);
+    let mut tails = Vec::new();
+    for (number, names) in stock.tails.range(first..) {
+        if !stock.complete.contains(number) {
+            let segment = SegmentName::new(timeline, *number, archive.names.segment_size);
+            tails.extend(old_tails(archive, segment, names, observer).await?);
+        }
+    }
+    let segments = stock.complete.range(first..).copied().collect();
+    let litter = stock.tails.range(..first).map(|(number, _)| *number);
+    let litter = litter.filter(|number| stock.complete.contains(number)).collect();
+    Ok(Stored { segments, tails, litter })
+}
+
+/// The tails of one segment: local files one by one, the pieces of one run together.
+async fn old_tails(
+    archive: &Archive,
+    segment: SegmentName,
+    names: &[String],
+    observer: &Observer,
+) -> Result<Vec<OldTail>> {
+    let mut runs: BTreeMap<[u8; 32], OldTail> = BTreeMap::new();
+    for name in names {
+        let Some(bytes) = archive.repo.get(name).await? else { continue };
+        if bytes.iter().all(|b| *b == 0) {
+            continue;
+        }
+        match marks(archive, segment, name, &bytes) {
+            Ok((salt, start, marks)) => {
+                let run = runs.entry(salt).or_insert_with(|| OldTail { name: name.clone(), start, marks: Vec::new() });
+                run.marks.extend(marks);
+            }
+            Err(OpenFailed::Key(problem)) => {
+                return Err(Error::new(Kind::Key, format!("{name}: {problem}"))
+                    .hint("The repository secret is not the one that this was written with: check secret_file."));
+            }
+            // It counts for nothing: the segment is received again.
+            Err(problem) => observer.warn(format!("the tail {name} of an earlier run cannot be compared: {problem}")),
+        }
+    }
+    Ok(runs
+        .into_values()
+        .map(|mut tail| {
+            tail.marks.sort_unstable();
+            tail.marks.dedup();
+            tail
+        })
+        .collect())
+}
+
+type Marks = Vec<(u64, [u8; 32])>;
+
+fn marks(
+    archive: &Archive,
+    segment: SegmentName,
+    name: &str,
+    bytes: &[u8],
+) -> Result<([u8; 32], Lsn, Marks), OpenFailed> {
+    let (header, _) = read_header(bytes)?;
+    let start = header.claims.start;
+    let expected = archive.claims(ObjectKind::Tail, segment.timeline, start);
+    if start < segment.start() || start >= segment.end() {
+        let expected = format!("a start in {segment}");
+        return Err(OpenFailed::Claims { expected, found: start.to_string() });
+    }
+    let marks = if name.ends_with(".open") {
+        tail_marks(bytes, &expected, &*archive.keys)?
+    } else {
+        piece_marks(bytes, &expected, &*archive.keys)?
+    };
+    Ok((header.salt, start, marks))
+}

@@ -1,0 +1,202 @@
+//! Putting: objects and tail pieces on their way to the repository, at most four at a time, each until it is settled.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::{JoinError, JoinSet};
+
+use super::object::Object;
+use super::tail::Piece;
+use crate::archive::Archive;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{DurableLsn, Lsn};
+use crate::repo::Found;
+use crate::repo::store::HEAD_BYTES;
+use crate::seal::content::summary::Summary;
+use crate::seal::header::{Claims, ObjectKind};
+use crate::seal::key::ReaderKeys;
+use crate::seal::opener::{Opener, read_header};
+
+/// Puts in flight.
+const AT_ONCE: usize = super::resume::PUTS_IN_FLIGHT as usize;
+/// After so long an unsettled put is reported, and tried again.
+const GIVE_UP: Duration = Duration::from_secs(10);
+/// A refusal in the middle of a run may pass (credentials are being changed): it is tried again after this.
+const REFUSED: Duration = Duration::from_secs(5);
+
+/// What is put.
+#[derive(Debug)]
+pub enum Item {
+    Object(Box<Object>),
+    Piece(Piece),
+}
+
+impl Item {
+    pub fn from(&self) -> Lsn {
+        match self {
+            Item::Object(object) => object.summary.start,
+            Item::Piece(piece) => piece.from,
+        }
+    }
+
+    fn to(&self) -> Lsn {
+        match self {
+            Item::Object(object) => object.summary.end,
+            Item::Piece(piece) => piece.to,
+        }
+    }
+
+    /// Bytes of the object.
+    pub fn len(&self) -> u64 {
+        match self {
+            Item::Object(object) => object.sealed.len(),
+            Item::Piece(piece) => piece.len(),
+        }
+    }
+}
+
+/// A put that is settled.
+#[derive(Debug)]
+pub struct Done {
+    pub item: Item,
+    /// `None`: another, longer or shorter end of this timeline stands under the name; the bytes stay in the tail.
+    pub durable: Option<DurableLsn>,
+}
+
+/// The puts of one pipeline.
+pub struct Puts {
+    shared: Arc<Shared>,
+    running: JoinSet<Result<Done>>,
+    waiting: VecDeque<(Item, crate::pg::TimelineId)>,
+}
+
+struct Shared {
+    archive: Archive,
+    trouble: UnboundedSender<Error>,
+    /// Something could be put: refusals are no mistake in the configuration.
+    proven: AtomicBool,
+}
+
+impl Puts {
+    pub fn new(archive: Archive, trouble: UnboundedSender<Error>) -> Puts {
+        let shared = Shared { archive, trouble, proven: AtomicBool::new(false) };
+        Puts { shared: Arc::new(shared), running: JoinSet::new(), waiting: VecDeque::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub fn add(&mut self, item: Item, timeline: crate::pg::TimelineId) {
+        self.waiting.push_back((item, timeline));
+        self.fill();
+    }
+
+    fn fill(&mut self) {
+        while self.running.len() < AT_ONCE
+            && let Some((item, timeline)) = self.waiting.pop_front()
+        {
+            let shared = self.shared.clone();
+            self.running.spawn(async move { shared.settle(item, timeline).await });
+        }
+    }
+
+    /// The next put that is settled; `None` while there is none. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Done>> {
+        let done = self.running.join_next().await?;
+        self.fill();
+        Some(done.unwrap_or_else(|error| Err(died(error))))
+    }
+}
+
+fn died(error: JoinError) -> Error {
+    Error::new(Kind::Failed, "a put died").caused_by(error)
+}
+
+impl Shared {
+    async fn settle(&self, item: Item, timeline: crate::pg::TimelineId) -> Result<Done> {
+        let claim = (self.archive.names.system, timeline, item.to());
+        let repo = &self.archive.repo;
+        loop {
+            let outcome = match &item {
+                Item::Object(object) => {
+                    let keys = &*self.archive.keys;
+                    let judge = |head: &[u8]| judge_object(head, object, keys);
+                    repo.put_wal(&object.name, object.bytes(), &judge, GIVE_UP, claim).await
+                }
+                Item::Piece(piece) => {
+                    let judge = |head: &[u8]| judge_piece(head, &piece.salt);
+                    repo.put_wal(&piece.name, &piece.bytes, &judge, GIVE_UP, claim).await
+                }
+            };
+            match outcome {
+                Ok(durable) => {
+                    self.proven.store(true, Ordering::SeqCst);
+                    return Ok(Done { item, durable: Some(durable) });
+                }
+                Err(error) if error.is_transient() => self.trouble(error),
+                Err(error) if error.kind() == Kind::Diverged => {
+                    return match self.is_other_end(&item).await? {
+                        true => Ok(Done { item, durable: None }),
+                        false => Err(error),
+                    };
+                }
+                Err(error) if error.kind() == Kind::Repository && self.proven.load(Ordering::SeqCst) => {
+                    self.trouble(error);
+                    tokio::time::sleep(REFUSED).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn trouble(&self, error: Error) {
+        let _ = self.trouble.send(error);
+    }
+
+    /// Whether the object is the end of a timeline, and what stands under its name is one of another length.
+    async fn is_other_end(&self, item: &Item) -> Result<bool> {
+        let Item::Object(object) = item else { return Ok(false) };
+        if object.kind != ObjectKind::Partial {
+            return Ok(false);
+        }
+        let found = read_summary(&self.archive, &object.name, object.claims()).await?;
+        Ok(found.is_some_and(|summary| summary.end != object.summary.end))
+    }
+}
+
+/// The summary of a stored WAL object; `None` when it is absent or not what it should be.
+pub async fn read_summary(archive: &Archive, name: &str, claims: &Claims) -> Result<Option<Summary>> {
+    let Some(head) = archive.repo.get_range(name, 0..HEAD_BYTES).await? else { return Ok(None) };
+    Ok(summary_of(&head, claims, &*archive.keys))
+}
+
+fn summary_of(head: &[u8], claims: &Claims, keys: &dyn ReaderKeys) -> Option<Summary> {
+    let opener = Opener::new(head, claims, keys, false).ok()?;
+    Summary::decode(&opener.frame0(head).ok()?).ok()
+}
+
+/// What the object that stands under the name of `object` is. Another run's is an equal copy when it claims the same and its keyed content hash is the same.
+fn judge_object(head: &[u8], object: &Object, keys: &dyn ReaderKeys) -> Found {
+    match read_header(head) {
+        Ok((header, _)) if header.salt == object.sealed.header.salt => Found::Ours,
+        _ => match summary_of(head, object.claims(), keys) {
+            Some(found) if same_bytes(&found, &object.summary) => Found::Equal,
+            _ => Found::Different,
+        },
+    }
+}
+
+fn same_bytes(a: &Summary, b: &Summary) -> bool {
+    (a.start, a.end, a.hash) == (b.start, b.end, b.hash)
+}
+
+fn judge_piece(head: &[u8], salt: &[u8; 32]) -> Found {
+    match read_header(head) {
+        Ok((header, _)) if header.salt == *salt => Found::Ours,
+        _ => Found::Different,
+    }
+}

@@ -1,0 +1,364 @@
+//! One run: connect, decide where to begin, stream, follow the timeline, and come back after every loss that may pass.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::check::Refused;
+use super::follow::Followed;
+use super::observe::{Observer, ReceiveEvent};
+use super::pipeline::{Begin, Pipeline};
+use super::prepare;
+use super::resume::{SlotPosition, Start};
+use super::server::{self, Server};
+use super::stream::{End, Stream, asked_to_stop};
+use super::{Place, ReceiveOptions, ReceiveReport};
+use crate::archive::Archive;
+use crate::backoff::Backoff;
+use crate::error::{Error, Kind, Result};
+use crate::net::Started;
+use crate::pg::{Lsn, TimelineId};
+
+/// How long a stop waits for the server to answer our CopyDone.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What comes after a connection.
+enum Next {
+    /// Connect again, with the same pipeline where there is one.
+    Again(Option<Error>),
+    /// Wait for the repository first.
+    AwaitRepository,
+    Stop,
+}
+
+/// The state of a run between connections.
+pub struct Run {
+    options: ReceiveOptions,
+    place: Place,
+    observer: Observer,
+    stop: watch::Receiver<bool>,
+    archive: Option<Archive>,
+    pipeline: Option<Pipeline>,
+    followed: Followed,
+    /// Where WAL was refused the last time.
+    refused_at: Option<Lsn>,
+    backoff: Backoff,
+}
+
+impl Run {
+    pub fn new(options: ReceiveOptions, place: Place, observer: Observer, stop: watch::Receiver<bool>) -> Result<Run> {
+        let seed = u64::from_le_bytes(super::salt::random()?);
+        Ok(Run {
+            options,
+            place,
+            observer,
+            stop,
+            archive: None,
+            pipeline: None,
+            followed: Followed::default(),
+            refused_at: None,
+            backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed),
+        })
+    }
+
+    /// Runs until the caller asks for a stop, or something will not pass by itself.
+    pub async fn run(mut self) -> Result<ReceiveReport> {
+        loop {
+            let next = match self.connect().await {
+                Ok(Some(server)) => self.serve(server).await?,
+                Ok(None) => Next::Stop,
+                Err(error) if error.is_transient() => Next::Again(Some(error)),
+                Err(error) => return Err(error),
+            };
+            let waited = match next {
+                Next::Stop => return self.stopped(None).await,
+                Next::Again(why) => self.wait(why).await?,
+                Next::AwaitRepository => self.await_repository().await?,
+            };
+            if !waited {
+                return self.stopped(None).await;
+            }
+        }
+    }
+
+    /// Connects; `None` when asked to stop meanwhile. What was received is kept and put all the while.
+    async fn connect(&mut self) -> Result<Option<Server>> {
+        let connecting = server::connect(&self.options.conninfo, self.options.slot.as_deref(), &self.observer);
+        tokio::select! {
+            server = connecting => server.map(Some),
+            refused = tend(&mut self.pipeline) => Err(corrupt(&refused?)),
+            () = asked_to_stop(&mut self.stop) => Ok(None),
+        }
+    }
+
+    /// Waits before the next attempt; `false` when asked to stop.
+    async fn wait(&mut self, why: Option<Error>) -> Result<bool> {
+        let delay = self.backoff.next_delay();
+        let why = why.map_or_else(|| "the server ended the stream".to_owned(), |error| error.to_string());
+        self.observer.tell(ReceiveEvent::Reconnecting { why, wait_ms: delay.as_millis() as u64 });
+        tokio::select! {
+            () = tokio::time::sleep(delay) => Ok(true),
+            refused = tend(&mut self.pipeline) => Err(corrupt(&refused?)),
+            () = asked_to_stop(&mut self.stop) => Ok(false),
+        }
+    }
+
+    /// Waits until something can be put again; `false` when asked to stop.
+    async fn await_repository(&mut self) -> Result<bool> {
+        let Some(pipeline) = &mut self.pipeline else { return Ok(true) };
+        self.observer.tell(ReceiveEvent::Stalled { behind: pipeline.ledger.behind() });
+        let went = tokio::select! {
+            refused = pipeline.progress() => match refused? {
+                Some(refused) => return Err(corrupt(&refused)),
+                None => true,
+            },
+            () = asked_to_stop(&mut self.stop) => false,
+        };
+        self.observer.tell(ReceiveEvent::Resumed);
+        Ok(went)
+    }
+
+    /// Everything that is done with one connection, timeline after timeline.
+    async fn serve(&mut self, mut server: Server) -> Result<Next> {
+        match self.serve_until_error(&mut server).await {
+            Err(error) if error.is_transient() => Ok(Next::Again(Some(error))),
+            other => other,
+        }
+    }
+
+    async fn serve_until_error(&mut self, server: &mut Server) -> Result<Next> {
+        let archive = self.archive(server).await?;
+        self.followed.store_all(&archive, &self.place.writer, server, &self.observer).await?;
+        self.continue_or_begin(&archive, server).await?;
+        loop {
+            match self.stream(server).await? {
+                End::Timeline { next, switch_point } => self.follow(&archive, server, next, switch_point).await?,
+                End::Refused(refused) => return self.receive_again(refused).await,
+                End::Lost(error) => return Ok(Next::Again(Some(error))),
+                End::ServerStopping => return Ok(Next::Again(None)),
+                End::Stalled => return Ok(Next::AwaitRepository),
+                End::Stop => return self.farewell(server).await,
+            }
+        }
+    }
+
+    /// The part of the repository that this server's WAL belongs to. A cluster's name stands for one system and segment size.
+    async fn archive(&mut self, server: &Server) -> Result<Archive> {
+        let (system, segment_size) = (server.identity.system, server.segment_size);
+        if let Some(archive) = &self.archive {
+            if (archive.names.system, archive.names.segment_size) == (system, segment_size) {
+                return Ok(archive.clone());
+            }
+            let text = format!(
+                "the server is now system {system} with segments of {} bytes, this run began with {}",
+                segment_size.bytes(),
+                archive.names.root()
+            );
+            return Err(Error::new(Kind::Diverged, text).hint("Check the connection string: this is another cluster."));
+        }
+        let archive = self.place.archive(system, segment_size, server.version).await?;
+        self.archive = Some(archive.clone());
+        Ok(archive)
+    }
+
+    /// Goes on with the pipeline where this server can give its next byte; else ends it and begins where the archive and the slot say.
+    async fn continue_or_begin(&mut self, archive: &Archive, server: &mut Server) -> Result<()> {
+        if let Some(mut pipeline) = self.pipeline.take() {
+            let (timeline, received) = (pipeline.timeline(), pipeline.received());
+            let known = server.history.begin_of(timeline).is_some();
+            let switch_point = server.history.switch_point_of(timeline);
+            if known && switch_point.is_none_or(|switch_point| received <= switch_point) {
+                pipeline.set_flush_interval(self.interval(server));
+                pipeline.connected(held(server, switch_point), switch_point);
+                self.pipeline = Some(pipeline);
+                return Ok(());
+            }
+            if let Some(at) = switch_point {
+                self.observer.warn(format!(
+                    "timeline {timeline} was received up to {received}, but this server left it at {at}: the rest is kept as a dead branch"
+                ));
+            }
+            if let Some(refused) = pipeline.finish().await? {
+                return Err(corrupt(&refused));
+            }
+        }
+        let (start, inventory) = prepare::start(archive, server, self.options.slot.as_deref()).await?;
+        self.tell_start(&start);
+        let stored = prepare::stored(archive, &inventory, start.timeline, start.lsn, &self.observer).await?;
+        self.begin(archive, server, start.timeline, start.lsn, stored)
+    }
+
+    fn tell_start(&self, start: &Start) {
+        for stranger in &start.strangers {
+            self.observer
+                .warn(format!("timeline {stranger} is stored, but not in this server's history: it is left as it is"));
+        }
+        if let Some((timeline, at)) = start.dead_branch {
+            self.observer.warn(format!(
+                "timeline {timeline} is stored past {at}, where this server left it: the rest is kept as a dead branch"
+            ));
+        }
+    }
+
+    fn begin(
+        &mut self,
+        archive: &Archive,
+        server: &Server,
+        timeline: TimelineId,
+        start: Lsn,
+        mut stored: prepare::Stored,
+    ) -> Result<()> {
+        if !matches!(server.slot, SlotPosition::At(_)) {
+            // Without a slot nobody has said that what was found below the start is durable.
+            stored.litter.clear();
+        }
+        let begin = Begin {
+            archive: archive.clone(),
+            writer: self.place.writer.clone(),
+            version: server.version,
+            timeline,
+            start,
+            stored,
+        };
+        let mut pipeline = Pipeline::begin(&self.options, server.synchronous, begin, self.observer.clone())?;
+        let switch_point = server.history.switch_point_of(timeline);
+        pipeline.connected(held(server, switch_point), switch_point);
+        self.pipeline = Some(pipeline);
+        Ok(())
+    }
+
+    fn interval(&self, server: &Server) -> Duration {
+        if server.synchronous { Duration::ZERO } else { self.options.flush_interval }
+    }
+
+    async fn stream(&mut self, server: &mut Server) -> Result<End> {
+        let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
+        let (timeline, from, slot) = (pipeline.timeline(), pipeline.received(), self.options.slot.clone());
+        match server.stream.start_replication(slot.as_deref(), from, timeline).await.map_err(|e| gone(e, from))? {
+            Started::NextTimeline { next, switch_point } => return Ok(End::Timeline { next, switch_point }),
+            Started::Streaming => {}
+        }
+        self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot });
+        let before = pipeline.received();
+        let stream = Stream::new(&self.options, server, pipeline, &self.observer);
+        let end = stream.run(&mut self.stop).await.map_err(|e| gone(e, from));
+        if pipeline.received() > before {
+            self.backoff.reset();
+        }
+        end
+    }
+
+    /// The timeline has ended: everything of it becomes durable, then the next one's history, and only then its first byte is asked for.
+    async fn follow(
+        &mut self,
+        archive: &Archive,
+        server: &mut Server,
+        next: TimelineId,
+        switch_point: Lsn,
+    ) -> Result<()> {
+        let Some(mut pipeline) = self.pipeline.take() else { return Ok(()) };
+        let from = pipeline.timeline();
+        let finished = tokio::select! {
+            refused = pipeline.finish() => refused?,
+            () = asked_to_stop(&mut self.stop) => {
+                self.pipeline = Some(pipeline);
+                return Err(Error::new(Kind::Interrupted, "stopped at the end of a timeline").transient());
+            }
+        };
+        if let Some(refused) = finished {
+            return Err(corrupt(&refused));
+        }
+        self.observer.tell(ReceiveEvent::TimelineSwitch { from, to: next, at: switch_point });
+        let writer = self.place.writer.clone();
+        let history = self.followed.store_next(archive, &writer, &mut server.stream, next, &self.observer).await?;
+        if next > server.identity.timeline {
+            server.history = history;
+            server.identity = server.stream.identify_system().await?;
+        }
+        let start = switch_point.align_down(archive.names.segment_size.bytes());
+        let inventory = archive.inventory().await?;
+        let stored = prepare::stored(archive, &inventory, next, start, &self.observer).await?;
+        self.begin(archive, server, next, start, stored)
+    }
+
+    /// WAL that fails its checks may have been damaged on the way: it is received once more, from the repository's view of where it began.
+    async fn receive_again(&mut self, refused: Refused) -> Result<Next> {
+        let Some(pipeline) = self.pipeline.take() else { return Ok(Next::Again(None)) };
+        let at = match &refused {
+            Refused::Invalid(invalid) => invalid.at,
+            Refused::Differs(_) => return Err(corrupt(&refused)),
+        };
+        pipeline.abandon().await;
+        if self.refused_at.replace(at) == Some(at) {
+            return Err(corrupt(&refused));
+        }
+        self.observer.tell(ReceiveEvent::CorruptWal { problem: refused.to_string() });
+        Ok(Next::Again(Some(corrupt(&refused))))
+    }
+
+    /// Asked to stop while connected: what was received becomes durable and is reported, within the grace.
+    async fn farewell(&mut self, server: &mut Server) -> Result<Next> {
+        if let Some(pipeline) = &mut self.pipeline {
+            // Too slow a repository leaves bytes behind; the slot has them.
+            if let Ok(settled) = tokio::time::timeout(self.options.shutdown_grace, pipeline.settle()).await {
+                settled?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
+            }
+            let status = pipeline.ledger.complete();
+            if server.stream.send_status(status, FAREWELL).await.is_ok() {
+                pipeline.reported();
+            }
+            // The server may be gone, or still have much to say: either way the last word was ours.
+            let _ = server.stream.end_stream(FAREWELL).await;
+            let _ = tokio::time::timeout(FAREWELL, pipeline.tidy()).await;
+        }
+        Ok(Next::Stop)
+    }
+
+    /// Asked to stop.
+    async fn stopped(mut self, _why: Option<Error>) -> Result<ReceiveReport> {
+        let Some(mut pipeline) = self.pipeline.take() else {
+            return Ok(ReceiveReport::default());
+        };
+        // Without a connection nothing was settled yet.
+        let _ = tokio::time::timeout(self.options.shutdown_grace, pipeline.settle()).await;
+        let report = ReceiveReport {
+            timeline: Some(pipeline.timeline()),
+            received: pipeline.received(),
+            durable: pipeline.ledger.durable(),
+            behind: pipeline.ledger.behind(),
+        };
+        let (durable, behind) = (report.durable, report.behind);
+        self.observer.tell(ReceiveEvent::Stopped { timeline: pipeline.timeline(), durable, behind });
+        Ok(report)
+    }
+}
+
+/// What this server holds of a timeline: up to its current position, or where it left it.
+fn held(server: &Server, switch_point: Option<Lsn>) -> Lsn {
+    switch_point.unwrap_or(server.identity.position)
+}
+
+/// Works on with what is in hand, for ever.
+async fn tend(pipeline: &mut Option<Pipeline>) -> Result<Refused> {
+    match pipeline {
+        Some(pipeline) => pipeline.tend().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn corrupt(refused: &Refused) -> Error {
+    match refused {
+        Refused::Invalid(_) => Error::new(Kind::Corrupt, format!("the server sent WAL that fails its checks: {refused}"))
+            .hint("Nothing from there on was acknowledged; check the server's storage (pg_waldump) before anything else."),
+        Refused::Differs(_) => Error::new(Kind::Diverged, refused.to_string())
+            .hint("The server's history is not the one that is stored: check whether it was restored from a snapshot; stream it under another cluster name."),
+    }
+}
+
+/// WAL that the server has removed is a hole in the archive: says where it begins.
+fn gone(error: Error, from: Lsn) -> Error {
+    if error.kind() == Kind::Slot && !error.is_transient() {
+        return error.context(format!("the archive needs WAL from {from} on"));
+    }
+    error
+}

@@ -1,0 +1,234 @@
+//! One connection, from START_REPLICATION to its end: take, acknowledge, and never hold the server up.
+//!
+//! A status goes out at least every second, so the server has no other reason to ask for one than its shutdown: a ping makes everything durable that was
+//! received, and is answered once that is done. A server that is left waiting for longer than the grace is left.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use super::ReceiveOptions;
+use super::check::Refused;
+use super::observe::{Observer, ReceiveEvent};
+use super::pipeline::{Pipeline, Turn};
+use super::sentinel::Sign;
+use super::server::Server;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, TimelineId};
+use crate::wire::message::{Status, StreamEvent};
+
+/// A status that cannot be sent for so long means that the connection is gone.
+const SEND_LIMIT: Duration = Duration::from_secs(2);
+/// After so long without a word from the server it is asked for one.
+const ASK: Duration = Duration::from_secs(5);
+/// After so long without a word the connection is given up.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// How a stream ended.
+#[derive(Debug)]
+pub enum End {
+    /// The timeline ends at `switch_point`; the connection takes commands again.
+    Timeline { next: TimelineId, switch_point: Lsn },
+    /// The connection ended, for a reason that may pass.
+    Lost(Error),
+    /// The server is shutting down.
+    ServerStopping,
+    /// Nothing becomes durable.
+    Stalled,
+    /// The WAL was refused.
+    Refused(Refused),
+    /// The caller asked to stop.
+    Stop,
+}
+
+/// A running stream.
+pub struct Stream<'a> {
+    options: &'a ReceiveOptions,
+    server: &'a mut Server,
+    pipeline: &'a mut Pipeline,
+    observer: &'a Observer,
+    /// The end of what the server had sent when it asked for an answer.
+    ping: Option<Lsn>,
+    /// The server said that it is going.
+    stopping: bool,
+    /// The server is left then.
+    leave_by: Option<Instant>,
+    heard: Instant,
+}
+
+impl<'a> Stream<'a> {
+    pub fn new(
+        options: &'a ReceiveOptions,
+        server: &'a mut Server,
+        pipeline: &'a mut Pipeline,
+        observer: &'a Observer,
+    ) -> Stream<'a> {
+        let heard = Instant::now();
+        Stream { options, server, pipeline, observer, ping: None, stopping: false, leave_by: None, heard }
+    }
+
+    /// Streams until something ends it. The first word is the start position.
+    pub async fn run(mut self, stop: &mut watch::Receiver<bool>) -> Result<End> {
+        let first = self.pipeline.ledger.ordinary();
+        if let Err(error) = self.send(first).await {
+            return lost(error);
+        }
+        let mut ticks = tokio::time::interval(self.options.status_interval.max(Duration::from_millis(10)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let leave_by = self.leave_by;
+            let end = tokio::select! {
+                event = self.server.stream.next_event(), if self.pipeline.has_room() => match event {
+                    Ok(event) => self.event(event).await?,
+                    Err(error) => return lost(error),
+                },
+                turn = self.pipeline.turn() => match turn? {
+                    Turn::Refused(refused) => Some(End::Refused(refused)),
+                    Turn::Moved => self.moved().await?,
+                    Turn::Went => None,
+                },
+                _ = ticks.tick() => self.tick().await?,
+                sign = self.server.sentinel.next() => self.sign(sign),
+                () = asked_to_stop(stop) => Some(End::Stop),
+                () = leave(leave_by) => self.leave().await?,
+            };
+            if let Some(end) = end {
+                return Ok(end);
+            }
+        }
+    }
+
+    async fn event(&mut self, event: StreamEvent) -> Result<Option<End>> {
+        self.heard = Instant::now();
+        match event {
+            StreamEvent::Data { start, wal_end, bytes, .. } => {
+                let expected = self.pipeline.received();
+                if start != expected {
+                    let text = format!("the server sent WAL from {start}, expected it from {expected}");
+                    return Err(Error::new(Kind::Corrupt, text));
+                }
+                self.pipeline.ledger.server_holds(wal_end.max(start + bytes.len() as u64));
+                self.pipeline.take(bytes);
+                Ok(None)
+            }
+            StreamEvent::Keepalive { wal_end, reply_requested, .. } => {
+                self.pipeline.ledger.server_holds(wal_end);
+                if !reply_requested {
+                    return Ok(None);
+                }
+                self.ping = Some(wal_end);
+                self.leave_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace);
+                self.pipeline.flush_all();
+                self.answer().await
+            }
+            StreamEvent::EndOfTimeline { next, switch_point } => Ok(Some(End::Timeline { next, switch_point })),
+            StreamEvent::Ended { .. } => Ok(Some(End::ServerStopping)),
+        }
+    }
+
+    /// Something inside moved: answer the ping if that is possible now, else report what is new.
+    async fn moved(&mut self) -> Result<Option<End>> {
+        if self.ping.is_some() {
+            self.pipeline.flush_all();
+            if let Some(end) = self.answer().await? {
+                return Ok(Some(end));
+            }
+        }
+        if self.pipeline.ledger.has_news() {
+            let status = self.pipeline.ledger.ordinary();
+            return self.report(status).await;
+        }
+        Ok(None)
+    }
+
+    /// The answer to a ping goes out when it says what the server waits for: every byte it has sent. An earlier answer would be met by the next ping at once.
+    async fn answer(&mut self) -> Result<Option<End>> {
+        let Some(wal_end) = self.ping else { return Ok(None) };
+        if self.pipeline.ledger.answer() < wal_end {
+            return Ok(None);
+        }
+        self.ping = None;
+        if !self.stopping {
+            self.leave_by = None;
+        }
+        let status = self.pipeline.ledger.complete();
+        self.report(status).await
+    }
+
+    async fn tick(&mut self) -> Result<Option<End>> {
+        if self.pipeline.is_stalled(self.options.stall_timeout) {
+            return Ok(Some(End::Stalled));
+        }
+        if !self.pipeline.has_room() {
+            // Nothing is read while the queue is full, so silence says nothing.
+            self.heard = Instant::now();
+        }
+        let silent = self.heard.elapsed();
+        if silent >= SILENCE {
+            let text = format!("the server has been silent for {} s", silent.as_secs());
+            return Ok(Some(End::Lost(Error::new(Kind::Server, text).transient())));
+        }
+        let mut status = self.pipeline.ledger.ordinary();
+        status.reply_requested = silent >= ASK;
+        self.report(status).await
+    }
+
+    fn sign(&mut self, sign: Sign) -> Option<End> {
+        match sign {
+            Sign::Stopping => {
+                self.stopping = true;
+                self.leave_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace);
+                self.pipeline.flush_all();
+            }
+            Sign::Synchronous(listed) if listed != self.server.synchronous => {
+                self.server.synchronous = listed;
+                let interval = if listed { Duration::ZERO } else { self.options.flush_interval };
+                self.pipeline.set_flush_interval(interval);
+                self.observer.tell(ReceiveEvent::Synchronous(listed));
+            }
+            Sign::Synchronous(_) => {}
+        }
+        None
+    }
+
+    /// The grace is over: the last word, and away, whatever is left behind.
+    async fn leave(&mut self) -> Result<Option<End>> {
+        let status = self.pipeline.ledger.complete();
+        self.report(status).await?;
+        Ok(Some(End::ServerStopping))
+    }
+
+    async fn report(&mut self, status: Status) -> Result<Option<End>> {
+        match self.send(status).await {
+            Ok(()) => {
+                self.pipeline.reported();
+                Ok(None)
+            }
+            Err(error) => lost(error).map(Some),
+        }
+    }
+
+    async fn send(&mut self, status: Status) -> Result<()> {
+        self.server.stream.send_status(status, SEND_LIMIT).await
+    }
+}
+
+/// An error that may pass ends the connection, any other the run.
+fn lost(error: Error) -> Result<End> {
+    if error.is_transient() { Ok(End::Lost(error)) } else { Err(error) }
+}
+
+/// Returns once the caller asks for a stop; never if nobody can ask any more.
+pub async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn leave(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

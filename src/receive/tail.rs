@@ -1,0 +1,167 @@
+//! The tail of the open object: what has arrived of it is durable within the flush interval, in a local file or in pieces.
+//!
+//! A tail is sealed under a salt of its own, apart from the object that the same bytes end up in. A local file that failed once is never written again:
+//! everything after its last successful sync goes into a new file, from memory.
+
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+
+use super::salt;
+use crate::archive::Archive;
+use crate::disk::tail_file::{PreparedTail, TailFile};
+use crate::error::{Error, Kind, Result};
+use crate::pg::{DurableLsn, Lsn, SegmentName};
+use crate::seal::header::ObjectKind;
+use crate::seal::key::WriterKeys;
+use crate::seal::sealer::Compression;
+use crate::seal::tail::TailSealer;
+
+/// Zeros that a local tail file begins with; it grows by as much when they are used up.
+const PREALLOCATE: u64 = 1 << 20;
+
+/// A piece of a tail, to be put into object storage.
+#[derive(Debug)]
+pub struct Piece {
+    pub name: String,
+    pub bytes: Vec<Bytes>,
+    pub salt: [u8; 32],
+    pub from: Lsn,
+    pub to: Lsn,
+}
+
+impl Piece {
+    /// Bytes of the object.
+    pub fn len(&self) -> u64 {
+        self.bytes.iter().map(|b| b.len() as u64).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+/// What a flush did with the bytes.
+#[derive(Debug)]
+pub enum Flushed {
+    /// Written and synced.
+    Durable(DurableLsn),
+    /// Durable once it is put.
+    Piece(Piece),
+}
+
+/// Makes tails: where they go, and a prepared file for the next one.
+pub struct TailMaker {
+    archive: Archive,
+    compression: Compression,
+    /// Folder of all tails of the cluster, for a repository on a local disk.
+    local: Option<PathBuf>,
+    prepared: Option<JoinHandle<Result<PreparedTail>>>,
+}
+
+impl TailMaker {
+    pub fn new(archive: Archive, compression: Compression) -> TailMaker {
+        let local = archive.repo.local_root().map(|root| root.join(archive.names.root()).join("tail"));
+        TailMaker { archive, compression, local, prepared: None }
+    }
+
+    /// Begins to make the next local file, away from the hot path. Without effect where tails are pieces.
+    pub fn prepare(&mut self) {
+        if let (Some(folder), None) = (self.local.clone(), &self.prepared) {
+            self.prepared = Some(std::thread::spawn(move || PreparedTail::prepare(&folder, PREALLOCATE)));
+        }
+    }
+
+    fn prepared(&mut self, folder: &std::path::Path) -> Result<PreparedTail> {
+        match self.prepared.take().map(JoinHandle::join) {
+            Some(Ok(Ok(ready))) => Ok(ready),
+            Some(_) | None => PreparedTail::prepare(folder, PREALLOCATE),
+        }
+    }
+}
+
+/// The tail of one object.
+#[derive(Default)]
+pub struct Tail {
+    /// Bytes of the object that are in the tail.
+    kept: usize,
+    current: Option<Current>,
+}
+
+struct Current {
+    sealer: TailSealer,
+    salt: [u8; 32],
+    run: String,
+    /// `None` where tails are pieces.
+    file: Option<TailFile>,
+}
+
+impl Tail {
+    /// Bytes of the object that were handed to the tail.
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// Whether anything of the object is in a tail.
+    pub fn exists(&self) -> bool {
+        self.kept > 0
+    }
+
+    /// Keeps the bytes of the object (which begins at `start` of `segment` and has `raw` so far) up to `upto`. After an error nothing changed but that the
+    /// file is given up.
+    pub fn flush(
+        &mut self,
+        maker: &mut TailMaker,
+        keys: &WriterKeys,
+        (segment, start): (SegmentName, Lsn),
+        raw: &[u8],
+        upto: usize,
+        wrote: &mut dyn FnMut(Lsn),
+    ) -> Result<Option<Flushed>> {
+        let Some(bytes) = raw.get(self.kept..upto).filter(|b| !b.is_empty()) else { return Ok(None) };
+        let from = start + self.kept as u64;
+        let to = start + upto as u64;
+        let mut current = match self.current.take() {
+            Some(current) => current,
+            None => Current::begin(maker, keys, segment, from)?,
+        };
+        let sealed = current.sealer.seal(bytes);
+        let flushed = match &mut current.file {
+            Some(file) => {
+                file.append(&sealed)?;
+                wrote(to);
+                Flushed::Durable(file.sync((maker.archive.names.system, segment.timeline, to))?)
+            }
+            None => {
+                let offset = |lsn: Lsn| lsn.since(segment.start());
+                let name = maker.archive.names.tail_piece(segment, offset(from), offset(to), &current.run);
+                let bytes = vec![current.sealer.preamble(), sealed];
+                Flushed::Piece(Piece { name, bytes, salt: current.salt, from, to })
+            }
+        };
+        self.kept = upto;
+        self.current = Some(current);
+        Ok(Some(flushed))
+    }
+}
+
+impl Current {
+    fn begin(maker: &mut TailMaker, keys: &WriterKeys, segment: SegmentName, start: Lsn) -> Result<Current> {
+        let salt: [u8; 32] = salt::random()?;
+        let run = salt::token()?;
+        let claims = maker.archive.claims(ObjectKind::Tail, segment.timeline, start);
+        let sealer = TailSealer::new(keys, claims, salt, maker.compression);
+        let file = match maker.local.clone() {
+            None => None,
+            Some(folder) => {
+                let name = maker.archive.names.tail_open(segment, &run);
+                let root = maker.archive.repo.local_root();
+                let path = root.ok_or_else(|| Error::new(Kind::Failed, "the repository is not on a local disk"))?;
+                let path = path.join(name);
+                Some(maker.prepared(&folder)?.adopt(&path, &sealer.preamble())?)
+            }
+        };
+        Ok(Current { sealer, salt, run, file })
+    }
+}

@@ -1,0 +1,203 @@
+//! The thread that keeps: a bounded queue in front, events behind, and a bound on the bytes that are on their way to the repository.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+
+use super::keep::{Flush, Keeper, Kept, Stop};
+use crate::error::{Error, Kind, Result};
+
+/// Messages between the socket and the thread: at most 128 KiB each (`MAX_SEND_SIZE`, `walsender.c`).
+const QUEUE: usize = 16;
+
+/// What the pipeline asks for, in order.
+#[derive(Debug)]
+pub enum Work {
+    Data(Bytes),
+    Flush(Flush),
+    FlushInterval(Duration),
+    Finish,
+}
+
+/// Bytes that were handed on and are not durable yet.
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    outstanding: Mutex<Option<u64>>,
+    fell: Condvar,
+    pieces: AtomicUsize,
+}
+
+impl Budget {
+    pub fn new(limit: u64) -> Budget {
+        Budget { limit, outstanding: Mutex::new(Some(0)), fell: Condvar::new(), pieces: AtomicUsize::new(0) }
+    }
+
+    fn add(&self, bytes: u64) {
+        let mut outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+        *outstanding = outstanding.map(|sum| sum + bytes);
+    }
+
+    /// Durable, or given up.
+    pub fn remove(&self, bytes: u64) {
+        let mut outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+        *outstanding = outstanding.map(|sum| sum.saturating_sub(bytes));
+        drop(outstanding);
+        self.fell.notify_all();
+    }
+
+    /// A tail piece is durable, or given up.
+    pub fn piece_ended(&self) {
+        self.pieces.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn pieces(&self) -> usize {
+        self.pieces.load(Ordering::SeqCst)
+    }
+
+    /// Lets the thread out, for good.
+    pub fn close(&self) {
+        *self.outstanding.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.fell.notify_all();
+    }
+
+    fn is_full(&self, own: u64) -> bool {
+        let outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+        outstanding.is_some_and(|sum| sum > 0 && sum + own > self.limit)
+    }
+
+    /// Waits until `own` more bytes fit, or nothing is outstanding. `false`: closed.
+    fn wait(&self, own: u64) -> bool {
+        let mut outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match *outstanding {
+                None => return false,
+                Some(sum) if sum == 0 || sum + own <= self.limit => return true,
+                Some(_) => outstanding = self.fell.wait(outstanding).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// The queue to the thread, and its events.
+pub struct Worker {
+    pub work: mpsc::Sender<Work>,
+    pub kept: UnboundedReceiver<Kept>,
+    pub budget: Arc<Budget>,
+}
+
+impl Worker {
+    /// Starts the thread. `make` builds its keeper. It ends when `work` is dropped, or after it said that it cannot go on.
+    pub fn start(memory: u64, make: impl FnOnce(Out) -> Result<Keeper>) -> Result<Worker> {
+        let (work, queue) = mpsc::channel(QUEUE);
+        let (events, kept) = mpsc::unbounded_channel();
+        let budget = Arc::new(Budget::new(memory));
+        let out = Out { events, budget: budget.clone() };
+        let keeper = make(out.clone())?;
+        std::thread::Builder::new()
+            .name("keep".to_owned())
+            .spawn(move || run(keeper, queue, &out))
+            .map_err(|e| Error::new(Kind::Failed, "cannot start a thread").caused_by(e))?;
+        Ok(Worker { work, kept, budget })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.budget.close();
+    }
+}
+
+/// The way out of the thread. What is handed on counts at once.
+#[derive(Clone, Debug)]
+pub struct Out {
+    events: UnboundedSender<Kept>,
+    budget: Arc<Budget>,
+}
+
+impl Out {
+    /// A pipeline that has gone needs to know nothing.
+    pub fn tell(&self, kept: Kept) {
+        match &kept {
+            Kept::Object(object) => self.budget.add(object.sealed.len()),
+            Kept::Piece(piece) => {
+                self.budget.add(piece.len());
+                self.budget.pieces.fetch_add(1, Ordering::SeqCst);
+            }
+            _ => {}
+        }
+        let _ = self.events.send(kept);
+    }
+}
+
+fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out) {
+    let budget = &*out.budget;
+    let mut next = queue.blocking_recv();
+    while let Some(work) = next {
+        if let Err(stop) = step(&mut keeper, work, budget) {
+            let last = match stop {
+                Stop::Refused(refused) => Kept::Refused(refused),
+                Stop::Failed(error) => Kept::Failed(error),
+            };
+            out.tell(last);
+            return;
+        }
+        next = match queue.try_recv() {
+            Ok(work) => Some(work),
+            Err(TryRecvError::Disconnected) => None,
+            Err(TryRecvError::Empty) => {
+                keeper.settle(budget.pieces());
+                queue.blocking_recv()
+            }
+        };
+    }
+}
+
+fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), Stop> {
+    match work {
+        Work::Data(bytes) => {
+            let own = keeper.memory() + bytes.len() as u64;
+            if budget.is_full(own) {
+                keeper.release_all();
+                if !budget.wait(own) {
+                    return Err(Error::new(Kind::Interrupted, "the pipeline has ended").into());
+                }
+            }
+            keeper.data(&bytes)
+        }
+        Work::Flush(flush) => {
+            keeper.flush(flush, budget.pieces());
+            Ok(())
+        }
+        Work::FlushInterval(interval) => {
+            keeper.set_flush_interval(interval);
+            Ok(())
+        }
+        Work::Finish => keeper.finish(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_never_locks_out_a_single_object_and_lets_go_when_closed() {
+        let budget = Arc::new(Budget::new(100));
+        assert!(budget.wait(500), "nothing is outstanding: whatever comes must be let in");
+        budget.add(60);
+        assert!(budget.wait(40));
+        let waiter = {
+            let budget = budget.clone();
+            std::thread::spawn(move || (budget.wait(41), budget.wait(1000)))
+        };
+        budget.remove(10);
+        std::thread::sleep(Duration::from_millis(20));
+        budget.close();
+        assert_eq!(waiter.join().unwrap(), (true, false));
+    }
+}
