@@ -1,3 +1,7 @@
-//! The program: parse, start tracing, run one command, turn the outcome into an exit code.
+//! The program: hands the command line to `cli` and leaves with its exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(walrecv::cli::main(std::env::args_os()))
+}

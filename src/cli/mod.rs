@@ -1,1 +1,99 @@
 //! Floor 7: arguments, one file per command, output, the exit-code table.
+
+pub mod args;
+mod check;
+mod context;
+pub mod exit;
+mod init;
+mod output;
+mod slot;
+mod target;
+mod wal_fetch;
+
+use std::ffi::OsString;
+
+use clap::Parser;
+
+use self::args::{Cli, Command, SlotCommand};
+use crate::error::{Error, Kind, Result};
+
+/// Parses the line, runs the command, prints an error as last words, and returns the exit code.
+pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
+    let line: Vec<OsString> = line.into_iter().collect();
+    let fetch = line.iter().skip(1).any(|word| word == "wal-fetch");
+    // A panic inside wal-fetch would leave as 101, which PostgreSQL reads as the end of the archive.
+    let outcome = std::panic::catch_unwind(|| run(&line));
+    match outcome {
+        Ok(code) if fetch => wal_fetch::only_allowed(code),
+        Ok(code) => code,
+        Err(_) if fetch => exit::FETCH_UNKNOWN,
+        Err(_) => 101,
+    }
+}
+
+fn run(line: &[OsString]) -> u8 {
+    let cli = match Cli::try_parse_from(line) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // clap's own code for wrong usage is 2; help and version are 0.
+            return error.exit_code() as u8;
+        }
+    };
+    start_tracing(cli.common.verbose);
+    let format = cli.common.output;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::error(&Error::new(Kind::Failed, "cannot start").caused_by(error), format);
+            return exit::code(Kind::Failed);
+        }
+    };
+    let outcome = runtime.block_on(command(cli));
+    // Blocking work that is still going on (a slow put) must not hold the exit up.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error, format);
+            exit::code(error.kind())
+        }
+    }
+}
+
+async fn command(cli: Cli) -> Result<u8> {
+    let common = cli.common;
+    match cli.command {
+        Command::Init(args) => init::run(&common, &args).await.map(done),
+        Command::Check => check::run(&common).await,
+        Command::Slot(SlotCommand::Create) => slot::create(&common).await.map(done),
+        Command::Slot(SlotCommand::Show) => slot::show(&common).await.map(done),
+        Command::Slot(SlotCommand::Drop) => slot::drop(&common).await.map(done),
+        _ => Err(Error::new(Kind::Failed, "not built yet")),
+    }
+}
+
+fn done(_: ()) -> u8 {
+    0
+}
+
+/// Runs a job until it ends or a signal comes. Jobs leave nothing half-done that a later run could mistake for whole.
+async fn interruptible<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut signals = context::Signals::new()?;
+    tokio::select! {
+        outcome = job => outcome,
+        name = signals.next() => Err(Error::new(Kind::Interrupted, format!("interrupted by {name}"))),
+    }
+}
+
+fn start_tracing(verbose: u8) {
+    let default = match verbose {
+        0 => "walrecv=warn",
+        1 => "walrecv=info",
+        _ => "walrecv=debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WALRECV_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+}

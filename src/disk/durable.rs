@@ -106,6 +106,13 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Deletes a directory if nothing is in it, durably.
+pub fn remove_empty_dir(path: &Path) -> Result<()> {
+    fs::remove_dir(path).map_err(|e| failed("cannot delete directory", path, e))?;
+    let dir = File::open(parent(path)).map_err(|e| failed("cannot open directory", parent(path), e))?;
+    dir.sync_all().map_err(|e| sync_failed("directory", parent(path), e))
+}
+
 /// Whether a file name is that of a staging file, which no listing shows.
 pub fn is_staging(name: &str) -> bool {
     name.starts_with(STAGING_PREFIX)

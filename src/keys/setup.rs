@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, Kind, Result};
 use crate::seal::content::{hex, unhex};
+use crate::seal::header::RepositoryId;
 use crate::seal::key::RepositorySecret;
 
 /// Work factor for passphrases (N = 2^18, 256 MiB of memory, about a second): what the age tools use.
@@ -50,6 +51,14 @@ impl fmt::Debug for RepositoryKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RepositoryKeys({}, redacted)", self.public)
     }
+}
+
+/// A new random repository id.
+pub fn random_repository_id() -> Result<RepositoryId> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id)
+        .map_err(|e| Error::new(Kind::Failed, "the operating system gives no random bytes").caused_by(e))?;
+    Ok(RepositoryId(id))
 }
 
 /// New random identity and secret.

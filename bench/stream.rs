@@ -1,0 +1,302 @@
+//! Streaming, side by side: how long it takes to drain the same backlog of WAL from a copied slot.
+//!
+//! `cargo bench --bench stream` (as root, servers installed by `pg-test-env/install`). Every round runs each receiver once, in turn, so that what else the
+//! machine does hits all of them alike. Printed are medians, ratios against `pg_receivewal` lz4, CPU seconds, peak memory and bytes stored.
+//! Options after `--`: `--mib N` backlog, `--rounds N`, `--version N`, `--json FILE`, `--only NAME` (several times).
+
+#[path = "../proto-tests/support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use support::{Server, TempDir};
+use walrecv::net::{Connection, Conninfo, Mode};
+use walrecv::pg::{Lsn, MajorVersion};
+use walrecv::wire::message::{Status, StreamEvent};
+
+const RECEIVERS: [&str; 5] = ["null", "pg_receivewal", "pg_receivewal-lz4", "walrecv-lz4", "walrecv-zstd"];
+/// What the ratios are against.
+const REFERENCE: &str = "pg_receivewal-lz4";
+
+struct Options {
+    mib: u64,
+    rounds: usize,
+    version: MajorVersion,
+    json: Option<PathBuf>,
+    only: Vec<String>,
+}
+
+/// One run of one receiver.
+#[derive(Clone, Debug, Serialize)]
+struct Sample {
+    wall_seconds: f64,
+    cpu_seconds: f64,
+    peak_memory_kib: u64,
+    stored_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Row {
+    receiver: String,
+    median: Sample,
+    wall_ratio: f64,
+    samples: Vec<Sample>,
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    if args.first().map(String::as_str) == Some("--null") {
+        return null_receiver(&args[1], &args[2], &args[3]);
+    }
+    let options = parse(&args);
+    let server = Server::builder(options.version)
+        .segment_size_mb(16)
+        .setting("max_wal_size", "20GB")
+        .setting("max_replication_slots", 20)
+        .setting("max_wal_senders", 20)
+        .setting("shared_buffers", "256MB")
+        .start();
+    let (start, end) = backlog(&server, options.mib);
+    let bytes = end.since(start);
+    eprintln!(
+        "backlog {} MiB of pgbench WAL on PostgreSQL {}, {} rounds",
+        bytes >> 20,
+        options.version,
+        options.rounds
+    );
+
+    let chosen: Vec<&str> =
+        RECEIVERS.into_iter().filter(|r| options.only.is_empty() || options.only.iter().any(|o| o == r)).collect();
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); chosen.len()];
+    for round in 0..options.rounds {
+        for (index, receiver) in chosen.iter().enumerate() {
+            let sample = run(&server, receiver, end);
+            eprintln!("round {round} {receiver:<18} {:.2} s", sample.wall_seconds);
+            samples[index].push(sample);
+        }
+    }
+    report(&options, bytes, &chosen, samples);
+}
+
+fn parse(args: &[String]) -> Options {
+    let mut options = Options { mib: 1024, rounds: 7, version: MajorVersion::V18, json: None, only: Vec::new() };
+    let mut rest = args.iter();
+    while let Some(name) = rest.next() {
+        let mut value = || rest.next().unwrap_or_else(|| panic!("{name} needs a value"));
+        match name.as_str() {
+            "--mib" => options.mib = value().parse().expect("a number of MiB"),
+            "--rounds" => options.rounds = value().parse().expect("a number of rounds"),
+            "--version" => {
+                options.version = MajorVersion::from_number(value().parse().expect("a version")).expect("13 to 18")
+            }
+            "--json" => options.json = Some(value().into()),
+            "--only" => options.only.push(value().clone()),
+            other => panic!("unknown option {other}"),
+        }
+    }
+    options
+}
+
+/// A slot that holds at least `mib` of pgbench's WAL, and the range.
+fn backlog(server: &Server, mib: u64) -> (Lsn, Lsn) {
+    server.pgbench(&["-i", "-q", "-s", "20"]);
+    server.sql("CHECKPOINT");
+    server.switch_wal();
+    server.sql("SELECT pg_create_physical_replication_slot('bench_base', true)");
+    let start: Lsn = server.sql("SELECT restart_lsn FROM pg_replication_slots").trim().parse().expect("an LSN");
+    while server.lsn().since(start) < mib << 20 {
+        // A checkpoint now and then gives the share of full-page images that a real server has.
+        server.sql("CHECKPOINT");
+        server.pgbench(&["-n", "-c", "4", "-t", "5000"]);
+    }
+    server.switch_wal();
+    server.sql("CREATE TABLE after_the_end ()");
+    let end = Lsn(server.lsn().0 & !0xFF_FFFF);
+    (start, end)
+}
+
+fn run(server: &Server, receiver: &str, end: Lsn) -> Sample {
+    server.sql("SELECT pg_copy_physical_replication_slot('bench_base', 'bench_run')");
+    let temp = TempDir::new("bench");
+    let out = temp.join("out");
+    fs::create_dir_all(&out).expect("make a folder");
+    let conninfo = server.conninfo("postgres");
+    let command = match receiver {
+        "null" => {
+            let mut me = Command::new(std::env::current_exe().expect("own path"));
+            me.args(["--null", &conninfo, "bench_run", &end.to_string()]);
+            me
+        }
+        "pg_receivewal" => pg_receivewal(server, &out, end, None),
+        "pg_receivewal-lz4" => pg_receivewal(server, &out, end, Some("lz4")),
+        "walrecv-lz4" => walrecv_receive(&temp, &out, &conninfo, end, "lz4"),
+        "walrecv-zstd" => walrecv_receive(&temp, &out, &conninfo, end, "zstd:1"),
+        other => panic!("unknown receiver {other}"),
+    };
+    let mut sample = measure(command);
+    sample.stored_bytes = size_of(&out);
+    // The walsender notices that its client has gone a moment later.
+    support::wait_for("the slot to be free", Duration::from_secs(20), || {
+        server.try_sql("SELECT pg_drop_replication_slot('bench_run')").ok()
+    });
+    sample
+}
+
+fn pg_receivewal(server: &Server, out: &Path, end: Lsn, compress: Option<&str>) -> Command {
+    let mut command = Command::new(server.bin_dir().join("pg_receivewal"));
+    command.args(["-d", &server.conninfo("postgres"), "--slot", "bench_run", "--no-loop", "-D"]).arg(out);
+    command.args(["--endpos", &end.to_string()]);
+    if let Some(method) = compress {
+        command.arg(format!("--compress={method}"));
+    }
+    command
+}
+
+fn walrecv_receive(temp: &TempDir, out: &Path, conninfo: &str, end: Lsn, compression: &str) -> Command {
+    let config = temp.join("walrecv.toml");
+    let url = format!("file://{}", out.display());
+    let config_text = config.display().to_string();
+    let made = support::Walrecv::new([
+        "init",
+        "--config",
+        &config_text,
+        "--repo",
+        &url,
+        "--dsn",
+        conninfo,
+        "--slot",
+        "bench_run",
+    ]);
+    made.run().expect_code(0);
+    let mut command = Command::new(support::walrecv::path());
+    command.args(["receive", "--config", &config_text, "--compression", compression, "--until", &end.to_string()]);
+    command
+}
+
+/// Runs a command to its end; CPU time and peak memory come from `/proc`, the former after it ended and before it is reaped.
+fn measure(mut command: Command) -> Sample {
+    let begin = Instant::now();
+    let what = format!("{command:?}");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start");
+    let proc = PathBuf::from(format!("/proc/{}", child.id()));
+    let mut peak = 0;
+    let (wall, cpu) = loop {
+        peak = peak.max(peak_memory_kib(&proc));
+        let stat = fs::read_to_string(proc.join("stat")).expect("read the state of the process");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        if fields[0] == "Z" {
+            let ticks: u64 = [11, 12].iter().map(|i| fields[*i].parse::<u64>().expect("ticks")).sum();
+            break (begin.elapsed().as_secs_f64(), ticks as f64 / 100.0);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let output = child.wait_with_output_of(&what);
+    assert!(output.0, "{what} failed:\n{}", output.1);
+    Sample { wall_seconds: wall, cpu_seconds: cpu, peak_memory_kib: peak, stored_bytes: 0 }
+}
+
+trait Ended {
+    fn wait_with_output_of(&mut self, what: &str) -> (bool, String);
+}
+
+impl Ended for std::process::Child {
+    fn wait_with_output_of(&mut self, what: &str) -> (bool, String) {
+        use std::io::Read;
+        let mut text = String::new();
+        if let Some(stderr) = &mut self.stderr {
+            let _ = stderr.read_to_string(&mut text);
+        }
+        (self.wait().unwrap_or_else(|e| panic!("{what}: {e}")).success(), text)
+    }
+}
+
+fn peak_memory_kib(proc: &Path) -> u64 {
+    let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
+}
+
+fn size_of(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).map(|e| e.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    entries
+        .iter()
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => size_of(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn report(options: &Options, bytes: u64, chosen: &[&str], samples: Vec<Vec<Sample>>) {
+    let medians: Vec<Sample> = samples.iter().map(|s| median(s)).collect();
+    let reference = chosen.iter().position(|r| *r == REFERENCE).map(|i| medians[i].wall_seconds);
+    println!(
+        "{:<18} {:>8} {:>8} {:>8} {:>9} {:>10} {:>7}",
+        "receiver", "wall s", "MiB/s", "CPU s", "peak MiB", "stored MiB", "ratio"
+    );
+    let mut rows = Vec::new();
+    for ((receiver, median), samples) in chosen.iter().zip(medians).zip(samples) {
+        let ratio = reference.map_or(f64::NAN, |r| median.wall_seconds / r);
+        println!(
+            "{receiver:<18} {:>8.2} {:>8.0} {:>8.2} {:>9.1} {:>10.1} {ratio:>7.2}",
+            median.wall_seconds,
+            bytes as f64 / median.wall_seconds / (1 << 20) as f64,
+            median.cpu_seconds,
+            median.peak_memory_kib as f64 / 1024.0,
+            median.stored_bytes as f64 / (1 << 20) as f64,
+        );
+        rows.push(Row { receiver: receiver.to_string(), median, wall_ratio: ratio, samples });
+    }
+    if let Some(path) = &options.json {
+        let value = serde_json::json!({
+            "bench": "stream", "postgresql": options.version.number(), "backlog_bytes": bytes,
+            "rounds": options.rounds, "reference": REFERENCE, "rows": rows,
+        });
+        fs::write(path, format!("{value:#}\n")).expect("write the JSON file");
+    }
+}
+
+/// The run with the median wall time; CPU, memory and size are medians of their own.
+fn median(samples: &[Sample]) -> Sample {
+    let middle = |value: &dyn Fn(&Sample) -> f64| {
+        let mut values: Vec<f64> = samples.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    Sample {
+        wall_seconds: middle(&|s| s.wall_seconds),
+        cpu_seconds: middle(&|s| s.cpu_seconds),
+        peak_memory_kib: middle(&|s| s.peak_memory_kib as f64) as u64,
+        stored_bytes: middle(&|s| s.stored_bytes as f64) as u64,
+    }
+}
+
+/// Reads the stream and throws it away: what the server and the protocol allow at most.
+fn null_receiver(conninfo: &str, slot: &str, end: &str) {
+    let end: Lsn = end.parse().expect("an LSN");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let info = Conninfo::parse(conninfo, &|_| None).expect("a connection string");
+        let mut connection = Connection::connect(&info, Mode::Physical, "").await.expect("connect");
+        let identity = connection.identify_system().await.expect("IDENTIFY_SYSTEM");
+        let state = connection.read_slot(slot).await.expect("the slot").expect("the slot exists");
+        let start = Lsn(state.restart_lsn.expect("a reserved slot").0 & !0xFF_FFFF);
+        connection.start_replication(Some(slot), start, identity.timeline).await.expect("START_REPLICATION");
+        let (mut at, mut said) = (start, Instant::now());
+        while at < end {
+            if let StreamEvent::Data { start, bytes, .. } = connection.next_event().await.expect("an event") {
+                at = start + bytes.len() as u64;
+            }
+            if said.elapsed() > Duration::from_secs(1) {
+                said = Instant::now();
+                let status = Status { written: at, flushed: at, applied: at, reply_requested: false };
+                connection.send_status(status, Duration::from_secs(1)).await.expect("a status");
+            }
+        }
+    });
+}

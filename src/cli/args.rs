@@ -1,0 +1,230 @@
+//! The command line as it is typed. `--help` is written to teach.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::output::Format;
+
+/// Stream PostgreSQL's WAL into a repository, take base backups, restore to any commit.
+#[derive(Debug, Parser)]
+#[command(name = "walrecv", version, propagate_version = true, arg_required_else_help = true, after_help = AFTER)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER: &str = "\
+The usual order:
+  walrecv init --repo file:///srv/walrecv --dsn 'host=db1 user=walrecv' --slot walrecv_main --create-slot
+  walrecv receive        keep this running: it streams WAL, durable within a second
+  walrecv backup         a base backup, while receive runs
+  walrecv list           what can be restored
+  walrecv restore --target-time '2026-11-21 14:05:00+00' --pgdata /srv/restored --start
+
+Exit codes: 0 done, 1 failed, 2 usage, 10 repository, 11 busy, 12 key, 13 other cluster, 14 version, 15 gap,
+16 corrupt, 17 server, 18 slot, 19 target, 20 retention, 130 interrupted. wal-fetch: 0, 1 (not stored), above 125 (unknown).";
+
+/// Options of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Common {
+    /// Configuration file [default: ./walrecv.toml, then /etc/walrecv/walrecv.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "WALRECV_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Cluster in the configuration; not needed while there is one
+    #[arg(long, global = true, value_name = "NAME", env = "WALRECV_CLUSTER")]
+    pub cluster: Option<String>,
+    /// Repository, in place of the configured one
+    #[arg(long, global = true, value_name = "URL", env = "WALRECV_REPO")]
+    pub repo: Option<String>,
+    /// How results are printed
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", env = "WALRECV_OUTPUT")]
+    pub output: Format,
+    /// Say more on standard error (twice: everything)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a repository, its keys and walrecv.toml, after checking the server
+    Init(InitArgs),
+    /// Stream WAL into the repository, in the foreground
+    Receive(ReceiveArgs),
+    /// Take a base backup now (while `walrecv receive` streams the same cluster)
+    Backup(BackupArgs),
+    /// Restore to a point in time into an empty directory
+    Restore(RestoreArgs),
+    /// What restore_command calls: walrecv wal-fetch %f %p
+    WalFetch(WalFetchArgs),
+    /// Backups, and the range of WAL that each can be restored to
+    List,
+    /// Can this server be streamed, is the slot healthy, can the repository be written
+    Check,
+    /// The replication slot: create, show, drop
+    #[command(subcommand)]
+    Slot(SlotCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Connection string as libpq reads it: 'host=db1 user=walrecv' or postgresql://walrecv@db1
+    #[arg(long, value_name = "CONNINFO", env = "WALRECV_DSN")]
+    pub dsn: String,
+    /// Replication slot that `receive` will use
+    #[arg(long, value_name = "NAME")]
+    pub slot: Option<String>,
+    /// Create the slot now, with WAL reserved (an unused slot fills the server's disk)
+    #[arg(long, requires = "slot")]
+    pub create_slot: bool,
+    /// Who may restore: an age public key; may be given several times
+    #[arg(long, value_name = "AGE1…")]
+    pub recipient: Vec<String>,
+    /// Who may restore: whoever knows the passphrase in this file
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Store without encryption: whoever reads the repository reads the data
+    #[arg(long, conflicts_with_all = ["recipient", "passphrase_file"])]
+    pub no_encryption: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// How often the unfinished segment is made durable; 0 answers every commit
+    #[arg(long, value_name = "TIME", env = "WALRECV_FLUSH_INTERVAL")]
+    pub flush_interval: Option<String>,
+    /// none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "HOW", env = "WALRECV_COMPRESSION")]
+    pub compression: Option<String>,
+    /// Stop once everything up to this LSN is durable
+    #[arg(long, value_name = "LSN")]
+    pub until: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Label, as in backup_label
+    #[arg(long, value_name = "TEXT", default_value = "walrecv")]
+    pub label: String,
+    /// When the server makes its checkpoint: at once, or spread over time
+    #[arg(long, value_name = "WHEN", value_parser = ["fast", "spread"], default_value = "fast")]
+    pub checkpoint: String,
+    /// Limit of the server's sending rate, in kB/s (32 to 1048576)
+    #[arg(long, value_name = "KB/S", value_parser = clap::value_parser!(u32).range(32..=1048576))]
+    pub max_rate: Option<u32>,
+    /// none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "HOW", env = "WALRECV_COMPRESSION")]
+    pub compression: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "target", required = true, multiple = false)]
+pub struct TargetArgs {
+    /// Last moment to keep: '2026-11-21 14:05:00+00' (local time without a zone), or '10 min ago'
+    #[arg(long, value_name = "TIME")]
+    pub target_time: Option<String>,
+    /// Position to recover to
+    #[arg(long, value_name = "LSN")]
+    pub target_lsn: Option<String>,
+    /// Restore point made by pg_create_restore_point()
+    #[arg(long, value_name = "NAME")]
+    pub target_name: Option<String>,
+    /// The end of what is stored
+    #[arg(long)]
+    pub latest: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Stop just before the target, not just after it
+    #[arg(long)]
+    pub exclusive: bool,
+    /// Timeline to follow, as a decimal number [default: the newest that continues the backup's]
+    #[arg(long, value_name = "TLI")]
+    pub target_timeline: Option<u32>,
+    /// What the server does at the target
+    #[arg(long, value_name = "ACTION", value_parser = ["promote", "pause", "shutdown"], default_value = "promote")]
+    pub target_action: String,
+    /// Backup to start from [default: the newest that can reach the target]
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Directory to restore into: absent or empty
+    #[arg(long, value_name = "DIR", required_unless_present = "plan")]
+    pub pgdata: Option<PathBuf>,
+    /// Where a tablespace goes: OLDDIR=NEWDIR; may be given several times
+    #[arg(long, value_name = "OLD=NEW")]
+    pub tablespace_mapping: Vec<String>,
+    /// Only say where the restore would land
+    #[arg(long)]
+    pub plan: bool,
+    /// Start the server and wait until it has reached the target
+    #[arg(long)]
+    pub start: bool,
+    /// With --start: a server of its own socket and port that nobody else reaches
+    #[arg(long, requires = "start")]
+    pub scratch: bool,
+    /// Port of the server that --start starts
+    #[arg(long, requires = "start", value_name = "PORT")]
+    pub port: Option<u16>,
+    /// PostgreSQL's programs, of the backup's major version
+    #[arg(long, value_name = "DIR")]
+    pub pg_bindir: Option<PathBuf>,
+    /// System user that shall own the files and run the server, when walrecv is root
+    #[arg(long, value_name = "USER", default_value = "postgres")]
+    pub owner: String,
+    /// Files laid back side by side
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+    /// Leave archive_mode as production had it (the restored server may then archive into production's archive)
+    #[arg(long)]
+    pub keep_archive_mode: bool,
+    /// Private key file of a recipient, in place of the configured one
+    #[arg(long, value_name = "FILE", env = "WALRECV_IDENTITY_FILE")]
+    pub identity_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct WalFetchArgs {
+    /// Name of the WAL segment or history file (%f)
+    pub file: String,
+    /// Where to put it (%p)
+    pub path: PathBuf,
+    /// With standby.signal: how long an unknown answer is retried before it counts as absent
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub standby_wait: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SlotCommand {
+    /// Create the configured slot, with WAL reserved from now on
+    Create,
+    /// Show the slot as the server sees it
+    Show,
+    /// Drop the slot: the server may then remove WAL that is not stored yet
+    Drop,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_restore_needs_exactly_one_target() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("walrecv restore --pgdata d").is_err());
+        assert!(parse("walrecv restore --pgdata d --latest --target-lsn 0/1").is_err());
+        assert!(parse("walrecv restore --latest").is_err());
+        assert!(parse("walrecv restore --latest --plan").is_ok());
+        assert!(parse("walrecv restore --latest --pgdata d").is_ok());
+    }
+}

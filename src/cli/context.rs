@@ -1,0 +1,227 @@
+//! What most commands begin with: settings, the repository, its keys, the chosen cluster.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use zeroize::Zeroizing;
+
+use super::args::Common;
+use crate::archive::Archive;
+use crate::config::{ClusterSettings, Overrides, Settings};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::keys::ring::{ReaderRing, WriterRing};
+use crate::keys::setup::{self, RepositoryKeys};
+use crate::net::{Connection, Conninfo, Mode};
+use crate::repo::{ClusterNames, Repository, names};
+use crate::seal::content::repository::{Encryption, RepositoryFile};
+use crate::seal::key::RepositorySecret;
+
+/// Settings, and the repository they name, opened.
+pub struct Context {
+    pub settings: Settings,
+    pub cluster: ClusterSettings,
+    pub repo: Repository,
+    pub about: RepositoryFile,
+    secret: RepositorySecret,
+}
+
+/// The environment, as the lower floors ask for it.
+pub fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl Context {
+    /// Reads the configuration, opens the repository, reads `walrecv.json` and the repository secret.
+    pub async fn open(common: &Common) -> Result<Context> {
+        Context::open_with(common, None).await
+    }
+
+    /// As [`Context::open`], with another private key file than the configured one.
+    pub async fn open_with(common: &Common, identity_file: Option<&Path>) -> Result<Context> {
+        let settings = settings(common, identity_file)?;
+        let cluster = settings.cluster(common.cluster.as_deref())?.clone();
+        let repo = Repository::open(&settings.repo, &env)?;
+        let about = repository_file(&repo).await?;
+        let secret = secret(&settings, &about)?;
+        Ok(Context { settings, cluster, repo, about, secret })
+    }
+
+    /// Whether objects are encrypted: as configured. Whoever can write to the repository can write `walrecv.json`.
+    pub fn encrypted(&self) -> bool {
+        self.settings.identity.is_some()
+    }
+
+    pub fn conninfo(&self) -> Result<Conninfo> {
+        Conninfo::parse(&self.cluster.dsn, &env).context(format!("clusters.{}.dsn", self.cluster.name))
+    }
+
+    /// A connection of the configured cluster.
+    pub async fn connect(&self, mode: Mode) -> Result<Connection> {
+        Connection::connect(&self.conninfo()?, mode, "").await
+    }
+
+    /// What a writer seals with: the public key comes from the configuration, never from the repository.
+    pub fn writer_ring(&self) -> Result<WriterRing> {
+        WriterRing::new(self.about.id, self.secret.clone(), self.settings.identity.as_deref())
+    }
+
+    /// What opens names, times and sizes: the secret alone.
+    pub fn index_ring(&self) -> Result<ReaderRing> {
+        ReaderRing::new(self.about.id, self.secret.clone(), None)
+    }
+
+    /// What opens everything: needs a recipient's private key, or the passphrase.
+    pub async fn content_ring(&self) -> Result<ReaderRing> {
+        if !self.encrypted() {
+            return ReaderRing::new(self.about.id, self.secret.clone(), None);
+        }
+        let keys = self.repository_keys().await?;
+        ReaderRing::new(self.about.id, keys.secret.clone(), Some(&keys.identity))
+    }
+
+    /// Opens the repository identity with the configured private key or passphrase.
+    pub async fn repository_keys(&self) -> Result<RepositoryKeys> {
+        let private = private_key(&self.settings)?;
+        let mut last = None;
+        for listed in self.repo.list("keys").await? {
+            let Some(file) = self.repo.get(&listed.name).await? else { continue };
+            match private.open(&file) {
+                // Whoever can write to the bucket can add a file for an identity of his own: the folder's name must be the key's.
+                Ok(keys) if listed.name.split('/').nth(1) == Some(setup::short_name(&keys.public).as_str()) => {
+                    return Ok(keys);
+                }
+                Ok(_) => {
+                    last = Some(Error::new(
+                        Kind::Corrupt,
+                        format!("{} holds another identity than its folder says", listed.name),
+                    ))
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(Kind::Key, "the repository has no key files below keys/")))
+    }
+
+    /// The one incarnation of the cluster that is stored. `Kind::Repository` when there is none.
+    pub async fn archive(&self, ring: ReaderRing) -> Result<Archive> {
+        let mut found = Archive::incarnations(&self.repo, &self.cluster.name).await?;
+        match (found.pop(), found.is_empty()) {
+            (Some(names), true) => Ok(self.archive_of(names, ring)),
+            (None, _) => {
+                Err(Error::new(Kind::Repository, format!("nothing is stored of cluster {:?}", self.cluster.name))
+                    .hint("start `walrecv receive`, then take a backup"))
+            }
+            (Some(_), false) => {
+                Err(Error::new(Kind::Diverged, format!("cluster {:?} has several incarnations", self.cluster.name))
+                    .hint("use a new cluster name after pg_upgrade or a new initdb"))
+            }
+        }
+    }
+
+    pub fn archive_of(&self, names: ClusterNames, ring: ReaderRing) -> Archive {
+        Archive { repo: self.repo.clone(), names, keys: Arc::new(ring) }
+    }
+}
+
+/// The configuration alone, for commands that need no repository.
+pub fn settings(common: &Common, identity_file: Option<&Path>) -> Result<Settings> {
+    Settings::load(&Overrides {
+        config: common.config.clone(),
+        repo: common.repo.clone(),
+        cluster: common.cluster.clone(),
+        identity_file: identity_file.map(Path::to_owned),
+    })
+}
+
+/// Reads `walrecv.json`; `Kind::Repository` when there is none.
+pub async fn repository_file(repo: &Repository) -> Result<RepositoryFile> {
+    let bytes = repo.get(names::REPOSITORY_FILE).await?.ok_or_else(|| {
+        Error::new(Kind::Repository, format!("no repository at {}: it has no {}", repo.url(), names::REPOSITORY_FILE))
+            .hint("make one with `walrecv init`, or correct `repo` in the configuration")
+    })?;
+    RepositoryFile::decode(&bytes).map_err(|problem| {
+        Error::new(Kind::Repository, format!("{}/{}: {problem}", repo.url(), names::REPOSITORY_FILE))
+    })
+}
+
+fn secret(settings: &Settings, about: &RepositoryFile) -> Result<RepositorySecret> {
+    match (&settings.identity, about.encryption) {
+        (None, Encryption::None) => return Ok(RepositorySecret::published()),
+        (Some(_), Encryption::Age) => {}
+        (None, Encryption::Age) => {
+            return Err(Error::new(Kind::Key, "the repository is encrypted, and no identity is configured")
+                .hint("put `identity = \"age1…\"` of this repository into the configuration"));
+        }
+        (Some(_), Encryption::None) => {
+            return Err(Error::new(
+                Kind::Key,
+                "an identity is configured, and walrecv.json says that the repository is not encrypted",
+            )
+            .hint("either another repository is meant, or somebody changed walrecv.json: nothing was written"));
+        }
+    }
+    let path = settings.secret_file.as_deref().ok_or_else(|| {
+        Error::new(Kind::Key, "the repository is encrypted, and no secret_file is configured")
+            .hint("copy the secret file from a host that writes, or print it with an identity")
+    })?;
+    let text = read_private(path, "repository secret")?;
+    setup::secret_from_text(&text).context(path.display())
+}
+
+/// A private key or passphrase as configured.
+enum Private {
+    Identity(Zeroizing<String>),
+    Passphrase(Zeroizing<String>),
+}
+
+impl Private {
+    fn open(&self, file: &[u8]) -> Result<RepositoryKeys> {
+        match self {
+            Private::Identity(text) => setup::open_with_identity(file, text),
+            Private::Passphrase(text) => setup::open_with_passphrase(file, text.trim_end_matches(['\r', '\n'])),
+        }
+    }
+}
+
+fn private_key(settings: &Settings) -> Result<Private> {
+    match (&settings.identity_file, &settings.passphrase_file) {
+        (Some(path), _) => read_private(path, "private key").map(Private::Identity),
+        (None, Some(path)) => read_private(path, "passphrase").map(Private::Passphrase),
+        (None, None) => {
+            Err(Error::new(Kind::Key, "contents are encrypted, and no identity_file or passphrase_file is configured")
+                .hint("give the private key of a recipient with --identity-file"))
+        }
+    }
+}
+
+/// Reads a small secret file.
+pub fn read_private(path: &Path, what: &str) -> Result<Zeroizing<String>> {
+    std::fs::read_to_string(path).map(Zeroizing::new).map_err(|error| {
+        Error::new(Kind::Key, format!("cannot read the {what} in {}", path.display()))
+            .caused_by(error)
+            .hint("put the file back from your own safe copy, or correct the configuration")
+    })
+}
+
+/// SIGTERM and SIGINT.
+pub struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    pub fn new() -> Result<Signals> {
+        let listen =
+            |kind| signal(kind).map_err(|e| Error::new(Kind::Failed, "cannot listen for signals").caused_by(e));
+        Ok(Signals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next signal.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What people and scripts see: tables and hints on a terminal, JSON with stable names for scripts.
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+use super::exit;
+use crate::error::Error;
+
+/// `--output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Prints a line to standard output. A closed pipe ends the output, not the program with a panic.
+pub fn line(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+}
+
+/// Prints a value as one line of JSON.
+pub fn json(value: &impl Serialize) {
+    match serde_json::to_string(value) {
+        Ok(text) => line(text),
+        Err(error) => note(format!("walrecv: cannot print JSON: {error}")),
+    }
+}
+
+/// Prints a line to standard error: progress and remarks that are no result.
+pub fn note(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+}
+
+/// Whether a person watches standard error.
+pub fn watched() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// An error as its last words: one line, a hint, or one JSON object on standard error.
+pub fn error(error: &Error, format: Format) {
+    match format {
+        Format::Text => {
+            note(format!("walrecv: error: {error}"));
+            if let Some(hint) = error.advice() {
+                note(format!("hint: {hint}"));
+            }
+        }
+        Format::Json => note(
+            serde_json::json!({ "error": {
+                "code": exit::code(error.kind()),
+                "kind": format!("{:?}", error.kind()).to_lowercase(),
+                "message": error.to_string(),
+                "hint": error.advice(),
+            }})
+            .to_string(),
+        ),
+    }
+}
+
+/// A table with a header, columns as wide as their widest cell; numbers are right-aligned where `right` says so.
+pub fn table(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([header.get(column).map_or(0, |h| h.chars().count())]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let render = |cells: Vec<&str>| {
+        let padded = cells.iter().enumerate().map(|(column, cell)| {
+            let width = widths.get(column).copied().unwrap_or(0);
+            if right.get(column) == Some(&true) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![render(header.to_vec())];
+    lines.extend(rows.iter().map(|row| render(row.iter().map(String::as_str).collect())));
+    lines.join("\n")
+}
+
+/// Bytes for people: `512 B`, `16.0 MiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// Seconds for people: `0.4 s`, `2 min 5 s`, `3 h 2 min`.
+pub fn seconds(value: f64) -> String {
+    let whole = value as u64;
+    match whole {
+        0..60 => format!("{value:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_for_people() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(16 << 20), "16.0 MiB");
+        assert_eq!(seconds(125.4), "2 min 5 s");
+        assert_eq!(seconds(0.44), "0.4 s");
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let text =
+            table(&["ID", "SIZE"], &[false, true], &[vec!["a".into(), "10".into()], vec!["long".into(), "5".into()]]);
+        assert_eq!(text, "ID    SIZE\na       10\nlong     5");
+    }
+}
