@@ -94,7 +94,10 @@ fn report(common: &Common, outcome: &Outcome) {
     let rate = output::bytes((sizes.read as f64 / seconds.max(0.001)) as u64);
     output::line(format!("took         {} ({rate}/s)", output::seconds(seconds)));
     if manifest.bad_page_count > 0 {
-        output::line(format!("BAD PAGES    {}: their checksums are wrong on the server itself", manifest.bad_page_count));
+        output::line(format!(
+            "BAD PAGES    {}: their checksums are wrong on the server itself",
+            manifest.bad_page_count
+        ));
         for page in manifest.bad_pages.iter().take(10) {
             output::line(format!("             {} page {}", page.path, page.page));
         }

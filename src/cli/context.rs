@@ -14,6 +14,7 @@ use crate::keys::ring::{ReaderRing, WriterRing};
 use crate::keys::setup::{self, RepositoryKeys};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::repo::{ClusterNames, Repository, names};
+use crate::restore::Access;
 use crate::seal::content::repository::{Encryption, RepositoryFile};
 use crate::seal::key::RepositorySecret;
 
@@ -73,11 +74,21 @@ impl Context {
 
     /// What opens everything: needs a recipient's private key, or the passphrase.
     pub async fn content_ring(&self) -> Result<ReaderRing> {
-        if !self.encrypted() {
-            return ReaderRing::new(self.about.id, self.secret.clone(), None);
-        }
-        let keys = self.repository_keys().await?;
-        ReaderRing::new(self.about.id, keys.secret.clone(), Some(&keys.identity))
+        self.content_access().await.map(|(_, ring)| ring)
+    }
+
+    /// What a restore leaves to `wal-fetch`, and the ring to read with.
+    pub async fn content_access(&self) -> Result<(Access, ReaderRing)> {
+        let (secret, identity) = match self.encrypted() {
+            true => {
+                let keys = self.repository_keys().await?;
+                (keys.secret.clone(), Some(keys.identity.clone()))
+            }
+            false => (self.secret.clone(), None),
+        };
+        let ring = ReaderRing::new(self.about.id, secret.clone(), identity.as_ref().map(|i| i.as_str()))?;
+        let access = Access { url: self.repo.url().to_owned(), repository: self.about.id, secret, identity };
+        Ok((access, ring))
     }
 
     /// Opens the repository identity with the configured private key or passphrase.
@@ -117,6 +128,15 @@ impl Context {
                     .hint("use a new cluster name after pg_upgrade or a new initdb"))
             }
         }
+    }
+
+    /// As [`Context::archive`]; where nothing is stored, the reason is that no receiver has run.
+    pub async fn archive_for_backup(&self, ring: ReaderRing) -> Result<Archive> {
+        self.archive(ring).await.map_err(|error| match error.kind() {
+            Kind::Repository => Error::new(Kind::Slot, "no receiver has streamed this cluster into the repository")
+                .hint("start `walrecv receive` first, and keep it running"),
+            _ => error,
+        })
     }
 
     pub fn archive_of(&self, names: ClusterNames, ring: ReaderRing) -> Archive {

@@ -1,11 +1,15 @@
 //! Floor 7: arguments, one file per command, output, the exit-code table.
 
 pub mod args;
+mod backup;
 mod check;
 mod context;
 pub mod exit;
 mod init;
+mod list;
 mod output;
+mod receive;
+mod restore;
 mod slot;
 mod target;
 mod wal_fetch;
@@ -65,11 +69,15 @@ async fn command(cli: Cli) -> Result<u8> {
     let common = cli.common;
     match cli.command {
         Command::Init(args) => init::run(&common, &args).await.map(done),
+        Command::Receive(args) => receive::run(&common, &args).await.map(done),
+        Command::Backup(args) => interruptible(backup::run(&common, &args)).await.map(done),
+        Command::Restore(args) => interruptible(restore::run(&common, &args)).await.map(done),
+        Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
+        Command::List => list::run(&common).await.map(done),
         Command::Check => check::run(&common).await,
         Command::Slot(SlotCommand::Create) => slot::create(&common).await.map(done),
         Command::Slot(SlotCommand::Show) => slot::show(&common).await.map(done),
         Command::Slot(SlotCommand::Drop) => slot::drop(&common).await.map(done),
-        _ => Err(Error::new(Kind::Failed, "not built yet")),
     }
 }
 

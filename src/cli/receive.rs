@@ -98,7 +98,8 @@ impl Screen {
                 let _ = write!(stderr, "\r\x1b[Ktimeline {timeline}, durable through {durable}, {behind} behind");
                 let _ = stderr.flush();
             }
-            ReceiveEvent::Durable { .. } | ReceiveEvent::SegmentStored { .. } | ReceiveEvent::Watching { .. } if !self.verbose => {}
+            ReceiveEvent::Durable { .. } | ReceiveEvent::SegmentStored { .. } | ReceiveEvent::Watching { .. }
+                if !self.verbose => {}
             event => {
                 if let Some(text) = as_text(event) {
                     self.say(&text);
@@ -123,7 +124,10 @@ impl Screen {
         }
         if report.timeline.is_some() {
             let behind = output::bytes(report.behind);
-            self.say(&format!("stopped: durable through {}, {behind} left on the server for the next run", report.durable));
+            self.say(&format!(
+                "stopped: durable through {}, {behind} left on the server for the next run",
+                report.durable
+            ));
         }
     }
 }
@@ -144,10 +148,16 @@ fn as_text(event: &ReceiveEvent) -> Option<String> {
         ReceiveEvent::Durable { durable, server_end, .. } => {
             format!("durable through {durable}, {} behind", output::bytes(server_end.since(*durable)))
         }
-        ReceiveEvent::SegmentStored { segment, stored_bytes } => format!("stored {segment} ({})", output::bytes(*stored_bytes)),
+        ReceiveEvent::SegmentStored { segment, stored_bytes } => {
+            format!("stored {segment} ({})", output::bytes(*stored_bytes))
+        }
         ReceiveEvent::HistoryStored { timeline } => format!("stored {}", timeline.history_name()),
-        ReceiveEvent::TimelineSwitch { from, to, at } => format!("timeline {from} ended at {at}; following timeline {to}"),
-        ReceiveEvent::Synchronous(true) => "listed in synchronous_standby_names: every commit waits for the repository".to_owned(),
+        ReceiveEvent::TimelineSwitch { from, to, at } => {
+            format!("timeline {from} ended at {at}; following timeline {to}")
+        }
+        ReceiveEvent::Synchronous(true) => {
+            "listed in synchronous_standby_names: every commit waits for the repository".to_owned()
+        }
         ReceiveEvent::Synchronous(false) => "no longer listed in synchronous_standby_names".to_owned(),
         ReceiveEvent::ServerStopping => "the server is shutting down".to_owned(),
         ReceiveEvent::Reconnecting { why, wait_ms } => format!("{why}; connecting again in {wait_ms} ms"),
@@ -155,7 +165,9 @@ fn as_text(event: &ReceiveEvent) -> Option<String> {
             format!("the repository takes nothing: left the server, {} wait on its slot", output::bytes(*behind))
         }
         ReceiveEvent::Resumed => "the repository takes objects again".to_owned(),
-        ReceiveEvent::CorruptWal { problem } => format!("CORRUPT WAL, not acknowledged: {problem}; receiving the segment once more"),
+        ReceiveEvent::CorruptWal { problem } => {
+            format!("CORRUPT WAL, not acknowledged: {problem}; receiving the segment once more")
+        }
         ReceiveEvent::Warning(text) => format!("warning: {text}"),
         ReceiveEvent::Stopped { .. } => return None,
     })
@@ -182,7 +194,9 @@ fn as_json(event: &ReceiveEvent) -> Value {
         }
         ReceiveEvent::Synchronous(on) => json!({ "event": "synchronous", "listed": on }),
         ReceiveEvent::ServerStopping => json!({ "event": "server_stopping" }),
-        ReceiveEvent::Reconnecting { why, wait_ms } => json!({ "event": "reconnecting", "why": why, "wait_ms": wait_ms }),
+        ReceiveEvent::Reconnecting { why, wait_ms } => {
+            json!({ "event": "reconnecting", "why": why, "wait_ms": wait_ms })
+        }
         ReceiveEvent::Stalled { behind } => json!({ "event": "stalled", "behind_bytes": behind }),
         ReceiveEvent::Resumed => json!({ "event": "resumed" }),
         ReceiveEvent::CorruptWal { problem } => json!({ "event": "corrupt_wal", "problem": problem }),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 
 use super::decide::{self, Known, Order, Own, Stored, Verdict, Wanted};
 use super::look;
@@ -48,7 +49,7 @@ pub enum Outcome {
 pub async fn answer(
     call: &Call,
     env: &dyn Fn(&str) -> Option<String>,
-    open: &(dyn Fn() -> Result<Archive> + Sync),
+    open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
 ) -> Outcome {
     let standby = call.pgdata.join("standby.signal").exists();
     let wait = if standby { call.standby_wait } else { RECOVERY_WAIT };
@@ -81,12 +82,12 @@ pub async fn answer(
 async fn once(
     call: &Call,
     env: &dyn Fn(&str) -> Option<String>,
-    open: &(dyn Fn() -> Result<Archive> + Sync),
+    open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
 ) -> Result<bool> {
     let plan = PlanFile::binding(&call.pgdata)?;
     let archive = match &plan {
         Some(plan) => plan.archive(env)?,
-        None => open()?,
+        None => open().await?,
     };
     let wanted = Wanted::parse(&call.name, archive.names.segment_size).ok_or_else(|| {
         let size = archive.names.segment_size.bytes() >> 20;

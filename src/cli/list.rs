@@ -1,0 +1,166 @@
+//! `walrecv list`: the backups, and how far each can be restored.
+
+use serde_json::{Value, json};
+
+use super::args::Common;
+use super::context::Context;
+use super::{output, target};
+use crate::archive::Archive;
+use crate::archive::inventory::Inventory;
+use crate::error::{Error, Kind, Result};
+use crate::pg::xact::PgTime;
+use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use crate::restore::stock;
+use crate::seal::content::manifest::Manifest;
+
+/// How many segments are looked back through for the newest commit.
+const LOOK_BACK: u64 = 64;
+
+/// What one backup can be restored to.
+struct Window {
+    manifest: Manifest,
+    /// Timeline and end of the WAL that continues the backup without a hole; `None`: not even the backup's own WAL is there.
+    end: Option<(TimelineId, Lsn)>,
+    /// Time of the newest commit that a complete segment's summary tells of; the open segment may hold newer ones.
+    newest: Option<PgTime>,
+}
+
+pub async fn run(common: &Common) -> Result<()> {
+    let context = Context::open(common).await?;
+    let archive = context.archive(context.index_ring()?).await?;
+    let inventory = archive.inventory().await?;
+    let mut windows = Vec::new();
+    for manifest in stock::complete_backups(&archive).await? {
+        windows.push(window(&archive, &inventory, manifest).await?);
+    }
+    if common.output == output::Format::Json {
+        let stored: Vec<Value> = inventory.timelines.keys().map(|t| timeline_json(&inventory, *t, &archive)).collect();
+        let backups: Vec<Value> = windows.iter().map(window_json).collect();
+        output::json(&json!({
+            "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
+            "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
+        }));
+        return Ok(());
+    }
+    show(&archive, &inventory, &windows);
+    Ok(())
+}
+
+async fn window(archive: &Archive, inventory: &Inventory, manifest: Manifest) -> Result<Window> {
+    let mut end = None;
+    let (mut timeline, mut from) = (manifest.timeline, manifest.start);
+    // Along each child that continues where its parent was left, the newest first.
+    while let Some(reached) = archive.contiguous_from(timeline, from).await? {
+        end = Some((timeline, reached));
+        let child = inventory.histories.values().rev().find_map(|history| {
+            let last = history.ancestors.last().filter(|a| a.timeline == timeline)?;
+            (last.switch_point >= from && last.switch_point <= reached).then_some((history.timeline, last.switch_point))
+        });
+        match child {
+            Some((next, fork)) => (timeline, from) = (next, fork.max(from)),
+            None => break,
+        }
+    }
+    let newest = match end {
+        Some((timeline, reached)) => newest_commit(archive, inventory, timeline, manifest.start, reached).await?,
+        None => None,
+    };
+    Ok(Window { manifest, end, newest })
+}
+
+/// The newest commit or abort time that summaries of complete segments tell of, looking back from the end.
+async fn newest_commit(
+    archive: &Archive,
+    inventory: &Inventory,
+    timeline: TimelineId,
+    start: Lsn,
+    end: Lsn,
+) -> Result<Option<PgTime>> {
+    let size = archive.names.segment_size;
+    let (last, first) = (size.segment_before(end).0, size.segment_of(start).0);
+    for number in (first.max(last.saturating_sub(LOOK_BACK))..=last).rev() {
+        let segment = SegmentName::new(timeline, SegmentNumber(number), size);
+        let complete = inventory.timelines.get(&timeline).is_some_and(|stock| stock.complete.contains(&segment.number));
+        let summaries = if complete { archive.summaries(segment).await? } else { None };
+        let times = summaries.iter().flatten().filter_map(|summary| summary.max_time);
+        if let Some(time) = times.max() {
+            return Ok(Some(time));
+        }
+    }
+    Ok(None)
+}
+
+fn show(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
+    let names = &archive.names;
+    output::line(format!(
+        "cluster {}, system identifier {}, segments of {}",
+        names.cluster,
+        names.system,
+        output::bytes(names.segment_size.bytes())
+    ));
+    for timeline in inventory.timelines.keys() {
+        if let (Some(first), Some(last)) = (inventory.first(*timeline), inventory.last(*timeline)) {
+            let name = |number| SegmentName::new(*timeline, number, names.segment_size);
+            output::line(format!("timeline {timeline}: WAL from {} to {}", name(first), name(last)));
+        }
+    }
+    if windows.is_empty() {
+        output::line("no backup yet: take one with `walrecv backup` while `walrecv receive` runs");
+        return;
+    }
+    output::line("");
+    let header =
+        ["BACKUP", "LABEL", "PG", "STOPPED", "DATA", "STORED", "RESTORABLE FROM", "THROUGH", "COMMITS THROUGH"];
+    let right = [false, false, true, false, true, true];
+    let rows: Vec<Vec<String>> = windows.iter().map(row).collect();
+    output::line(output::table(&header, &right, &rows));
+    output::line("");
+    output::line(
+        "COMMITS THROUGH is what complete segments tell; the open segment holds newer ones. `walrecv restore --latest --plan` looks.",
+    );
+}
+
+fn row(window: &Window) -> Vec<String> {
+    let manifest = &window.manifest;
+    let usable = window.end.filter(|(_, end)| *end >= manifest.stop);
+    vec![
+        manifest.id.to_string(),
+        manifest.label.clone(),
+        (manifest.version_num / 10000).to_string(),
+        manifest.stopped_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+        output::bytes(manifest.sizes.total),
+        output::bytes(manifest.sizes.stored),
+        manifest.stop.to_string(),
+        usable.map_or("WAL MISSING".to_owned(), |(timeline, end)| format!("{end} (timeline {timeline})")),
+        window.newest.map_or("-".to_owned(), target::show),
+    ]
+}
+
+/// One backup as scripts see it.
+pub fn backup_json(manifest: &Manifest) -> Value {
+    json!({
+        "id": manifest.id.to_string(), "label": manifest.label, "server_version": manifest.version_num,
+        "timeline": manifest.timeline.0, "start_lsn": manifest.start.to_string(), "stop_lsn": manifest.stop.to_string(),
+        "started_at": manifest.started_at.to_string(), "stopped_at": manifest.stopped_at.to_string(),
+        "total_bytes": manifest.sizes.total, "stored_bytes": manifest.sizes.stored, "read_bytes": manifest.sizes.read,
+        "files": manifest.sizes.files, "packs": manifest.sizes.packs, "bad_pages": manifest.bad_page_count,
+    })
+}
+
+fn window_json(window: &Window) -> Value {
+    let mut value = backup_json(&window.manifest);
+    value["restorable_through"] = match &window.end {
+        Some((timeline, end)) => json!({ "timeline": timeline.0, "lsn": end.to_string() }),
+        None => Value::Null,
+    };
+    value["restorable"] = window.end.is_some_and(|(_, end)| end >= window.manifest.stop).into();
+    value["newest_summarised_commit"] = window.newest.map(target::show).into();
+    value
+}
+
+fn timeline_json(inventory: &Inventory, timeline: TimelineId, archive: &Archive) -> Value {
+    let name = |number: Option<SegmentNumber>| {
+        number.map(|n| SegmentName::new(timeline, n, archive.names.segment_size).to_string())
+    };
+    json!({ "timeline": timeline.0, "first": name(inventory.first(timeline)), "last": name(inventory.last(timeline)) })
+}

@@ -1,0 +1,243 @@
+//! `walrecv restore`: plan, lay back, and on request start the server and wait for the target.
+
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::json;
+
+use super::args::{Common, RestoreArgs};
+use super::context::Context;
+use super::{output, target};
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, MajorVersion, TimelineId};
+use crate::restore::recovery::Scratch;
+use crate::restore::server::{Account, Programs};
+use crate::restore::start::{Start, Started};
+use crate::restore::{self, Action, Options, Plan, Prepared, Restored, Target, Wanted};
+
+/// Socket, `pg_hba.conf` and `pg_ident.conf` of a scratch server, inside its data directory.
+const SCRATCH: &str = "walrecv-scratch";
+/// Port of a scratch server when none is given; it has no TCP, so the number only names its socket.
+const SCRATCH_PORT: u16 = 5432;
+
+pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
+    let context = Context::open_with(common, args.identity_file.as_deref()).await?;
+    let (access, ring) = context.content_access().await?;
+    let archive = context.archive(ring).await?;
+    let wanted = Wanted {
+        target: wanted_target(args)?,
+        timeline: args.target_timeline.map(TimelineId),
+        backup: args.backup.clone(),
+    };
+    if args.plan {
+        let prepared = restore::prepare(&archive, &wanted).await?;
+        return show_plan(common, &prepared.plan);
+    }
+    let options = options(context.settings.config_path.as_path(), args)?;
+    let prepared = restore::prepare(&archive, &wanted).await?;
+    restore::check(&prepared, &options)?;
+    let programs = if args.start { Some(programs(&prepared, args)?) } else { None };
+    if common.output == output::Format::Text {
+        show_plan(common, &prepared.plan)?;
+    }
+    let bar = bar();
+    let restored = {
+        let moved = |done: u64, total: u64| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
+        restore::restore(&archive, access, &prepared, &options, &moved).await
+    };
+    bar.finish_and_clear();
+    let restored = restored?;
+    if common.output == output::Format::Text {
+        show_restored(&restored, &options.pgdata);
+    }
+    let started = match programs {
+        Some(programs) => Some(start(&archive.names, &prepared, &options, programs).await?),
+        None => None,
+    };
+    show_end(common, &prepared, &restored, started.as_ref(), &options)
+}
+
+/// The one target that was asked for (clap made sure that there is one).
+fn wanted_target(args: &RestoreArgs) -> Result<Target> {
+    let (asked, inclusive) = (&args.target, !args.exclusive);
+    if let Some(text) = &asked.target_time {
+        let time = target::parse(text, Timestamp::now(), &TimeZone::system())?;
+        return Ok(Target::Time { time, inclusive });
+    }
+    if let Some(text) = &asked.target_lsn {
+        let lsn = text.parse::<Lsn>().map_err(|problem| Error::new(Kind::Usage, problem.to_string()))?;
+        return Ok(Target::Lsn { lsn, inclusive });
+    }
+    if args.exclusive {
+        return Err(Error::new(Kind::Usage, "--exclusive means something with --target-time and --target-lsn only"));
+    }
+    Ok(asked.target_name.clone().map_or(Target::Latest, Target::Name))
+}
+
+fn options(config: &Path, args: &RestoreArgs) -> Result<Options> {
+    let pgdata = args.pgdata.as_deref().ok_or_else(|| Error::new(Kind::Usage, "no --pgdata given"))?;
+    let absolute = |path: &Path| -> Result<PathBuf> {
+        std::path::absolute(path)
+            .map_err(|e| Error::new(Kind::Usage, format!("not a path: {}", path.display())).caused_by(e))
+    };
+    let pgdata = absolute(pgdata)?;
+    let program = std::env::current_exe().map_err(|e| {
+        Error::new(Kind::Failed, "cannot tell the path of this program, which restore_command needs").caused_by(e)
+    })?;
+    Ok(Options {
+        scratch: args
+            .scratch
+            .then(|| Scratch { directory: pgdata.join(SCRATCH), port: args.port.unwrap_or(SCRATCH_PORT) }),
+        pgdata,
+        tablespaces: args.tablespace_mapping.iter().map(|text| restore::parse_mapping(text)).collect::<Result<_>>()?,
+        action: match args.target_action.as_str() {
+            "pause" => Action::Pause,
+            "shutdown" => Action::Shutdown,
+            _ => Action::Promote,
+        },
+        jobs: usize::from(args.jobs),
+        account: Account::choose(Some(args.owner.as_str()))?,
+        keep_archiving: args.keep_archive_mode,
+        program,
+        fetch_arguments: vec!["--config".to_owned(), config.display().to_string()],
+    })
+}
+
+fn programs(prepared: &Prepared, args: &RestoreArgs) -> Result<Programs> {
+    let number = prepared.choice.manifest.version_num;
+    let version = MajorVersion::from_version_num(number).ok_or_else(|| {
+        Error::new(Kind::Version, format!("the backup is of server version {number}, 13 to 18 are supported"))
+    })?;
+    Programs::find(version, args.pg_bindir.as_deref(), std::env::var_os("PATH").as_deref())
+}
+
+/// Hidden unless a person watches.
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if !output::watched() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+async fn start(
+    names: &crate::repo::ClusterNames,
+    prepared: &Prepared,
+    options: &Options,
+    programs: Programs,
+) -> Result<Started> {
+    let start = Start {
+        pgdata: options.pgdata.clone(),
+        programs,
+        account: options.account.clone(),
+        action: options.action,
+        limit: None,
+    };
+    let (size, manifest) = (names.segment_size, &prepared.choice.manifest);
+    let first = crate::pg::SegmentName::new(manifest.timeline, size.segment_of(manifest.start), size);
+    start.probe(&options.program, first)?;
+    let spinner = ProgressBar::new_spinner();
+    if !output::watched() {
+        spinner.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let outcome = start.run(&prepared.choice.landing, size, &|line| spinner.set_message(line.to_owned())).await;
+    spinner.finish_and_clear();
+    outcome
+}
+
+fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
+    if common.output == output::Format::Json {
+        output::json(plan);
+        return Ok(());
+    }
+    output::line(format!("target       {}", plan.target));
+    output::line(format!("backup       {} ({}), {}", plan.backup.id, plan.backup.label, plan.backup.why));
+    for passed in &plan.passed_over {
+        output::line(format!("passed over  {}: {}", passed.id, passed.why));
+    }
+    for leg in &plan.timelines {
+        output::line(format!("timeline     {}: from {} to {}", leg.timeline, leg.begin, leg.end));
+    }
+    let wal = output::bytes(plan.wal_bytes);
+    output::line(format!(
+        "to fetch     {} of files, {wal} of WAL in {} segments",
+        output::bytes(plan.backup_bytes),
+        plan.wal_segments
+    ));
+    match &plan.landing.last_commit {
+        Some(commit) => output::line(format!(
+            "lands after  commit of transaction {} at {}, LSN {}",
+            commit.xid, commit.time, commit.lsn
+        )),
+        None => output::line("lands after  the backup itself: nothing was committed in between"),
+    }
+    output::line(format!(
+        "             at {} on timeline {}: {}",
+        plan.landing.lsn, plan.landing.timeline, plan.landing.stop
+    ));
+    for missed in &plan.missed {
+        output::line(format!(
+            "left out     transaction {} at {}: it lies after the stop, LSN {}",
+            missed.xid, missed.time, missed.lsn
+        ));
+    }
+    Ok(())
+}
+
+fn show_restored(restored: &Restored, pgdata: &Path) {
+    output::line(format!(
+        "restored     {} in {} files to {}",
+        output::bytes(restored.bytes),
+        restored.files,
+        pgdata.display()
+    ));
+    for one in &restored.neutralised {
+        output::line(format!("neutralised  {} = '{}' (production has '{}')", one.setting, one.now, one.was));
+    }
+    for name in &restored.written {
+        output::line(format!(
+            "written      {name}: the backup had none (it lies outside the data directory on the server)"
+        ));
+    }
+    if restored.bad_pages > 0 {
+        output::line(format!("BAD PAGES    {} were damaged on the server already", restored.bad_pages));
+    }
+}
+
+fn show_end(
+    common: &Common,
+    prepared: &Prepared,
+    restored: &Restored,
+    started: Option<&Started>,
+    options: &Options,
+) -> Result<()> {
+    if common.output == output::Format::Json {
+        output::json(&json!({ "plan": prepared.plan, "restored": restored, "started": started }));
+        return Ok(());
+    }
+    let Some(started) = started else {
+        output::line(format!(
+            "next         start the server on {}: it recovers to the target by itself",
+            options.pgdata.display()
+        ));
+        return Ok(());
+    };
+    match started.landed {
+        Some(landed) => output::line(format!("landed       at {landed}, as planned")),
+        None => output::line("landed       the server reached its target"),
+    }
+    output::line(format!("recovery     took {}", output::seconds(started.took.as_secs_f64())));
+    if let (Some(pid), Some(port)) = (started.pid, started.port) {
+        let socket = started.socket_directory.as_ref().map(|d| format!("-h {} ", d.display())).unwrap_or_default();
+        output::line(format!("running      process {pid}: psql {socket}-p {port}"));
+    }
+    Ok(())
+}
