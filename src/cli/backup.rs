@@ -99,7 +99,8 @@ fn report(common: &Common, outcome: &Outcome) {
             manifest.bad_page_count
         ));
         for page in manifest.bad_pages.iter().take(10) {
-            output::line(format!("             {} page {}", page.path, page.page));
+            let path = String::from_utf8_lossy(&page.path.0);
+            output::line(format!("             {path} page {}", page.page));
         }
     }
 }
