@@ -9,12 +9,12 @@ mod fixture;
 mod login;
 #[path = "live/net.rs"]
 mod net;
+#[path = "live/receive.rs"]
+mod receive;
 #[path = "live/record.rs"]
 mod record;
 #[path = "wire/replay.rs"]
 mod replay;
-#[path = "live/receive.rs"]
-mod receive;
 mod support;
 #[path = "wire/transcript.rs"]
 mod transcript;

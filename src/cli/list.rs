@@ -7,7 +7,7 @@ use super::context::Context;
 use super::{output, target};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::restore::stock;
@@ -82,7 +82,7 @@ async fn newest_commit(
         let segment = SegmentName::new(timeline, SegmentNumber(number), size);
         let complete = inventory.timelines.get(&timeline).is_some_and(|stock| stock.complete.contains(&segment.number));
         let summaries = if complete { archive.summaries(segment).await? } else { None };
-        let times = summaries.iter().flatten().filter_map(|summary| summary.max_time);
+        let times = summaries.iter().flatten().filter_map(|summary| summary.times.map(|(_, newest)| newest));
         if let Some(time) = times.max() {
             return Ok(Some(time));
         }

@@ -59,6 +59,8 @@ pub struct ReceiveOptions {
     pub status_interval: Duration,
     /// Most bytes of WAL, raw and sealed, in memory: then the socket waits. A segment needs up to twice its size, at most 32 MiB.
     pub memory: u64,
+    /// Stop once all WAL up to here is durable and reported.
+    pub until: Option<Lsn>,
 }
 
 impl ReceiveOptions {
@@ -73,6 +75,7 @@ impl ReceiveOptions {
             stall_timeout: Duration::from_secs(10),
             status_interval: Duration::from_secs(1),
             memory: 40 << 20,
+            until: None,
         }
     }
 }

@@ -137,9 +137,21 @@ impl<'a> Stream<'a> {
         }
         if self.pipeline.ledger.has_news() {
             let status = self.pipeline.ledger.ordinary();
-            return self.report(status).await;
+            if let Some(end) = self.report(status).await? {
+                return Ok(Some(end));
+            }
         }
-        Ok(None)
+        Ok(self.is_far_enough().then_some(End::Stop))
+    }
+
+    /// Whether everything that the caller asked for is durable. What was received that far is not left to wait for the next flush.
+    fn is_far_enough(&mut self) -> bool {
+        let Some(until) = self.options.until.filter(|until| self.pipeline.received() >= *until) else { return false };
+        let durable = self.pipeline.ledger.durable() >= until;
+        if !durable {
+            self.pipeline.flush_all();
+        }
+        durable
     }
 
     /// The answer to a ping goes out when it says what the server waits for: every byte it has sent. An earlier answer would be met by the next ping at once.
