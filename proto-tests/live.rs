@@ -1,6 +1,8 @@
 //! Real servers of every supported version, from `pg-test-env/install`. A test whose server is not there says that it
 //! was skipped.
 
+#[path = "live/backup.rs"]
+mod backup;
 #[path = "live/backup_parsers.rs"]
 mod backup_parsers;
 #[path = "live/fixture.rs"]

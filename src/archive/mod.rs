@@ -1,5 +1,6 @@
 //! Floor 4: what is stored of one cluster, as one thing: segments, parts and tails joined; timelines; backups.
 
+pub mod backups;
 pub mod cluster;
 pub mod extent;
 pub mod history;

@@ -5,8 +5,8 @@ use super::{BackupOptions, Progress, wal};
 use crate::archive::Archive;
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
-use crate::pg::SegmentSize;
 use crate::pg::data_page::PAGE;
+use crate::pg::{Lsn, SegmentSize};
 use crate::wire::command::Identity;
 
 /// Longest label.
@@ -80,7 +80,9 @@ fn pages_per_segment(text: &str) -> Option<u32> {
 /// before anything is copied.
 pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupOptions) -> Result<()> {
     let Identity { timeline, position: needed, .. } = prepared.identity;
-    let reach = Reach { timeline, from: needed, needed, patience: options.follow_within, renewed: false };
+    // From the byte before: where the server is idle, nothing has been written at its position yet.
+    let from = Lsn(needed.0.saturating_sub(1));
+    let reach = Reach { timeline, from, needed, patience: options.follow_within, renewed: false };
     let tell = |durable| options.tell(Progress::WaitingForReceiver { durable, needed });
     let reached = reach.wait(watch, wal::PAUSE, tell).await.context("does a receiver follow the server?")?;
     if reached.is_some_and(|durable| durable >= needed) {
@@ -88,7 +90,7 @@ pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupO
     }
     let state = match reached {
         Some(durable) => format!("the archive ends at {durable}, the server is at {needed} of timeline {timeline}"),
-        None => format!("the archive does not hold the WAL at {needed} of timeline {timeline}"),
+        None => format!("the archive does not hold the WAL before {needed} of timeline {timeline}"),
     };
     let text = format!("no receiver follows the server: {state} after {:?}", options.follow_within);
     Err(Error::new(Kind::Slot, text)

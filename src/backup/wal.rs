@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::pg::{Lsn, TimelineId};
 
 /// Between two looks at an archive.
-pub const PAUSE: Duration = Duration::from_millis(300);
+pub const PAUSE: Duration = Duration::from_millis(500);
 
 /// Whoever knows how far WAL is durable. The archive is; a backup that streams its own WAL would be another.
 pub trait WalWatch: Send + Sync {
@@ -21,8 +21,18 @@ pub trait WalWatch: Send + Sync {
 impl WalWatch for Archive {
     fn durable_end(&self, timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
         Box::pin(async move {
-            let _ = (timeline, from);
-            Err(crate::error::Error::new(crate::error::Kind::Failed, "provisional"))
+            let first = timeline == TimelineId(1);
+            let history = if first { None } else { self.parsed_history(timeline).await? };
+            let mut at = from;
+            // An ancestor is needed up to where it was left.
+            for ancestor in history.iter().flat_map(|h| &h.ancestors).filter(|a| a.switch_point > from) {
+                match self.contiguous_from(ancestor.timeline, at).await? {
+                    Some(end) if end >= ancestor.switch_point => at = ancestor.switch_point,
+                    short => return Ok(short),
+                }
+            }
+            let end = self.contiguous_from(timeline, at).await?;
+            Ok(end.or((at > from).then_some(at)))
         })
     }
 }

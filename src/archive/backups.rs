@@ -1,0 +1,73 @@
+//! The backups of a cluster: their manifests, and the tombstones of those that were given up.
+
+use futures::stream::{self, StreamExt};
+
+use super::{Archive, refused};
+use crate::error::{Context, Error, Kind, Result};
+use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::BackupId;
+use crate::seal::content::manifest::{Backup, Manifest, Tombstone};
+use crate::seal::header::ObjectKind;
+use crate::seal::opener::{OpenFailed, open_index, read_header};
+
+/// Manifests read at the same time.
+const AT_ONCE: usize = 8;
+
+/// Everything under `backups/`.
+#[derive(Debug, Default)]
+pub struct BackupList {
+    /// Complete backups, oldest first.
+    pub complete: Vec<Manifest>,
+    pub given_up: Vec<Tombstone>,
+    /// Objects that stand there and cannot be read, with the reason: never hidden, since a backup may be behind each.
+    pub unreadable: Vec<(String, Error)>,
+}
+
+impl Archive {
+    /// Reads every manifest. Only a failing listing fails the whole.
+    pub async fn list_backups(&self) -> Result<BackupList> {
+        let prefix = format!("{}/backups", self.names.root());
+        let listed = self.repo.list(&prefix).await.context("cannot list the backups")?;
+        let read = |name: String| async move {
+            let last = name.rsplit('/').next().unwrap_or_default();
+            let found = match BackupId::parse(last) {
+                Ok(id) => self.backup(&id).await,
+                Err(e) => Err(Error::new(Kind::Corrupt, e.to_string())),
+            };
+            (name, found)
+        };
+        let mut reading = stream::iter(listed.into_iter().map(|l| read(l.name))).buffer_unordered(AT_ONCE);
+        let mut list = BackupList::default();
+        while let Some((name, found)) = reading.next().await {
+            match found {
+                Ok(Some(Backup::Complete(manifest))) => list.complete.push(*manifest),
+                Ok(Some(Backup::GivenUp(tombstone))) => list.given_up.push(tombstone),
+                // Deleted since it was listed.
+                Ok(None) => {}
+                Err(error) => list.unreadable.push((name, error)),
+            }
+        }
+        list.complete.sort_by(|a, b| a.id.cmp(&b.id));
+        list.given_up.sort_by(|a, b| a.id.cmp(&b.id));
+        list.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(list)
+    }
+
+    /// What stands under a backup's name; `None` when the store says that there is nothing.
+    pub async fn backup(&self, id: &BackupId) -> Result<Option<Backup>> {
+        let name = self.names.backup(id.as_str());
+        let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
+        let refused = |failed: OpenFailed| refused(&name, failed);
+        // Which of the two it is, only the object says; its claim is bound into its keys.
+        let (header, _) = read_header(&object).map_err(refused)?;
+        let kind = header.claims.kind;
+        let expected = if kind == ObjectKind::Tombstone { kind } else { ObjectKind::Manifest };
+        let claims = self.claims(expected, TimelineId(0), Lsn(0));
+        let plain = open_index(&object, &claims, self.keys.as_ref()).map_err(refused)?;
+        let found = match expected {
+            ObjectKind::Tombstone => Tombstone::decode(&plain, id).map(Backup::GivenUp),
+            _ => Manifest::decode(&plain, id).map(|m| Backup::Complete(Box::new(m))),
+        };
+        found.map(Some).map_err(|bad| Error::new(Kind::Corrupt, bad.to_string()).context(&name))
+    }
+}
