@@ -17,6 +17,8 @@ mod receive;
 mod record;
 #[path = "wire/replay.rs"]
 mod replay;
+#[path = "live/restore.rs"]
+mod restore;
 mod support;
 #[path = "wire/transcript.rs"]
 mod transcript;

@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod moto;
 pub mod seed;
 pub mod server;
+pub mod shelf;
 pub mod temp;
 pub mod tls;
 pub mod user;

@@ -148,7 +148,7 @@ async fn start(
     if !output::watched() {
         spinner.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
-    let outcome = start.run(&prepared.choice.landing, size, &|line| spinner.set_message(line.to_owned())).await;
+    let outcome = start.run(&prepared.choice.landing, &|line: &str| spinner.set_message(line.to_owned())).await;
     spinner.finish_and_clear();
     outcome
 }

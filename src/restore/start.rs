@@ -9,7 +9,7 @@ use super::server::{self, Account, Programs};
 use super::target::Action;
 use crate::disk::durable;
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use crate::pg::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
 const POLL: Duration = Duration::from_millis(100);
 /// A server whose process is not seen for so long has ended.
@@ -88,7 +88,7 @@ impl Start {
     }
 
     /// Starts the server and waits until recovery has ended as asked. `progress` is given the last line of the log that is new.
-    pub async fn run(&self, landing: &Landing, size: SegmentSize, progress: &dyn Fn(&str)) -> Result<Started> {
+    pub async fn run(&self, landing: &Landing, progress: &dyn Fn(&str)) -> Result<Started> {
         let begun = Instant::now();
         let log = self.pgdata.join(LOG);
         let mut command = server::command(self.account.as_ref(), &self.programs.path("pg_ctl"));
@@ -124,7 +124,6 @@ impl Start {
             Action::Pause => (None, self.ask(&lock, "select pg_last_wal_replay_lsn()").and_then(|l| l.parse().ok())),
             Action::Shutdown => (None, None),
         };
-        let _ = size;
         let LockFile { pid, port, socket_directory, .. } = lock;
         let started = Started { pid, port, socket_directory, log, new_timeline, landed, took: begun.elapsed() };
         check_landing(&started, landing).map(|()| started)

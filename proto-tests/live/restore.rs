@@ -1,0 +1,401 @@
+//! Restores of real servers: where the plan says they land is where they land, with exactly those rows.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use walrecv::backup::{self, BackupOptions, WalWatch};
+use walrecv::error::{Kind, Result};
+use walrecv::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
+use walrecv::restore::fetch::{self, Call, Outcome};
+use walrecv::restore::recovery::Scratch;
+use walrecv::restore::server::{Account, Programs};
+use walrecv::restore::start::{Start, Started};
+use walrecv::restore::{self, Action, Options, Prepared, Restored, Target, Wanted};
+
+use super::net::{conninfo, run};
+use crate::support::shelf::Shelf;
+use crate::support::user::as_postgres;
+use crate::support::{Client, Server, TempDir, install};
+
+/// What the restored servers call: this program itself, through a script, so that the answer is that of `fetch::answer`.
+const FETCH: &str = "WALRECV_TEST_FETCH";
+
+/// Stands in for `walrecv wal-fetch %f %p` when a restored server calls it.
+#[test]
+fn answers_a_restored_server() {
+    let Ok(call) = std::env::var(FETCH) else { return };
+    let (name, destination) = call.split_once(' ').expect("%f and %p");
+    let pgdata = std::env::current_dir().expect("the data directory");
+    let standby_wait = Duration::from_millis(300);
+    let call = Call { name: name.to_owned(), destination: PathBuf::from(destination), pgdata, standby_wait };
+    let no_archive = || -> Result<_> { Err(walrecv::error::Error::new(Kind::Usage, "there is no plan")) };
+    let code = match run(fetch::answer(&call, &|_| None, &no_archive)) {
+        Outcome::Served => 0,
+        Outcome::Absent => 1,
+        Outcome::Unknown(error) => {
+            eprintln!("{error}");
+            200
+        }
+    };
+    std::process::exit(code);
+}
+
+/// The archive has everything: it is filled after the backup.
+struct Always;
+
+impl WalWatch for Always {
+    fn durable_end(&self, _timeline: TimelineId, _from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+        Box::pin(async { Ok(Some(Lsn(u64::MAX))) })
+    }
+}
+
+/// A commit of the test: the row, its time and where its transaction ended.
+#[derive(Clone, Debug)]
+struct Row {
+    n: i64,
+    time: String,
+    xid: u32,
+}
+
+struct Story {
+    server: Server,
+    shelf: Shelf,
+    places: TempDir,
+    rows: Vec<Row>,
+}
+
+impl Story {
+    fn new(server: Server) -> Story {
+        let places = TempDir::for_postgres("restore");
+        let system = server.sql("select system_identifier from pg_control_system()").parse().expect("a number");
+        let size = SegmentSize::from_show(&server.sql("show wal_segment_size")).expect("a size");
+        let shelf = run(Shelf::new(&places.join("repository"), SystemIdentifier(system), size));
+        server.sql("create table story (n bigint primary key, filler text)");
+        Story { server, shelf, places, rows: Vec::new() }
+    }
+
+    fn backup(&self) {
+        let options = BackupOptions { label: "before the story".into(), ..Default::default() };
+        let info = conninfo(&self.server.conninfo("postgres"));
+        run(backup::take_with(&self.shelf.archive, self.shelf.ring.clone(), &info, &options, &Always))
+            .expect("a backup");
+    }
+
+    /// One row per transaction, some larger than a segment's page.
+    fn write(&mut self, count: i64) {
+        for _ in 0..count {
+            let n = self.rows.len() as i64 + 1;
+            let sql = format!("insert into story values ({n}, repeat('{n}', 3000)) returning xmin");
+            let xid: u32 = self.server.sql(&sql).parse().expect("a transaction");
+            let time = self.server.sql(&format!("select pg_xact_commit_timestamp('{xid}')"));
+            self.rows.push(Row { n, time, xid });
+        }
+    }
+
+    /// Ends the server and stores its WAL, from the backup on, up to the last byte it had flushed.
+    fn archive_and_die(&mut self) -> Lsn {
+        let end: Lsn = self.server.sql("select pg_current_wal_flush_lsn()").parse().expect("a position");
+        self.server.kill9();
+        let start = self.manifests()[0];
+        let pg_wal = self.server.data_dir().join("pg_wal");
+        run(self.shelf.put_files(&pg_wal, TimelineId(1), start, end));
+        end
+    }
+
+    fn manifests(&self) -> Vec<Lsn> {
+        run(restore::stock::complete_backups(&self.shelf.archive)).expect("a list").iter().map(|m| m.start).collect()
+    }
+
+    fn prepare(&self, target: Target) -> Result<Prepared> {
+        run(restore::prepare(&self.shelf.archive, &Wanted { target, timeline: None, backup: None }))
+    }
+
+    fn options(&self, name: &str) -> Options {
+        Options {
+            pgdata: self.places.join(name),
+            tablespaces: Vec::new(),
+            action: Action::Promote,
+            jobs: 2,
+            account: Account::choose(None).expect("the user postgres"),
+            keep_archiving: false,
+            scratch: Some(Scratch { directory: self.places.join(format!("{name}.run")), port: port() }),
+            program: fetch_program(&self.places),
+            fetch_arguments: Vec::new(),
+        }
+    }
+
+    fn restore(&self, prepared: &Prepared, options: &Options) -> Result<Restored> {
+        run(restore::restore(&self.shelf.archive, self.shelf.access(), prepared, options, &|_, _| ()))
+    }
+
+    fn start(&self, prepared: &Prepared, options: &Options) -> Result<Copy> {
+        let start = Start {
+            pgdata: options.pgdata.clone(),
+            programs: Programs::find(self.server.version(), Some(&self.server.bin_dir()), None)?,
+            account: options.account.clone(),
+            action: options.action,
+            limit: Some(Duration::from_secs(60)),
+        };
+        let size = self.shelf.archive.names.segment_size;
+        start.probe(&options.program, restore::report::first_segment(&prepared.choice, size))?;
+        let started = run(start.run(&prepared.choice.landing, &|_| ()))?;
+        Ok(Copy { start, started, directory: options.scratch.as_ref().expect("a scratch server").directory.clone() })
+    }
+
+    /// Restores to `target`, starts, and returns the rows that are there.
+    fn land(&self, name: &str, target: Target) -> (Prepared, Vec<i64>) {
+        let shown = target.describe();
+        let prepared = self.prepare(target).unwrap_or_else(|e| panic!("{shown}: {e}"));
+        let options = self.options(name);
+        self.restore(&prepared, &options).unwrap_or_else(|e| panic!("{shown}: {e}"));
+        let copy = self.start(&prepared, &options).unwrap_or_else(|e| panic!("{shown}: {e}, advice {:?}", e.advice()));
+        assert_eq!(copy.started.landed, Some(prepared.choice.landing.replayed), "{shown}");
+        let rows = copy.rows();
+        (prepared, rows)
+    }
+
+    fn last_commit(prepared: &Prepared) -> Option<u32> {
+        prepared.choice.landing.last_commit.map(|c| c.xid)
+    }
+}
+
+/// A restored server that runs; stopped when it goes.
+struct Copy {
+    start: Start,
+    started: Started,
+    directory: PathBuf,
+}
+
+impl Copy {
+    fn client(&self) -> Client {
+        let port = self.started.port.expect("a port");
+        Client::connect(&self.directory, port, "postgres", "postgres").expect("a session")
+    }
+
+    fn value(&self, sql: &str) -> String {
+        let rows = self.client().query(sql).expect("an answer");
+        rows[0][0].clone().unwrap_or_default()
+    }
+
+    fn rows(&self) -> Vec<i64> {
+        let rows = self.client().query("select n from story order by n").expect("rows");
+        rows.into_iter().map(|row| row[0].as_deref().expect("a number").parse().expect("a number")).collect()
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let mut command = as_postgres(self.start.programs.path("pg_ctl"));
+        command.arg("-D").arg(&self.start.pgdata).args(["-m", "immediate", "stop"]);
+        let _ = command.output();
+    }
+}
+
+fn port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(7000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A script that calls this program's own `answers_a_restored_server`.
+fn fetch_program(places: &TempDir) -> PathBuf {
+    let script = places.join("fetch it's 100%");
+    let program = std::env::current_exe().expect("this program");
+    let text = format!(
+        "#!/bin/sh\n{FETCH}=\"$2 $3\" exec '{}' --exact restore::answers_a_restored_server --nocapture >/dev/null\n",
+        program.display()
+    );
+    std::fs::write(&script, text).expect("a script");
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).expect("a mode");
+    script
+}
+
+fn numbers(to: i64) -> Vec<i64> {
+    (1..=to).collect()
+}
+
+fn time(text: &str, inclusive: bool) -> Target {
+    Target::Time { time: restore::target::parse_time(text).expect("a time"), inclusive }
+}
+
+fn verify(server: &Server, pgdata: &Path) {
+    let mut command = as_postgres(server.bin_dir().join("pg_verifybackup"));
+    let output = command.arg("-n").arg(pgdata).output().expect("pg_verifybackup");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Every kind of target lands where the plan says, by the server's own account, with exactly those rows.
+#[test]
+fn every_target_lands_where_the_plan_says() {
+    for version in versions() {
+        let mut story = Story::new(Server::start(version));
+        story.write(5);
+        story.backup();
+        story.write(5);
+        story.server.sql("select pg_create_restore_point('here')");
+        story.write(5);
+        let at: Lsn = story.server.lsn();
+        story.write(1);
+        story.server.switch_wal();
+        story.write(300);
+        story.server.sql("begin; insert into story values (-1, ''); rollback");
+        let end = story.archive_and_die();
+        let rows = story.rows.clone();
+        let row = |n: usize| &rows[n - 1];
+
+        let (prepared, found) = story.land("latest", Target::Latest);
+        assert_eq!(found, numbers(316));
+        assert!(prepared.choice.landing.replayed <= end);
+
+        let (prepared, found) = story.land("inclusive", time(&row(12).time, true));
+        assert_eq!(found, numbers(12));
+        assert_eq!(Story::last_commit(&prepared), Some(row(12).xid));
+        let (_, found) = story.land("exclusive", time(&row(12).time, false));
+        assert_eq!(found, numbers(11));
+        let (_, found) = story.land("lsn", Target::Lsn { lsn: at, inclusive: false });
+        assert_eq!(found, numbers(15));
+        let (_, found) = story.land("name", Target::Name("here".into()));
+        assert_eq!(found, numbers(10));
+        let (_, found) = story.land("xid", Target::Xid { xid: row(200).xid, inclusive: true });
+        assert_eq!(found, numbers(200));
+        let (_, found) = story.land("immediate", Target::Immediate);
+        assert_eq!(found, numbers(5));
+        refusals(&story);
+        println!("PostgreSQL {version}: every target landed");
+    }
+}
+
+fn refusals(story: &Story) {
+    let last = story.rows.last().expect("a row");
+    let kind = |target| story.prepare(target).expect_err("not reachable").kind();
+    assert_eq!(kind(time("2099-01-01 00:00:00+00", true)), Kind::Target);
+    assert_eq!(kind(Target::Name("nowhere".into())), Kind::Target);
+    let before = time(&story.rows[1].time, true);
+    let error = story.prepare(before).expect_err("before the backup");
+    assert_eq!(error.kind(), Kind::Target);
+    assert!(error.advice().is_some_and(|a| a.contains("earliest")), "{error}: {:?}", error.advice());
+    // The abort after it stops the server.
+    let prepared = story.prepare(time(&last.time, true)).expect("the abort ends it");
+    let occupied = Options { pgdata: story.places.path().to_path_buf(), ..story.options("x") };
+    assert_eq!(story.restore(&prepared, &occupied).expect_err("occupied").kind(), Kind::Usage);
+}
+
+/// PostgreSQL's own tool finds every file as the server listed it; modes are those of a data directory; tablespaces go where they are sent.
+#[test]
+fn what_is_laid_is_what_the_server_listed() {
+    for version in versions() {
+        let server = Server::builder(version).setting("synchronous_standby_names", "").start();
+        let mut story = Story::new(server);
+        let space = story.places.postgres_dir("a space");
+        story.server.sql(&format!("create tablespace extra location '{}'", space.display()));
+        story.server.sql("create table there tablespace extra as select generate_series(1, 5000) as n");
+        story.backup();
+        story.write(3);
+        story.archive_and_die();
+        let prepared = story.prepare(Target::Latest).expect("a plan");
+
+        let refused = story.restore(&prepared, &story.options("unmapped")).expect_err("production's tablespace");
+        assert_eq!(refused.kind(), Kind::Usage, "{refused}");
+        let elsewhere = story.places.join("another space");
+        let mut options = story.options("data");
+        options.tablespaces = vec![("/no/such".into(), "/tmp/x".into())];
+        assert_eq!(story.restore(&prepared, &options).expect_err("unknown").kind(), Kind::Usage);
+        assert!(!options.pgdata.exists());
+        options.tablespaces = vec![(space.clone(), elsewhere.clone())];
+        let restored = story.restore(&prepared, &options).expect("a restore");
+        assert_eq!(restored.files, prepared.choice.manifest.sizes.files);
+        // Only the edited map differs from what the server listed.
+        let map = options.pgdata.join("tablespace_map");
+        let edited = std::fs::read(&map).expect("a map");
+        std::fs::write(&map, &prepared.choice.manifest.tablespace_map.as_ref().expect("a map").0).expect("a map");
+        verify(&story.server, &options.pgdata);
+        std::fs::write(&map, edited).expect("a map");
+        let mode = |path: &Path| std::fs::metadata(path).expect("a file").permissions().mode() & 0o777;
+        assert_eq!([mode(&options.pgdata), mode(&options.pgdata.join("pg_wal/walrecv"))], [0o700, 0o700]);
+        assert_eq!(mode(&options.pgdata.join("pg_wal/walrecv/plan.json")), 0o600);
+
+        let copy = story.start(&prepared, &options).expect("a server");
+        assert_eq!(copy.rows(), numbers(3));
+        assert_eq!(copy.value("select count(*) from there"), "5000");
+        let location = "select pg_tablespace_location(oid) from pg_tablespace where spcname = 'extra'";
+        assert_eq!(copy.value(location), elsewhere.display().to_string());
+        assert!(!options.pgdata.join("pg_wal/walrecv").exists(), "the keys go when recovery ends");
+        assert!(story.restore(&prepared, &options).is_err(), "a running server's directory is left alone");
+    }
+}
+
+/// A restored server neither waits for production's standbys nor archives for production; it says so.
+#[test]
+fn a_copy_does_not_act_on_production() {
+    let version = *versions().last().expect("a server");
+    let taken = TempDir::for_postgres("taken");
+    let server = Server::builder(version)
+        .setting("archive_mode", "on")
+        .setting("archive_command", format!("cp %p {}/%f", taken.path().display()))
+        .setting("synchronous_standby_names", "walrecv")
+        .setting("synchronous_commit", "local")
+        .start();
+    let mut story = Story::new(server);
+    story.backup();
+    story.write(3);
+    story.archive_and_die();
+    let before = std::fs::read_dir(taken.path()).expect("a folder").count();
+    let prepared = story.prepare(Target::Latest).expect("a plan");
+    let options = story.options("copy");
+    let restored = story.restore(&prepared, &options).expect("a restore");
+    let told: Vec<_> = restored.neutralised.iter().map(|n| n.setting.as_str()).collect();
+    assert!(told.contains(&"synchronous_standby_names") && told.contains(&"archive_mode"), "{told:?}");
+    let copy = story.start(&prepared, &options).expect("a server");
+    copy.client().query("set synchronous_commit = on; insert into story values (99, '')").expect("not waiting");
+    copy.client().query("select pg_switch_wal()").expect("a switch");
+    assert_eq!(copy.value("show archive_mode"), "off");
+    assert_eq!(std::fs::read_dir(taken.path()).expect("a folder").count(), before);
+}
+
+/// A damaged or missing segment stops the server; it is never opened early.
+#[test]
+fn what_the_plan_needs_and_cannot_be_read_stops_the_server() {
+    let version = *versions().first().expect("a server");
+    let mut story = Story::new(Server::start(version));
+    story.backup();
+    for _ in 0..3 {
+        story.write(20);
+        story.server.switch_wal();
+    }
+    story.write(2);
+    let end = story.archive_and_die();
+    let prepared = story.prepare(Target::Latest).expect("a plan");
+    let victim = story.shelf.segment(TimelineId(1), Lsn(end.0 - (1 << 20)));
+    let object = story.shelf.file(&story.shelf.archive.names.segment(victim, None));
+    let whole = std::fs::read(&object).expect("an object");
+
+    let mut damaged = whole.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&object, damaged).expect("a damaged object");
+    let options = story.options("damaged");
+    story.restore(&prepared, &options).expect("a restore");
+    let error = story.start(&prepared, &options).err().expect("must not open");
+    assert!(error.to_string().contains("FATAL"), "{error}");
+    assert!(options.pgdata.join("recovery.signal").exists(), "not promoted");
+
+    std::fs::remove_file(&object).expect("gone");
+    let error = story.prepare(Target::Latest).expect_err("a hole");
+    assert_eq!(error.kind(), Kind::Gap, "{error}");
+    let error = story.start(&prepared, &options).err().expect("must not open");
+    assert!(error.to_string().contains("FATAL"), "{error}");
+
+    std::fs::write(&object, whole).expect("put back");
+    let copy = story.start(&prepared, &options).expect("goes on where it was");
+    assert_eq!(copy.rows(), numbers(62));
+}
+
+fn versions() -> Vec<MajorVersion> {
+    let ends = [MajorVersion::V13, MajorVersion::V18];
+    install::versions()
+        .into_iter()
+        .filter(|v| ends.contains(v) || std::env::var_os("WALRECV_PG_VERSIONS").is_some())
+        .collect()
+}

@@ -1,0 +1,9 @@
+//! Plans and `wal-fetch` over archives of made WAL: forks, holes, tails, damage. No server is needed.
+
+#[path = "restore/fetch.rs"]
+mod fetch;
+#[path = "restore/plan.rs"]
+mod plan;
+mod support;
+#[path = "restore/world.rs"]
+mod world;

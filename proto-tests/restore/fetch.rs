@@ -1,0 +1,236 @@
+//! `wal-fetch` over an archive: what is served, what is absent, what stops the server.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use walrecv::archive::Archive;
+use walrecv::error::{Error, Kind, Result};
+use walrecv::pg::timeline::Ancestor;
+use walrecv::pg::{Lsn, TimelineHistory, TimelineId};
+use walrecv::restore::decide::Bounds;
+use walrecv::restore::fetch::{Call, Outcome, answer};
+use walrecv::restore::path;
+use walrecv::restore::plan_file::PlanFile;
+
+use crate::world::{MB, ONE, TWO, World, run};
+
+/// A data directory that asks.
+struct Asker<'w> {
+    world: &'w World,
+    pgdata: PathBuf,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Served(Vec<u8>),
+    Absent,
+    Unknown(Kind),
+}
+
+impl<'w> Asker<'w> {
+    fn new(world: &'w World, name: &str) -> Asker<'w> {
+        let pgdata = world.places.join(name);
+        std::fs::create_dir_all(pgdata.join("pg_wal")).expect("a folder");
+        Asker { world, pgdata }
+    }
+
+    /// Under a plan that ends at `end` on the path to timeline 2 (or 1).
+    fn planned(world: &'w World, target: TimelineId, end: Lsn) -> Asker<'w> {
+        let asker = Asker::new(world, "planned");
+        let ancestors = vec![Ancestor { timeline: ONE, switch_point: world.fork }];
+        let history = match target {
+            ONE => TimelineHistory::root(ONE),
+            _ => TimelineHistory { timeline: TWO, ancestors },
+        };
+        let path = path::Path::of(&history);
+        let target = Bounds::target_for(&path, end);
+        let bounds = Bounds { path, target, end, histories: [TWO].into() };
+        let plan = PlanFile { names: world.shelf.archive.names.clone(), access: world.shelf.access(), bounds };
+        plan.write(&asker.pgdata, None).expect("a plan");
+        asker.signal("recovery.signal");
+        asker
+    }
+
+    fn signal(&self, name: &str) {
+        std::fs::write(self.pgdata.join(name), "").expect("a signal file");
+    }
+
+    fn own(&self, name: &str, bytes: &[u8]) {
+        let mut file = bytes.to_vec();
+        file.resize(MB as usize, 0);
+        std::fs::write(self.pgdata.join("pg_wal").join(name), file).expect("a file");
+    }
+
+    fn ask(&self, name: &str) -> Said {
+        let destination = Path::new("pg_wal/RECOVERYXLOG");
+        let call = Call {
+            name: name.to_owned(),
+            destination: destination.to_path_buf(),
+            pgdata: self.pgdata.clone(),
+            standby_wait: Duration::from_millis(300),
+        };
+        let archive = self.world.shelf.archive.clone();
+        let open = move || -> Result<Archive> { Ok(archive.clone()) };
+        match run(answer(&call, &|_| None, &open)) {
+            Outcome::Served => Said::Served(std::fs::read(self.pgdata.join(destination)).expect("a served file")),
+            Outcome::Absent => Said::Absent,
+            Outcome::Unknown(error) => Said::Unknown(error.kind()),
+        }
+    }
+
+    fn segment(&self, timeline: TimelineId, number: u64) -> Said {
+        self.ask(&self.world.segment(timeline, number).to_string())
+    }
+}
+
+/// The first bytes of a segment, zeros after them.
+fn filled(bytes: &[u8]) -> Said {
+    let mut whole = bytes.to_vec();
+    whole.resize(MB as usize, 0);
+    Said::Served(whole)
+}
+
+#[test]
+fn a_plan_serves_its_path_and_nothing_past_its_end() {
+    let world = World::new();
+    world.store_all();
+    let end = world.two.last_before(Lsn(6 * MB + 700_000)).end;
+    let asker = Asker::planned(&world, TWO, end);
+    assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
+    assert_eq!(asker.segment(TWO, 4), filled(world.bytes(TWO, 4)));
+    assert_eq!(asker.segment(TWO, 6), filled(&world.bytes(TWO, 6)[..end.since(Lsn(6 * MB)) as usize]));
+    assert_eq!(asker.segment(TWO, 6), asker.segment(TWO, 6), "asked again, answered again");
+    assert_eq!(asker.segment(TWO, 7), Said::Absent, "stored, but past the end");
+    assert_eq!(asker.segment(ONE, 5), Said::Absent, "the dead branch");
+    let before_fork = &world.bytes(ONE, 4)[..world.fork.since(Lsn(4 * MB)) as usize];
+    assert_eq!(asker.segment(ONE, 4), filled(before_fork));
+    assert!(matches!(asker.ask("00000002.history"), Said::Served(_)));
+    assert_eq!(asker.ask("00000003.history"), Said::Absent);
+    assert_eq!(asker.ask("00000001.history"), Said::Absent);
+    assert_eq!(asker.ask("000000010000000000000002.00000028.backup"), Said::Unknown(Kind::Usage));
+}
+
+#[test]
+fn what_a_plan_needs_must_be_there() {
+    let world = World::new();
+    world.store_all();
+    let asker = Asker::planned(&world, TWO, world.two.made.end());
+    world.forget(TWO, 5);
+    assert_eq!(asker.segment(TWO, 5), Said::Unknown(Kind::Gap));
+    let history = world.shelf.archive.names.history(TWO);
+    std::fs::remove_file(world.shelf.file(&history)).expect("a history");
+    assert_eq!(asker.ask("00000002.history"), Said::Unknown(Kind::Gap));
+    let object = world.shelf.file(&world.shelf.archive.names.segment(world.segment(TWO, 6), None));
+    let mut bytes = std::fs::read(&object).expect("an object");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&object, bytes).expect("damage");
+    assert_eq!(asker.segment(TWO, 6), Said::Unknown(Kind::Corrupt));
+}
+
+#[test]
+fn a_plan_that_ends_before_the_fork_can_be_served_by_the_child() {
+    let world = World::new();
+    world.store(ONE, 1..=3);
+    world.store(TWO, 4..=7);
+    world.store_history();
+    let end = Lsn(4 * MB + 300_000);
+    let asker = Asker::planned(&world, TWO, end);
+    assert_eq!(asker.segment(TWO, 4), Said::Absent, "the recovery stays on timeline 1");
+    assert_eq!(asker.segment(ONE, 4), filled(&world.bytes(ONE, 4)[..300_000]));
+}
+
+#[test]
+fn without_a_plan_the_end_must_be_proven() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    let asker = Asker::new(&world, "free");
+    asker.signal("recovery.signal");
+    assert_eq!(asker.segment(ONE, 3), filled(world.bytes(ONE, 3)));
+    assert_eq!(asker.segment(ONE, 6), filled(world.bytes(ONE, 6)), "the tail");
+    assert_eq!(asker.segment(ONE, 7), Said::Absent);
+    assert_eq!(asker.ask("00000002.history"), Said::Absent);
+    world.forget(ONE, 4);
+    assert_eq!(asker.segment(ONE, 4), Said::Unknown(Kind::Gap));
+}
+
+#[test]
+fn a_tail_never_replaces_what_the_caller_has() {
+    let world = World::new();
+    world.store(ONE, 1..=5);
+    let (cut, bytes) = (300_000, world.bytes(ONE, 6));
+    run(world.shelf.put_wal(world.segment(ONE, 6), &bytes[..200_000]));
+    let asker = Asker::new(&world, "standby");
+    asker.signal("standby.signal");
+    let (name, tail) = (world.segment(ONE, 6).to_string(), filled(&bytes[..200_000]));
+    let with = |own: &[u8]| {
+        asker.own(&name, own);
+        asker.ask(&name)
+    };
+    assert_eq!(with(&[]), tail, "a file of zeros");
+    assert_eq!(with(&bytes[..150_000]), tail, "behind");
+    assert_eq!(with(&bytes[..200_000]), tail, "level");
+    assert_eq!(with(&bytes[..cut]), Said::Absent, "ahead");
+    let mut recycled = world.bytes(ONE, 2).to_vec();
+    assert_eq!(with(&recycled), tail, "a file that was recycled and not yet written");
+    recycled[..160_000].copy_from_slice(&bytes[..160_000]);
+    assert_eq!(with(&recycled), tail, "behind, in a recycled file");
+    recycled[..cut].copy_from_slice(&bytes[..cut]);
+    assert_eq!(with(&recycled), Said::Absent, "ahead, in a recycled file");
+    let mut other = bytes[..150_000].to_vec();
+    other[100] ^= 1;
+    assert_eq!(with(&other), Said::Absent, "its first page header is like ours, its content is not");
+}
+
+#[test]
+fn a_fork_without_its_wal_is_no_end() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    world.store_history();
+    let asker = Asker::new(&world, "follower");
+    asker.signal("recovery.signal");
+    assert_eq!(asker.segment(ONE, 3), filled(world.bytes(ONE, 3)), "before the fork");
+    assert_eq!(asker.segment(ONE, 4), Said::Unknown(Kind::Gap), "which branch is meant is not known");
+    std::fs::write(asker.pgdata.join("pg_wal/00000002.history"), "").expect("a history");
+    let before_fork = &world.bytes(ONE, 4)[..world.fork.since(Lsn(4 * MB)) as usize];
+    assert_eq!(asker.segment(ONE, 4), filled(before_fork), "the caller follows timeline 2");
+    assert_eq!(asker.segment(ONE, 5), Said::Absent);
+    std::fs::remove_file(asker.pgdata.join("pg_wal/00000002.history")).expect("a history");
+    world.store(TWO, 4..=4);
+    assert_eq!(asker.segment(ONE, 5), filled(world.bytes(ONE, 5)), "it asked for timeline 2 first");
+    assert_eq!(asker.segment(ONE, 7), Said::Unknown(Kind::Gap), "the parent's end, while a child is stored");
+}
+
+#[test]
+fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    world.forget(ONE, 4);
+    let standby = Asker::new(&world, "standby");
+    standby.signal("standby.signal");
+    let begun = Instant::now();
+    assert_eq!(standby.segment(ONE, 4), Said::Absent);
+    assert!(begun.elapsed() >= Duration::from_millis(150), "it waited");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+
+    let asker = Asker::new(&world, "recovery");
+    asker.signal("recovery.signal");
+    let call = Call {
+        name: world.segment(ONE, 2).to_string(),
+        destination: "pg_wal/RECOVERYXLOG".into(),
+        pgdata: asker.pgdata.clone(),
+        standby_wait: Duration::ZERO,
+    };
+    let broken = || -> Result<Archive> { Err(Error::new(Kind::Key, "no key")) };
+    let outcome = run(answer(&call, &|_| None, &broken));
+    assert!(matches!(outcome, Outcome::Unknown(e) if e.kind() == Kind::Key));
+}
+
+#[test]
+fn an_unreadable_plan_is_not_no_plan() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    let asker = Asker::planned(&world, ONE, world.one.made.end());
+    std::fs::write(PlanFile::place(&asker.pgdata), "{").expect("a broken plan");
+    assert_eq!(asker.segment(ONE, 7), Said::Unknown(Kind::Failed));
+}

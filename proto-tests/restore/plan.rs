@@ -1,0 +1,169 @@
+//! The plan over an archive: which timeline, which backup, which last commit, and what is refused.
+
+use walrecv::error::{Error, Kind};
+use walrecv::pg::xact::PgTime;
+use walrecv::pg::{Lsn, TimelineId};
+use walrecv::restore::choose::{Choice, Wanted, choose};
+use walrecv::restore::plan::Stop;
+use walrecv::restore::target::Target;
+use walrecv::seal::content::manifest::Manifest;
+
+use crate::world::{Commit, MB, ONE, TWO, World, manifest, run};
+
+fn plan_from(
+    world: &World,
+    backups: &[Manifest],
+    target: Target,
+    timeline: Option<TimelineId>,
+) -> Result<Choice, Error> {
+    let archive = &world.shelf.archive;
+    let inventory = run(archive.inventory()).expect("an inventory");
+    run(choose(archive, &inventory, backups, &Wanted { target, timeline, backup: None }))
+}
+
+fn plan(world: &World, target: Target, timeline: Option<TimelineId>) -> Result<Choice, Error> {
+    plan_from(world, &[world.manifest()], target, timeline)
+}
+
+fn last(choice: &Choice) -> Commit {
+    let commit = choice.landing.last_commit.expect("a commit");
+    Commit { xid: commit.xid, start: commit.start, end: commit.end }
+}
+
+fn time(xid: u32) -> Target {
+    Target::Time { time: PgTime(i64::from(xid)), inclusive: true }
+}
+
+#[test]
+fn the_newest_timeline_is_followed_through_its_fork() {
+    let world = World::new();
+    world.store_all();
+    let choice = plan(&world, Target::Latest, None).expect("a plan");
+    assert_eq!(last(&choice), *world.two.commits.last().expect("a commit"));
+    assert_eq!((choice.landing.timeline, choice.landing.stop), (TWO, Stop::EndOfWal));
+    assert_eq!(choice.landing.replayed, world.two.made.end());
+    assert_eq!(choice.landing.commits, world.two.commits.len() as u64);
+
+    let old = plan(&world, Target::Latest, Some(ONE)).expect("a plan");
+    assert_eq!(last(&old), *world.one.commits.last().expect("a commit"));
+    assert_eq!(old.landing.timeline, ONE);
+    let error = plan(&world, Target::Latest, Some(TimelineId(3))).expect_err("no such timeline");
+    assert_eq!(error.kind(), Kind::Target);
+}
+
+#[test]
+fn a_landing_before_the_fork_belongs_to_the_parent() {
+    let world = World::new();
+    world.store_all();
+    let wanted = world.one.last_before(Lsn(3 * MB));
+    let choice = plan(&world, time(wanted.xid), None).expect("a plan");
+    assert_eq!((last(&choice), choice.landing.timeline), (wanted, ONE));
+    // The last one before the fork: the record that stops the server is timeline 2's.
+    let wanted = world.one.last_before(world.fork);
+    let choice = plan(&world, time(wanted.xid), None).expect("a plan");
+    assert_eq!((last(&choice), choice.landing.timeline), (wanted, TWO));
+    let old = plan(&world, time(wanted.xid), Some(ONE)).expect("a plan");
+    assert_eq!((last(&old), old.landing.timeline), (wanted, ONE));
+}
+
+#[test]
+fn wal_of_the_dead_branch_never_counts() {
+    let world = World::new();
+    // The promoted server's first segment has not arrived, the old primary's has bytes past the fork.
+    world.store(ONE, 1..=6);
+    world.store_history();
+    let choice = plan(&world, Target::Latest, None).expect("a plan");
+    assert_eq!(last(&choice), world.one.last_before(world.fork));
+    assert_eq!((choice.landing.replayed, choice.landing.timeline), (world.fork, ONE));
+}
+
+#[test]
+fn the_parent_lends_the_beginning_that_the_child_has_not_yet() {
+    let world = World::new();
+    world.store(ONE, 1..=4);
+    run(world.shelf.put_wal(world.segment(TWO, 4), &world.bytes(TWO, 4)[..100_000]));
+    world.store_history();
+    let choice = plan(&world, Target::Latest, None).expect("a plan");
+    assert_eq!(choice.landing.replayed, world.fork);
+}
+
+#[test]
+fn a_record_that_is_not_whole_is_not_promised() {
+    let world = World::new();
+    world.store(ONE, 1..=2);
+    let cut = world.one.last_before(Lsn(3 * MB + 500_000));
+    let bytes = world.bytes(ONE, 3);
+    run(world.shelf.put_wal(world.segment(ONE, 3), &bytes[..cut.end.since(Lsn(3 * MB)) as usize - 1]));
+    let choice = plan(&world, Target::Latest, None).expect("a plan");
+    assert_eq!(last(&choice).xid, cut.xid - 1);
+    assert!(choice.landing.replayed < cut.end);
+}
+
+#[test]
+fn a_hole_is_no_end() {
+    let world = World::new();
+    world.store_all();
+    world.forget(ONE, 3);
+    let error = plan(&world, Target::Latest, None).expect_err("a hole");
+    assert_eq!(error.kind(), Kind::Gap);
+    assert!(error.to_string().contains("000000010000000000000003"), "{error}");
+    let after = world.two.commits.last().expect("a commit").xid - 5;
+    assert_eq!(plan(&world, time(after), None).expect_err("a hole").kind(), Kind::Gap);
+    let before = world.one.last_before(Lsn(2 * MB + 900_000));
+    assert_eq!(last(&plan(&world, time(before.xid), None).expect("before the hole")), before);
+}
+
+#[test]
+fn a_missing_first_segment_of_the_child_is_a_hole() {
+    let world = World::new();
+    world.store_all();
+    world.forget(TWO, 4);
+    assert_eq!(plan(&world, Target::Latest, None).expect_err("a hole").kind(), Kind::Gap);
+    assert!(plan(&world, Target::Latest, Some(ONE)).is_ok());
+}
+
+#[test]
+fn the_newest_backup_that_can_reach_the_target_is_taken() {
+    let world = World::new();
+    world.store_all();
+    let late = world.one.last_before(Lsn(3 * MB));
+    let backups = [world.manifest(), manifest(late.start, world.one.last_before(Lsn(3 * MB + 500_000)).end)];
+    let choice = plan_from(&world, &backups, Target::Latest, None).expect("a plan");
+    assert_eq!((choice.manifest.start, choice.passed_over.len()), (late.start, 0));
+    let early = world.one.last_before(Lsn(2 * MB));
+    let choice = plan_from(&world, &backups, time(early.xid), None).expect("a plan");
+    assert_eq!((last(&choice), choice.manifest.start), (early, world.redo));
+    assert_eq!(choice.passed_over.len(), 1);
+    let searched = Target::Xid { xid: early.xid, inclusive: true };
+    let choice = plan_from(&world, &backups, searched, None).expect("a plan");
+    assert_eq!((last(&choice), choice.manifest.start), (early, world.redo));
+}
+
+#[test]
+fn what_cannot_be_reached_is_refused_with_what_can() {
+    let world = World::new();
+    world.store_all();
+    let error = plan_from(&world, &[], Target::Latest, None).expect_err("no backup");
+    assert_eq!(error.kind(), Kind::Target);
+    let error = plan(&world, time(1), None).expect_err("before the backup's end");
+    assert_eq!(error.kind(), Kind::Target);
+    assert!(error.advice().is_some_and(|a| a.contains(&world.stop.to_string())), "{:?}", error.advice());
+    let last = world.two.commits.last().expect("a commit");
+    let error = plan(&world, time(last.xid), None).expect_err("no later commit");
+    assert_eq!(error.kind(), Kind::Target);
+    assert!(error.to_string().contains(&format!("transaction {}", last.xid)), "{error}");
+    assert!(error.advice().is_some_and(|a| a.contains("--latest")), "{:?}", error.advice());
+}
+
+#[test]
+fn damage_is_named() {
+    let world = World::new();
+    world.store_all();
+    let mut bytes = world.bytes(ONE, 3).to_vec();
+    bytes[500_000] ^= 0x10;
+    world.forget(ONE, 3);
+    run(world.shelf.put_wal(world.segment(ONE, 3), &bytes));
+    let error = plan(&world, Target::Latest, None).expect_err("a bad record");
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(error.to_string().contains("000000010000000000000003"), "{error}");
+}

@@ -1,0 +1,107 @@
+//! A repository in a folder that is filled by hand: WAL from memory or from a server's own files, sealed as a receiver would seal it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use walrecv::archive::Archive;
+use walrecv::keys::ring::{ReaderRing, WriterRing};
+use walrecv::keys::setup::{self, RepositoryKeys};
+use walrecv::pg::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId};
+use walrecv::repo::{ClusterNames, Found, Repository};
+use walrecv::restore::Access;
+use walrecv::seal::content::summary::Summary;
+use walrecv::seal::hash::content_hash;
+use walrecv::seal::header::{ObjectKind, RepositoryId};
+use walrecv::seal::sealer::{Compression, Sealer, seal_index};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The repository, with all keys.
+pub struct Shelf {
+    pub archive: Archive,
+    pub ring: Arc<WriterRing>,
+    keys: RepositoryKeys,
+    id: RepositoryId,
+}
+
+impl Shelf {
+    /// A new repository in `folder` for one cluster.
+    pub async fn new(folder: &Path, system: SystemIdentifier, size: SegmentSize) -> Shelf {
+        let names = ClusterNames { cluster: "main".into(), system, segment_size: size };
+        let (keys, id) = (setup::generate(), RepositoryId([7; 16]));
+        let ring = WriterRing::new(id, keys.secret.clone(), Some(&keys.public)).expect("a ring");
+        let reader = ReaderRing::new(id, keys.secret.clone(), Some(&keys.identity)).expect("a ring");
+        let repo = Repository::open(&format!("file://{}", folder.display()), &|_| None).expect("a repository");
+        repo.make_root().await.expect("a folder");
+        Shelf { archive: Archive { repo, names, keys: Arc::new(reader) }, ring: Arc::new(ring), keys, id }
+    }
+
+    /// What a restore leaves for `wal-fetch`.
+    pub fn access(&self) -> Access {
+        Access {
+            url: self.archive.repo.url().to_owned(),
+            repository: self.id,
+            secret: self.keys.secret.clone(),
+            identity: Some(self.keys.identity.clone()),
+        }
+    }
+
+    pub fn segment(&self, timeline: TimelineId, at: Lsn) -> SegmentName {
+        let size = self.archive.names.segment_size;
+        SegmentName::new(timeline, size.segment_of(at), size)
+    }
+
+    /// Stores a whole segment (at most 16 MB), or its beginning as the end of a timeline.
+    pub async fn put_wal(&self, segment: SegmentName, bytes: &[u8]) {
+        let complete = bytes.len() as u64 == segment.size.bytes();
+        let kind = if complete { ObjectKind::Segment } else { ObjectKind::Partial };
+        let name = match complete {
+            true => self.archive.names.segment(segment, None),
+            false => self.archive.names.partial(segment),
+        };
+        let keys = self.ring.fresh().expect("a data key");
+        let claims = self.archive.claims(kind, segment.timeline, segment.start());
+        let mut sealer = Sealer::new(&keys, claims, salt(), Compression::Lz4);
+        sealer.push(bytes);
+        let end = segment.start() + bytes.len() as u64;
+        let summary = Summary::of(segment.start(), end, content_hash(&self.keys.secret, bytes));
+        self.put(&name, &sealer.finish(&summary.encode()).bytes).await;
+    }
+
+    pub async fn put_history(&self, timeline: TimelineId, content: &[u8]) {
+        let keys = self.ring.fresh().expect("a data key");
+        let claims = self.archive.claims(ObjectKind::History, timeline, Lsn(0));
+        let sealed = seal_index(&keys, claims, salt(), Compression::None, content);
+        self.put(&self.archive.names.history(timeline), &sealed.bytes).await;
+    }
+
+    async fn put(&self, name: &str, bytes: &[Bytes]) {
+        let put = self.archive.repo.put_once(name, bytes, &|_| Found::Different, PATIENCE).await;
+        put.unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+
+    /// Stores the WAL of `timeline` from `from` to `to`, as it stands in `pg_wal` of a server.
+    pub async fn put_files(&self, pg_wal: &Path, timeline: TimelineId, from: Lsn, to: Lsn) {
+        let mut segment = self.segment(timeline, from);
+        while segment.start() < to {
+            let path = pg_wal.join(segment.to_string());
+            let file = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let end = to.since(segment.start()).min(segment.size.bytes());
+            self.put_wal(segment, &file[..end as usize]).await;
+            segment.number = segment.number.next();
+        }
+    }
+
+    /// The file of an object of the repository.
+    pub fn file(&self, name: &str) -> std::path::PathBuf {
+        self.archive.repo.local_root().expect("a local repository").join(name)
+    }
+}
+
+fn salt() -> [u8; 32] {
+    let mut salt = [0; 32];
+    getrandom::fill(&mut salt).expect("random bytes");
+    salt
+}
