@@ -31,7 +31,9 @@ fn answers_a_restored_server() {
     let pgdata = std::env::current_dir().expect("the data directory");
     let standby_wait = Duration::from_millis(300);
     let call = Call { name: name.to_owned(), destination: PathBuf::from(destination), pgdata, standby_wait };
-    let no_archive = || -> Result<_> { Err(walrecv::error::Error::new(Kind::Usage, "there is no plan")) };
+    let no_archive = || -> futures::future::BoxFuture<'static, Result<_>> {
+        Box::pin(async { Err(walrecv::error::Error::new(Kind::Usage, "there is no plan")) })
+    };
     let code = match run(fetch::answer(&call, &|_| None, &no_archive)) {
         Outcome::Served => 0,
         Outcome::Absent => 1,
