@@ -70,7 +70,10 @@ impl<'w> Asker<'w> {
             standby_wait: Duration::from_millis(300),
         };
         let archive = self.world.shelf.archive.clone();
-        let open = move || -> Result<Archive> { Ok(archive.clone()) };
+        let open = move || -> futures::future::BoxFuture<'static, Result<Archive>> {
+            let archive = archive.clone();
+            Box::pin(async { Ok(archive) })
+        };
         match run(answer(&call, &|_| None, &open)) {
             Outcome::Served => Said::Served(std::fs::read(self.pgdata.join(destination)).expect("a served file")),
             Outcome::Absent => Said::Absent,
@@ -221,7 +224,9 @@ fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
         pgdata: asker.pgdata.clone(),
         standby_wait: Duration::ZERO,
     };
-    let broken = || -> Result<Archive> { Err(Error::new(Kind::Key, "no key")) };
+    let broken = || -> futures::future::BoxFuture<'static, Result<Archive>> {
+        Box::pin(async { Err(Error::new(Kind::Key, "no key")) })
+    };
     let outcome = run(answer(&call, &|_| None, &broken));
     assert!(matches!(outcome, Outcome::Unknown(e) if e.kind() == Kind::Key));
 }
