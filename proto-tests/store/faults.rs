@@ -195,10 +195,12 @@ fn no_answer_is_a_lie() {
     assert!(created > 0, "faults everywhere: nothing was tested");
 }
 
+type Hook = dyn Fn(&str, &Memory) + Send + Sync;
+
 /// A store that does something of the test's own before each read and each listing.
 pub struct Hooked {
     memory: Arc<Memory>,
-    hook: Box<dyn Fn(&str, &Memory) + Send + Sync>,
+    hook: Box<Hook>,
 }
 
 impl Hooked {

@@ -60,7 +60,7 @@ async fn raced(repo: &Repository) {
 async fn read(repo: &Repository) {
     let name = "ranges/object";
     let content = Bytes::from((0..=255u8).collect::<Vec<_>>());
-    repo.put_once(name, &[content.clone()], &judge(0, 1), PATIENCE).await.unwrap();
+    repo.put_once(name, std::slice::from_ref(&content), &judge(0, 1), PATIENCE).await.unwrap();
     for (range, expected) in
         [(0..256, 0..256), (10..20, 10..20), (250..300, 250..256), (256..300, 0..0), (900..901, 0..0)]
     {

@@ -54,7 +54,7 @@ pub fn create_dirs(path: &Path) -> Result<()> {
     let above = parent(path);
     create_dirs(above)?;
     match fs::create_dir(path) {
-        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(failed("cannot create directory", path, e)),
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(failed("cannot create directory", path, e)),
         _ => sync_dir(above),
     }
 }
