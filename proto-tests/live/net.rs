@@ -9,8 +9,8 @@ use walrecv::pg::{Lsn, MajorVersion, TimelineId};
 use walrecv::wire::command::{BackupEvent, BaseBackupOptions};
 use walrecv::wire::message::{Status, StreamEvent};
 
+use crate::support::install;
 use crate::support::server::{Server, Stop};
-use crate::support::{install, require_servers};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -220,9 +220,9 @@ fn timeline() {
         }
         standby.promote();
         let (next, fork) = loop {
-            match tokio::time::timeout(LIMIT, c.next_event()).await.expect("in time").expect("an event") {
-                StreamEvent::EndOfTimeline { next, switch_point } => break (next, switch_point),
-                _ => {}
+            let event = tokio::time::timeout(LIMIT, c.next_event()).await.expect("in time").expect("an event");
+            if let StreamEvent::EndOfTimeline { next, switch_point } = event {
+                break (next, switch_point);
             }
         };
         c.timeline_history(next).await.expect("an answer").expect("a history");

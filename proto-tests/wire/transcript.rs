@@ -1,5 +1,8 @@
 //! Recorded sessions: what each side sent, in order. `proto-tests/live/record.rs` makes them.
 
+// Two targets use it: one writes, the other reads.
+#![allow(dead_code)]
+
 use std::path::PathBuf;
 
 /// One direction's bytes until the other side spoke.

@@ -48,8 +48,8 @@ impl Read {
                 _ => {}
             }
         }
-        let attributes = self.parsed.tbs_certificate.subject.0.iter().flat_map(|set| set.0.iter());
-        let common = attributes.filter(|a| a.oid == COMMON_NAME).last();
+        let mut attributes = self.parsed.tbs_certificate.subject.0.iter().flat_map(|set| set.0.iter());
+        let common = attributes.rfind(|a| a.oid == COMMON_NAME);
         names.common = common.and_then(|attribute| text(AnyRef::from(&attribute.value)));
         names
     }

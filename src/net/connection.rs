@@ -226,9 +226,9 @@ impl Connection {
         stream.end(&mut self.link.out);
         let ended = async {
             loop {
-                match self.stream_event().await? {
-                    WalEvent::Stream(StreamEvent::Ended { .. } | StreamEvent::EndOfTimeline { .. }) => return Ok(()),
-                    _ => {}
+                let event = self.stream_event().await?;
+                if let WalEvent::Stream(StreamEvent::Ended { .. } | StreamEvent::EndOfTimeline { .. }) = event {
+                    return Ok(());
                 }
             }
         };
