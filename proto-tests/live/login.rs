@@ -4,7 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use walrecv::error::{Error, Kind};
 use walrecv::net::{Connection, Mode};
-use walrecv::pg::MajorVersion;
+use walrecv::pg::{MajorVersion, TimelineId};
+use walrecv::wire::command::{BackupEvent, BaseBackupOptions};
+use walrecv::wire::message::{Status, StreamEvent};
 
 use crate::net::{connect, run};
 use crate::support::server::{Auth, Server};
@@ -242,6 +244,49 @@ fn the_advised_line_of_pg_hba_admits_us() {
             server.sql("select pg_reload_conf()");
             crate::support::wait_for("the line to work", std::time::Duration::from_secs(10), || {
                 run(connect(&text, mode)).ok()
+            });
+        }
+    }
+}
+
+/// Megabytes in one direction and status-sized messages in the other, through TLS of both versions.
+#[test]
+fn a_backup_and_a_stream_through_tls() {
+    for version in VERSIONS {
+        require_servers!(version);
+        let server = Server::builder(version).tls().start();
+        for tls in ["TLSv1.2", "TLSv1.3"] {
+            let root = server.ca_file().display();
+            let limits = format!("ssl_min_protocol_version={tls} ssl_max_protocol_version={tls}");
+            let text = format!("{} sslmode=verify-full sslrootcert={root} {limits}", server.conninfo_tcp("postgres"));
+            run(async {
+                let mut c = connect(&text, Mode::Physical).await.expect("a session");
+                let start = c.identify_system().await.expect("identity").position.align_down(1 << 20);
+                let label = String::from("tls");
+                let options = BaseBackupOptions { label, fast_checkpoint: true, max_rate: None, manifest: true };
+                c.base_backup(&options).await.expect("a backup");
+                let mut size = 0;
+                loop {
+                    match c.next_backup_event().await.expect("an event") {
+                        BackupEvent::Data(bytes) => size += bytes.len(),
+                        BackupEvent::Complete => break,
+                        _ => {}
+                    }
+                }
+                assert!(size > 10 << 20, "{size} bytes");
+                let end = server.lsn().align_down(8192);
+                c.start_replication(None, start, TimelineId(1)).await.expect("a stream");
+                let mut position = start;
+                while position < end {
+                    if let StreamEvent::Data { start, bytes, .. } = c.next_event().await.expect("an event") {
+                        assert_eq!(start, position);
+                        position = position + bytes.len() as u64;
+                        let status =
+                            Status { written: position, flushed: start, applied: start, reply_requested: true };
+                        c.send_status(status, std::time::Duration::from_secs(5)).await.expect("a status");
+                    }
+                }
+                c.end_stream(std::time::Duration::from_secs(10)).await.expect("the end of the stream");
             });
         }
     }
