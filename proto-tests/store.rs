@@ -8,6 +8,8 @@ mod answers;
 mod archive;
 #[path = "store/archive_pieces.rs"]
 mod archive_pieces;
+#[path = "store/backups.rs"]
+mod backups;
 #[path = "store/common.rs"]
 mod common;
 #[path = "store/disk.rs"]

@@ -150,7 +150,7 @@ impl Intake {
 
     fn begin(&mut self, member: Member) {
         let path = [self.prefix.as_slice(), &member.path].concat();
-        let relation = RelationFile::from_path(&path).filter(|_| member.size % PAGE as u64 == 0);
+        let relation = RelationFile::from_path(&path).filter(|_| member.size.is_multiple_of(PAGE as u64));
         let kind = match member.kind {
             MemberKind::Directory => EntryKind::Directory,
             MemberKind::Symlink => EntryKind::Symlink,

@@ -67,7 +67,8 @@ pub struct Manifest {
     pub server_manifest: Option<ServerManifest>,
     pub sizes: Sizes,
     pub control: ControlFacts,
-    /// Pages whose checksum is wrong, as they were on the server. At most [`Manifest::BAD_PAGES`] are named.
+    /// Pages whose checksum did not match when they were read: damaged on the server, or being written at that moment, which
+    /// recovery mends. At most [`Manifest::BAD_PAGES`] are named.
     pub bad_pages: Vec<BadPage>,
     pub bad_page_count: u64,
     /// Program and version that took the backup.

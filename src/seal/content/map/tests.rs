@@ -203,9 +203,13 @@ fn apply(model: &mut Model, backup: u16, changes: &[Change]) -> Vec<Entry> {
     entries
 }
 
+fn backups() -> impl Strategy<Value = Vec<Vec<Change>>> {
+    prop::collection::vec(prop::collection::vec(change(), 4), 1..=16)
+}
+
 proptest! {
     #[test]
-    fn sixteen_maps_read_together_equal_the_model(backups in prop::collection::vec(prop::collection::vec(change(), 4), 1..=16)) {
+    fn sixteen_maps_read_together_equal_the_model(backups in backups()) {
         let (mut model, mut maps) = (Model::new(), Vec::new());
         for (number, changes) in backups.iter().enumerate() {
             let entries = apply(&mut model, number as u16, changes);

@@ -1,0 +1,164 @@
+//! What an archive says of its backups, and how far WAL reaches along a history.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use walrecv::archive::Archive;
+use walrecv::backup::WalWatch;
+use walrecv::error::Kind;
+use walrecv::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use walrecv::repo::Repository;
+use walrecv::seal::content::BackupId;
+use walrecv::seal::content::manifest::{Backup, ControlFacts, Manifest, MapRef, Raw, Sizes, Tombstone};
+use walrecv::seal::header::ObjectKind;
+use walrecv::seal::sealer::{Compression, seal_index};
+
+use crate::archive_pieces::{archive, store, stranger, writer};
+use crate::common::runtime;
+use crate::support::TempDir;
+
+fn id(random: u16) -> BackupId {
+    let time = jiff::Timestamp::from_second(1_769_824_800).unwrap();
+    BackupId::new(time, TimelineId(1), Lsn(0x2000028), random)
+}
+
+fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
+    let control = ControlFacts {
+        control_version: 1300,
+        catalog_version: 202209061,
+        data_checksum_version: 1,
+        wal_level: 1,
+        max_connections: 100,
+        max_worker_processes: 8,
+        max_wal_senders: 10,
+        max_prepared_transactions: 0,
+        max_locks_per_transaction: 64,
+        track_commit_timestamp: false,
+    };
+    let at = jiff::Timestamp::from_second(1_769_824_800).unwrap();
+    Manifest {
+        version: Manifest::VERSION,
+        id: id.clone(),
+        label: "nightly".into(),
+        cluster: "main".into(),
+        system: archive.names.system,
+        segment_size: archive.names.segment_size,
+        version_num: 150018,
+        from_standby: false,
+        timeline: TimelineId(1),
+        start: Lsn(0x2000028),
+        stop: Lsn(0x2000100),
+        stop_timeline: TimelineId(1),
+        checkpoint: Lsn(0x2000060),
+        started_at: at,
+        stopped_at: at,
+        maps: vec![MapRef { backup: id.clone(), parts: 1 }],
+        tablespaces: Vec::new(),
+        backup_label: Raw(b"START\xff".to_vec()),
+        tablespace_map: None,
+        server_manifest: None,
+        sizes: Sizes::default(),
+        control,
+        bad_pages: Vec::new(),
+        bad_page_count: 0,
+        made_by: "test".into(),
+    }
+}
+
+async fn put(archive: &Archive, name: &BackupId, kind: ObjectKind, content: &[u8], salt: u8) {
+    let claims = archive.claims(kind, TimelineId(0), Lsn(0));
+    let sealed = seal_index(&writer(), claims, [salt; 32], Compression::Lz4, content);
+    store(archive, &archive.names.backup(name.as_str()), Bytes::from(sealed.bytes.concat())).await;
+}
+
+fn local(dir: &TempDir) -> Repository {
+    Repository::open(&format!("file://{}", dir.path().display()), &|_| None).unwrap()
+}
+
+#[test]
+fn backups_are_listed_and_none_is_hidden() {
+    let dir = TempDir::new("backups");
+    let archive = archive(&local(&dir), 1, false);
+    runtime().block_on(async {
+        assert!(archive.list_backups().await.unwrap().complete.is_empty());
+        let tombstone = Tombstone {
+            version: Tombstone::VERSION,
+            id: id(2),
+            created_at: jiff::Timestamp::from_second(0).unwrap(),
+            reason: "the server went away".into(),
+            made_by: "test".into(),
+        };
+        put(&archive, &id(3), ObjectKind::Manifest, &manifest(&archive, &id(3)).encode(), 3).await;
+        put(&archive, &id(1), ObjectKind::Manifest, &manifest(&archive, &id(1)).encode(), 1).await;
+        put(&archive, &id(2), ObjectKind::Tombstone, &tombstone.encode(), 2).await;
+        // Another backup's manifest, a manifest sealed as a tombstone, one without maps, no object, a name of nothing.
+        put(&archive, &id(4), ObjectKind::Manifest, &manifest(&archive, &id(3)).encode(), 4).await;
+        put(&archive, &id(5), ObjectKind::Tombstone, &manifest(&archive, &id(5)).encode(), 5).await;
+        let empty = Manifest { maps: Vec::new(), ..manifest(&archive, &id(6)) };
+        put(&archive, &id(6), ObjectKind::Manifest, &empty.encode(), 6).await;
+        store(&archive, &archive.names.backup(id(7).as_str()), Bytes::from_static(b"no object")).await;
+        store(&archive, &archive.names.backup("odd"), Bytes::from_static(b"no object")).await;
+
+        let list = archive.list_backups().await.unwrap();
+        assert_eq!(list.complete, [manifest(&archive, &id(1)), manifest(&archive, &id(3))]);
+        assert_eq!(list.given_up, [tombstone]);
+        let unreadable: Vec<_> = list.unreadable.iter().map(|(n, _)| n.rsplit('/').next().unwrap()).collect();
+        let expected: Vec<_> = (4..=7).map(id).collect();
+        let mut expected: Vec<_> = expected.iter().map(BackupId::as_str).collect();
+        expected.push("odd");
+        assert_eq!(unreadable, expected, "{:?}", list.unreadable);
+        assert!(list.unreadable.iter().all(|(_, e)| e.kind() == Kind::Corrupt), "{:?}", list.unreadable);
+
+        let list = stranger(&archive).list_backups().await.unwrap();
+        assert!(list.complete.is_empty());
+        assert_eq!(list.unreadable.iter().filter(|(_, e)| e.kind() == Kind::Key).count(), 6, "{:?}", list.unreadable);
+
+        assert_eq!(archive.backup(&id(9)).await.unwrap(), None);
+        let found = archive.backup(&id(1)).await.unwrap();
+        assert_eq!(found, Some(Backup::Complete(Box::new(manifest(&archive, &id(1))))));
+    });
+}
+
+#[test]
+fn wal_reaches_along_the_history() {
+    let dir = TempDir::new("backups");
+    let archive = archive(&local(&dir), 1, false);
+    let at = |number: u64, offset: u64| Lsn((number << 20) + offset);
+    let fake = async |timeline, number| {
+        let name = SegmentName::new(TimelineId(timeline), SegmentNumber(number), archive.names.segment_size);
+        let object = Bytes::from_static(b"names are enough here");
+        store(&archive, &archive.names.segment(name, None), object).await;
+    };
+    runtime().block_on(async {
+        let reaches = |timeline, from| archive.durable_end_from(timeline, from);
+        for number in 10..=11 {
+            fake(1, number).await;
+        }
+        assert_eq!(reaches(TimelineId(1), at(10, 7)).await, Some(at(12, 0)));
+        assert_eq!(reaches(TimelineId(1), at(12, 0)).await, None);
+        assert_eq!(reaches(TimelineId(1), Lsn(at(12, 0).0 - 1)).await, Some(at(12, 0)));
+        // Timeline 2 left timeline 1 inside segment 12.
+        let history = format!("1\t{}\tpromoted\n", at(12, 500));
+        let limit = Duration::from_secs(5);
+        archive.put_history(&writer(), TimelineId(2), history.as_bytes(), limit).await.unwrap();
+        for number in 12..=14 {
+            fake(2, number).await;
+        }
+        assert_eq!(reaches(TimelineId(2), at(10, 7)).await, Some(at(12, 0)), "the end of timeline 1 is missing");
+        assert_eq!(reaches(TimelineId(2), at(13, 7)).await, Some(at(15, 0)));
+        fake(1, 12).await;
+        assert_eq!(reaches(TimelineId(2), at(10, 7)).await, Some(at(15, 0)));
+        assert_eq!(reaches(TimelineId(2), at(9, 7)).await, None);
+    });
+}
+
+/// [`WalWatch`] as the backup asks it.
+trait Asked {
+    async fn durable_end_from(&self, timeline: TimelineId, from: Lsn) -> Option<Lsn>;
+}
+
+impl Asked for Archive {
+    async fn durable_end_from(&self, timeline: TimelineId, from: Lsn) -> Option<Lsn> {
+        WalWatch::durable_end(self, timeline, from).await.unwrap()
+    }
+}
