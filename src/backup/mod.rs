@@ -12,6 +12,8 @@
 mod check;
 mod finish;
 mod intake;
+#[cfg(test)]
+mod intake_tests;
 mod packer;
 mod prepare;
 mod record;
