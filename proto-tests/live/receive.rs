@@ -1,11 +1,15 @@
 //! The receiver on real servers: what it stores is what the server wrote, what it acknowledges is stored, and it holds no server up.
 
+#[path = "receive/damage.rs"]
+mod damage;
 #[path = "receive/equality.rs"]
 mod equality;
 #[path = "receive/harness.rs"]
 mod harness;
 #[path = "receive/kill.rs"]
 mod kill;
+#[path = "receive/proxy.rs"]
+mod proxy;
 #[path = "receive/refusals.rs"]
 mod refusals;
 #[path = "receive/stops.rs"]

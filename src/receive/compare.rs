@@ -16,13 +16,6 @@ pub struct OldTail {
     pub marks: Vec<(u64, [u8; 32])>,
 }
 
-impl OldTail {
-    /// End of the last whole frame.
-    pub fn end(&self) -> Lsn {
-        self.start + self.marks.last().map_or(0, |(len, _)| *len)
-    }
-}
-
 /// The stored tail differs from what the server sends now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name} differs from what the server sends between {from} and {to}")]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::check::{Check, Refused};
-use super::object::{Object, Open, Place};
+use super::object::{Object, Open, Place, object_bytes};
 use super::tail::{Flushed, Piece, TailMaker};
 use super::worker::Out;
 use crate::archive::Archive;
@@ -22,6 +22,8 @@ use crate::seal::sealer::Compression;
 const KEY_AGE: Duration = Duration::from_secs(3600);
 /// After a tail could not be written, the next attempt waits so long.
 const TAIL_RETRY: Duration = Duration::from_secs(1);
+/// Zeros that a local tail file begins with, where nobody waits for a single flush.
+const SLOW_PREALLOCATE: u64 = 1 << 20;
 /// Most tail pieces that are on their way to object storage.
 const PIECES: usize = 3;
 
@@ -95,7 +97,8 @@ impl Keeper {
     pub fn new(config: KeepConfig, check: Check, out: Out) -> Result<Keeper> {
         let keys = config.writer.fresh()?;
         let tails = TailMaker::new(config.archive.clone(), config.compression);
-        Ok(Keeper {
+        let interval = config.flush_interval;
+        let mut keeper = Keeper {
             config,
             keys,
             keys_made: Instant::now(),
@@ -107,7 +110,9 @@ impl Keeper {
             retry_tail_at: None,
             announced: None,
             out,
-        })
+        };
+        keeper.set_flush_interval(interval);
+        Ok(keeper)
     }
 
     /// Sealed and raw bytes in memory that were not handed on.
@@ -116,12 +121,16 @@ impl Keeper {
         held + self.open.as_ref().map_or(0, Open::memory)
     }
 
-    pub fn flush_interval(&self) -> Duration {
-        self.config.flush_interval
-    }
-
     pub fn set_flush_interval(&mut self, interval: Duration) {
         self.config.flush_interval = interval;
+        let span = object_bytes(self.segment_size());
+        if interval.is_zero() {
+            // Someone waits for every flush: no file may have to grow, and the first one is there before the first flush.
+            self.tails.preallocate(span);
+            self.tails.prepare();
+        } else {
+            self.tails.preallocate(span.min(SLOW_PREALLOCATE));
+        }
     }
 
     /// The next bytes of the stream.

@@ -34,13 +34,17 @@ use tokio::sync::watch;
 pub use observe::{Observer, ReceiveEvent};
 
 use crate::archive::Archive;
+use crate::archive::cluster::write_cluster_file;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::net::Conninfo;
-use crate::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
+use crate::pg::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
 use crate::repo::{ClusterNames, Repository};
 use crate::seal::key::ReaderKeys;
 use crate::seal::sealer::Compression;
+
+/// After so long a put that is not settled is reported, and tried again.
+const GIVE_UP: Duration = Duration::from_secs(10);
 
 /// How to receive.
 #[derive(Clone, Debug)]
@@ -114,12 +118,7 @@ pub async fn receive(
 
 impl Place {
     /// The archive of the system that answered. A cluster's name stands for one system and segment size.
-    async fn archive(
-        &self,
-        system: SystemIdentifier,
-        segment_size: SegmentSize,
-        _version: MajorVersion,
-    ) -> Result<Archive> {
+    async fn archive(&self, system: SystemIdentifier, segment_size: SegmentSize) -> Result<Archive> {
         let names = ClusterNames { cluster: self.cluster.clone(), system, segment_size };
         let stored = Archive::incarnations(&self.repo, &self.cluster).await?;
         if let Some(other) = stored.first().filter(|_| !stored.contains(&names)) {
@@ -134,6 +133,7 @@ impl Place {
                 "Check the connection string; after pg_upgrade, or for another server, use a cluster name that is not taken.",
             ));
         }
+        write_cluster_file(&self.repo, &names, GIVE_UP).await?;
         Ok(Archive { repo: self.repo.clone(), names, keys: self.reader.clone() })
     }
 }

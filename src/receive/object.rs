@@ -82,14 +82,16 @@ pub struct Open {
 }
 
 impl Open {
-    /// `raw` is an emptied buffer to use again.
+    /// `raw` is an emptied buffer to use again, or a new one.
     pub fn begin(
         archive: &Archive,
         keys: &WriterKeys,
         place: Place,
         compression: Compression,
-        raw: Vec<u8>,
+        mut raw: Vec<u8>,
     ) -> Result<Open> {
+        // Address space only: pages come with the bytes.
+        raw.reserve_exact(place.end.since(place.start) as usize);
         let claims = archive.claims(ObjectKind::Segment, place.segment.timeline, place.start);
         Ok(Open {
             place,

@@ -23,7 +23,7 @@ use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::scan::ScanConfig;
-use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineId};
+use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, SegmentSize, TimelineId};
 use crate::seal::header::ObjectKind;
 
 /// How often progress is told.
@@ -119,6 +119,10 @@ impl Pipeline {
 
     pub fn timeline(&self) -> TimelineId {
         self.timeline
+    }
+
+    pub fn segment_size(&self) -> SegmentSize {
+        self.archive.names.segment_size
     }
 
     /// End of what was taken from the server: where the stream goes on.
@@ -237,7 +241,7 @@ impl Pipeline {
     }
 
     fn put_done(&mut self, done: Done) -> Result<Turn> {
-        self.worker.budget.remove(done.item.len());
+        self.worker.budget.remove(done.item.size());
         if let Some(durable) = done.durable {
             self.stored(done.item.from(), durable);
         }
@@ -354,7 +358,7 @@ impl Pipeline {
     pub async fn abandon(mut self) {
         while let Some(done) = self.puts.next().await {
             if let Ok(done) = done {
-                self.worker.budget.remove(done.item.len());
+                self.worker.budget.remove(done.item.size());
             }
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{JoinError, JoinSet};
 
+use super::GIVE_UP;
 use super::object::Object;
 use super::tail::Piece;
 use crate::archive::Archive;
@@ -22,8 +23,6 @@ use crate::seal::opener::{Opener, read_header};
 
 /// Puts in flight.
 const AT_ONCE: usize = super::resume::PUTS_IN_FLIGHT as usize;
-/// After so long an unsettled put is reported, and tried again.
-const GIVE_UP: Duration = Duration::from_secs(10);
 /// A refusal in the middle of a run may pass (credentials are being changed): it is tried again after this.
 const REFUSED: Duration = Duration::from_secs(5);
 
@@ -50,10 +49,10 @@ impl Item {
     }
 
     /// Bytes of the object.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         match self {
             Item::Object(object) => object.sealed.len(),
-            Item::Piece(piece) => piece.len(),
+            Item::Piece(piece) => piece.size(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One run: connect, decide where to begin, stream, follow the timeline, and come back after every loss that may pass.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -17,10 +17,13 @@ use crate::archive::Archive;
 use crate::backoff::Backoff;
 use crate::error::{Error, Kind, Result};
 use crate::net::Started;
-use crate::pg::{Lsn, TimelineId};
+use crate::pg::{Lsn, SegmentNumber, TimelineId};
 
 /// How long a stop waits for the server to answer our CopyDone.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A stream that lasted so long was a good one: the next reconnect is immediate.
+const STABLE: Duration = Duration::from_secs(10);
 
 /// What comes after a connection.
 enum Next {
@@ -40,8 +43,8 @@ pub struct Run {
     archive: Option<Archive>,
     pipeline: Option<Pipeline>,
     followed: Followed,
-    /// Where WAL was refused the last time.
-    refused_at: Option<Lsn>,
+    /// The segment in which WAL was refused the last time.
+    refused_in: Option<(TimelineId, SegmentNumber)>,
     backoff: Backoff,
 }
 
@@ -56,7 +59,7 @@ impl Run {
             archive: None,
             pipeline: None,
             followed: Followed::default(),
-            refused_at: None,
+            refused_in: None,
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed),
         })
     }
@@ -71,12 +74,12 @@ impl Run {
                 Err(error) => return Err(error),
             };
             let waited = match next {
-                Next::Stop => return self.stopped(None).await,
+                Next::Stop => return self.stopped().await,
                 Next::Again(why) => self.wait(why).await?,
                 Next::AwaitRepository => self.await_repository().await?,
             };
             if !waited {
-                return self.stopped(None).await;
+                return self.stopped().await;
             }
         }
     }
@@ -156,7 +159,7 @@ impl Run {
             );
             return Err(Error::new(Kind::Diverged, text).hint("Check the connection string: this is another cluster."));
         }
-        let archive = self.place.archive(system, segment_size, server.version).await?;
+        let archive = self.place.archive(system, segment_size).await?;
         self.archive = Some(archive.clone());
         Ok(archive)
     }
@@ -173,14 +176,16 @@ impl Run {
                 self.pipeline = Some(pipeline);
                 return Ok(());
             }
-            if let Some(at) = switch_point {
-                self.observer.warn(format!(
-                    "timeline {timeline} was received up to {received}, but this server left it at {at}: the rest is kept as a dead branch"
-                ));
-            }
-            if let Some(refused) = pipeline.finish().await? {
-                return Err(corrupt(&refused));
-            }
+            let ended = match switch_point {
+                Some(at) => {
+                    self.observer.warn(format!(
+                        "timeline {timeline} was received up to {received}, but this server left it at {at}: the rest is kept as a dead branch"
+                    ));
+                    self.until_stopped(pipeline.finish()).await?
+                }
+                None => self.until_stopped(pipeline.settle()).await?,
+            };
+            ended.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
         }
         let (start, inventory) = prepare::start(archive, server, self.options.slot.as_deref()).await?;
         self.tell_start(&start);
@@ -239,10 +244,10 @@ impl Run {
             Started::Streaming => {}
         }
         self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot });
-        let before = pipeline.received();
+        let (before, begun) = (pipeline.received(), Instant::now());
         let stream = Stream::new(&self.options, server, pipeline, &self.observer);
         let end = stream.run(&mut self.stop).await.map_err(|e| gone(e, from));
-        if pipeline.received() > before {
+        if pipeline.received() > before || begun.elapsed() > STABLE {
             self.backoff.reset();
         }
         end
@@ -258,16 +263,7 @@ impl Run {
     ) -> Result<()> {
         let Some(mut pipeline) = self.pipeline.take() else { return Ok(()) };
         let from = pipeline.timeline();
-        let finished = tokio::select! {
-            refused = pipeline.finish() => refused?,
-            () = asked_to_stop(&mut self.stop) => {
-                self.pipeline = Some(pipeline);
-                return Err(Error::new(Kind::Interrupted, "stopped at the end of a timeline").transient());
-            }
-        };
-        if let Some(refused) = finished {
-            return Err(corrupt(&refused));
-        }
+        self.until_stopped(pipeline.finish()).await?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
         self.observer.tell(ReceiveEvent::TimelineSwitch { from, to: next, at: switch_point });
         let writer = self.place.writer.clone();
         let history = self.followed.store_next(archive, &writer, &mut server.stream, next, &self.observer).await?;
@@ -281,19 +277,31 @@ impl Run {
         self.begin(archive, server, next, start, stored)
     }
 
-    /// WAL that fails its checks may have been damaged on the way: it is received once more, from the repository's view of where it began.
+    /// What is done here may need the repository for longer than a stop can wait: then it is left undone, and the next run begins where this one began.
+    async fn until_stopped<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            () = asked_to_stop(&mut self.stop) => {
+                Err(Error::new(Kind::Interrupted, "stopped while a timeline was being ended").transient())
+            }
+        }
+    }
+
+    /// WAL that fails its checks may have been damaged on the way: it is received once more, as after a restart. In the same segment again, it is the server's.
     async fn receive_again(&mut self, refused: Refused) -> Result<Next> {
         let Some(pipeline) = self.pipeline.take() else { return Ok(Next::Again(None)) };
         let at = match &refused {
             Refused::Invalid(invalid) => invalid.at,
             Refused::Differs(_) => return Err(corrupt(&refused)),
         };
+        let size = pipeline.segment_size();
+        let place = (pipeline.timeline(), size.segment_of(at));
         pipeline.abandon().await;
-        if self.refused_at.replace(at) == Some(at) {
+        if self.refused_in.replace(place) == Some(place) {
             return Err(corrupt(&refused));
         }
         self.observer.tell(ReceiveEvent::CorruptWal { problem: refused.to_string() });
-        Ok(Next::Again(Some(corrupt(&refused))))
+        Ok(Next::Again(None))
     }
 
     /// Asked to stop while connected: what was received becomes durable and is reported, within the grace.
@@ -315,7 +323,7 @@ impl Run {
     }
 
     /// Asked to stop.
-    async fn stopped(mut self, _why: Option<Error>) -> Result<ReceiveReport> {
+    async fn stopped(mut self) -> Result<ReceiveReport> {
         let Some(mut pipeline) = self.pipeline.take() else {
             return Ok(ReceiveReport::default());
         };

@@ -18,9 +18,6 @@ use crate::seal::key::WriterKeys;
 use crate::seal::sealer::Compression;
 use crate::seal::tail::TailSealer;
 
-/// Zeros that a local tail file begins with; it grows by as much when they are used up.
-const PREALLOCATE: u64 = 1 << 20;
-
 /// A piece of a tail, to be put into object storage.
 #[derive(Debug)]
 pub struct Piece {
@@ -33,12 +30,8 @@ pub struct Piece {
 
 impl Piece {
     /// Bytes of the object.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.bytes.iter().map(|b| b.len() as u64).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
     }
 }
 
@@ -58,25 +51,32 @@ pub struct TailMaker {
     /// Folder of all tails of the cluster, for a repository on a local disk.
     local: Option<PathBuf>,
     prepared: Option<JoinHandle<Result<PreparedTail>>>,
+    preallocate: u64,
 }
 
 impl TailMaker {
     pub fn new(archive: Archive, compression: Compression) -> TailMaker {
         let local = archive.repo.local_root().map(|root| root.join(archive.names.root()).join("tail"));
-        TailMaker { archive, compression, local, prepared: None }
+        TailMaker { archive, compression, local, prepared: None, preallocate: 0 }
+    }
+
+    /// Zeros that a local file begins with from now on; it grows when they are used up.
+    pub fn preallocate(&mut self, bytes: u64) {
+        self.preallocate = bytes;
     }
 
     /// Begins to make the next local file, away from the hot path. Without effect where tails are pieces.
     pub fn prepare(&mut self) {
         if let (Some(folder), None) = (self.local.clone(), &self.prepared) {
-            self.prepared = Some(std::thread::spawn(move || PreparedTail::prepare(&folder, PREALLOCATE)));
+            let bytes = self.preallocate;
+            self.prepared = Some(std::thread::spawn(move || PreparedTail::prepare(&folder, bytes)));
         }
     }
 
     fn prepared(&mut self, folder: &std::path::Path) -> Result<PreparedTail> {
         match self.prepared.take().map(JoinHandle::join) {
             Some(Ok(Ok(ready))) => Ok(ready),
-            Some(_) | None => PreparedTail::prepare(folder, PREALLOCATE),
+            Some(_) | None => PreparedTail::prepare(folder, self.preallocate),
         }
     }
 }

@@ -125,7 +125,7 @@ impl Out {
         match &kept {
             Kept::Object(object) => self.budget.add(object.sealed.len()),
             Kept::Piece(piece) => {
-                self.budget.add(piece.len());
+                self.budget.add(piece.size());
                 self.budget.pieces.fetch_add(1, Ordering::SeqCst);
             }
             _ => {}

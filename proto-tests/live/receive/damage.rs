@@ -1,0 +1,71 @@
+//! WAL that is damaged on its way: received once more; damaged again: refused, and never acknowledged.
+
+use std::time::Duration;
+
+use walrecv::error::Kind;
+use walrecv::pg::{MajorVersion, TimelineId};
+use walrecv::receive::ReceiveEvent;
+
+use super::harness::{self, Receiving, Vault};
+use super::proxy::{MARKER, Proxy};
+use crate::support::{Server, require_servers};
+
+fn through(server: &Server, proxy: &Proxy) -> walrecv::receive::ReceiveOptions {
+    let conninfo =
+        server.conninfo_tcp("postgres").replace(&format!("port={}", server.port()), &format!("port={}", proxy.port));
+    let mut options = harness::options_for(&format!("{conninfo} sslmode=disable"));
+    options.flush_interval = Duration::from_millis(100);
+    options
+}
+
+#[test]
+fn damaged_once_is_received_again() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::start(MajorVersion::V18);
+    harness::create_slot(&server);
+    server.sql("create table t (id int, filler text)");
+    let proxy = Proxy::start(server.port(), 1);
+    let vault = Vault::new();
+    let receiving = Receiving::start(through(&server, &proxy), vault.place());
+    receiving.wait_streaming();
+    server.sql("insert into t values (1, 'before')");
+    harness::wait_acknowledged(&server, server.lsn());
+    server.sql(&format!("insert into t values (2, '{MARKER} and more text')"));
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    assert_eq!(proxy.left(), 0, "the wire was bad once");
+    assert!(receiving.saw(|e| matches!(e, ReceiveEvent::CorruptWal { .. })), "{:#?}", receiving.events());
+    receiving.stop();
+    let size = harness::segment_size_of(&server);
+    let number = size.segment_before(end);
+    let (stored, complete) = harness::segment(&harness::runtime(), &vault.archive(&server), TimelineId(1), number);
+    assert!(complete && stored == harness::own_segment(&server, TimelineId(1), number, size));
+}
+
+#[test]
+fn damaged_again_is_refused_and_never_acknowledged() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::start(MajorVersion::V18);
+    harness::create_slot(&server);
+    server.sql("create table t (id int, filler text)");
+    let proxy = Proxy::start(server.port(), u32::MAX);
+    let vault = Vault::new();
+    let receiving = Receiving::start(through(&server, &proxy), vault.place());
+    receiving.wait_streaming();
+    server.sql("insert into t values (1, 'before')");
+    let good = server.lsn();
+    harness::wait_acknowledged(&server, good);
+    server.sql(&format!("insert into t values (2, '{MARKER} and more text')"));
+    let bad = server.lsn();
+    let error = receiving.end().expect_err("a refusal");
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+    let told = harness::acknowledged(&server);
+    assert!(told < bad, "acknowledged {told}, damaged before {bad}");
+    // What was good is still there.
+    let size = harness::segment_size_of(&server);
+    let number = size.segment_of(good);
+    let (stored, _) = harness::segment(&harness::runtime(), &vault.archive(&server), TimelineId(1), number);
+    let wanted = size.offset_of(good) as usize;
+    let own = harness::own_segment(&server, TimelineId(1), number, size);
+    assert!(stored.len() >= wanted && stored[..wanted] == own[..wanted]);
+}
