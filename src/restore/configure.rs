@@ -109,7 +109,7 @@ pub async fn configure(
         scratch_directory(scratch, ground)?;
     }
     Ok(Restored {
-        files: laid.files,
+        files: laid.files + 1 + u64::from(manifest.tablespace_map.is_some()),
         bytes: laid.bytes,
         fetched: laid.fetched,
         neutralised,

@@ -15,6 +15,8 @@ const LISTED_MISSED: usize = 20;
 pub struct Seen {
     pub start: Lsn,
     pub end: Lsn,
+    /// Of the transaction resource manager, of whatever kind.
+    pub transaction: bool,
     pub note: Note,
 }
 
@@ -36,8 +38,8 @@ pub enum Stop {
     After { start: Lsn, end: Lsn },
     /// The WAL of the archive ends: asked for (`Latest`).
     EndOfWal,
-    /// Nothing was committed between the last commit and the target time, and the archive is known complete through it:
-    /// no target is set, the WAL ends.
+    /// The target is met where the WAL ends, but no record would stop the server there: no target is set, the WAL is cut. A time is met when
+    /// nothing was committed up to it since the last commit, and the archive is known complete through it.
     Cut,
 }
 
@@ -160,6 +162,7 @@ impl Walk {
     fn end_of_wal(&self) -> Option<Stop> {
         match &self.target {
             Target::Latest => Some(Stop::EndOfWal),
+            Target::Immediate => Some(Stop::Cut),
             Target::Time { time, .. } if self.complete_through.is_some_and(|through| through > *time) => {
                 Some(Stop::Cut)
             }
@@ -184,7 +187,8 @@ impl Walk {
             (Target::Name(wanted), Note::RestorePoint { name, .. }) => name == wanted,
             (Target::Lsn { lsn, inclusive: true }, _) => record.start >= *lsn,
             (Target::Xid { xid, inclusive: true }, note) => ended(note).is_some_and(|(ended, _)| ended == *xid),
-            (Target::Immediate, _) => self.replayed >= self.consistent_at,
+            // Only after looking at what kind of record it is: elsewhere the server goes on and stops before the next one.
+            (Target::Immediate, _) => record.transaction && self.replayed >= self.consistent_at,
             _ => false,
         }
     }

@@ -1,7 +1,7 @@
 //! The plan file: what `restore` leaves for `wal-fetch`, so that one opened identity serves the whole recovery.
 //!
 //! It stands in `pg_wal/walrecv/` of the restored data directory, which pg_verifybackup and BASE_BACKUP leave out, readable
-//! by the server's user alone: it holds the keys. It binds while `recovery.signal` is there and goes when recovery ends.
+//! by the server's user alone: it holds the keys. It binds until recovery has ended, and goes then.
 
 use std::collections::BTreeSet;
 use std::path::{Path as FilePath, PathBuf};
@@ -16,6 +16,7 @@ use crate::archive::Archive;
 use crate::disk::{durable, lay};
 use crate::error::{Context, Error, Kind, Result};
 use crate::keys::ring::ReaderRing;
+use crate::pg::control::ControlFile;
 use crate::pg::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
 use crate::repo::{ClusterNames, Repository};
 use crate::seal::header::RepositoryId;
@@ -25,6 +26,8 @@ use crate::seal::key::RepositorySecret;
 pub const DIRECTORY: &str = "pg_wal/walrecv";
 const FILE: &str = "plan.json";
 const VERSION: u32 = 1;
+/// `DBState` (`catalog/pg_control.h`).
+const DB_IN_ARCHIVE_RECOVERY: u32 = 5;
 
 /// Where the repository is and how to open it. The identity is only there when the repository is encrypted.
 #[derive(Clone)]
@@ -93,9 +96,13 @@ impl PlanFile {
         lay::give(&place, owner)
     }
 
-    /// The plan that binds a recovery in `pgdata`: `None` where there is none, or where a standby runs.
+    /// The plan that binds a recovery in `pgdata`: `None` where there is none, where it has ended, or where a standby runs.
+    ///
+    /// At the end of recovery the server removes `recovery.signal` before it asks for its last history file (`StartupXLOG`), so pg_control, too,
+    /// says whether a recovery is going on.
     pub fn binding(pgdata: &FilePath) -> Result<Option<PlanFile>> {
-        if pgdata.join("standby.signal").exists() || !pgdata.join("recovery.signal").exists() {
+        let signalled = pgdata.join("recovery.signal").exists();
+        if pgdata.join("standby.signal").exists() || !(signalled || ending(pgdata)) {
             return Ok(None);
         }
         let place = Self::place(pgdata);
@@ -179,6 +186,14 @@ impl PlanFile {
             },
             bounds,
         })
+    }
+}
+
+/// Whether pg_control says that archive recovery goes on; one that cannot be read does not say that it has ended.
+fn ending(pgdata: &FilePath) -> bool {
+    match std::fs::read(pgdata.join("global/pg_control")) {
+        Ok(content) => ControlFile::parse(&content).map_or(true, |control| control.state == DB_IN_ARCHIVE_RECOVERY),
+        Err(e) => e.kind() != std::io::ErrorKind::NotFound,
     }
 }
 

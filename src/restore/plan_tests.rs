@@ -22,7 +22,8 @@ fn run(notes: &[Note], target: Target) -> Result<Landing, Refusal> {
     let mut walk = Walk::new(target, REDO, CONSISTENT);
     for (index, note) in notes.iter().enumerate() {
         let start = Lsn(REDO.0 + 0x10 * index as u64);
-        walk.see(&Seen { start, end: Lsn(start.0 + 0x10), note: note.clone() });
+        let transaction = matches!(note, Note::Commit { .. } | Note::Abort { .. });
+        walk.see(&Seen { start, end: Lsn(start.0 + 0x10), transaction, note: note.clone() });
     }
     walk.finish(TimelineId(1))
 }
@@ -136,8 +137,15 @@ fn the_first_restore_point_of_a_name_counts() {
 }
 
 #[test]
-fn immediate_stops_with_the_record_that_ends_the_backup() {
-    assert_eq!(lands(&history(), Target::Immediate), (None, after(2)));
+fn immediate_stops_before_the_record_after_the_backup() {
+    let mut wal = history();
+    let landing = run(&wal, Target::Immediate).unwrap();
+    assert_eq!((landing.stop, landing.replayed), (before(3), CONSISTENT));
+    // A backup of a standby can be consistent at any record; behind one of a transaction the server looks at once.
+    wal[2] = commit(9, 50);
+    assert_eq!(lands(&wal, Target::Immediate), (Some(9), after(2)));
+    let landing = run(&history()[..3], Target::Immediate).unwrap();
+    assert_eq!((landing.stop, landing.replayed), (Stop::Cut, CONSISTENT));
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn stop(stop: Stop) -> String {
         Stop::Before { start, .. } => format!("the server stops before the record at {start}"),
         Stop::After { start, .. } => format!("the server stops after the record at {start}"),
         Stop::EndOfWal => "the archive's WAL ends".to_owned(),
-        Stop::Cut => "nothing more was committed up to the target: WAL is cut there".to_owned(),
+        Stop::Cut => "the target is met where the WAL ends: it is cut there".to_owned(),
     }
 }
 

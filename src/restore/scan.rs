@@ -8,6 +8,7 @@ use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
 use crate::archive::read::SegmentBytes;
 use crate::error::{Context, Error, Kind, Result};
+use crate::pg::record::{RM_XACT, Record};
 use crate::pg::scan::{ScanConfig, WalScanner};
 use crate::pg::xact::{self, Note, Parameters};
 use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber};
@@ -79,7 +80,7 @@ impl Route<'_> {
 
     fn feed(&self, scanner: &mut WalScanner, bytes: &[u8], read: &mut Read) -> Result<()> {
         let mut problem = None;
-        let mut sink = |record: &crate::pg::record::Record<'_>| {
+        let mut sink = |record: &Record<'_>| {
             if problem.is_some() {
                 return;
             }
@@ -88,7 +89,8 @@ impl Route<'_> {
                     if let (Note::ParameterChange(new), false) = (&note, read.walk.stopped()) {
                         read.parameters = Some(read.parameters.map_or(*new, |old| highest(old, *new)));
                     }
-                    read.walk.see(&Seen { start: record.start, end: record.end, note });
+                    let transaction = record.rmid == RM_XACT;
+                    read.walk.see(&Seen { start: record.start, end: record.end, transaction, note });
                 }
                 Err(what) => problem = Some(what),
             }
@@ -103,8 +105,10 @@ impl Route<'_> {
     /// The bytes of a segment that count on this path: from the newest timeline that has it, and a parent's only up to the fork.
     async fn segment(&self, number: SegmentNumber) -> Result<(SegmentName, Bytes)> {
         let size = self.archive.names.segment_size;
-        let mut best = (SegmentName::new(self.path.target(), number, size), Bytes::new());
-        for leg in self.path.sources(number, size) {
+        let sources = self.path.sources(number, size);
+        let newest = sources.first().map_or(self.path.target(), |leg| leg.timeline);
+        let mut best = (SegmentName::new(newest, number, size), Bytes::new());
+        for leg in sources {
             let name = SegmentName::new(leg.timeline, number, size);
             let keep = self.path.keep(name) as usize;
             let bytes = match self.archive.read_segment(name, Some(self.inventory)).await.context(name)? {
@@ -115,7 +119,7 @@ impl Route<'_> {
                 None => continue,
             };
             // A child that has only just begun may hold less of the common beginning than its parent.
-            if bytes.len() > best.1.len() || best.1.is_empty() {
+            if bytes.len() > best.1.len() {
                 best = (name, bytes);
             }
         }

@@ -9,11 +9,14 @@ use super::server::{self, Account, Programs};
 use super::target::Action;
 use crate::disk::durable;
 use crate::error::{Error, Kind, Result};
+use crate::pg::control::ControlFile;
 use crate::pg::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
 const POLL: Duration = Duration::from_millis(100);
 /// A server whose process is not seen for so long has ended.
 const GONE: Duration = Duration::from_secs(2);
+/// `DBState` (`catalog/pg_control.h`).
+const DB_IN_PRODUCTION: u32 = 6;
 const LOG: &str = "walrecv-start.log";
 
 /// A restored data directory, and how its server is run.
@@ -134,14 +137,20 @@ impl Start {
         LockFile::parse(&text)
     }
 
+    /// A hot standby is "ready" too, so pg_control has to say that recovery has ended.
     fn arrived(&self, lock: &LockFile) -> bool {
+        let paused = || self.ask(lock, "select pg_is_wal_replay_paused()").as_deref() == Some("t");
         match self.action {
-            Action::Promote => lock.status == "ready",
-            Action::Pause => {
-                lock.status == "standby" && self.ask(lock, "select pg_is_wal_replay_paused()").as_deref() == Some("t")
-            }
+            _ if lock.status != "ready" => false,
+            Action::Promote => self.in_production(),
+            Action::Pause => paused(),
             Action::Shutdown => false,
         }
+    }
+
+    fn in_production(&self) -> bool {
+        let content = std::fs::read(self.pgdata.join("global/pg_control")).unwrap_or_default();
+        ControlFile::parse(&content).is_ok_and(|control| control.state == DB_IN_PRODUCTION)
     }
 
     /// DB_SHUTDOWNED_IN_RECOVERY in pg_control, and the signal file stays for the next start.
