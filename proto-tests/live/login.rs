@@ -261,6 +261,9 @@ fn a_backup_and_a_stream_through_tls() {
             let text = format!("{} sslmode=verify-full sslrootcert={root} {limits}", server.conninfo_tcp("postgres"));
             run(async {
                 let mut c = connect(&text, Mode::Physical).await.expect("a session");
+                // Keeps the WAL that the backup's checkpoint would let go.
+                let slot = if tls == "TLSv1.2" { "tls_12" } else { "tls_13" };
+                c.create_slot(slot, true, true).await.expect("a slot");
                 let start = c.identify_system().await.expect("identity").position.align_down(1 << 20);
                 let label = String::from("tls");
                 let options = BaseBackupOptions { label, fast_checkpoint: true, max_rate: None, manifest: true };
