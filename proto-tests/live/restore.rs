@@ -9,7 +9,6 @@ use futures::future::BoxFuture;
 use walrecv::backup::{self, BackupOptions, WalWatch};
 use walrecv::error::{Kind, Result};
 use walrecv::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
-use walrecv::restore::fetch::{self, Call, Outcome};
 use walrecv::restore::recovery::Scratch;
 use walrecv::restore::server::{Account, Programs};
 use walrecv::restore::start::{Start, Started};
@@ -19,31 +18,6 @@ use super::net::{conninfo, run};
 use crate::support::shelf::Shelf;
 use crate::support::user::as_postgres;
 use crate::support::{Client, Server, TempDir, install};
-
-/// What the restored servers call: this program itself, through a script, so that the answer is that of `fetch::answer`.
-const FETCH: &str = "WALRECV_TEST_FETCH";
-
-/// Stands in for `walrecv wal-fetch %f %p` when a restored server calls it.
-#[test]
-fn answers_a_restored_server() {
-    let Ok(call) = std::env::var(FETCH) else { return };
-    let (name, destination) = call.split_once(' ').expect("%f and %p");
-    let pgdata = std::env::current_dir().expect("the data directory");
-    let standby_wait = Duration::from_millis(300);
-    let call = Call { name: name.to_owned(), destination: PathBuf::from(destination), pgdata, standby_wait };
-    let no_archive = || -> futures::future::BoxFuture<'static, Result<_>> {
-        Box::pin(async { Err(walrecv::error::Error::new(Kind::Usage, "there is no plan")) })
-    };
-    let code = match run(fetch::answer(&call, &|_| None, &no_archive)) {
-        Outcome::Served => 0,
-        Outcome::Absent => 1,
-        Outcome::Unknown(error) => {
-            eprintln!("{error}");
-            200
-        }
-    };
-    std::process::exit(code);
-}
 
 /// The archive has everything: it is filled after the backup.
 struct Always;
@@ -201,17 +175,13 @@ fn port() -> u16 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A script that calls this program's own `answers_a_restored_server`.
+/// The program, under a path that a shell and PostgreSQL would both misread if it were not quoted.
 fn fetch_program(places: &TempDir) -> PathBuf {
-    let script = places.join("fetch it's 100%");
-    let program = std::env::current_exe().expect("this program");
-    let text = format!(
-        "#!/bin/sh\n{FETCH}=\"$2 $3\" exec '{}' --exact restore::answers_a_restored_server --nocapture >/dev/null\n",
-        program.display()
-    );
-    std::fs::write(&script, text).expect("a script");
-    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).expect("a mode");
-    script
+    let link = places.join("it's 100% \\walrecv");
+    if !link.is_symlink() {
+        std::os::unix::fs::symlink(crate::support::walrecv::path(), &link).expect("a link");
+    }
+    link
 }
 
 fn numbers(to: i64) -> Vec<i64> {

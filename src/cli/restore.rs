@@ -141,9 +141,7 @@ async fn start(
         action: options.action,
         limit: None,
     };
-    let (size, manifest) = (names.segment_size, &prepared.choice.manifest);
-    let first = crate::pg::SegmentName::new(manifest.timeline, size.segment_of(manifest.start), size);
-    start.probe(&options.program, first)?;
+    start.probe(&options.program, restore::report::first_segment(&prepared.choice, names.segment_size))?;
     let spinner = ProgressBar::new_spinner();
     if !output::watched() {
         spinner.set_draw_target(indicatif::ProgressDrawTarget::hidden());

@@ -187,8 +187,8 @@ fn unreachable(target: &Target, candidates: &[&Manifest], passed_over: &[PassedO
     let hint = match (target, earliest) {
         (Target::Name(_) | Target::Xid { .. }, _) => "walrecv list shows from when to when can be restored".to_owned(),
         (_, Some(m)) => format!(
-            "the earliest that can be reached is the end of backup {} at {} ({}): --target-immediate --backup {}",
-            m.id, m.stop, m.stopped_at, m.id
+            "the earliest that can be reached is the end of backup {} ({}): --target-lsn {}",
+            m.id, m.stopped_at, m.stop
         ),
         (_, None) => "walrecv list shows the backups".to_owned(),
     };

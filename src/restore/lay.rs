@@ -203,14 +203,15 @@ pub async fn server_manifest(archive: &Archive, manifest: &Manifest, ground: &Gr
 }
 
 /// The last steps, in this order: everything synced, then pg_control, so that an interrupted restore cannot be started.
-pub async fn seal_off(ground: &Ground, control: Vec<u8>, jobs: usize) -> Result<()> {
+pub async fn seal_off(ground: &Ground, laid: Laid, jobs: usize) -> Result<()> {
     let ground = ground.clone();
+    let mode = if laid.group_access { 0o640 } else { 0o600 };
     let work = move || -> Result<()> {
         let roots = std::iter::once(&ground.root).chain(ground.tablespaces.iter().map(|(_, place)| place));
         for root in roots.clone() {
             lay::sync_tree(root, jobs)?;
         }
-        ground.whole_file(CONTROL, &control, 0o600)?;
+        ground.whole_file(CONTROL, &laid.control, mode)?;
         lay::sync(&ground.root.join("global"))?;
         roots.map(|root| lay::unmark(root)).collect()
     };

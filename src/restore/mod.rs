@@ -78,11 +78,10 @@ pub async fn restore(
     for (_, place) in &ground.tablespaces {
         disk_lay::claim(place, ground.owner)?;
     }
-    let mut laid = lay::lay(archive, manifest, &ground, options.jobs, progress).await?;
+    let laid = lay::lay(archive, manifest, &ground, options.jobs, progress).await?;
     lay::server_manifest(archive, manifest, &ground).await?;
-    let control = std::mem::take(&mut laid.control);
     let restored = configure::configure(archive, access, prepared, options, &ground, &laid).await?;
-    lay::seal_off(&ground, control, options.jobs).await?;
+    lay::seal_off(&ground, laid, options.jobs).await?;
     Ok(restored)
 }
 

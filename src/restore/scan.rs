@@ -97,7 +97,8 @@ impl Route<'_> {
         };
         let fed = scanner.feed(bytes, &mut sink).map_err(|e| e.to_string());
         match fed.err().or(problem) {
-            Some(what) => Err(Error::new(Kind::Corrupt, what).hint("walrecv verify tells which WAL is affected")),
+            Some(what) => Err(Error::new(Kind::Corrupt, what)
+                .hint("restore to a target before it, or restore the object from a copy of the repository")),
             None => Ok(()),
         }
     }

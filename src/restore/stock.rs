@@ -3,38 +3,25 @@
 use bytes::Bytes;
 
 use crate::archive::Archive;
-use crate::error::{Context, Error, Kind, Result};
+pub use crate::archive::refused;
+use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::Malformed;
 use crate::seal::content::manifest::Manifest;
-use crate::seal::content::{BackupId, Malformed};
 use crate::seal::header::{Claims, ObjectKind};
-use crate::seal::opener::{self, OpenFailed};
+use crate::seal::opener;
 
-/// All complete backups, in the order of their names. Tombstones and names that are no backup's are left out.
+/// All complete backups, oldest first. One that cannot be read is named in the log; when there is no other, it is the error.
 pub async fn complete_backups(archive: &Archive) -> Result<Vec<Manifest>> {
-    let prefix = format!("{}/backups", archive.names.root());
-    let listed = archive.repo.list(&prefix).await?;
-    let leaf = |name: &str| BackupId::parse(name.rsplit('/').next().unwrap_or_default()).ok();
-    let mut ids: Vec<BackupId> = listed.iter().filter_map(|l| leaf(&l.name)).collect();
-    ids.sort();
-    let mut out = Vec::with_capacity(ids.len());
-    for id in ids {
-        out.extend(manifest(archive, &id).await.context(format_args!("backup {id}"))?);
+    let mut list = archive.list_backups().await?;
+    if list.complete.is_empty() && !list.unreadable.is_empty() {
+        let (name, error) = list.unreadable.remove(0);
+        return Err(error.context(name));
     }
-    Ok(out)
-}
-
-/// The manifest of a backup; `None` for one that was given up, or was deleted since it was listed.
-async fn manifest(archive: &Archive, id: &BackupId) -> Result<Option<Manifest>> {
-    let name = archive.names.backup(id.as_str());
-    let Some(object) = archive.repo.get(&name).await? else { return Ok(None) };
-    let (header, _) = opener::read_header(&object).map_err(|e| refused(&name, e))?;
-    if header.claims.kind == ObjectKind::Tombstone {
-        return Ok(None);
+    for (name, error) in &list.unreadable {
+        tracing::warn!("{name} cannot be read and is passed over: {error}");
     }
-    let claims = part_claims(archive, ObjectKind::Manifest, 0);
-    let plain = opener::open_index(&object, &claims, archive.keys.as_ref()).map_err(|e| refused(&name, e))?;
-    Manifest::decode(&plain, id).map(Some).map_err(|e| malformed(&name, e))
+    Ok(list.complete)
 }
 
 /// Fetches and opens an object of the index class that a backup cannot be restored without.
@@ -51,15 +38,6 @@ pub fn part_claims(archive: &Archive, kind: ObjectKind, part: u32) -> Claims {
 
 pub fn needed(found: Option<Bytes>, name: &str) -> Result<Bytes> {
     found.ok_or_else(|| Error::new(Kind::Corrupt, format!("{name} is missing, and a backup needs it")))
-}
-
-pub fn refused(name: &str, cause: OpenFailed) -> Error {
-    let kind = match cause {
-        OpenFailed::Key(_) => Kind::Key,
-        OpenFailed::Version(_) => Kind::Repository,
-        _ => Kind::Corrupt,
-    };
-    Error::new(kind, name).caused_by(cause)
 }
 
 pub fn malformed(name: &str, cause: Malformed) -> Error {
