@@ -97,8 +97,8 @@ fn a_stop_does_not_wait_for_a_receiver_that_is_far_behind() {
         let mut server = Server::builder(version).setting("max_wal_size", "1GB").start();
         harness::create_slot(&server);
         // Hardly compressible, so that the bound on memory is reached and the socket waits.
-        let random =
-            "select i, (select string_agg(md5(random()::text || i), '') from generate_series(1, 40)) as filler";
+        let text = "(select string_agg(md5(random()::text), '') from generate_series(1, 40) where i > 0)";
+        let random = format!("select i, {text} as filler");
         server.sql(&format!("create table t as {random} from generate_series(1, 60000) i"));
         let vault = Vault::new();
         let store = Store::default();
