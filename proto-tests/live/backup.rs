@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 use walrecv::archive::Archive;
-use walrecv::backup::{BackupOptions, Outcome, Progress, WalWatch, take_with};
+use walrecv::backup::{BackupOptions, Outcome, Progress, WalWatch, take, take_with};
 use walrecv::error::{Error, Kind, Result};
 use walrecv::keys::ring::{ReaderRing, WriterRing};
 use walrecv::keys::setup;
@@ -24,6 +24,7 @@ use walrecv::seal::opener::{Opener, open_index};
 use walrecv::seal::sealer::Compression;
 
 use super::net::{conninfo, run};
+use super::receive::harness::{Receiving, Vault, create_slot, options as options_of};
 use crate::support::{Ledger, Server, TempDir, install, require_servers};
 
 /// A repository in a folder, with all keys.
@@ -115,6 +116,39 @@ impl Fixture {
             contents.insert(file.path.clone(), bytes);
         }
         contents
+    }
+}
+
+/// With a receiver in this program, from its archive as every writer sees it: without the identity.
+#[test]
+fn a_followed_server_gives_a_backup_with_all_its_wal() {
+    for version in install::versions() {
+        let mut server = Server::start(version);
+        create_slot(&server);
+        let vault = Vault::new();
+        let receiving = Receiving::start(options_of(&server), vault.place());
+        receiving.wait_streaming();
+        let ledger = Ledger::builder().writers(2).start(&server);
+        ledger.wait_for_more(50, Duration::from_secs(60));
+        let place = vault.place();
+        let written = Archive { keys: place.reader.clone(), ..vault.archive(&server) };
+        let target = conninfo(&server.conninfo("postgres"));
+        let outcome = run(take(&written, place.writer.clone(), &target, &BackupOptions::default())).expect("a backup");
+        ledger.stop();
+        let places = TempDir::new("unused");
+        let fixture = Fixture { archive: vault.archive(&server), ring: place.writer.clone(), places };
+        let manifest = stored_manifest(&fixture, &outcome);
+        let reaches = run(fixture.archive.contiguous_from(manifest.timeline, manifest.start)).expect("an answer");
+        assert!(reaches.is_some_and(|end| end >= manifest.stop), "{reaches:?}, needed {}", manifest.stop);
+        check_against_server_manifest(&fixture, &manifest, &fixture.contents(&fixture.files(&manifest)), version);
+        println!("PostgreSQL {version}: {:?}, of which {:?} for WAL", outcome.elapsed, outcome.waited_for_wal);
+
+        receiving.stop();
+        server.switch_wal();
+        let impatient = BackupOptions { follow_within: Duration::from_secs(1), ..Default::default() };
+        let error = run(take(&written, place.writer, &target, &impatient)).expect_err("nobody follows");
+        assert_eq!(error.kind(), Kind::Slot, "{error}");
+        server.stop(crate::support::Stop::Fast);
     }
 }
 
@@ -236,7 +270,8 @@ fn check_against_server_manifest(
     };
     reader.push(&text, &mut check).expect("a good manifest");
     reader.finish().expect("a whole manifest");
-    assert_eq!(named, contents.len() + 2, "{version}: backup_label and tablespace_map are not in the map");
+    let labels = 1 + usize::from(manifest.tablespace_map.is_some());
+    assert_eq!(named, contents.len() + labels, "{version}: backup_label and tablespace_map are not in the map");
     let control = ControlFile::parse(&contents[&b"global/pg_control"[..]]).expect("a good pg_control");
     assert_eq!(control.system, fixture.archive.names.system);
 }
@@ -434,4 +469,44 @@ fn a_standby_can_be_backed_up() {
     let contents = fixture.contents(&fixture.files(&manifest));
     let kept = manifest.server_manifest.expect("the server's manifest");
     assert!(kept.len > 1000 && contents.len() > 100);
+}
+
+#[test]
+fn tablespaces_inside_the_data_directory_are_backed_up_once() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::builder(MajorVersion::V16).setting("allow_in_place_tablespaces", "on").start();
+    server.sql("create tablespace inside location ''");
+    server.sql("create table t tablespace inside as select n from generate_series(1, 1000) n");
+    let path = server.sql("select pg_relation_filepath('t')");
+    let fixture = Fixture::new(&server);
+    let outcome = fixture.take(&server, &BackupOptions::default(), &Always).expect("a backup");
+    let manifest = stored_manifest(&fixture, &outcome);
+    let oid = server.sql("select oid from pg_tablespace where spcname = 'inside'");
+    let [space] = manifest.tablespaces.as_slice() else { panic!("{:?}", manifest.tablespaces) };
+    assert_eq!(
+        (space.oid.to_string(), space.location.0.as_slice()),
+        (oid.clone(), format!("pg_tblspc/{oid}").as_bytes())
+    );
+    let contents = fixture.contents(&fixture.files(&manifest));
+    server.sql("checkpoint");
+    assert_eq!(contents[path.as_bytes()], std::fs::read(server.data_dir().join(&path)).expect("a table"));
+}
+
+/// Alone in its process, since it measures the process: `--ignored --exact backup::memory_stays_bounded`.
+#[test]
+#[ignore = "measures the whole process"]
+fn memory_stays_bounded() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::builder(MajorVersion::V17).setting("max_wal_size", "4GB").start();
+    let random =
+        "select n, string_agg(md5(random()::text), '') t from generate_series(1, 400000) n, generate_series(1, 30)";
+    server.sql(&format!("create table t as {random} group by n"));
+    let fixture = Fixture::new(&server);
+    let options = BackupOptions { compression: Compression::None, ..Default::default() };
+    let outcome = fixture.take(&server, &options, &Always).expect("a backup");
+    let status = std::fs::read_to_string("/proc/self/status").expect("what the kernel says");
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    println!("{:?} in {:?}, peak {peak:?} kB", outcome.manifest.sizes, outcome.elapsed);
+    assert!(outcome.manifest.sizes.total > 400 << 20);
+    assert!(peak.is_some_and(|p| p < 128 << 10));
 }

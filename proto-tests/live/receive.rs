@@ -5,7 +5,7 @@ mod damage;
 #[path = "receive/equality.rs"]
 mod equality;
 #[path = "receive/harness.rs"]
-mod harness;
+pub mod harness;
 #[path = "receive/kill.rs"]
 mod kill;
 #[path = "receive/proxy.rs"]

@@ -11,7 +11,7 @@ use super::upload::Outbox;
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::pg::control::ControlFile;
-use crate::pg::label::{BackupFrom, BackupLabel, parse_tablespace_map};
+use crate::pg::label::{BackupFrom, BackupLabel, TablespaceLine, parse_tablespace_map};
 use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes, Tablespace};
 use crate::seal::content::map::{MapWriter, PackPlace};
@@ -79,7 +79,6 @@ pub fn manifest(
         return Err(disagree(format!("pg_control is of system {found}, the server said {expected}")));
     }
     let lines = parse_tablespace_map(received.tablespace_map.as_deref().unwrap_or_default()).map_err(|e| bad(&e))?;
-    let tablespaces = lines.into_iter().map(|l| Tablespace { oid: l.oid, location: Raw(l.path) }).collect();
     Ok(Manifest {
         version: Manifest::VERSION,
         id: map.backup.clone(),
@@ -97,7 +96,7 @@ pub fn manifest(
         started_at: span.started_at,
         stopped_at: span.stopped_at,
         maps: vec![map],
-        tablespaces,
+        tablespaces: tablespaces(&lines, received),
         backup_label: Raw(received.backup_label.clone()),
         tablespace_map: received.tablespace_map.clone().map(Raw),
         server_manifest: received.server_manifest.clone(),
@@ -107,6 +106,17 @@ pub fn manifest(
         bad_page_count: received.bad_page_count,
         made_by: made_by(),
     })
+}
+
+/// All tablespaces: tablespace_map has the exact bytes of a path, and lacks those inside the data directory.
+fn tablespaces(lines: &[TablespaceLine], received: &Received) -> Vec<Tablespace> {
+    let known = |oid| lines.iter().find(|l| l.oid == oid).map(|l| l.path.clone());
+    let rows = received.tablespaces.iter().filter_map(|row| Some((row.oid?, &row.location)));
+    rows.map(|(oid, shown)| {
+        let location = Raw(known(oid).unwrap_or_else(|| shown.clone().into_bytes()));
+        Tablespace { oid, location }
+    })
+    .collect()
 }
 
 fn sizes(received: &Received) -> Sizes {

@@ -39,6 +39,7 @@ pub struct Received {
     /// Sorted by path.
     pub records: Vec<Record>,
     pub packs: Vec<Arc<PackPlace>>,
+    pub tablespaces: Vec<TablespaceRow>,
     pub backup_label: Vec<u8>,
     pub tablespace_map: Option<Vec<u8>>,
     pub control: Vec<u8>,
@@ -127,6 +128,11 @@ impl Intake {
         self.archive_ends()?;
         let row = self.expected.tablespaces.get(index).ok_or_else(|| refused("an archive of no tablespace"))?;
         self.prefix = row.oid.map(|oid| format!("pg_tblspc/{oid}/").into_bytes()).unwrap_or_default();
+        if row.oid.is_some() && !row.location.starts_with('/') {
+            // Inside the data directory (15+): no link leads there, and the base archive leaves out all of pg_tblspc.
+            let path = self.prefix.strip_suffix(b"/").unwrap_or_default().to_vec();
+            self.records.push(Record::directory(path));
+        }
         self.tar = TarReader::new();
         self.archives += 1;
         Ok(())
@@ -295,6 +301,7 @@ impl Intake {
         let received = Received {
             packs: self.packer.finish(&mut self.sealing)?,
             records: self.records,
+            tablespaces: self.expected.tablespaces,
             backup_label: self.backup_label.ok_or_else(|| missing("backup_label"))?,
             tablespace_map: self.tablespace_map,
             control: self.control.ok_or_else(|| missing("global/pg_control"))?,

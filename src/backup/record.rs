@@ -33,6 +33,12 @@ pub struct Stored {
 }
 
 impl Record {
+    /// A directory that no archive names.
+    pub fn directory(path: Vec<u8>) -> Record {
+        let (kind, stored) = (EntryKind::Directory, Vec::new());
+        Record { path, kind, size: 0, mode: 0o700, mtime: 0, link: Vec::new(), crc: 0, mapped: true, stored }
+    }
+
     /// Adds what was stored. The bytes of a file come in order and nothing comes between, so in one pack a row just goes on.
     pub fn add(&mut self, new: Stored) {
         match self.stored.last_mut() {
