@@ -224,7 +224,7 @@ pub fn sync_tree(root: &Path, jobs: usize) -> Result<()> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
         let panicked = |_| Err(Error::new(Kind::Failed, "a thread that synced files panicked"));
-        threads.into_iter().map(|t| t.join().unwrap_or_else(panicked)).fold(Ok(()), |a: Result<()>, b| a.and(b))
+        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(panicked))
     })
 }
 

@@ -136,6 +136,17 @@ pub fn note(record: &Record<'_>, version: MajorVersion) -> Result<Note, String> 
 }
 
 /// Records of the resource manager XLOG (`catalog/pg_control.h`, `access/xlog_internal.h`).
+/// When a checkpoint began, in whole seconds by the server's clock (`CheckPoint.time`, `catalog/pg_control.h`); `None` for other records. It is
+/// read before the redo point is fixed, so WAL before that point is not younger than the second that begins here.
+pub fn checkpoint_time(record: &Record<'_>, version: MajorVersion) -> Option<PgTime> {
+    if record.rmid != RM_XLOG || !matches!(record.info & 0xF0, 0x00 | 0x10) {
+        return None;
+    }
+    let main = decode(record.body?, version, &mut |_| ()).ok()?.main;
+    let seconds = main.get(64..72)?.try_into().ok().map(i64::from_le_bytes)?;
+    Some(PgTime::from_unix_micros(seconds.checked_mul(1_000_000)?))
+}
+
 fn xlog(kind: u8, mut main: Cursor<'_>, version: MajorVersion) -> Option<Note> {
     Some(match kind {
         0x00 | 0x10 => Note::Checkpoint {

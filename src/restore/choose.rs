@@ -2,13 +2,13 @@
 
 use super::decide::Bounds;
 use super::path::{self, Path};
-use super::plan::{Landing, Refusal, Stop, Walk};
+use super::plan::{Landing, Origin, Refusal, Stop, Walk};
 use super::scan::{Read, Route};
 use super::target::Target;
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
 use crate::error::{Error, Kind, Result};
-use crate::pg::xact::Parameters;
+use crate::pg::xact::{Parameters, PgTime};
 use crate::pg::{Lsn, SegmentName, TimelineId};
 use crate::seal::content::manifest::Manifest;
 
@@ -49,7 +49,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     let mut until = None;
     for manifest in &candidates {
         let route = Route { archive, inventory, path: &path, version: version(manifest)? };
-        let walk = Walk::new(wanted.target.clone(), manifest.start, manifest.stop);
+        let walk = Walk::new(wanted.target.clone(), origin(manifest));
         let read = route.read(walk, manifest.start, until).await?;
         let (hole, parameters) = (read.hole, parameters(manifest, &read));
         let refusal = match finish(read, &path) {
@@ -102,6 +102,15 @@ fn candidates<'a>(
     Ok((path, candidates))
 }
 
+fn origin(manifest: &Manifest) -> Origin {
+    Origin {
+        redo: manifest.start,
+        checkpoint: manifest.checkpoint,
+        consistent_at: manifest.stop,
+        stopped_at: PgTime::from_unix_micros(manifest.stopped_at.as_microsecond()),
+    }
+}
+
 fn version(manifest: &Manifest) -> Result<crate::pg::MajorVersion> {
     manifest.major().ok_or_else(|| {
         Error::new(Kind::Version, format!("backup {} is of server version {}", manifest.id, manifest.version_num))
@@ -137,6 +146,10 @@ fn why(refusal: &Refusal, hole: Option<SegmentName>) -> String {
     match refusal {
         Refusal::BeforeConsistency { at, consistent_at } => {
             format!("recovery would stop at {at}, before the backup is consistent at {consistent_at}")
+        }
+        Refusal::NotBefore { began } => {
+            let when = began.map(|time| format!(", since it began at {time}")).unwrap_or_default();
+            format!("it may hold commits after the target{when}")
         }
         Refusal::NotReached { end, .. } => format!("the target is not met from there to {end}{missing}"),
         Refusal::WalEndsEarly { end, consistent_at } => {

@@ -213,7 +213,7 @@ pub async fn seal_off(ground: &Ground, laid: Laid, jobs: usize) -> Result<()> {
         }
         ground.whole_file(CONTROL, &laid.control, mode)?;
         lay::sync(&ground.root.join("global"))?;
-        roots.map(|root| lay::unmark(root)).collect()
+        roots.clone().try_for_each(|root| lay::unmark(root))
     };
     let finished = tokio::task::spawn_blocking(work).await;
     finished.map_err(|e| Error::new(Kind::Failed, "syncing the files was interrupted").caused_by(e))?

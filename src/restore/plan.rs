@@ -17,7 +17,22 @@ pub struct Seen {
     pub end: Lsn,
     /// Of the transaction resource manager, of whatever kind.
     pub transaction: bool,
+    /// Of a checkpoint: when it began, whole seconds by the server's clock.
+    pub checkpoint: Option<PgTime>,
     pub note: Note,
+}
+
+/// The backup that a recovery begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Where replay begins.
+    pub redo: Lsn,
+    /// Start of the checkpoint record of that redo point.
+    pub checkpoint: Lsn,
+    /// End of the backup: recovery is consistent no earlier.
+    pub consistent_at: Lsn,
+    /// When the backup was complete, by the clock of the host that took it.
+    pub stopped_at: PgTime,
 }
 
 /// A commit in WAL: the record from `start` to `end`.
@@ -69,6 +84,8 @@ pub struct Landing {
 pub enum Refusal {
     /// The server would stop before the backup is consistent: an older backup is needed.
     BeforeConsistency { at: Lsn, consistent_at: Lsn },
+    /// Nothing shows that the backup was taken before the target time: it may hold later commits, whose WAL is not replayed.
+    NotBefore { began: Option<PgTime> },
     /// WAL ends without a record that stops the recovery.
     NotReached { last_commit: Option<Commit>, end: Lsn },
     /// WAL ends before the end of the backup.
@@ -79,7 +96,11 @@ pub enum Refusal {
 #[derive(Clone, Debug)]
 pub struct Walk {
     target: Target,
-    consistent_at: Lsn,
+    origin: Origin,
+    /// When the backup's checkpoint began.
+    began: Option<PgTime>,
+    /// Time of the first commit or abort after the redo point.
+    first_ended: Option<PgTime>,
     replayed: Lsn,
     last_record: Lsn,
     last_commit: Option<Commit>,
@@ -91,11 +112,13 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// `redo` is where replay begins, `consistent_at` the end of the backup.
-    pub fn new(target: Target, redo: Lsn, consistent_at: Lsn) -> Walk {
+    pub fn new(target: Target, origin: Origin) -> Walk {
+        let redo = origin.redo;
         Walk {
             target,
-            consistent_at,
+            origin,
+            began: None,
+            first_ended: None,
             replayed: redo,
             last_record: redo,
             last_commit: None,
@@ -117,6 +140,10 @@ impl Walk {
         if self.stop.is_some() {
             return self.look_past(record);
         }
+        if record.start == self.origin.checkpoint {
+            self.began = record.checkpoint;
+        }
+        self.first_ended = self.first_ended.or_else(|| ended(&record.note).map(|(_, time)| time));
         if self.stops_before(record) {
             self.stop = Some(Stop::Before { start: record.start, end: record.end });
             return self.look_past(record);
@@ -129,7 +156,7 @@ impl Walk {
 
     /// The landing, when WAL ends here or enough was seen. `timeline` is the path's last one with WAL up to here.
     pub fn finish(self, timeline: TimelineId) -> Result<Landing, Refusal> {
-        let (end, consistent_at) = (self.replayed, self.consistent_at);
+        let (end, consistent_at) = (self.replayed, self.origin.consistent_at);
         let stop = match self.stop {
             Some(Stop::Before { start, .. }) if end < consistent_at => {
                 return Err(Refusal::BeforeConsistency { at: start, consistent_at });
@@ -137,6 +164,7 @@ impl Walk {
             Some(Stop::After { start, .. }) if end < consistent_at => {
                 return Err(Refusal::BeforeConsistency { at: start, consistent_at });
             }
+            Some(_) if !self.backup_is_older() => return Err(Refusal::NotBefore { began: self.began }),
             Some(stop) => stop,
             None if end < consistent_at => return Err(Refusal::WalEndsEarly { end, consistent_at }),
             None => self.end_of_wal().ok_or(Refusal::NotReached { last_commit: self.last_commit, end })?,
@@ -158,6 +186,18 @@ impl Walk {
         })
     }
 
+    /// Whether a time target is known to lie after everything that was committed before the redo point. Recovery does not see those commits: it
+    /// would stop at the first later one and call the target reached.
+    fn backup_is_older(&self) -> bool {
+        let Target::Time { time, .. } = self.target else { return true };
+        let by_wal = self.first_ended.is_some_and(|first| first <= time);
+        // The checkpoint's time is cut to the second; the other host's clock decides inside that second only.
+        let by_clock = self.began.is_some_and(|began| {
+            PgTime(began.0.saturating_add(1_000_000)) <= time || (began <= time && self.origin.stopped_at <= time)
+        });
+        by_wal || by_clock
+    }
+
     /// What the end of WAL means when no record stopped the recovery.
     fn end_of_wal(&self) -> Option<Stop> {
         match &self.target {
@@ -172,7 +212,7 @@ impl Walk {
 
     fn stops_before(&self, record: &Seen) -> bool {
         match (&self.target, &record.note) {
-            (Target::Immediate, _) => self.replayed >= self.consistent_at,
+            (Target::Immediate, _) => self.replayed >= self.origin.consistent_at,
             (Target::Lsn { lsn, inclusive: false }, _) => record.start >= *lsn,
             (Target::Xid { xid, inclusive: false }, note) => ended(note).is_some_and(|(ended, _)| ended == *xid),
             (Target::Time { time, inclusive }, note) => {
@@ -188,7 +228,7 @@ impl Walk {
             (Target::Lsn { lsn, inclusive: true }, _) => record.start >= *lsn,
             (Target::Xid { xid, inclusive: true }, note) => ended(note).is_some_and(|(ended, _)| ended == *xid),
             // Only after looking at what kind of record it is: elsewhere the server goes on and stops before the next one.
-            (Target::Immediate, _) => record.transaction && self.replayed >= self.consistent_at,
+            (Target::Immediate, _) => record.transaction && self.replayed >= self.origin.consistent_at,
             _ => false,
         }
     }

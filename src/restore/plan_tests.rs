@@ -19,11 +19,23 @@ fn point(name: &str, time: i64) -> Note {
 }
 
 fn run(notes: &[Note], target: Target) -> Result<Landing, Refusal> {
-    let mut walk = Walk::new(target, REDO, CONSISTENT);
+    run_from(notes, target, -10_000_000)
+}
+
+/// The backup's checkpoint began at `began` (microseconds); it was complete 300 microseconds later.
+fn run_from(notes: &[Note], target: Target, began: i64) -> Result<Landing, Refusal> {
+    let stopped_at = PgTime(began + 300);
+    let mut walk = Walk::new(target, Origin { redo: REDO, checkpoint: REDO, consistent_at: CONSISTENT, stopped_at });
     for (index, note) in notes.iter().enumerate() {
         let start = Lsn(REDO.0 + 0x10 * index as u64);
         let transaction = matches!(note, Note::Commit { .. } | Note::Abort { .. });
-        walk.see(&Seen { start, end: Lsn(start.0 + 0x10), transaction, note: note.clone() });
+        walk.see(&Seen {
+            start,
+            end: Lsn(start.0 + 0x10),
+            transaction,
+            checkpoint: (index == 0).then_some(PgTime(began)),
+            note: note.clone(),
+        });
     }
     walk.finish(TimelineId(1))
 }
@@ -182,4 +194,16 @@ fn wal_that_ends_inside_the_backup_is_refused_whatever_the_target() {
         let refusal = run(&history()[..2], target).unwrap_err();
         assert_eq!(refusal, Refusal::WalEndsEarly { end: record(1).1, consistent_at: CONSISTENT });
     }
+}
+
+#[test]
+fn a_backup_that_may_hold_later_commits_is_not_taken_for_a_time() {
+    let wal = history();
+    let refused = |target, began| matches!(run_from(&wal, target, began), Err(Refusal::NotBefore { .. }));
+    assert!(refused(time(99, true), 200), "it began after the target, and no earlier commit follows");
+    assert!(refused(time(99, true), -10), "in the same second, and complete after the target");
+    assert!(!refused(time(99, true), -400), "complete before the target");
+    assert!(!refused(time(99, true), -1_000_000), "a second before");
+    assert!(!refused(time(100, true), 200), "a commit at the target follows: all before it are older");
+    assert!(!refused(Target::Lsn { lsn: record(3).0, inclusive: true }, 200), "positions need no clock");
 }

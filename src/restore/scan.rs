@@ -90,7 +90,8 @@ impl Route<'_> {
                         read.parameters = Some(read.parameters.map_or(*new, |old| highest(old, *new)));
                     }
                     let transaction = record.rmid == RM_XACT;
-                    read.walk.see(&Seen { start: record.start, end: record.end, transaction, note });
+                    let checkpoint = xact::checkpoint_time(record, self.version);
+                    read.walk.see(&Seen { start: record.start, end: record.end, transaction, checkpoint, note });
                 }
                 Err(what) => problem = Some(what),
             }
