@@ -1,9 +1,15 @@
 //! Temporary folders. They stand under `/tmp` whatever `TMPDIR` says: a path of a Unix socket holds 107 bytes.
+//! `WALRECV_TEST_FOLDER` names another place (short, and passable for `postgres`).
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::user::give_to_postgres;
+
+/// Where all of them stand.
+pub fn base() -> PathBuf {
+    std::env::var_os("WALRECV_TEST_FOLDER").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+}
 
 /// A folder that goes with this value; kept, and named, when `WALRECV_KEEP` is set.
 pub struct TempDir {
@@ -16,7 +22,7 @@ impl TempDir {
     pub fn new(tag: &str) -> TempDir {
         let dir = tempfile::Builder::new()
             .prefix(&format!("walrecv-{tag}-"))
-            .tempdir_in("/tmp")
+            .tempdir_in(base())
             .expect("make a temporary folder");
         let path = dir.path().to_path_buf();
         set_mode(&path, 0o755);

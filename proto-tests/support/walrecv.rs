@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::guard::Guard;
-use super::temp::TempDir;
+use super::temp::{TempDir, base};
 use super::user::become_postgres;
 
 /// How long a command may take unless the test says otherwise.
@@ -31,7 +31,7 @@ pub fn path() -> &'static Path {
         let meta = fs::metadata(&built).expect("look at the built program");
         let changed =
             meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
-        let dir = PathBuf::from(format!("/tmp/walrecv-built-{:x}-{:x}", meta.len(), changed.as_nanos()));
+        let dir = base().join(format!("walrecv-built-{:x}-{:x}", meta.len(), changed.as_nanos()));
         let copy = dir.join("walrecv");
         if !copy.exists() {
             fs::create_dir_all(&dir).expect("make a folder");
