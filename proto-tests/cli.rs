@@ -1,1 +1,19 @@
-//! Placeholder for the cli suite.
+//! The built program as a user runs it: whole stories, every documented refusal, and what `wal-fetch` answers.
+
+#[path = "cli/archive_refusals.rs"]
+mod archive_refusals;
+#[path = "cli/equality.rs"]
+mod equality;
+#[path = "cli/fetch_codes.rs"]
+mod fetch_codes;
+#[path = "cli/refusals.rs"]
+mod refusals;
+#[path = "cli/server_refusals.rs"]
+mod server_refusals;
+#[path = "cli/site.rs"]
+mod site;
+#[path = "cli/stories.rs"]
+mod stories;
+mod support;
+#[path = "cli/words.rs"]
+mod words;

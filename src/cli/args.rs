@@ -167,8 +167,8 @@ pub struct RestoreArgs {
     /// With --start: a server of its own socket and port that nobody else reaches
     #[arg(long, requires = "start")]
     pub scratch: bool,
-    /// Port of the server that --start starts
-    #[arg(long, requires = "start", value_name = "PORT")]
+    /// Port of the scratch server: it has no TCP, so this only names its socket [default: 5432]
+    #[arg(long, requires = "scratch", value_name = "PORT")]
     pub port: Option<u16>,
     /// PostgreSQL's programs, of the backup's major version
     #[arg(long, value_name = "DIR")]

@@ -31,6 +31,8 @@ struct Finding {
     advice: Option<String>,
     /// Exit code that this finding asks for; 0 unless it failed.
     code: u8,
+    #[serde(skip)]
+    kind: Option<Kind>,
 }
 
 #[derive(Default)]
@@ -40,24 +42,38 @@ struct Report {
 
 impl Report {
     fn ok(&mut self, check: &'static str, found: impl Into<String>) {
-        self.add(check, Verdict::Ok, found.into(), None, 0);
+        self.add(check, Verdict::Ok, found.into(), None, None);
     }
 
     fn warn(&mut self, check: &'static str, found: impl Into<String>, advice: impl Into<String>) {
-        self.add(check, Verdict::Warn, found.into(), Some(advice.into()), 0);
+        self.add(check, Verdict::Warn, found.into(), Some(advice.into()), None);
     }
 
     fn fail(&mut self, check: &'static str, error: &Error) {
-        self.add(check, Verdict::Fail, error.to_string(), error.advice().map(str::to_owned), exit::code(error.kind()));
+        self.add(check, Verdict::Fail, error.to_string(), error.advice().map(str::to_owned), Some(error.kind()));
     }
 
-    fn add(&mut self, check: &'static str, verdict: Verdict, found: String, advice: Option<String>, code: u8) {
-        self.findings.push(Finding { check, verdict, found, advice, code });
+    fn add(
+        &mut self,
+        check: &'static str,
+        verdict: Verdict,
+        found: String,
+        advice: Option<String>,
+        kind: Option<Kind>,
+    ) {
+        let code = kind.map_or(0, exit::code);
+        self.findings.push(Finding { check, verdict, found, advice, code, kind });
+    }
+
+    fn first_failure(&self) -> Option<Error> {
+        let (finding, kind) = self.findings.iter().find_map(|finding| Some((finding, finding.kind?)))?;
+        let error = Error::new(kind, format!("check failed at {}: {}", finding.check, finding.found));
+        Some(error.hint(finding.advice.as_deref().unwrap_or("all findings stand on standard output")))
     }
 }
 
-/// Exit code: that of the first finding that failed, else 0.
-pub async fn run(common: &Common) -> Result<u8> {
+/// Shows all findings; the error is the first that failed.
+pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
     let mut report = Report::default();
     report.ok(
@@ -77,7 +93,7 @@ pub async fn run(common: &Common) -> Result<u8> {
         Err(error) => report.fail("server", &error),
     }
     show(common, &report);
-    Ok(report.findings.iter().map(|finding| finding.code).find(|code| *code != 0).unwrap_or(0))
+    report.first_failure().map_or(Ok(()), Err)
 }
 
 async fn keys(context: &Context, report: &mut Report) {

@@ -17,6 +17,7 @@ mod wal_fetch;
 use std::ffi::OsString;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use self::args::{Cli, Command, SlotCommand};
 use crate::error::{Error, Kind, Result};
@@ -38,10 +39,14 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
 fn run(line: &[OsString]) -> u8 {
     let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(error) if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
-            // clap's own code for wrong usage is 2; help and version are 0.
+            // Help and version that were asked for are 0; help in place of a missing command is 2.
             return error.exit_code() as u8;
+        }
+        Err(error) => {
+            output::error(&wrong_usage(&error), asked_format(line));
+            return exit::code(Kind::Usage);
         }
     };
     start_tracing(cli.common.verbose);
@@ -65,6 +70,24 @@ fn run(line: &[OsString]) -> u8 {
     }
 }
 
+/// What clap says of a wrong line, as every other error is said: one line, and what to do.
+fn wrong_usage(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
+    let message = paragraphs.next().unwrap_or_default();
+    let rest: Vec<String> = paragraphs.filter(|p| !p.starts_with("For more information")).collect();
+    let hint = format!("{}{}`--help` tells the rest", rest.join("; "), if rest.is_empty() { "" } else { "; " });
+    Error::new(Kind::Usage, message.strip_prefix("error: ").unwrap_or(&message)).hint(hint)
+}
+
+/// `--output` of a line that could not be read as a whole.
+fn asked_format(line: &[OsString]) -> output::Format {
+    let after = line.iter().zip(line.iter().skip(1)).any(|(flag, value)| flag == "--output" && value == "json");
+    let joined = line.iter().any(|word| word == "--output=json");
+    let variable = std::env::var_os("WALRECV_OUTPUT").is_some_and(|value| value == "json");
+    if after || joined || variable { output::Format::Json } else { output::Format::Text }
+}
+
 async fn command(cli: Cli) -> Result<u8> {
     let common = cli.common;
     match cli.command {
@@ -74,7 +97,7 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::Restore(args) => interruptible(restore::run(&common, &args)).await.map(done),
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
         Command::List => list::run(&common).await.map(done),
-        Command::Check => check::run(&common).await,
+        Command::Check => check::run(&common).await.map(done),
         Command::Slot(SlotCommand::Create) => slot::create(&common).await.map(done),
         Command::Slot(SlotCommand::Show) => slot::show(&common).await.map(done),
         Command::Slot(SlotCommand::Drop) => slot::drop(&common).await.map(done),

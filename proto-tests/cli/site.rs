@@ -1,0 +1,143 @@
+//! One installation of walrecv: a folder with its configuration and one with its repository, used as user `postgres`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use walrecv::pg::Lsn;
+
+use crate::support::walrecv::{Output, Running};
+use crate::support::{Client, Server, TempDir, Walrecv, wait_for};
+
+pub const SLOT: &str = "walrecv_main";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Site {
+    pub places: TempDir,
+}
+
+impl Site {
+    /// Two empty folders.
+    pub fn empty() -> Site {
+        let places = TempDir::for_postgres("site");
+        places.postgres_dir("etc");
+        Site { places }
+    }
+
+    /// After `walrecv init --create-slot`.
+    pub fn new(server: &Server) -> Site {
+        let site = Site::empty();
+        site.init(&server.conninfo("postgres")).args(["--slot", SLOT, "--create-slot"]).run().expect_code(0);
+        site
+    }
+
+    /// The folder of walrecv.toml and the keys.
+    pub fn etc(&self) -> PathBuf {
+        self.places.join("etc")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.etc().join("walrecv.toml")
+    }
+
+    pub fn repository(&self) -> PathBuf {
+        self.places.join("repository")
+    }
+
+    pub fn url(&self) -> String {
+        format!("file://{}", self.repository().display())
+    }
+
+    /// Where this site restores to.
+    pub fn data(&self, name: &str) -> PathBuf {
+        self.places.join(name)
+    }
+
+    /// The program in the folder of the configuration, which it finds there.
+    pub fn walrecv(&self, args: &[&str]) -> Walrecv {
+        Walrecv::new(args).by_postgres().dir(&self.etc())
+    }
+
+    pub fn init(&self, dsn: &str) -> Walrecv {
+        self.walrecv(&["init", "--repo", &self.url(), "--dsn", dsn])
+    }
+
+    /// Streams until the value goes.
+    pub fn receive(&self, args: &[&str]) -> Running {
+        let mut running = self.walrecv(&["receive"]).args(args).spawn();
+        running.wait_logged("streaming timeline", PATIENCE);
+        running
+    }
+
+    pub fn backup(&self) -> serde_json::Value {
+        self.walrecv(&["backup", "--output", "json"]).run().expect_code(0).json()
+    }
+
+    /// A restore of `target` into `name`, not yet started.
+    pub fn restore(&self, server: &Server, name: &str, target: &[&str]) -> Walrecv {
+        let data = self.data(name).display().to_string();
+        let programs = server.bin_dir().display().to_string();
+        self.walrecv(&["restore", "--pgdata", &data, "--pg-bindir", &programs]).args(target)
+    }
+
+    /// Restores, starts a scratch server, and has it at its target.
+    pub fn land(&self, server: &Server, name: &str, target: &[&str]) -> Copy {
+        let started = ["--start", "--scratch", "--output", "json"];
+        let told = self.restore(server, name, target).args(started).run().expect_code(0).json();
+        Copy { data: self.data(name), pg_ctl: server.bin_dir().join("pg_ctl"), told }
+    }
+}
+
+/// Waits until the server knows that everything up to `end` is durable in the repository.
+pub fn wait_durable(server: &Server, end: Lsn) {
+    let sql = format!(
+        "select coalesce(bool_or(flush_lsn >= '{end}'), false) from pg_stat_replication where application_name = 'walrecv'"
+    );
+    wait_for(&format!("{end} to be durable"), PATIENCE, || (server.sql(&sql) == "t").then_some(()));
+}
+
+/// A restored scratch server that walrecv has started; stopped when it goes.
+pub struct Copy {
+    pub data: PathBuf,
+    pg_ctl: PathBuf,
+    /// What `restore --output json` printed.
+    pub told: serde_json::Value,
+}
+
+impl Copy {
+    fn client(&self) -> Client {
+        let started = &self.told["started"];
+        let folder = started["socket_directory"].as_str().expect("a socket");
+        let port = started["port"].as_u64().expect("a port") as u16;
+        Client::connect(Path::new(folder), port, "postgres", "postgres").expect("a session")
+    }
+
+    /// The first value of the first row.
+    pub fn value(&self, sql: &str) -> String {
+        let rows = self.client().query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        rows.first().and_then(|row| row.first().cloned().flatten()).unwrap_or_default()
+    }
+
+    /// A tool of the server's version against this copy; panics unless it succeeds.
+    pub fn run(&self, server: &Server, tool: &str, args: &[&str]) {
+        let started = &self.told["started"];
+        let mut command = server.bin(tool);
+        command.env("PGHOST", started["socket_directory"].as_str().expect("a socket"));
+        command.env("PGPORT", started["port"].to_string());
+        let output = command.args(args).output().unwrap_or_else(|e| panic!("{tool}: {e}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{tool} {args:?}: {}\n{said}", output.status);
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let mut command = crate::support::user::as_postgres(&self.pg_ctl);
+        command.arg("-D").arg(&self.data).args(["-m", "immediate", "stop"]);
+        let _ = command.output();
+    }
+}
+
+/// Ends a receiver as its supervisor would.
+pub fn end(receiver: Running) -> Output {
+    receiver.terminate(Duration::from_secs(20)).expect_code(0)
+}

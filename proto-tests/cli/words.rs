@@ -1,0 +1,172 @@
+//! What is written about the program is true: help, the commands in the documents, keys, variables.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{CommandFactory, Parser};
+use walrecv::cli::args::Cli;
+use walrecv::config::file::{ClusterTable, ConfigFile};
+
+use crate::support::Walrecv;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+#[test]
+fn the_help_of_every_command_says_what_it_does() {
+    let mut lines = vec![(vec![], Cli::command())];
+    while let Some((path, command)) = lines.pop() {
+        let words: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
+        let output = Walrecv::new(&words).run().expect_code(0);
+        let about = command.get_about().unwrap_or_else(|| panic!("{path:?} has no text")).to_string();
+        let first = output.stdout.lines().next().unwrap_or_default();
+        assert!(about.starts_with(first) && first.len() > 15, "{path:?}: {first:?}, expected {about:?}");
+        for option in command.get_arguments().filter(|a| !a.is_hide_set()) {
+            let id = option.get_id().as_str();
+            assert!(option.get_help().is_some_and(|h| h.to_string().len() > 10), "{path:?}: {id} has no text");
+            if let Some(long) = option.get_long() {
+                assert!(output.stdout.contains(&format!("--{long}")), "{path:?}: --{long} is not shown");
+            }
+        }
+        for below in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            let below_path = path.iter().cloned().chain([below.get_name().to_owned()]).collect();
+            lines.push((below_path, below.clone()));
+        }
+    }
+    Walrecv::new(["--version"]).run().expect_code(0);
+    // Nothing asked for is wrong usage, and teaches.
+    let empty = Walrecv::new([""; 0]).run().expect_code(2);
+    assert!(empty.stderr.contains("walrecv init"), "{}", empty.stderr);
+}
+
+/// Splits a line as a shell would, as far as documents need it: quotes, and a comment at the end.
+fn words(line: &str) -> Vec<String> {
+    let (mut all, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (None, '#') if word.is_none() => break,
+            (None, c) if c.is_whitespace() => all.extend(word.take()),
+            (_, c) => word.get_or_insert_default().push(c),
+        }
+    }
+    all.extend(word);
+    all
+}
+
+fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            documents(&path, found);
+        } else if path.extension().is_some_and(|e| e == "md") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_command_in_the_documents_is_accepted() {
+    let mut files = vec![root().join("README.md")];
+    documents(&root().join("docs"), &mut files);
+    let mut checked = 0;
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a document");
+        let mut fenced = false;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("```") {
+                fenced = !fenced;
+            }
+            if !fenced || !line.starts_with("walrecv ") {
+                continue;
+            }
+            let read = Cli::try_parse_from(words(line));
+            assert!(
+                read.is_ok(),
+                "{}: {line}\n{}",
+                file.display(),
+                read.err().map_or(String::new(), |e| e.to_string())
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked >= 7, "only {checked} commands found");
+    // The examples of the help itself.
+    let help = Cli::command().get_after_help().expect("examples").to_string();
+    for line in help.lines().map(str::trim).filter(|l| l.starts_with("walrecv ")) {
+        let line = line.split("  ").next().unwrap_or_default();
+        assert!(Cli::try_parse_from(words(line)).is_ok(), "{line}");
+    }
+}
+
+/// Every key, by writing a file that has them all.
+fn keys() -> BTreeSet<String> {
+    let some = || Some("1s".to_owned());
+    let table = ClusterTable {
+        dsn: String::new(),
+        slot: some(),
+        flush_interval: some(),
+        compression: some(),
+        shutdown_grace: some(),
+        stall_timeout: some(),
+    };
+    let file = ConfigFile {
+        repo: String::new(),
+        identity: some(),
+        secret_file: some(),
+        identity_file: some(),
+        passphrase_file: some(),
+        state_dir: some(),
+        clusters: [("NAME".to_owned(), table)].into(),
+    };
+    let written: toml::Table = file.render().parse().expect("what is written reads back");
+    let clusters = written["clusters"]["NAME"].as_table().expect("a table");
+    let below = clusters.keys().map(|key| format!("clusters.NAME.{key}"));
+    written.keys().filter(|key| *key != "clusters").cloned().chain(below).collect()
+}
+
+#[test]
+fn the_page_of_the_configuration_lists_every_key_and_variable() {
+    let page = read("docs/reference/configuration.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    assert_eq!(rows.map(str::to_owned).collect::<BTreeSet<_>>(), keys());
+    // The example reads, once its comments are options too.
+    let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let file = ConfigFile::parse(example, "the example").expect("the example reads");
+    assert_eq!(file.clusters.len(), 1);
+    ConfigFile::parse(
+        &example.replace("# passphrase_file", "passphrase_file").replace("# state_dir", "state_dir"),
+        "all",
+    )
+    .expect("the example's comments read");
+
+    let mut variables = BTreeSet::from(["WALRECV_LOG".to_owned()]);
+    let mut commands = vec![Cli::command()];
+    while let Some(command) = commands.pop() {
+        variables.extend(command.get_arguments().filter_map(|a| a.get_env()).map(|e| e.to_string_lossy().into_owned()));
+        commands.extend(command.get_subcommands().cloned());
+    }
+    let shown = page.split('`').filter(|word| word.starts_with("WALRECV_") && !word.contains('*'));
+    assert_eq!(shown.map(str::to_owned).collect::<BTreeSet<_>>(), variables);
+}
+
+#[test]
+fn the_page_of_the_exit_codes_is_the_table_of_the_program() {
+    let page = read("docs/reference/exit-codes.md");
+    let rows = page.lines().filter_map(|line| {
+        let (code, meaning) = line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | ")?;
+        Some((code.parse::<u8>().ok()?, meaning.to_owned()))
+    });
+    let table = walrecv::cli::exit::TABLE.map(|(code, meaning)| (code, meaning.to_owned()));
+    assert_eq!(rows.collect::<Vec<_>>(), table);
+}
