@@ -177,7 +177,7 @@ fn fill(server: &Server, places: &TempDir) {
     let place = places.postgres_dir("a table space");
     server.sql(&format!("create tablespace extra location '{}'", place.display()));
     server.sql("create table here as select n, repeat('x', 200) from generate_series(1, 20000) n");
-    let random = "select n, md5(n::text) || md5(random()::text) as t from generate_series(1, 300000) n";
+    let random = "select n, md5(n::text) || md5(random()::text) as t from generate_series(1, 60000) n";
     server.sql(&format!("create table there tablespace extra as {random}"));
     server.sql("create index on there (t)");
     server.sql("create unlogged table fleeting (n int); insert into fleeting values (1)");
