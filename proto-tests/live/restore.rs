@@ -324,6 +324,34 @@ fn a_copy_does_not_act_on_production() {
     assert_eq!(std::fs::read_dir(taken.path()).expect("a folder").count(), before);
 }
 
+/// A server that pauses or shuts down at the target is where the plan says, and can go on.
+#[test]
+fn a_server_can_wait_at_its_target() {
+    for version in versions() {
+        let mut story = Story::new(Server::start(version));
+        story.backup();
+        story.write(6);
+        story.archive_and_die();
+        let prepared = story.prepare(time(&story.rows[3].time, true)).expect("a plan");
+        let options = Options { action: Action::Pause, ..story.options("pause") };
+        story.restore(&prepared, &options).expect("a restore");
+        let copy = story.start(&prepared, &options).expect("a server");
+        assert_eq!(copy.started.landed, Some(prepared.choice.landing.replayed));
+        assert_eq!((copy.value("select pg_is_in_recovery()").as_str(), copy.rows()), ("t", numbers(4)));
+        copy.client().query("select pg_wal_replay_resume()").expect("it goes on");
+        crate::support::wait_for("the promotion", Duration::from_secs(30), || {
+            (copy.value("select pg_is_in_recovery()") == "f").then_some(())
+        });
+
+        let latest = story.prepare(Target::Latest).expect("a plan");
+        let options = Options { action: Action::Shutdown, ..story.options("shutdown") };
+        story.restore(&latest, &options).expect("a restore");
+        let copy = story.start(&latest, &options).expect("a server that ended at its target");
+        assert_eq!(copy.started.pid, None);
+        assert!(options.pgdata.join("recovery.signal").exists());
+    }
+}
+
 /// A damaged or missing segment stops the server; it is never opened early.
 #[test]
 fn what_the_plan_needs_and_cannot_be_read_stops_the_server() {
