@@ -31,19 +31,18 @@ fn receiver_process() {
     panic!("ended by itself: {outcome:?}");
 }
 
-struct Process {
+/// The receiver as a process of its own.
+pub struct Process {
     child: Child,
     _guard: Guard,
 }
 
 impl Process {
-    fn start(vault: &Vault, server: &Server, flush_ms: u64) -> Process {
-        let log = std::fs::File::options().create(true).append(true).open(vault.temp.join("../kill.log"));
+    pub fn start(vault: &Vault, server: &Server, flush_ms: u64) -> Process {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["receive::kill::receiver_process", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
         command.envs(vault.texts()).env("VAULT_DIR", vault.temp.path());
         command.env("VAULT_CONNINFO", server.conninfo("postgres")).env("VAULT_FLUSH_MS", flush_ms.to_string());
-        drop(log);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(if std::env::var_os("WALRECV_SHOW").is_some() { Stdio::inherit() } else { Stdio::null() });
         let child = command.spawn().expect("start the receiver");
@@ -51,13 +50,24 @@ impl Process {
         Process { child, _guard: guard }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("ask after the receiver").is_none()
     }
 
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().expect("kill the receiver");
         self.child.wait().expect("wait for the receiver");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
