@@ -16,7 +16,7 @@ use production::{Acknowledged, Load, Moment, Production, count_invoices, size_of
 use screen::{Screen, mib, seconds, share};
 use support::ledger::Entry;
 use support::walrecv::Running;
-use support::{TempDir, Walrecv, install};
+use support::{TempDir, Walrecv, install, temp};
 use walrecv::pg::{Lsn, MajorVersion};
 
 /// How long the load is measured before the accident.
@@ -36,7 +36,7 @@ pub struct Story {
     config: String,
     repository: PathBuf,
     folder: PathBuf,
-    _places: TempDir,
+    _places: Option<TempDir>,
 }
 
 /// What is known when the server is gone.
@@ -102,8 +102,9 @@ fn begin(mut screen: Screen, version: MajorVersion) -> Story {
     screen.figure("server", format!("PostgreSQL {}, 16 MiB segments", server.sql("show server_version")));
     screen.figure("data", mib(production.data_bytes()));
     screen.figure("table invoices", &production.invoices);
-    let places = TempDir::new("demo");
-    let folder = places.path().to_path_buf();
+    // The script's own folder, which goes with the script; else one of its own.
+    let places = std::env::var_os(temp::FOLDER).is_none().then(|| TempDir::new("demo"));
+    let folder = places.as_ref().map_or_else(temp::base, |made| made.path().to_path_buf());
     Story {
         screen,
         receiver: None,

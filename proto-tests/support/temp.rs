@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::user::give_to_postgres;
 
+/// The variable that names where all of them stand.
+pub const FOLDER: &str = "WALRECV_TEST_FOLDER";
+
 /// Where all of them stand.
 pub fn base() -> PathBuf {
-    std::env::var_os("WALRECV_TEST_FOLDER").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+    std::env::var_os(FOLDER).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
 }
 
 /// A folder that goes with this value; kept, and named, when `WALRECV_KEEP` is set.
