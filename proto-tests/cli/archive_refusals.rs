@@ -24,6 +24,7 @@ fn an_archive_answers_what_it_cannot_do() {
     let receiver = site.receive(&[]);
     server.sql("create table t as select generate_series(1, 1000) as n");
     wait_durable(&server, server.lsn());
+    end(receiver);
     for target in [&["--latest"][..], &["--target-time", "1 min ago"], &["--target-lsn", "0/1000000"]] {
         let args = [&["restore", "--pgdata", "/nonexistent/data"], target].concat();
         Refusal::of(&site, &args).is(19, "no complete backup");
@@ -31,6 +32,7 @@ fn an_archive_answers_what_it_cannot_do() {
     let listed = site.walrecv(&["list"]).run().expect_code(0);
     assert!(listed.stdout.contains("no backup yet"), "{}", listed.stdout);
 
+    let receiver = site.receive(&[]);
     let before = server.sql("select now() - interval '1 hour'");
     site.backup();
     server.sql("insert into t select generate_series(1, 20000)");

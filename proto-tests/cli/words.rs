@@ -79,6 +79,8 @@ fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
 fn every_command_in_the_documents_is_accepted() {
     let mut files = vec![root().join("README.md")];
     documents(&root().join("docs"), &mut files);
+    // There, such lines name what keys are derived for.
+    files.retain(|file| !file.starts_with(root().join("docs/format")));
     let mut checked = 0;
     for file in files {
         let text = fs::read_to_string(&file).expect("a document");

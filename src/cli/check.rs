@@ -6,6 +6,7 @@ use super::args::Common;
 use super::context::Context;
 use super::{exit, output, slot};
 use crate::archive::Archive;
+use crate::disk::durable;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Mode};
 use crate::repo::Found;
@@ -127,7 +128,12 @@ async fn writable(context: &Context, report: &mut Report) {
         let name = format!("probe/{}", crate::seal::content::hex(&id.0));
         let ours = |_: &[u8]| Found::Ours;
         context.repo.put_once(&name, &[bytes::Bytes::from_static(b"walrecv check\n")], &ours, PROBE_LIMIT).await?;
-        Ok::<_, Error>(context.repo.delete(&name).await)
+        let deleted = context.repo.delete(&name).await;
+        if let Some(root) = context.repo.local_root() {
+            // Its folder; it stays while another check runs.
+            let _ = durable::remove_empty_dir(&root.join("probe"));
+        }
+        Ok::<_, Error>(deleted)
     };
     match outcome.await {
         Ok(Ok(())) => report.ok("repository can be written", "an object was created and deleted"),

@@ -162,6 +162,7 @@ pub async fn repository_file(repo: &Repository) -> Result<RepositoryFile> {
     })?;
     RepositoryFile::decode(&bytes).map_err(|problem| {
         Error::new(Kind::Repository, format!("{}/{}: {problem}", repo.url(), names::REPOSITORY_FILE))
+            .hint("put walrecv.json back from a copy, or use a walrecv that knows this version of the format")
     })
 }
 

@@ -74,9 +74,9 @@ pub async fn run(common: &Common, args: &InitArgs) -> Result<()> {
     })?;
     let places = Places::new(common)?;
     let conninfo = Conninfo::parse(&args.dsn, &env).context("--dsn")?;
+    let repo = Repository::open(url, &env)?;
     let mut connection = Connection::connect(&conninfo, Mode::Physical, "").await?;
     let server = check_server(&mut connection, &conninfo).await?;
-    let repo = Repository::open(url, &env)?;
     refuse_existing(&repo).await?;
     let recipients = recipients(args)?;
 
@@ -194,7 +194,7 @@ async fn make(
     made: &mut Made,
 ) -> Result<()> {
     if let Some(root) = repo.local_root().filter(|root| !root.exists()) {
-        durable::create_dirs(root)?;
+        repo.make_root().await?;
         made.repository = Some(root.to_owned());
     }
     let id = setup::random_repository_id()?;

@@ -115,6 +115,7 @@ fn find(given: Option<&Path>) -> Result<PathBuf> {
 fn cluster(path: &Path, name: &str, table: &ClusterTable) -> Result<ClusterSettings> {
     let place = |key: &str, problem: String| {
         Error::new(Kind::Usage, format!("{}: clusters.{name}.{key}: {problem}", path.display()))
+            .hint(format!("correct this key in [clusters.{name}]; docs/reference/configuration.md explains each"))
     };
     check_cluster_name(name)?;
     let time = |key: &str, value: &Option<String>, default: Duration| match value {

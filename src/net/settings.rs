@@ -84,7 +84,8 @@ impl<'a> Settings<'a> {
                 return Err(unsupported(&format!("connection option {name}")));
             }
             if !SUPPORTED.iter().any(|(known, _)| known == name) {
-                return Err(Error::new(Kind::Usage, format!("unknown connection option {name:?}")));
+                return Err(Error::new(Kind::Usage, format!("unknown connection option {name:?}"))
+                    .hint("correct its name: options are those of libpq, such as host, port, user, sslmode"));
             }
         }
         Ok(Settings { pairs, env })

@@ -244,6 +244,9 @@ impl Run {
             Started::Streaming => {}
         }
         self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot });
+        if server.synchronous {
+            self.observer.tell(ReceiveEvent::Synchronous(true));
+        }
         let (before, begun) = (pipeline.received(), Instant::now());
         let stream = Stream::new(&self.options, server, pipeline, &self.observer);
         let end = stream.run(&mut self.stop).await.map_err(|e| gone(e, from));
