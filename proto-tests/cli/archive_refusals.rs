@@ -59,10 +59,10 @@ fn restores(site: &Site, before: &str) {
         Refusal::of(site, &[&["restore", "--pgdata", &data], args].concat()).is(code, says);
         assert!(!Path::new(&data).exists(), "{args:?}");
     };
-    refused(&["--target-time", before], 19, "");
-    refused(&["--target-time", "2099-01-01 00:00:00+00"], 19, "");
-    refused(&["--target-lsn", "0/1000000"], 19, "");
-    refused(&["--target-lsn", "FF/0"], 19, "");
+    refused(&["--target-time", before], 19, "cannot be reached");
+    refused(&["--target-time", "2099-01-01 00:00:00+00"], 19, "the archive ends at");
+    refused(&["--target-lsn", "0/1000000"], 19, "cannot be reached");
+    refused(&["--target-lsn", "FF/0"], 19, "the archive ends at");
     refused(&["--target-name", "never made"], 19, "never made");
     refused(&["--target-timeline", "7", "--latest"], 19, "timeline");
     refused(&["--target-time", "tomorrow"], 2, "tomorrow");

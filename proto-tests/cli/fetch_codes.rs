@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use crate::refusals::write;
 use crate::site::Site;
 use crate::support::Walrecv;
+use crate::support::user::as_postgres;
 
 const ABSENT: i32 = 1;
 const UNKNOWN: i32 = 200;
@@ -54,6 +55,14 @@ fn wrong_usage_is_unknown() {
     leaves_with(UNKNOWN, call(&pgdata, &[TOO_EARLY, "f"]));
     let bytes: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff\xfe");
     leaves_with(UNKNOWN, call(&pgdata, &[]).arg(bytes).arg("f"));
+    // Nowhere to say it: closed, or full.
+    for place in ["2>&-", "2>/dev/full", ">&- 2>&- <&-"] {
+        for args in ["one", "000000010000000000000000 f"] {
+            let script = format!("exec '{}' wal-fetch {args} {place}", crate::support::walrecv::path().display());
+            let status = as_postgres("/bin/sh").args(["-c", &script]).current_dir(&pgdata).status().expect("run sh");
+            assert_eq!(status.code(), Some(UNKNOWN), "{script}");
+        }
+    }
     // A plan that cannot be read binds as well.
     let plan = pgdata.join("pg_wal/walrecv");
     fs::create_dir_all(&plan).expect("a folder");

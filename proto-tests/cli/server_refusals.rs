@@ -52,6 +52,8 @@ fn refusals_of_a_login_are_17_and_say_what_the_server_needs() {
     refused_everywhere(&site, &server.conninfo_tcp("nobody"), Some("x"), 17, "nobody");
     refused_everywhere(&site, &format!("host=127.0.0.1 port={} user=x", free_port()), None, 17, "127.0.0.1");
     refused_everywhere(&site, "host=/nowhere user=x", None, 17, "/nowhere");
+    let old = format!("host=127.0.0.1 port={} user=x sslmode=disable", pretender("12.22"));
+    refused_everywhere(&site, &old, None, 14, "12.22");
     // What waiting does not change ends `receive` too.
     let config = std::fs::read_to_string(site.config()).expect("a configuration");
     let dsn = format!("{} password=wrong", server.conninfo_tcp("postgres"));

@@ -172,3 +172,28 @@ fn the_page_of_the_exit_codes_is_the_table_of_the_program() {
     let table = walrecv::cli::exit::TABLE.map(|(code, meaning)| (code, meaning.to_owned()));
     assert_eq!(rows.collect::<Vec<_>>(), table);
 }
+
+/// Commands that are planned and do not exist yet must not be advised.
+#[test]
+fn no_message_sends_anyone_to_a_command_that_does_not_exist() {
+    let exist: BTreeSet<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    let (mut open, mut seen) = (vec![root().join("src")], 0);
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                open.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("a source");
+            for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+                for after in line.split("`walrecv ").skip(1) {
+                    let word: String = after.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+                    assert!(exist.contains(&word), "{}: there is no `walrecv {word}`", path.display());
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 10, "only {seen} mentions found");
+}

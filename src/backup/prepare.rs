@@ -94,7 +94,7 @@ pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupO
     };
     let text = format!("no receiver follows the server: {state} after {:?}", options.follow_within);
     Err(Error::new(Kind::Slot, text)
-        .hint("Start `walrecv receive` (or `walrecv run`) for this cluster first: a backup without its WAL cannot be restored."))
+        .hint("Start `walrecv receive` for this cluster first: a backup without its WAL cannot be restored."))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::archive::Archive;
 use crate::disk::durable;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Mode};
+use crate::receive::sentinel;
 use crate::repo::Found;
 
 /// How long the probe object may take.
@@ -187,12 +188,12 @@ async fn server(context: &Context, connection: &mut Connection, report: &mut Rep
 /// Says whether commits wait for walrecv, and what that means.
 async fn synchronous(context: &Context, connection: &mut Connection, report: &mut Report) -> Result<()> {
     let names = connection.show("synchronous_standby_names").await?;
-    let ours = context.conninfo()?.application_name().to_lowercase();
-    if names.to_lowercase().contains(&ours) {
-        report.ok("synchronous standby", format!("listed in '{names}': commits wait for the repository"));
-    } else if names.contains('*') {
+    let listed = sentinel::lists(&names, context.conninfo()?.application_name());
+    if listed && names.contains('*') {
         let advice = "'*' may choose walrecv by accident: name the standbys that shall count";
         report.warn("synchronous standby", format!("synchronous_standby_names = '{names}'"), advice);
+    } else if listed {
+        report.ok("synchronous standby", format!("listed in '{names}': commits wait for the repository"));
     } else {
         report.ok(
             "synchronous standby",

@@ -13,6 +13,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::keys::ring::{ReaderRing, WriterRing};
 use crate::keys::setup::{self, RepositoryKeys};
 use crate::net::{Connection, Conninfo, Mode};
+use crate::pg::SegmentName;
 use crate::repo::{ClusterNames, Repository, names};
 use crate::restore::Access;
 use crate::seal::content::repository::{Encryption, RepositoryFile};
@@ -132,11 +133,18 @@ impl Context {
 
     /// As [`Context::archive`]; where nothing is stored, the reason is that no receiver has run.
     pub async fn archive_for_backup(&self, ring: ReaderRing) -> Result<Archive> {
-        self.archive(ring).await.map_err(|error| match error.kind() {
+        let archive = self.archive(ring).await.map_err(|error| match error.kind() {
             Kind::Repository => Error::new(Kind::Slot, "no receiver has streamed this cluster into the repository")
                 .hint("start `walrecv receive` first, and keep it running"),
             _ => error,
-        })
+        })?;
+        // A backup sealed with another secret than its WAL could never be restored. Any stored segment tells.
+        let inventory = archive.inventory().await?;
+        let newest = inventory.timelines.iter().rev().find_map(|(t, stock)| Some((*t, *stock.complete.last()?)));
+        if let Some((timeline, number)) = newest {
+            archive.summaries(SegmentName::new(timeline, number, archive.names.segment_size)).await?;
+        }
+        Ok(archive)
     }
 
     pub fn archive_of(&self, names: ClusterNames, ring: ReaderRing) -> Archive {

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use serde::Serialize;
 
 use super::exit;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// `--output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -43,7 +43,7 @@ pub fn error(error: &Error, format: Format) {
     match format {
         Format::Text => {
             note(format!("walrecv: error: {error}"));
-            if let Some(hint) = error.advice() {
+            if let Some(hint) = advice(error) {
                 note(format!("hint: {hint}"));
             }
         }
@@ -52,11 +52,17 @@ pub fn error(error: &Error, format: Format) {
                 "code": exit::code(error.kind()),
                 "kind": format!("{:?}", error.kind()).to_lowercase(),
                 "message": error.to_string(),
-                "hint": error.advice(),
+                "hint": advice(error),
             }})
             .to_string(),
         ),
     }
+}
+
+/// What to do now. A wrong word on the line always has an answer.
+fn advice(error: &Error) -> Option<&str> {
+    let general = "correct it and run it again; `--help` behind the command says what is expected";
+    error.advice().or((error.kind() == Kind::Usage).then_some(general))
 }
 
 /// A table with a header, columns as wide as their widest cell; numbers are right-aligned where `right` says so.

@@ -98,7 +98,7 @@ pub fn secret_from_text(text: &str) -> Result<RepositorySecret> {
     match (lines.next().and_then(unhex), lines.next()) {
         (Some(secret), None) => Ok(RepositorySecret(secret)),
         _ => Err(Error::new(Kind::Key, "the secret file does not hold one line of 64 hexadecimal digits")
-            .hint("Restore it from a copy, or from a recipient's key with `walrecv key`.")),
+            .hint("Restore it from a copy, such as that of another host that writes.")),
     }
 }
 
@@ -142,7 +142,10 @@ pub fn wrap_for(keys: &RepositoryKeys, recipient: &Recipient) -> Result<(String,
 
 /// Opens a stored age file with the text of an identity file (age format: comments and private keys), or a passphrase. `Kind::Key` when it does not fit.
 pub fn open_with_identity(age_file: &[u8], identity_file: &str) -> Result<RepositoryKeys> {
-    let unreadable = |error: &dyn fmt::Display| Error::new(Kind::Key, format!("cannot use the identity file: {error}"));
+    let unreadable = |error: &dyn fmt::Display| {
+        Error::new(Kind::Key, format!("cannot use the identity file: {error}"))
+            .hint("Name a file with a line AGE-SECRET-KEY-1…, as init wrote it.")
+    };
     let identities = age::IdentityFile::from_buffer(identity_file.as_bytes())
         .map_err(|error| unreadable(&error))?
         .into_identities()
@@ -175,6 +178,7 @@ fn refused(error: age::DecryptError) -> Error {
     match error {
         age::DecryptError::NoMatchingKeys | age::DecryptError::KeyDecryptionFailed => {
             Error::new(Kind::Key, "this key does not open the repository identity")
+                .hint("Use the key of a recipient of this repository: the file that init wrote, or your copy of it.")
         }
         age::DecryptError::InvalidHeader | age::DecryptError::InvalidMac | age::DecryptError::UnknownFormat => {
             Error::new(Kind::Corrupt, format!("the stored repository identity is damaged: {error}"))
