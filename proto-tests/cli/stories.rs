@@ -163,7 +163,10 @@ fn latest(production: &Production, mapping: &str) {
     if server.version() >= MajorVersion::V14 {
         copy.run("pg_amcheck", &["--all", "--heapallindexed"]);
     } else {
-        copy.sql("select bt_index_check(c.oid, true) from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam where a.amname = 'btree' and c.relpersistence <> 't' and i.indisvalid");
+        copy.sql(
+            "select bt_index_check(c.oid, true) from pg_index i join pg_class c on c.oid = i.indexrelid \
+             join pg_am a on a.oid = c.relam where a.amname = 'btree' and c.relpersistence <> 't' and i.indisvalid",
+        );
     }
     assert_eq!(fs::read_dir(production.taken.path()).expect("a folder").count(), before, "nothing went to production");
 }
