@@ -43,7 +43,7 @@ impl Copy {
         let pid = std::fs::read_to_string(pgdata.join("postmaster.pid")).expect("postmaster.pid");
         let pid = pid.lines().next().and_then(|line| line.trim().parse().ok()).expect("the server's process id");
         stop.disarm();
-        Copy { pg_ctl: bin.join("pg_ctl"), _guard: Guard::new(pid), pgdata, took }
+        Copy { pg_ctl: bin.join("pg_ctl"), _guard: Guard::of_server(pid), pgdata, took }
     }
 
     fn rows(&self, sql: &str) -> Vec<Row> {

@@ -117,6 +117,7 @@ impl Production {
     pub fn destroy(&mut self) -> SystemTime {
         let at = SystemTime::now();
         self.server.kill9();
+        self.server.release_memory();
         std::fs::remove_dir_all(self.server.data_dir()).expect("delete the data directory");
         at
     }

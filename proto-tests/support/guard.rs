@@ -10,8 +10,17 @@ pub struct Guard {
 impl Guard {
     /// `pid` must have been started by this test. The watcher reads a pipe whose other end only this process holds.
     pub fn new(pid: u32) -> Guard {
+        Guard::with("read _; kill -9 $1", pid)
+    }
+
+    /// As [`Guard::new`], for a postmaster: it is given time for an immediate stop, which leaves no shared memory behind.
+    pub fn of_server(pid: u32) -> Guard {
+        Guard::with("read _; kill -QUIT $1 && sleep 2 && kill -9 $1", pid)
+    }
+
+    fn with(script: &str, pid: u32) -> Guard {
         let watcher = Command::new("/bin/sh")
-            .args(["-c", "read _; kill -9 $1", "guard", &pid.to_string()])
+            .args(["-c", script, "guard", &pid.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

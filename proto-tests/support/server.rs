@@ -41,6 +41,8 @@ pub struct Server {
     port: u16,
     temp: TempDir,
     running: Option<(Child, Guard)>,
+    /// What it left in memory when it was killed; its next start would remove it.
+    left: Vec<SharedMemory>,
 }
 
 impl Server {
@@ -59,7 +61,7 @@ impl Server {
     }
 
     pub(super) fn launch(version: MajorVersion, files: Files, temp: TempDir) -> Result<Server, String> {
-        let mut server = Server { version, files, port: 0, temp, running: None };
+        let mut server = Server { version, files, port: 0, temp, running: None, left: Vec::new() };
         // Another test may have taken the port since it was free.
         for attempt in 0.. {
             server.port = free_port();
@@ -94,8 +96,9 @@ impl Server {
         }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        let guard = Guard::new(child.id());
+        let guard = Guard::of_server(child.id());
         self.running = Some((child, guard));
+        self.left.clear();
         self.wait_until_ready(before)
     }
 
@@ -162,6 +165,7 @@ impl Server {
         let Some((mut child, _guard)) = self.running.take() else { return };
         // Stopped first, so that it starts no new process while the old ones are found.
         kill(child.id(), Signal::STOP);
+        self.left = SharedMemory::of(child.id());
         let children = children_of(child.id());
         for pid in &children {
             kill(*pid, Signal::KILL);
@@ -170,6 +174,11 @@ impl Server {
         child.wait().expect("wait for the killed server");
         // A new postmaster refuses to start while one of them still holds the shared memory.
         wait_for("killed backends to go", PATIENCE, || children.iter().all(|pid| !alive(*pid)).then_some(()));
+    }
+
+    /// Removes the shared memory of a killed server, which its next start would do otherwise.
+    pub fn release_memory(&mut self) {
+        self.left.drain(..).for_each(|left| left.remove());
     }
 
     /// Ends recovery, and waits until it has ended.
@@ -298,7 +307,52 @@ impl Drop for Server {
         if std::thread::panicking() {
             eprintln!("--- log of PostgreSQL {} on port {}\n{}\n---", self.version, self.port, self.log_tail());
         }
+        // Unlike a kill, an immediate stop leaves no shared memory behind.
+        if self.is_running() {
+            self.signal(Signal::QUIT);
+            let start = Instant::now();
+            while self.is_running() && start.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         self.kill9();
+        self.release_memory();
+    }
+}
+
+/// A segment that outlives its server: small, but their number is limited.
+enum SharedMemory {
+    /// Number of a System V segment.
+    SystemV(String),
+    Posix(PathBuf),
+}
+
+impl SharedMemory {
+    /// What the postmaster `pid` has mapped.
+    fn of(pid: u32) -> Vec<SharedMemory> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let segment = |line: &str| {
+            let mut fields = line.split_whitespace().skip(4);
+            let (inode, path) = (fields.next()?, fields.next()?);
+            match path {
+                _ if path.starts_with("/SYSV") => Some(SharedMemory::SystemV(inode.to_string())),
+                _ if path.starts_with("/dev/shm/PostgreSQL.") => Some(SharedMemory::Posix(path.into())),
+                _ => None,
+            }
+        };
+        maps.lines().filter_map(segment).collect()
+    }
+
+    /// It may be gone already.
+    fn remove(&self) {
+        match self {
+            SharedMemory::SystemV(id) => {
+                let _ = Command::new("ipcrm").args(["-m", id]).stderr(Stdio::null()).status();
+            }
+            SharedMemory::Posix(path) => {
+                let _ = fs::remove_file(path);
+            }
+        }
     }
 }
 
