@@ -4,8 +4,6 @@
 mod keys;
 #[path = "seal/round_trip.rs"]
 mod round_trip;
-#[path = "seal/speed.rs"]
-mod speed;
 #[path = "seal/support.rs"]
 mod support;
 #[path = "seal/tails.rs"]

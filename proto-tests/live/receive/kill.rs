@@ -16,7 +16,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Not a test of its own: the receiver as a process that can be killed. Started by this program with what it needs in the environment.
 #[test]
-#[ignore = "the process that other tests kill"]
 fn receiver_process() {
     let Ok(conninfo) = std::env::var("VAULT_CONNINFO") else { return };
     let text = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
@@ -40,7 +39,7 @@ pub struct Process {
 impl Process {
     pub fn start(vault: &Vault, server: &Server, flush_ms: u64) -> Process {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command.args(["receive::kill::receiver_process", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+        command.args(["receive::kill::receiver_process", "--exact", "--nocapture", "--test-threads=1"]);
         command.envs(vault.texts()).env("VAULT_DIR", vault.temp.path());
         command.env("VAULT_CONNINFO", server.conninfo("postgres")).env("VAULT_FLUSH_MS", flush_ms.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null());

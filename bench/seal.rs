@@ -1,4 +1,9 @@
-//! How fast sealing and opening are on this machine. Not a test of a bound: `cargo test --release --test seal speed -- --ignored --nocapture`.
+//! How fast sealing and opening are on this machine, beside lz4 alone: `cargo bench --bench seal`. `WALRECV_WAL_FILE` names real WAL to seal.
+
+// The tests use the rest of it.
+#[allow(dead_code)]
+#[path = "../proto-tests/seal/support.rs"]
+mod support;
 
 use std::time::Instant;
 
@@ -7,7 +12,7 @@ use walrecv::seal::opener::Opener;
 use walrecv::seal::sealer::{Compression, OBJECT_BYTES, Sealer};
 use walrecv::seal::tail::{TailSealer, open_tail};
 
-use crate::support::*;
+use support::*;
 
 fn rate(name: &str, bytes: usize, mut work: impl FnMut()) {
     let best = (0..5).map(|_| {
@@ -18,9 +23,7 @@ fn rate(name: &str, bytes: usize, mut work: impl FnMut()) {
     println!("{name:40} {:8.0} MiB/s", bytes as f64 / (1 << 20) as f64 / best.min().unwrap().as_secs_f64());
 }
 
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
+fn main() {
     let content = match std::env::var_os("WALRECV_WAL_FILE") {
         Some(path) => std::fs::read(path).unwrap().into_iter().take(OBJECT_BYTES as usize).collect(),
         None => wal_like(OBJECT_BYTES as usize, 9),
