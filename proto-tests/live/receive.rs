@@ -10,6 +10,8 @@ pub mod harness;
 mod kill;
 #[path = "receive/memory.rs"]
 mod memory;
+#[path = "receive/outages.rs"]
+mod outages;
 #[path = "receive/proxy.rs"]
 mod proxy;
 #[path = "receive/refusals.rs"]

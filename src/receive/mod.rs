@@ -78,7 +78,7 @@ impl ReceiveOptions {
             shutdown_grace: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(10),
             status_interval: Duration::from_secs(1),
-            memory: 40 << 20,
+            memory: 36 << 20,
             until: None,
         }
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use walrecv::archive::Archive;
 use walrecv::pg::{Lsn, MajorVersion, SegmentNumber, TimelineId};
 use walrecv::receive::{Observer, receive};
 use walrecv::seal::header::RepositoryId;
@@ -71,18 +72,18 @@ impl Drop for Process {
 }
 
 /// Highest position that the server was told is durable: by the slot, or by the connection's own row.
-fn told(server: &Server) -> Lsn {
+pub fn told(server: &Server) -> Lsn {
     let streamed = server.sql("select max(flush_lsn) from pg_stat_replication where application_name = 'walrecv'");
     streamed.parse::<Lsn>().unwrap_or_default().max(harness::acknowledged(server))
 }
 
 /// Compares the archive with the server's own files, from the segment of `from` to the byte before `upto`: all of it is there.
-fn nothing_is_missing(vault: &Vault, server: &Server, from: Lsn, upto: Lsn) {
-    let (runtime, archive) = (harness::runtime(), vault.archive(server));
+pub fn nothing_is_missing(archive: &Archive, server: &Server, from: Lsn, upto: Lsn) {
+    let runtime = harness::runtime();
     let size = archive.names.segment_size;
     for number in (size.segment_of(from).0..=size.segment_before(upto).0).map(SegmentNumber) {
         let own = harness::own_segment(server, TimelineId(1), number, size);
-        let (stored, _) = harness::segment(&runtime, &archive, TimelineId(1), number);
+        let (stored, _) = harness::segment(&runtime, archive, TimelineId(1), number);
         let wanted = upto.since(number.start(size)).min(size.bytes()) as usize;
         assert!(stored.len() >= wanted, "segment {number:?}: {} bytes stored, {wanted} acknowledged", stored.len());
         // What the server has not written yet is zero or old on its side.
@@ -109,7 +110,7 @@ fn killed_under_load(version: MajorVersion, flush_ms: u64, kills: u32) {
         let acknowledged = told(&server);
         assert!(process.is_running(), "round {round}: the receiver ended by itself");
         process.kill();
-        nothing_is_missing(&vault, &server, from, acknowledged.max(told(&server)));
+        nothing_is_missing(&vault.archive(&server), &server, from, acknowledged.max(told(&server)));
     }
     let entries = ledger.stop();
     assert!(entries.len() > kills as usize, "the load wrote");
@@ -119,7 +120,7 @@ fn killed_under_load(version: MajorVersion, flush_ms: u64, kills: u32) {
     harness::wait_acknowledged(&server, end);
     let (report, _) = receiving.stop();
     assert_eq!(report.behind, 0);
-    nothing_is_missing(&vault, &server, from, end);
+    nothing_is_missing(&vault.archive(&server), &server, from, end);
     let inventory = harness::runtime().block_on(vault.archive(&server).inventory()).expect("list");
     let complete = &inventory.timelines[&TimelineId(1)].complete;
     let (first, last) = (complete.first().expect("segments").0, complete.last().expect("segments").0);
