@@ -196,6 +196,10 @@ async fn make(
     if let Some(root) = repo.local_root().filter(|root| !root.exists()) {
         repo.make_root().await?;
         made.repository = Some(root.to_owned());
+        if args.no_encryption {
+            // Whoever reads the files reads the data.
+            durable::make_private(root)?;
+        }
     }
     let id = setup::random_repository_id()?;
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();

@@ -18,6 +18,9 @@ use crate::receive::{Observer, Place, ReceiveEvent, ReceiveOptions, ReceiveRepor
 pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
     let context = Context::open(common).await?;
     let options = options(&context, args)?;
+    let repo = context.repo.clone();
+    // What crashed runs left; nothing waits for it, and nothing depends on it.
+    tokio::spawn(async move { repo.clean_staging().await });
     let place = Place {
         repo: context.repo.clone(),
         cluster: context.cluster.name.clone(),

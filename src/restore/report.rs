@@ -101,7 +101,7 @@ impl Plan {
             timelines: legs
                 .map(|leg| LegShown {
                     timeline: leg.timeline.0,
-                    begin: leg.begin.to_string(),
+                    begin: leg.begin.max(manifest.start).to_string(),
                     end: leg.end.map_or(landing.needed, |end| end.min(landing.needed)).to_string(),
                 })
                 .collect(),
