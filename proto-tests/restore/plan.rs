@@ -167,3 +167,14 @@ fn damage_is_named() {
     assert_eq!(error.kind(), Kind::Corrupt);
     assert!(error.to_string().contains("000000010000000000000003"), "{error}");
 }
+
+#[test]
+fn a_backup_after_which_nothing_was_committed_hides_no_earlier_target() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    let end = world.one.commits.last().expect("a commit").end;
+    let wanted = world.one.last_before(Lsn(3 * MB));
+    let choice = plan_from(&world, &[world.manifest(), manifest(end, end)], time(wanted.xid), None).expect("a plan");
+    assert_eq!(last(&choice), wanted);
+    assert_eq!(choice.passed_over.len(), 1);
+}

@@ -215,12 +215,18 @@ async fn slot_health(context: &Context, report: &mut Report) {
     match view {
         Ok(Some(view)) if view.wal_status.as_deref() == Some("lost") => report.fail(
             "slot",
-            &Error::new(Kind::Slot, format!("slot {name} is lost: the server removed WAL that was not stored"))
-                .hint("drop and create the slot, start receive, then take a new backup"),
+            &Error::new(Kind::Slot, format!("slot {name} is lost: the server removed WAL that was not stored")).hint(
+                "drop and create the slot, then go on under a new cluster name (docs/guide/restoring.md, After a gap)",
+            ),
         ),
         Ok(Some(view)) if view.restart_lsn.is_none() => {
             report.warn("slot", format!("{name} reserves no WAL yet"), "drop it and run `walrecv slot create`")
         }
+        Ok(Some(view)) if view.active == Some(false) => report.warn(
+            "slot",
+            format!("{name} is not in use: nothing streams, and the server holds WAL back for it"),
+            "start `walrecv receive`; where walrecv is listed in synchronous_standby_names, commits wait meanwhile",
+        ),
         Ok(Some(view)) => {
             let retained =
                 view.retained.map(|n| format!(", holds {} back", output::bytes(n.max(0) as u64))).unwrap_or_default();

@@ -80,16 +80,21 @@ pub async fn run(common: &Common, args: &InitArgs) -> Result<()> {
     refuse_existing(&repo).await?;
     let recipients = recipients(args)?;
 
+    // First what can be refused: a slot of that name may exist, for somebody else's archive.
+    let slot = args.slot.as_deref().filter(|_| args.create_slot);
+    if let Some(slot) = slot {
+        connection.create_slot(slot, false, true).await.context("nothing was made")?;
+    }
     let mut made = Made::default();
     match make(&repo, &cluster, url, args, &places, recipients, &mut made).await {
         Ok(()) => {}
         Err(error) => {
             made.undo();
+            if let Some(slot) = slot {
+                let _ = connection.drop_slot(slot).await;
+            }
             return Err(error);
         }
-    }
-    if let (true, Some(slot)) = (args.create_slot, &args.slot) {
-        connection.create_slot(slot, false, true).await.context("the repository is made; creating the slot failed")?;
     }
     report(common, args, url, &cluster, &places, &server, made.identity)
 }
@@ -301,7 +306,9 @@ fn report(
     }
     if let Some(path) = identity {
         output::line(format!("private key  {}", path.display()));
-        output::line("             KEEP A COPY ELSEWHERE: without it nothing in the repository can be restored");
+        output::line(
+            "             KEEP A COPY ELSEWHERE, with walrecv.toml and walrecv-secret: without the key nothing can be restored",
+        );
     }
     for remark in &server.remarks {
         output::line(format!("remark       {remark}"));

@@ -235,7 +235,7 @@ fn show_end(
     output::line(format!("recovery     took {}", output::seconds(started.took.as_secs_f64())));
     if let (Some(pid), Some(port)) = (started.pid, started.port) {
         let socket = started.socket_directory.as_ref().map(|d| format!("-h {} ", d.display())).unwrap_or_default();
-        output::line(format!("running      process {pid}: psql {socket}-p {port}"));
+        output::line(format!("running      process {pid}: psql {socket}-p {port} -U postgres"));
     }
     Ok(())
 }

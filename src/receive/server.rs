@@ -121,5 +121,5 @@ fn missing(name: &str) -> Error {
 /// A slot that no longer holds its WAL. PostgreSQL 16 and 17 would stream on it and retain nothing.
 pub fn lost(name: &str) -> Error {
     Error::new(Kind::Slot, format!("replication slot {name:?} has lost the WAL it held"))
-        .hint("Drop it and create it anew (walrecv slot drop, walrecv slot create), then take a new base backup.")
+        .hint("Drop it and create it anew, then go on under a new cluster name (docs/guide/restoring.md, After a gap).")
 }

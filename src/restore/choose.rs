@@ -65,6 +65,8 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
         let searched = matches!(wanted.target, Target::Name(_) | Target::Xid { .. });
         match &refusal {
             Refusal::NotReached { .. } if searched => until = Some(manifest.start),
+            // Nothing was committed since this backup: a commit later than the target may lie before it, on the way from an older one.
+            Refusal::NotReached { last_commit: None, .. } if matches!(wanted.target, Target::Time { .. }) => {}
             Refusal::NotReached { .. } => return Err(not_reached(&wanted.target, &refusal, hole)),
             _ => {}
         }
