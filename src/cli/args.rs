@@ -173,9 +173,9 @@ pub struct RestoreArgs {
     /// PostgreSQL's programs, of the backup's major version
     #[arg(long, value_name = "DIR")]
     pub pg_bindir: Option<PathBuf>,
-    /// System user that shall own the files and run the server, when walrecv is root
-    #[arg(long, value_name = "USER", default_value = "postgres")]
-    pub owner: String,
+    /// System user that shall own the files and run the server, when walrecv is root [default: postgres]
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
     /// Files laid back side by side
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,

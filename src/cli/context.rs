@@ -46,6 +46,7 @@ impl Context {
         let repo = Repository::open(&settings.repo, &env)?;
         let about = repository_file(&repo).await?;
         let secret = secret(&settings, &about)?;
+        known_identity(&settings, &repo).await?;
         Ok(Context { settings, cluster, repo, about, secret })
     }
 
@@ -80,13 +81,12 @@ impl Context {
 
     /// What a restore leaves to `wal-fetch`, and the ring to read with.
     pub async fn content_access(&self) -> Result<(Access, ReaderRing)> {
-        let (secret, identity) = match self.encrypted() {
-            true => {
-                let keys = self.repository_keys().await?;
-                (keys.secret.clone(), Some(keys.identity.clone()))
-            }
-            false => (self.secret.clone(), None),
+        let identity = match self.encrypted() {
+            true => Some(self.repository_keys().await?.identity.clone()),
+            false => None,
         };
+        // The configured secret, never the stored one: it is what makes objects authentic.
+        let secret = self.secret.clone();
         let ring = ReaderRing::new(self.about.id, secret.clone(), identity.as_ref().map(|i| i.as_str()))?;
         let access = Access { url: self.repo.url().to_owned(), repository: self.about.id, secret, identity };
         Ok((access, ring))
@@ -99,15 +99,13 @@ impl Context {
         for listed in self.repo.list("keys").await? {
             let Some(file) = self.repo.get(&listed.name).await? else { continue };
             match private.open(&file) {
-                // Whoever can write to the bucket can add a file for an identity of his own: the folder's name must be the key's.
-                Ok(keys) if listed.name.split('/').nth(1) == Some(setup::short_name(&keys.public).as_str()) => {
+                // Whoever can write to the repository can add a file with an identity of his own, wrapped for our public key.
+                Ok(keys) if self.settings.identity.as_deref().map(str::trim) == Some(keys.public.as_str()) => {
                     return Ok(keys);
                 }
                 Ok(_) => {
-                    last = Some(Error::new(
-                        Kind::Corrupt,
-                        format!("{} holds another identity than its folder says", listed.name),
-                    ))
+                    let text = format!("{} is not of the configured identity", listed.name);
+                    last = Some(Error::new(Kind::Key, text).hint("see whether `identity` is this repository's"));
                 }
                 Err(error) => last = Some(error),
             }
@@ -172,6 +170,17 @@ pub async fn repository_file(repo: &Repository) -> Result<RepositoryFile> {
         Error::new(Kind::Repository, format!("{}/{}: {problem}", repo.url(), names::REPOSITORY_FILE))
             .hint("put walrecv.json back from a copy, or use a walrecv that knows this version of the format")
     })
+}
+
+/// A wrong `identity` would seal everything for a key that this repository cannot open, and show only at a restore.
+async fn known_identity(settings: &Settings, repo: &Repository) -> Result<()> {
+    let Some(identity) = settings.identity.as_deref() else { return Ok(()) };
+    let folder = setup::short_name(identity);
+    if repo.folders("keys").await?.contains(&folder) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Key, format!("the repository has no key file of the configured identity (keys/{folder})"))
+        .hint("see whether `identity` and `repo` belong together: what is written now could not be opened"))
 }
 
 fn secret(settings: &Settings, about: &RepositoryFile) -> Result<RepositorySecret> {

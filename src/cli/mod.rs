@@ -27,7 +27,7 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let line: Vec<OsString> = line.into_iter().collect();
     let fetch = line.iter().skip(1).any(|word| word == "wal-fetch");
     // A panic inside wal-fetch would leave as 101, which PostgreSQL reads as the end of the archive.
-    let outcome = std::panic::catch_unwind(|| run(&line));
+    let outcome = std::panic::catch_unwind(|| run(&line, fetch));
     match outcome {
         Ok(code) if fetch => wal_fetch::only_allowed(code),
         Ok(code) => code,
@@ -36,7 +36,12 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-fn run(line: &[OsString]) -> u8 {
+/// The code of an error. In wal-fetch only the command itself may say 1, once it has proven that the file does not exist.
+fn failure(error: &Error, fetch: bool) -> u8 {
+    if fetch { exit::FETCH_UNKNOWN } else { exit::code(error.kind()) }
+}
+
+fn run(line: &[OsString], fetch: bool) -> u8 {
     let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(error) if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -54,8 +59,9 @@ fn run(line: &[OsString]) -> u8 {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            output::error(&Error::new(Kind::Failed, "cannot start").caused_by(error), format);
-            return exit::code(Kind::Failed);
+            let error = Error::new(Kind::Failed, "cannot start").caused_by(error);
+            output::error(&error, format);
+            return failure(&error, fetch);
         }
     };
     let outcome = runtime.block_on(command(cli));
@@ -65,7 +71,7 @@ fn run(line: &[OsString]) -> u8 {
         Ok(code) => code,
         Err(error) => {
             output::error(&error, format);
-            exit::code(error.kind())
+            failure(&error, fetch)
         }
     }
 }

@@ -35,7 +35,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
         let prepared = restore::prepare(&archive, &wanted).await?;
         return show_plan(common, &prepared.plan);
     }
-    let options = options(context.settings.config_path.as_path(), args)?;
+    let options = options(common, context.settings.config_path.as_path(), args)?;
     let prepared = restore::prepare(&archive, &wanted).await?;
     restore::check(&prepared, &options)?;
     let programs = if args.start { Some(programs(&prepared, args)?) } else { None };
@@ -79,7 +79,7 @@ fn wanted_target(args: &RestoreArgs) -> Result<Target> {
     Ok(asked.target_name.clone().map_or(Target::Latest, Target::Name))
 }
 
-fn options(config: &Path, args: &RestoreArgs) -> Result<Options> {
+fn options(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Options> {
     let pgdata = args.pgdata.as_deref().ok_or_else(|| Error::new(Kind::Usage, "no --pgdata given"))?;
     let absolute = |path: &Path| -> Result<PathBuf> {
         std::path::absolute(path)
@@ -101,11 +101,20 @@ fn options(config: &Path, args: &RestoreArgs) -> Result<Options> {
             _ => Action::Promote,
         },
         jobs: usize::from(args.jobs),
-        account: Account::choose(Some(args.owner.as_str()))?,
+        account: Account::choose(args.owner.as_deref())?,
         keep_archiving: args.keep_archive_mode,
         program,
-        fetch_arguments: vec!["--config".to_owned(), config.display().to_string()],
+        fetch_arguments: fetch_arguments(common, config),
     })
+}
+
+/// What `wal-fetch` is told for the time after the plan: where this restore read from.
+fn fetch_arguments(common: &Common, config: &Path) -> Vec<String> {
+    let mut arguments = vec!["--config".to_owned(), config.display().to_string()];
+    for (flag, value) in [("--repo", &common.repo), ("--cluster", &common.cluster)] {
+        arguments.extend(value.iter().flat_map(|value| [flag.to_owned(), value.clone()]));
+    }
+    arguments
 }
 
 fn programs(prepared: &Prepared, args: &RestoreArgs) -> Result<Programs> {

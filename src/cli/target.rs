@@ -35,6 +35,9 @@ fn relative(text: &str, now: Timestamp) -> Option<Timestamp> {
 }
 
 fn absolute(text: &str, zone: &TimeZone) -> Option<Timestamp> {
+    if let Some(rest) = text.strip_suffix("UTC") {
+        return civil(rest.trim()).and_then(|at| at.to_zoned(TimeZone::UTC).ok()).map(|zoned| zoned.timestamp());
+    }
     let split = text.rfind(['+', '-', 'Z', 'z']).filter(|at| *at > "2026-11-21".len());
     match split {
         Some(at) => {
@@ -49,7 +52,6 @@ fn absolute(text: &str, zone: &TimeZone) -> Option<Timestamp> {
 }
 
 fn civil(text: &str) -> Option<DateTime> {
-    let text = text.trim_end_matches("UTC").trim();
     let padded = match text.len() {
         10 => format!("{text} 00:00:00"),
         16 => format!("{text}:00"),
@@ -91,6 +93,8 @@ mod tests {
         for text in [
             "2026-11-21 12:00:00+00",
             "2026-11-21 12:00:00Z",
+            "2026-11-21 12:00:00 UTC",
+            "2026-11-21 12:00:00.000000 UTC",
             "2026-11-21T12:00:00.000000+0000",
             "2026-11-21 17:30:00+05:30",
             "2026-11-21 07:00-05",
