@@ -186,6 +186,23 @@ fn a_tail_never_replaces_what_the_caller_has() {
 }
 
 #[test]
+fn a_file_whose_last_record_goes_on_in_the_next_one_is_kept() {
+    let world = World::new();
+    world.store(ONE, 1..=1);
+    let bytes = world.bytes(ONE, 2);
+    let crossing = world.one.made.records().iter().find(|r| r.start < Lsn(3 * MB) && r.end > Lsn(3 * MB));
+    let cut = crossing.expect("a record that crosses").start.since(Lsn(2 * MB)) as usize;
+    run(world.shelf.put_wal(world.segment(ONE, 2), &bytes[..cut]));
+    let asker = Asker::new(&world, "standby");
+    asker.signal("standby.signal");
+    let name = world.segment(ONE, 2).to_string();
+    asker.own(&name, bytes);
+    assert_eq!(asker.ask(&name), Said::Absent, "its own next file holds the rest of the record");
+    asker.own(&name, &bytes[..cut]);
+    assert_eq!(asker.ask(&name), filled(&bytes[..cut]), "level");
+}
+
+#[test]
 fn a_fork_without_its_wal_is_no_end() {
     let world = World::new();
     world.store(ONE, 1..=6);

@@ -111,10 +111,12 @@ fn compare(own: &[u8], tail: &[u8], segment: SegmentName, system: SystemIdentifi
     let mut scanner = WalScanner::new(config, segment.start());
     let ended = scanner.feed_until_end(own, &mut |_| ());
     let whole = scanner.checked().since(segment.start()) as usize;
+    // The file is full and ends inside a record: the caller's next file may hold the rest, and without this one it could not be replayed.
+    let goes_on = scanner.pending().is_some();
     match ended {
         // Its first page belongs to something else.
         Err(invalid) if whole == 0 && invalid.at == segment.start() => Own::Contained,
-        _ if whole > 0 && own.get(..whole).is_some_and(|whole| tail.starts_with(whole)) => Own::Contained,
+        _ if whole > 0 && !goes_on && own.get(..whole).is_some_and(|whole| tail.starts_with(whole)) => Own::Contained,
         _ => Own::Ahead,
     }
 }
