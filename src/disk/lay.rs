@@ -3,7 +3,7 @@
 //! Also the one file that `wal-fetch` hands to PostgreSQL.
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -61,31 +61,70 @@ pub fn occupied(path: &Path) -> Result<Option<String>> {
 const MARK: &str = ".walrecv-restore";
 
 /// Claims `path` for a restore: absent, empty, or left by an interrupted one (which is then cleared). Anything else is `Kind::Usage`, and nothing
-/// is changed.
-pub fn claim(path: &Path, owner: Option<Owner>) -> Result<()> {
-    let interrupted = path.join(MARK).is_file() && !path.join("global/pg_control").exists();
-    if interrupted {
-        clear(path)?;
-    } else if let Some(what) = occupied(path)? {
+/// is changed. While the mark that is returned is open, no other restore may claim the directory.
+pub fn claim(path: &Path, owner: Option<Owner>) -> Result<File> {
+    let left = if interrupted(path) { Some(lock_left(path)?) } else { None };
+    // Looked at again under the lock: whoever held it may have finished in between.
+    let in_the_way = match &left {
+        Some(Some(_)) if interrupted(path) => None,
+        Some(None) => Some(RUNNING.to_owned()),
+        _ => occupied(path)?,
+    };
+    if let Some(what) = in_the_way {
         return Err(Error::new(Kind::Usage, format!("{} is occupied: {what}", path.display()))
             .hint("restore into a new or empty directory"));
+    }
+    if let Some(mark) = left.flatten() {
+        clear(path)?;
+        make_dir(path, 0o700, owner)?;
+        return Ok(mark);
     }
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(|e| failed("create the directory", parent, e))?;
     }
     make_dir(path, 0o700, owner)?;
-    let mark = path.join(MARK);
-    create(&mark, 0o600)?.sync_all().map_err(|e| failed("sync", &mark, e))?;
-    give(&mark, owner)?;
-    sync(path)
+    let place = path.join(MARK);
+    let mark = create(&place, 0o600)?;
+    if !lock(&mark, &place)? {
+        return Err(Error::new(Kind::Usage, format!("{} is occupied: {RUNNING}", path.display())));
+    }
+    mark.sync_all().map_err(|e| failed("sync", &place, e))?;
+    give(&place, owner)?;
+    sync(path)?;
+    Ok(mark)
 }
 
 /// What a claimed directory would be refused for; nothing is changed.
 pub fn claimable(path: &Path) -> Result<Option<String>> {
-    if path.join(MARK).is_file() && !path.join("global/pg_control").exists() {
-        return Ok(None);
+    match interrupted(path) {
+        true => Ok(lock_left(path)?.is_none().then(|| RUNNING.to_owned())),
+        false => occupied(path),
     }
-    occupied(path)
+}
+
+const RUNNING: &str = "another restore is filling this directory";
+
+/// Whether a restore has begun to fill the directory and has not completed it.
+fn interrupted(path: &Path) -> bool {
+    path.join(MARK).is_file() && !path.join("global/pg_control").exists()
+}
+
+/// Opens and locks the mark of an interrupted restore; `None` when that restore still runs.
+fn lock_left(path: &Path) -> Result<Option<File>> {
+    let place = path.join(MARK);
+    // For writing, which NFS demands of a lock of one's own.
+    let mark = OpenOptions::new().write(true).open(&place).map_err(|e| failed("open", &place, e))?;
+    Ok(lock(&mark, &place)?.then_some(mark))
+}
+
+/// Whether the lock is ours. A file system that has no locks tells nothing of others, so it is no reason to refuse.
+fn lock(mark: &File, place: &Path) -> Result<bool> {
+    match mark.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Ok(true),
+        Err(TryLockError::Error(e)) => Err(failed("lock", place, e)),
+    }
 }
 
 /// Takes the mark away: the restore is complete.
@@ -95,7 +134,7 @@ pub fn unmark(path: &Path) -> Result<()> {
     sync(path)
 }
 
-/// Empties a directory but for the mark, which goes last.
+/// Empties a directory but for the mark, whose lock keeps others away.
 fn clear(path: &Path) -> Result<()> {
     for entry in std::fs::read_dir(path).map_err(|e| failed("read the directory", path, e))? {
         let entry = entry.map_err(|e| failed("read the directory", path, e))?;
@@ -107,8 +146,7 @@ fn clear(path: &Path) -> Result<()> {
         let removed = if directory { std::fs::remove_dir_all(&place) } else { std::fs::remove_file(&place) };
         removed.map_err(|e| failed("remove", &place, e))?;
     }
-    let mark = path.join(MARK);
-    std::fs::remove_file(&mark).map_err(|e| failed("remove", &mark, e))
+    Ok(())
 }
 
 /// Where a path of a backup goes: the data directory, or the place of a tablespace.
@@ -303,11 +341,18 @@ mod tests {
     fn only_what_an_interrupted_restore_left_is_cleared() {
         let root = tempfile::tempdir().unwrap();
         let (ours, theirs) = (root.path().join("a/b/ours"), root.path().join("theirs"));
-        claim(&ours, None).unwrap();
+        let running = claim(&ours, None).unwrap();
         std::fs::create_dir(ours.join("base")).unwrap();
         std::fs::write(ours.join("base/1"), "x").unwrap();
-        claim(&ours, None).unwrap();
-        assert!(!ours.join("base").exists());
+        assert_eq!(claim(&ours, None).unwrap_err().kind(), Kind::Usage, "the first one still runs");
+        assert_eq!(claimable(&ours).unwrap().as_deref(), Some(RUNNING));
+        assert!(ours.join("base/1").exists());
+        drop(running);
+        assert_eq!(claimable(&ours).unwrap(), None);
+        let again = claim(&ours, None).unwrap();
+        assert!(!ours.join("base").exists() && ours.join(MARK).exists());
+        assert_eq!(claimable(&ours).unwrap().as_deref(), Some(RUNNING));
+        drop(again);
         std::fs::create_dir(ours.join("global")).unwrap();
         std::fs::write(ours.join("global/pg_control"), "x").unwrap();
         assert_eq!(claim(&ours, None).unwrap_err().kind(), Kind::Usage, "a complete one is somebody's");

@@ -74,14 +74,16 @@ pub async fn restore(
 ) -> Result<Restored> {
     let ground = check(prepared, options)?;
     let manifest = &prepared.choice.manifest;
-    disk_lay::claim(&ground.root, ground.owner)?;
+    // Held to the end: a second restore into the same place must not take this one for interrupted.
+    let mut claims = vec![disk_lay::claim(&ground.root, ground.owner)?];
     for (_, place) in &ground.tablespaces {
-        disk_lay::claim(place, ground.owner)?;
+        claims.push(disk_lay::claim(place, ground.owner)?);
     }
     let laid = lay::lay(archive, manifest, &ground, options.jobs, progress).await?;
     lay::server_manifest(archive, manifest, &ground).await?;
     let restored = configure::configure(archive, access, prepared, options, &ground, &laid).await?;
     lay::seal_off(&ground, laid, options.jobs).await?;
+    drop(claims);
     Ok(restored)
 }
 
