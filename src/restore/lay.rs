@@ -202,18 +202,22 @@ pub async fn server_manifest(archive: &Archive, manifest: &Manifest, ground: &Gr
     Ok(())
 }
 
-/// The last steps, in this order: everything synced, then pg_control, so that an interrupted restore cannot be started.
+/// The last steps, in this order: everything synced, then pg_control, so that an interrupted restore cannot be started. The tablespaces' marks
+/// go before it: a tablespace has no pg_control of its own, and one that is in use must never look like a restore that may be cleared.
 pub async fn seal_off(ground: &Ground, laid: Laid, jobs: usize) -> Result<()> {
     let ground = ground.clone();
     let mode = if laid.group_access { 0o640 } else { 0o600 };
     let work = move || -> Result<()> {
-        let roots = std::iter::once(&ground.root).chain(ground.tablespaces.iter().map(|(_, place)| place));
-        for root in roots.clone() {
+        let tablespaces = ground.tablespaces.iter().map(|(_, place)| place);
+        for root in std::iter::once(&ground.root).chain(tablespaces.clone()) {
             lay::sync_tree(root, jobs)?;
+        }
+        for tablespace in tablespaces {
+            lay::unmark(tablespace)?;
         }
         ground.whole_file(CONTROL, &laid.control, mode)?;
         lay::sync(&ground.root.join("global"))?;
-        roots.clone().try_for_each(|root| lay::unmark(root))
+        lay::unmark(&ground.root)
     };
     let finished = tokio::task::spawn_blocking(work).await;
     finished.map_err(|e| Error::new(Kind::Failed, "syncing the files was interrupted").caused_by(e))?
