@@ -146,7 +146,7 @@ impl Intake {
         self.tar.feed(bytes);
         while let Some(event) = self.tar.next_event().map_err(damaged)? {
             match event {
-                TarEvent::Member(member) => self.begin(member),
+                TarEvent::Member(member) => self.begin(member)?,
                 TarEvent::Data(bytes) => self.content(&bytes)?,
                 TarEvent::End => self.end()?,
             }
@@ -154,12 +154,16 @@ impl Intake {
         Ok(())
     }
 
-    fn begin(&mut self, member: Member) {
+    fn begin(&mut self, member: Member) -> Result<()> {
         let path = [self.prefix.as_slice(), &member.path].concat();
         let relation = RelationFile::from_path(&path).filter(|_| member.size.is_multiple_of(PAGE as u64));
         let kind = match member.kind {
             MemberKind::Directory => EntryKind::Directory,
-            MemberKind::Symlink => EntryKind::Symlink,
+            // With TABLESPACE_MAP the links of pg_tblspc are in that file alone, and servers leave out or send as directories all others.
+            MemberKind::Symlink => {
+                let shown = String::from_utf8_lossy(&path);
+                return Err(refused(&format!("{shown:?} is a link, which no server sends")));
+            }
             MemberKind::File if relation.is_some() => EntryKind::Pages,
             MemberKind::File => EntryKind::Bytes,
         };
@@ -169,6 +173,7 @@ impl Intake {
         let (crc, mapped, stored) = (0, !in_manifest, Vec::new());
         let record = Record { path, kind, size, mode, mtime, link, crc, mapped, stored };
         self.current = Some(Current { record, at: 0, relation, partial: Vec::new(), kept });
+        Ok(())
     }
 
     fn content(&mut self, bytes: &[u8]) -> Result<()> {

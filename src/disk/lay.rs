@@ -178,13 +178,6 @@ impl Ground {
         make_dir(&self.place(path)?, mode, self.owner)
     }
 
-    pub fn symlink(&self, path: &[u8], target: &[u8]) -> Result<()> {
-        let place = self.place(path)?;
-        std::os::unix::fs::symlink(OsStr::from_bytes(target), &place)
-            .map_err(|e| failed("create the link", &place, e))?;
-        give(&place, self.owner)
-    }
-
     /// A new file of `size` zero bytes, none of them written: what is never written stays a hole.
     pub fn file(&self, path: &[u8], size: u64, mode: u32) -> Result<()> {
         let place = self.place(path)?;
@@ -308,7 +301,7 @@ mod tests {
         ground.open(b"base/1").unwrap().write_at(b"page", 8192).unwrap();
         ground.file(b"pg_tblspc/16384/x", 5, 0o600).unwrap();
         ground.whole_file(b"PG_VERSION", b"15\n", 0o600).unwrap();
-        ground.symlink(b"link", b"PG_VERSION").unwrap();
+        link(&ground.root.join("link"), Path::new("PG_VERSION"), None).unwrap();
         sync_tree(&ground.root, 3).unwrap();
         let meta = std::fs::metadata(ground.root.join("base/1")).unwrap();
         assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (1 << 20, 0o640));

@@ -118,7 +118,7 @@ async fn map_part(archive: &Archive, manifest: &Manifest, map: usize, part: u32)
     stock::index_object(archive, &name, ObjectKind::Map, part).await
 }
 
-/// Makes the file, directory or link, and notes where its bytes come from. Returns how many of them are zero.
+/// Makes the file or directory, and notes where its bytes come from. Returns how many of them are zero.
 fn begin(ground: &Ground, file: File, window: &mut Window) -> Result<u64> {
     let in_wal = file.path.starts_with(b"pg_wal/");
     match file.kind {
@@ -126,9 +126,13 @@ fn begin(ground: &Ground, file: File, window: &mut Window) -> Result<u64> {
         // The data directory itself stands already.
         EntryKind::Directory if file.path.is_empty() || file.path == b"." => return Ok(0),
         EntryKind::Directory => return ground.directory(&file.path, file.mode).map(|()| 0),
+        // No server sends one; through it, files that follow would land outside the ground. Tablespace links are made from the manifest.
+        EntryKind::Symlink => {
+            let shown = String::from_utf8_lossy(&file.path);
+            return Err(Error::new(Kind::Corrupt, format!("the backup holds a link: {shown:?}")));
+        }
         // WAL comes from the archive alone: leftovers would be replayed where it ends.
         _ if in_wal => return Ok(file.size),
-        EntryKind::Symlink => return ground.symlink(&file.path, &file.link).map(|()| 0),
         EntryKind::Pages | EntryKind::Bytes => ground.file(&file.path, file.size, file.mode)?,
     }
     let unit = file.kind.unit().map_or(1, |u| u.bytes());
@@ -221,4 +225,34 @@ pub async fn seal_off(ground: &Ground, laid: Laid, jobs: usize) -> Result<()> {
     };
     let finished = tokio::task::spawn_blocking(work).await;
     finished.map_err(|e| Error::new(Kind::Failed, "syncing the files was interrupted").caused_by(e))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_refused_a_directory_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        let ground = Ground { root: root.path().to_path_buf(), tablespaces: Vec::new(), owner: None };
+        let entry = |path: &str, kind| File {
+            path: path.into(),
+            kind,
+            size: 0,
+            mode: 0o700,
+            mtime: 0,
+            link: b"/etc".to_vec(),
+            runs: Vec::new(),
+        };
+        let mut window = Window::default();
+        for path in ["base", "pg_wal", "pg_wal/archive_status", "pg_tblspc/16384"] {
+            let link = begin(&ground, entry(path, EntryKind::Symlink), &mut window);
+            assert_eq!(link.unwrap_err().kind(), Kind::Corrupt, "{path}");
+        }
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+        for path in ["pg_wal", "pg_tblspc", "pg_tblspc/16384"] {
+            begin(&ground, entry(path, EntryKind::Directory), &mut window).unwrap();
+            assert!(root.path().join(path).is_dir());
+        }
+    }
 }
