@@ -166,6 +166,13 @@ fn damage_is_named() {
     let error = plan(&world, Target::Latest, None).expect_err("a bad record");
     assert_eq!(error.kind(), Kind::Corrupt);
     assert!(error.to_string().contains("000000010000000000000003"), "{error}");
+    let before = world.one.last_before(Lsn(3 * MB + 300_000));
+    assert_eq!(last(&plan(&world, time(before.xid), None).expect("before the damage, same segment")), before);
+    let object = world.shelf.file(&world.shelf.archive.names.segment(world.segment(ONE, 3), None));
+    std::fs::write(object, "nothing").expect("a damaged object");
+    assert_eq!(plan(&world, Target::Latest, None).expect_err("a bad object").kind(), Kind::Corrupt);
+    let before = world.one.last_before(Lsn(2 * MB + 900_000));
+    assert_eq!(last(&plan(&world, time(before.xid), None).expect("before the damaged object")), before);
 }
 
 #[test]

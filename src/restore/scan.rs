@@ -54,13 +54,20 @@ impl Route<'_> {
         let mut number = size.segment_of(from);
         loop {
             let skip = size.offset_of(scanner.received());
-            let (name, bytes) = self.segment(number).await?;
+            let (name, bytes) = match self.segment(number).await {
+                Err(error) if read.walk.stopped() => return Ok(cut_short(read, &error)),
+                segment => segment?,
+            };
             let whole = bytes.len() as u64 == size.bytes();
             if let Some(new) = bytes.get(skip as usize..).filter(|new| !new.is_empty()) {
                 read.segments += 1;
-                self.feed(&mut scanner, new, &mut read).context(name)?;
+                let fed = self.feed(&mut scanner, new, &mut read).context(name);
+                read.end = scanner.checked();
+                match fed {
+                    Err(error) if read.walk.stopped() => return Ok(cut_short(read, &error)),
+                    fed => fed?,
+                }
             }
-            read.end = scanner.checked();
             if !whole {
                 read.hole = self.stored_after(number).then_some(name);
                 return Ok(read);
@@ -134,6 +141,12 @@ impl Route<'_> {
         let after = |leg: &Leg| self.inventory.last(leg.timeline).is_some_and(|last| last > number);
         self.path.legs.iter().any(|leg| after(leg) && leg.end.is_none_or(|fork| fork > number.end(size)))
     }
+}
+
+/// Past the stop only commits that it leaves out are looked for: what cannot be read there makes that list shorter, and no target unreachable.
+fn cut_short(read: Read, error: &Error) -> Read {
+    tracing::warn!("WAL after the target was not looked through: {error}");
+    read
 }
 
 /// The higher of each value.
