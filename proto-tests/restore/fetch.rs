@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use walrecv::archive::Archive;
 use walrecv::error::{Error, Kind, Result};
 use walrecv::pg::timeline::Ancestor;
-use walrecv::pg::{Lsn, TimelineHistory, TimelineId};
+use walrecv::pg::{Lsn, SystemIdentifier, TimelineHistory, TimelineId};
 use walrecv::restore::decide::Bounds;
 use walrecv::restore::fetch::{Call, Outcome, answer};
 use walrecv::restore::path;
 use walrecv::restore::plan_file::PlanFile;
 
+use crate::support::wal_maker::SYSTEM;
 use crate::world::{MB, ONE, TWO, World, run};
 
 /// A data directory that asks.
@@ -246,6 +247,33 @@ fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
     };
     let outcome = run(answer(&call, &|_| None, &broken));
     assert!(matches!(outcome, Outcome::Unknown(e) if e.kind() == Kind::Key));
+}
+
+/// A pg_control of version 15 as far as it is read.
+fn control(system: SystemIdentifier) -> Vec<u8> {
+    let mut bytes = vec![0; 8192];
+    bytes[..8].copy_from_slice(&system.0.to_le_bytes());
+    for (at, value) in [(8, 1300), (216, 8192), (224, 8192), (228, MB as u32)] {
+        bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+    }
+    let crc = crc32c::crc32c(&bytes[..288]);
+    bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn a_server_of_another_cluster_gets_nothing() {
+    let world = World::new();
+    world.store_all();
+    let asker = Asker::new(&world, "free");
+    asker.signal("recovery.signal");
+    std::fs::create_dir(asker.pgdata.join("global")).expect("a folder");
+    let own = |system| std::fs::write(asker.pgdata.join("global/pg_control"), control(system)).expect("a file");
+    own(SYSTEM);
+    assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
+    own(SystemIdentifier(SYSTEM.0 + 1));
+    assert_eq!(asker.segment(ONE, 2), Said::Unknown(Kind::Diverged));
+    assert_eq!(asker.ask("00000002.history"), Said::Unknown(Kind::Diverged));
 }
 
 #[test]

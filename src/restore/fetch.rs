@@ -94,6 +94,9 @@ async fn once(
         Error::new(Kind::Usage, format!("expected a WAL segment of {size} MB or a history file, found {:?}", call.name))
     })?;
     let destination = call.pgdata.join(&call.destination);
+    if plan.is_none() {
+        look::same_cluster(&call.pgdata, archive.names.system).context(&call.name)?;
+    }
     match (wanted, plan) {
         (wanted, Some(plan)) => by_plan(&archive, wanted, &plan, &destination).await,
         (Wanted::Segment(segment), None) => free(&archive, segment, &call.pgdata, &destination).await,

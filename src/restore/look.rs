@@ -7,6 +7,7 @@ use std::path::Path;
 use super::decide::{Child, Own};
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
+use crate::pg::control::ControlFile;
 use crate::pg::scan::{ScanConfig, WalScanner};
 use crate::pg::{MajorVersion, SegmentName, SystemIdentifier, TimelineHistory, TimelineId};
 use crate::repo::names::{WalObject, parse_wal_object};
@@ -86,6 +87,25 @@ pub async fn children(archive: &Archive, segment: SegmentName, pgdata: &Path) ->
 /// The last component of a name or folder.
 fn leaf(name: &str) -> &str {
     name.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+}
+
+/// Refuses a caller that belongs to another cluster than the archive. A folder without pg_control tells nothing, nor does one that is read while it
+/// is being written.
+pub fn same_cluster(pgdata: &Path, system: SystemIdentifier) -> Result<()> {
+    let path = pgdata.join("global/pg_control");
+    let content = match std::fs::read(&path) {
+        Ok(content) => content,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::new(Kind::Failed, format!("cannot read {}", path.display())).caused_by(e)),
+    };
+    match ControlFile::parse(&content) {
+        Ok(own) if own.system != system => {
+            let message = format!("this server has the system identifier {}, the archive is of {system}", own.system);
+            Err(Error::new(Kind::Diverged, message)
+                .hint("give restore_command the configuration of this server's own cluster"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Compares the caller's own `pg_wal/<segment>` with a tail that would replace it.
