@@ -249,6 +249,26 @@ fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
     assert!(matches!(outcome, Outcome::Unknown(e) if e.kind() == Kind::Key));
 }
 
+#[test]
+fn a_standby_outlives_a_configuration_that_is_being_edited() {
+    let world = World::new();
+    let standby = Asker::new(&world, "standby");
+    standby.signal("standby.signal");
+    let call = |name: &str| Call {
+        name: name.to_owned(),
+        destination: "pg_wal/RECOVERYXLOG".into(),
+        pgdata: standby.pgdata.clone(),
+        standby_wait: Duration::from_millis(300),
+    };
+    let typo = || -> futures::future::BoxFuture<'static, Result<Archive>> {
+        Box::pin(async { Err(Error::new(Kind::Usage, "walrecv.toml: unknown key")) })
+    };
+    let segment = world.segment(ONE, 2).to_string();
+    assert!(matches!(run(answer(&call(&segment), &|_| None, &typo)), Outcome::Absent));
+    let bad = run(answer(&call("pg_wal/RECOVERYXLOG"), &|_| None, &typo));
+    assert!(matches!(bad, Outcome::Unknown(e) if e.kind() == Kind::Usage));
+}
+
 /// A pg_control of version 15 as far as it is read.
 fn control(system: SystemIdentifier) -> Vec<u8> {
     let mut bytes = vec![0; 8192];

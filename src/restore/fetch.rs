@@ -14,7 +14,7 @@ use crate::archive::read::SegmentBytes;
 use crate::backoff::Backoff;
 use crate::disk::lay;
 use crate::error::{Context, Error, Kind, Result};
-use crate::pg::SegmentName;
+use crate::pg::{SegmentName, SegmentSize};
 
 /// How long a targeted recovery waits for what may pass by itself before the server is stopped.
 const RECOVERY_WAIT: Duration = Duration::from_secs(30);
@@ -45,12 +45,18 @@ pub enum Outcome {
 
 /// Answers one call. `open` opens the archive where no plan says how; `env` is asked for the storage's credentials.
 ///
-/// A standby retries by itself and never ends on "absent", while a code above 125 would end it: it is told so after `standby_wait`.
+/// A standby retries by itself and never ends on "absent", while a code above 125 would end it: it is told so after `standby_wait`. Only a name
+/// that no server asks for is final; a configuration that is just being edited is not.
 pub async fn answer(
     call: &Call,
     env: &dyn Fn(&str) -> Option<String>,
     open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
 ) -> Outcome {
+    // The smallest segments have the most names: what is none of theirs is no segment of any size.
+    if SegmentSize::new(1 << 20).is_some_and(|smallest| Wanted::parse(&call.name, smallest).is_none()) {
+        let message = format!("expected a WAL segment or a history file, found {:?}", call.name);
+        return Outcome::Unknown(Error::new(Kind::Usage, message));
+    }
     let standby = call.pgdata.join("standby.signal").exists();
     let wait = if standby { call.standby_wait } else { RECOVERY_WAIT };
     let deadline = Instant::now() + wait;
@@ -66,7 +72,7 @@ pub async fn answer(
         let delay = backoff.next_delay().max(Duration::from_millis(100));
         // A segment may be completed, and the next begun, between two looks.
         let moved = error.kind() == Kind::Gap && !std::mem::replace(&mut looked_again, true);
-        let retry = error.kind() != Kind::Usage && (standby || error.is_transient() || moved);
+        let retry = standby || error.is_transient() || moved;
         if retry && Instant::now() + delay < deadline {
             tokio::time::sleep(delay).await;
         } else if retry && standby {
