@@ -223,6 +223,22 @@ fn a_fork_without_its_wal_is_no_end() {
 }
 
 #[test]
+fn a_stray_folder_of_a_high_timeline_costs_little() {
+    let world = World::new();
+    world.store_all();
+    for stray in ["000000F0", "FFFFFFFF"] {
+        let folder = world.shelf.file(&world.shelf.archive.names.tail_folder(world.segment(ONE, 1)));
+        let folder = folder.parent().and_then(Path::parent).expect("a folder").join(stray).join("x");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("x"), "").expect("a file");
+    }
+    let asker = Asker::new(&world, "free");
+    asker.signal("recovery.signal");
+    assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
+    assert_eq!(asker.segment(ONE, 7), Said::Unknown(Kind::Gap), "timeline 2 is still seen");
+}
+
+#[test]
 fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
     let world = World::new();
     world.store(ONE, 1..=6);

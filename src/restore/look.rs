@@ -52,6 +52,9 @@ async fn stored_in_group(archive: &Archive, segment: SegmentName) -> Result<BTre
     Ok(listed.iter().filter_map(|l| of(&l.name)).collect())
 }
 
+/// So many timelines without a history file may stand between two that have one, before only those with WAL are looked at.
+const LONGEST_GAP: u32 = 16;
+
 /// The stored timelines that descend from the segment's; `pgdata` tells which of them the caller knows.
 pub async fn children(archive: &Archive, segment: SegmentName, pgdata: &Path) -> Result<Vec<Child>> {
     let root = archive.names.root();
@@ -61,18 +64,22 @@ pub async fn children(archive: &Archive, segment: SegmentName, pgdata: &Path) ->
         timelines.extend(names.iter().filter_map(|name| u32::from_str_radix(leaf(name), 16).ok()));
     }
     let mut out = Vec::new();
-    let mut number = segment.timeline.0;
+    let (mut number, mut missing) = (segment.timeline.0, 0);
     // Past the highest timeline with WAL there may be history files alone: they follow one another.
     loop {
-        number = number.saturating_add(1);
+        let Some(next) = number.checked_add(1) else { return Ok(out) };
+        // A stray folder of a high number must not have all numbers below it asked for.
+        number = if missing < LONGEST_GAP { next } else { timelines.range(next..).next().copied().unwrap_or(next) };
         let expected = timelines.last().is_some_and(|last| number <= *last);
         let timeline = TimelineId(number);
         let Some(content) = archive.history(timeline).await? else {
             if expected {
+                missing = if missing < LONGEST_GAP { missing + 1 } else { 0 };
                 continue;
             }
             return Ok(out);
         };
+        missing = 0;
         let history =
             TimelineHistory::parse(timeline, &content).map_err(|e| Error::new(Kind::Corrupt, e.to_string()))?;
         if let Some(fork) = history.switch_point_of(segment.timeline) {
