@@ -50,12 +50,20 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// Looks until the archive reaches `needed` or patience has ended; tells every answer and returns the last one.
+    /// Looks until the archive reaches `needed` or patience has ended; tells every answer and returns the last one. A look that fails for a moment
+    /// is no news: it must not end a backup that is copied already.
     pub async fn wait(self, watch: &dyn WalWatch, pause: Duration, tell: impl Fn(Option<Lsn>)) -> Result<Option<Lsn>> {
         let mut since = Instant::now();
         let mut last = None;
         loop {
-            let durable = watch.durable_end(self.timeline, self.from).await?;
+            let durable = match watch.durable_end(self.timeline, self.from).await {
+                Err(error) if error.is_transient() && since.elapsed() < self.patience => {
+                    tracing::warn!("cannot see how far WAL is stored: {error}; looking again");
+                    sleep(pause).await;
+                    continue;
+                }
+                answer => answer?,
+            };
             tell(durable);
             if self.renewed && durable > last {
                 since = Instant::now();
@@ -74,6 +82,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::error::{Error, Kind};
 
     /// Answers one after the other, the last one for ever.
     struct Script(Mutex<Vec<Option<u64>>>);
@@ -103,6 +112,38 @@ mod tests {
         assert_eq!(ask(&[Some(10)], 0, false), (Some(Lsn(10)), 1));
         assert_eq!(ask(&[Some(3)], 50, false).0, Some(Lsn(3)));
         assert_eq!(ask(&[None], 50, true).0, None);
+    }
+
+    /// Fails so many times, then reaches everything.
+    struct Flaky(Mutex<usize>, bool);
+
+    impl WalWatch for Flaky {
+        fn durable_end(&self, _timeline: TimelineId, _from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+            let mut left = self.0.lock().unwrap();
+            let answer = match left.checked_sub(1) {
+                None => Ok(Some(Lsn(u64::MAX))),
+                Some(less) => {
+                    *left = less;
+                    let error = Error::new(Kind::Repository, "unreachable");
+                    Err(if self.1 { error.transient() } else { error })
+                }
+            };
+            Box::pin(async move { answer })
+        }
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_no_news() {
+        let ask = |failures, transient, milliseconds| {
+            let patience = Duration::from_millis(milliseconds);
+            let reach = Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, renewed: true };
+            let watch = Flaky(Mutex::new(failures), transient);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(reach.wait(&watch, Duration::from_millis(5), |_| ()))
+        };
+        assert_eq!(ask(3, true, 5000).unwrap(), Some(Lsn(u64::MAX)));
+        assert!(ask(1, false, 5000).is_err());
+        assert!(ask(usize::MAX, true, 30).unwrap_err().is_transient());
     }
 
     #[test]
