@@ -133,6 +133,24 @@ fn what_a_plan_needs_must_be_there() {
 }
 
 #[test]
+fn an_empty_mount_point_is_not_an_archive_without_the_file() {
+    let world = World::new();
+    world.store_all();
+    let asker = Asker::planned(&world, TWO, world.two.made.end());
+    std::fs::remove_file(world.shelf.file("walrecv.json")).expect("the repository's file");
+    let call = Call {
+        name: "00000003.history".to_owned(),
+        destination: "pg_wal/RECOVERYHISTORY".into(),
+        pgdata: asker.pgdata.clone(),
+        standby_wait: Duration::ZERO,
+    };
+    let open = || -> futures::future::BoxFuture<'static, Result<Archive>> { unreachable!("the plan says where") };
+    let patience = Duration::from_millis(500);
+    let answered = run(async { tokio::time::timeout(patience, answer(&call, &|_| None, &open)).await });
+    assert!(answered.is_err(), "it still waits for the repository: {answered:?}");
+}
+
+#[test]
 fn a_plan_that_ends_before_the_fork_can_be_served_by_the_child() {
     let world = World::new();
     world.store(ONE, 1..=3);

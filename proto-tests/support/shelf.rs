@@ -35,6 +35,7 @@ impl Shelf {
         let reader = ReaderRing::new(id, keys.secret.clone(), Some(&keys.identity)).expect("a ring");
         let repo = Repository::open(&format!("file://{}", folder.display()), &|_| None).expect("a repository");
         repo.make_root().await.expect("a folder");
+        std::fs::write(folder.join("walrecv.json"), "{}").expect("a file that says that this is a repository");
         Shelf { archive: Archive { repo, names, keys: Arc::new(reader) }, ring: Arc::new(ring), keys, id }
     }
 

@@ -15,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::disk::lay;
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::{SegmentName, SegmentSize};
+use crate::repo::names::REPOSITORY_FILE;
 
 /// How long a targeted recovery waits for what may pass by itself before the server is stopped.
 const RECOVERY_WAIT: Duration = Duration::from_secs(30);
@@ -122,7 +123,14 @@ async fn by_plan(archive: &Archive, wanted: Wanted, plan: &PlanFile, destination
             None if must => {
                 Err(Error::new(Kind::Gap, "this history file is part of the plan and is not in the archive"))
             }
-            None => Ok(false),
+            None => {
+                // An empty mount point has no history file either, and "absent" may end a recovery for good.
+                if archive.repo.get(REPOSITORY_FILE).await?.is_none() {
+                    let message = format!("the repository has no {REPOSITORY_FILE}: is it mounted?");
+                    return Err(Error::new(Kind::Repository, message).transient());
+                }
+                Ok(false)
+            }
         },
         (Order::Segment { bytes, donors }, Wanted::Segment(segment)) => {
             let mut most = 0;
