@@ -62,6 +62,8 @@ pub struct Pipeline {
     told_at: Option<Instant>,
     /// Segments that have tails.
     tailed: BTreeSet<SegmentNumber>,
+    /// Segments that were stored complete before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
+    stored: BTreeSet<SegmentNumber>,
     cleaning: JoinSet<Result<()>>,
     observer: Observer,
 }
@@ -83,6 +85,7 @@ impl Pipeline {
         let config = ScanConfig { version, system: names.system, timeline, segment_size: names.segment_size };
         let mut tailed = stored.litter;
         tailed.extend(stored.tails.iter().map(|tail| names.segment_size.segment_of(tail.start)));
+        let whole = stored.segments.clone();
         let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()));
         let keep = KeepConfig {
             archive: archive.clone(),
@@ -112,6 +115,7 @@ impl Pipeline {
             progress_at: Instant::now(),
             told_at: None,
             tailed,
+            stored: whole,
             cleaning: JoinSet::new(),
             observer,
         })
@@ -166,10 +170,25 @@ impl Pipeline {
 
     /// Whether checked bytes have waited for longer than `limit` without any becoming durable.
     pub fn is_stalled(&mut self, limit: Duration) -> bool {
-        if !self.ledger.waiting() {
+        if !self.ledger.waiting() || self.only_compares() {
             self.progress_at = Instant::now();
         }
         self.progress_at.elapsed() >= limit
+    }
+
+    /// Whether the next byte to become durable belongs to a stored segment that has not arrived whole: no repository is waited for, only the server.
+    fn only_compares(&self) -> bool {
+        self.puts.is_empty() && self.stored.contains(&self.segment_size().segment_of(self.ledger.durable()))
+    }
+
+    /// Whether nothing that was asked for is on its way to the thread or back.
+    fn is_quiet(&self) -> bool {
+        self.flushes == 0 && self.outbox.is_empty()
+    }
+
+    /// Whether everything that was taken was handed on, and the rest waits for the end of a segment that is stored already.
+    pub fn only_lacks_comparison(&self) -> bool {
+        self.flushed >= self.received && self.is_quiet() && self.only_compares()
     }
 
     fn ask(&mut self, work: Work) {
@@ -300,10 +319,13 @@ impl Pipeline {
         });
     }
 
-    /// Works on until everything that was taken is durable, or refused.
+    /// Works on until everything that was taken is durable as far as that is possible without the server, or refused.
     pub async fn settle(&mut self) -> Result<Option<Refused>> {
         while !self.is_durable() {
             self.flush_all();
+            if self.only_lacks_comparison() {
+                break;
+            }
             if let Turn::Refused(refused) = self.turn().await? {
                 return Ok(Some(refused));
             }
@@ -311,10 +333,10 @@ impl Pipeline {
         Ok(None)
     }
 
-    /// Works on until more is durable than when it was called.
+    /// Works on until more is durable than when it was called, or only the server can bring that about.
     pub async fn progress(&mut self) -> Result<Option<Refused>> {
         let before = self.ledger.durable();
-        while self.ledger.durable() <= before {
+        while self.ledger.durable() <= before && !(self.is_quiet() && self.only_compares()) {
             if let Turn::Refused(refused) = self.turn().await? {
                 return Ok(Some(refused));
             }

@@ -151,7 +151,8 @@ impl<'a> Stream<'a> {
         if !durable {
             self.pipeline.flush_all();
         }
-        durable
+        // A segment that is stored already is compared at its end, which may not come before the server has something to write.
+        durable || self.pipeline.only_lacks_comparison()
     }
 
     /// The answer to a ping goes out when it says what the server waits for: every byte it has sent. An earlier answer would be met by the next ping at once.
