@@ -118,9 +118,14 @@ impl Ledger {
         self.held().since(self.durable)
     }
 
-    /// Whether checked bytes wait to become durable: without them no progress is no stall.
+    /// Whether checked and compared bytes wait to become durable: without them no progress is no stall.
     pub fn waiting(&self) -> bool {
-        self.checked > self.durable
+        self.compared_part(self.checked) > self.durable
+    }
+
+    /// Whether everything that may be kept is durable, and the rest waits for bytes to compare with what earlier runs stored.
+    pub fn only_lacks_comparison(&self) -> bool {
+        self.compared.is_some_and(|compared| self.durable >= compared)
     }
 
     /// Whether an ordinary update would say more than the last one did.
@@ -153,7 +158,11 @@ impl Ledger {
     }
 
     fn limited(&self, lsn: Lsn) -> Lsn {
-        lsn.min(self.held()).min(self.compared.unwrap_or(Lsn(u64::MAX)))
+        self.compared_part(lsn.min(self.held()))
+    }
+
+    fn compared_part(&self, lsn: Lsn) -> Lsn {
+        self.compared.map_or(lsn, |compared| lsn.min(compared))
     }
 
     fn held(&self) -> Lsn {
@@ -232,7 +241,9 @@ mod tests {
         ledger.checked(Lsn(5000), Some(Lsn(1200)));
         ledger.stored(Lsn(1000), durable(5000));
         assert_eq!(ledger.complete().flushed, Lsn(1200));
-        ledger.checked(Lsn(5000), None);
+        assert!(!ledger.waiting() && ledger.only_lacks_comparison(), "what may not be kept yet is no stall");
+        ledger.checked(Lsn(5001), None);
+        assert!(ledger.waiting() && !ledger.only_lacks_comparison());
         assert_eq!(ledger.ordinary().flushed, Lsn(5000));
     }
 

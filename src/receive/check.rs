@@ -53,6 +53,12 @@ impl Check {
         self.scanner.checked()
     }
 
+    /// `lsn`, or where the comparison has come to if that is lower. Bytes that an earlier run has differently must not get into a second tail: whoever reads
+    /// the two would find that they disagree, about bytes that were acknowledged.
+    pub fn keepable(&self, lsn: Lsn) -> Lsn {
+        self.compared().map_or(lsn, |compared| lsn.min(compared))
+    }
+
     /// Up to where stored copies were compared; `None` when nothing is left to compare.
     pub fn compared(&self) -> Option<Lsn> {
         self.comparison.limit()

@@ -143,7 +143,7 @@ impl Keeper {
             let (now, later) = bytes.split_at(bytes.len().min(open.room()));
             self.check.feed(now, &mut |record, note| open.record(record, note))?;
             open.push(now);
-            let fresh = open.offset(self.check.checked()) > open.tail.kept();
+            let fresh = open.offset(self.check.keepable(self.check.checked())) > open.tail.kept();
             if fresh && open.oldest.is_none() {
                 open.oldest = Some(Instant::now());
             }
@@ -218,7 +218,7 @@ impl Keeper {
         let upto = if flush == Flush::All { self.check.received() } else { self.check.checked() };
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
         if due {
-            self.flush_tail(upto);
+            self.flush_tail(self.check.keepable(upto));
         }
         if flush == Flush::All {
             self.tell_checked();
@@ -266,7 +266,8 @@ impl Keeper {
             if first && open.tail.exists() {
                 self.tails.prepare();
             }
-            open.oldest = (open.offset(self.check.checked()) > open.tail.kept()).then(Instant::now);
+            let fresh = open.offset(self.check.keepable(self.check.checked())) > open.tail.kept();
+            open.oldest = fresh.then(Instant::now);
         } else {
             open.oldest = None;
         }
