@@ -1,6 +1,6 @@
 //! Putting: objects and tail pieces on their way to the repository, at most four at a time, each until it is settled.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{JoinError, JoinSet};
 
 use super::GIVE_UP;
-use super::object::Object;
+use super::object::{Object, object_bytes};
 use super::tail::Piece;
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
@@ -70,6 +70,22 @@ pub struct Puts {
     shared: Arc<Shared>,
     running: JoinSet<Result<Done>>,
     waiting: VecDeque<(Item, crate::pg::TimelineId)>,
+    window: Window,
+}
+
+/// Which objects may be put beside those that are not settled: never one so far above the oldest that a run killed now would leave a hole deeper than the
+/// next one looks back.
+struct Window {
+    /// Bytes of WAL from the oldest object's start to the first start that is too far.
+    bytes: u64,
+    /// Starts of the objects that are being put.
+    unsettled: BTreeSet<Lsn>,
+}
+
+impl Window {
+    fn admits(&self, start: Lsn) -> bool {
+        self.unsettled.first().is_none_or(|oldest| start.since(*oldest) < self.bytes)
+    }
 }
 
 struct Shared {
@@ -82,7 +98,9 @@ struct Shared {
 impl Puts {
     pub fn new(archive: Archive, trouble: UnboundedSender<Error>) -> Puts {
         let shared = Shared { archive, trouble, proven: AtomicBool::new(false) };
-        Puts { shared: Arc::new(shared), running: JoinSet::new(), waiting: VecDeque::new() }
+        let bytes = object_bytes(shared.archive.names.segment_size) * AT_ONCE as u64;
+        let window = Window { bytes, unsettled: BTreeSet::new() };
+        Puts { shared: Arc::new(shared), running: JoinSet::new(), waiting: VecDeque::new(), window }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -96,18 +114,33 @@ impl Puts {
 
     fn fill(&mut self) {
         while self.running.len() < AT_ONCE
-            && let Some((item, timeline)) = self.waiting.pop_front()
+            && let Some(index) = self.waiting.iter().position(|(item, _)| self.may_start(item))
+            && let Some((item, timeline)) = self.waiting.remove(index)
         {
+            if let Item::Object(_) = item {
+                self.window.unsettled.insert(item.from());
+            }
             let shared = self.shared.clone();
             self.running.spawn(async move { shared.settle(item, timeline).await });
         }
     }
 
+    fn may_start(&self, item: &Item) -> bool {
+        match item {
+            Item::Object(_) => self.window.admits(item.from()),
+            // Nobody looks for holes among pieces.
+            Item::Piece(_) => true,
+        }
+    }
+
     /// The next put that is settled; `None` while there is none. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Done>> {
-        let done = self.running.join_next().await?;
+        let done = self.running.join_next().await?.unwrap_or_else(|error| Err(died(error)));
+        if let Ok(Done { item: item @ Item::Object(_), .. }) = &done {
+            self.window.unsettled.remove(&item.from());
+        }
         self.fill();
-        Some(done.unwrap_or_else(|error| Err(died(error))))
+        Some(done)
     }
 }
 
@@ -197,5 +230,26 @@ fn judge_piece(head: &[u8], salt: &[u8; 32]) -> Found {
     match read_header(head) {
         Ok((header, _)) if header.salt == *salt => Found::Ours,
         _ => Found::Different,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_put_so_far_above_an_unsettled_object_that_the_hole_is_overlooked() {
+        let mut window = Window { bytes: 4 << 20, unsettled: BTreeSet::new() };
+        let object = |n: u64| Lsn(n << 20);
+        assert!(window.admits(object(10)));
+        window.unsettled.insert(object(10));
+        for settled in 11..14 {
+            assert!(window.admits(object(settled)), "{settled}");
+        }
+        // All but the first are settled: the room is not theirs.
+        assert!(!window.admits(object(14)));
+        window.unsettled.insert(object(12));
+        window.unsettled.remove(&object(10));
+        assert!(window.admits(object(15)) && !window.admits(object(16)));
     }
 }
