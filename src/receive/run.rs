@@ -170,7 +170,8 @@ impl Run {
             let (timeline, received) = (pipeline.timeline(), pipeline.received());
             let known = server.history.begin_of(timeline).is_some();
             let switch_point = server.history.switch_point_of(timeline);
-            if known && switch_point.is_none_or(|switch_point| received <= switch_point) {
+            // A standby that restarted may hold less than was received from it, and refuses to stream from further on: then it is begun anew below.
+            if known && received <= held(server, switch_point) {
                 pipeline.set_flush_interval(self.interval(server));
                 pipeline.connected(held(server, switch_point), switch_point);
                 self.pipeline = Some(pipeline);
@@ -265,7 +266,13 @@ impl Run {
         switch_point: Lsn,
     ) -> Result<()> {
         let Some(mut pipeline) = self.pipeline.take() else { return Ok(()) };
-        let from = pipeline.timeline();
+        let (from, received) = (pipeline.timeline(), pipeline.received());
+        if received < switch_point {
+            let text =
+                format!("the server ended timeline {from} at {received}, before {switch_point}, where it left it");
+            return Err(Error::new(Kind::Corrupt, text)
+                .hint("Going on would leave a hole: check the server and the network path, then start again."));
+        }
         self.until_stopped(pipeline.finish()).await?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
         self.observer.tell(ReceiveEvent::TimelineSwitch { from, to: next, at: switch_point });
         let writer = self.place.writer.clone();
