@@ -89,6 +89,8 @@ pub struct Keeper {
     held: VecDeque<(Object, Instant)>,
     tails: TailMaker,
     retry_tail_at: Option<Instant>,
+    /// The head of an unfinished record was to be kept too, and could not be.
+    all_pending: bool,
     announced: Option<Instant>,
     out: Out,
 }
@@ -108,6 +110,7 @@ impl Keeper {
             held: VecDeque::new(),
             tails,
             retry_tail_at: None,
+            all_pending: false,
             announced: None,
             out,
         };
@@ -143,7 +146,7 @@ impl Keeper {
             let (now, later) = bytes.split_at(bytes.len().min(open.room()));
             self.check.feed(now, &mut |record, note| open.record(record, note))?;
             open.push(now);
-            let fresh = open.offset(self.check.keepable(self.check.checked())) > open.tail.kept();
+            let fresh = open.offset(self.wanted()) > open.tail.kept();
             if fresh && open.oldest.is_none() {
                 open.oldest = Some(Instant::now());
             }
@@ -177,6 +180,7 @@ impl Keeper {
         if open.tail.exists() {
             self.tails.prepare();
         }
+        self.all_pending = false;
         let (object, raw) = open.finish(&self.config.archive);
         self.spare = raw;
         self.held.push_back((object, Instant::now()));
@@ -215,10 +219,10 @@ impl Keeper {
         let now = Instant::now();
         self.announced = None;
         self.release(flush == Flush::All);
-        let upto = if flush == Flush::All { self.check.received() } else { self.check.checked() };
+        self.all_pending |= flush == Flush::All;
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
         if due {
-            self.flush_tail(self.check.keepable(upto));
+            self.flush_tail();
         }
         if flush == Flush::All {
             self.tell_checked();
@@ -239,11 +243,20 @@ impl Keeper {
         Ok(())
     }
 
-    fn flush_tail(&mut self, upto: Lsn) {
-        let Some(mut open) = self.open.take() else { return };
+    /// Up to where the tail should reach now.
+    fn wanted(&self) -> Lsn {
+        self.check.keepable(if self.all_pending { self.check.received() } else { self.check.checked() })
+    }
+
+    fn flush_tail(&mut self) {
+        let wanted = self.wanted();
+        let Some(mut open) = self.open.take() else {
+            self.all_pending = false;
+            return;
+        };
         // What is stored complete already is compared at its end; until then nothing of it counts.
         if !self.config.stored.contains(&open.place.segment.number) {
-            let upto = open.offset(upto);
+            let upto = open.offset(wanted);
             let from = open.place.start + open.tail.kept() as u64;
             let first = !open.tail.exists();
             let mut wrote = None;
@@ -254,21 +267,24 @@ impl Keeper {
             self.tell_checked();
             wrote.into_iter().for_each(|to| self.tell(Kept::Wrote(to)));
             self.retry_tail_at = None;
+            let all = std::mem::take(&mut self.all_pending);
             match flushed {
                 Ok(Some(Flushed::Durable(to))) => self.tell(Kept::Durable { from, to }),
                 Ok(Some(Flushed::Piece(piece))) => self.tell(Kept::Piece(piece)),
                 Ok(None) => {}
                 Err(error) => {
                     self.retry_tail_at = Some(Instant::now() + TAIL_RETRY);
+                    self.all_pending = all;
                     self.tell(Kept::Trouble(error.context("cannot write the tail")));
                 }
             }
             if first && open.tail.exists() {
                 self.tails.prepare();
             }
-            let fresh = open.offset(self.check.keepable(self.check.checked())) > open.tail.kept();
+            let fresh = open.offset(self.wanted()) > open.tail.kept();
             open.oldest = fresh.then(Instant::now);
         } else {
+            self.all_pending = false;
             open.oldest = None;
         }
         self.open = Some(open);
