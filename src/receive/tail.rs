@@ -69,7 +69,9 @@ impl TailMaker {
     pub fn prepare(&mut self) {
         if let (Some(folder), None) = (self.local.clone(), &self.prepared) {
             let bytes = self.preallocate;
-            self.prepared = Some(std::thread::spawn(move || PreparedTail::prepare(&folder, bytes)));
+            // Without a thread the file is made when it is needed.
+            let thread = std::thread::Builder::new().name("prepare".to_owned());
+            self.prepared = thread.spawn(move || PreparedTail::prepare(&folder, bytes)).ok();
         }
     }
 
