@@ -1,5 +1,7 @@
 //! The objects that hold something of one segment, one by one: read and opened, or only measured.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::join::Run;
@@ -11,6 +13,10 @@ use crate::seal::content::summary::Summary;
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::opener::{OpenFailed, Opener, read_header};
 use crate::seal::tail::{open_piece, open_tail, piece_marks, tail_marks};
+
+/// A tail file that looks damaged is read again so often, and so long after, while somebody writes to it.
+const LOOKS: u32 = 3;
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Enough for header and frame 0 of every object with WAL.
 const HEAD_BYTES: u64 = 8 << 10;
@@ -64,7 +70,10 @@ impl Archive {
 
     /// Opens a tail file or a piece; `None` when it is gone.
     pub(super) async fn open_tail(&self, segment: SegmentName, name: &str) -> Result<Option<Run>> {
-        let Some(object) = self.repo.get(name).await? else { return Ok(None) };
+        self.of_tail(name, |object| self.open_tail_bytes(segment, name, object)).await
+    }
+
+    async fn open_tail_bytes(&self, segment: SegmentName, name: &str, object: Bytes) -> Result<Option<Run>> {
         if object.iter().all(|byte| *byte == 0) {
             return Ok(Some(Run { name: name.to_owned(), offset: 0, bytes: Vec::new() }));
         }
@@ -84,7 +93,10 @@ impl Archive {
 
     /// Which bytes of the segment a tail file or a piece holds, found without the identity; `None` when it is gone.
     pub(super) async fn measure_tail(&self, segment: SegmentName, name: &str) -> Result<Option<(u64, u64)>> {
-        let Some(object) = self.repo.get(name).await? else { return Ok(None) };
+        self.of_tail(name, |object| self.measure_tail_bytes(segment, name, object)).await
+    }
+
+    async fn measure_tail_bytes(&self, segment: SegmentName, name: &str, object: Bytes) -> Result<Option<(u64, u64)>> {
         if object.iter().all(|byte| *byte == 0) {
             return Ok(Some((0, 0)));
         }
@@ -102,6 +114,29 @@ impl Archive {
             Some(WalObject::TailPiece { from, to, .. }) if to != end => Err(misplaced(name, from, end)),
             Some(WalObject::TailPiece { from, .. }) => Ok(Some((from, end))),
             _ => Ok(Some((base, end))),
+        }
+    }
+
+    /// What `look` finds in a tail; `None` when it is gone. A file that is being written may be seen with a later write and without an earlier one: it is
+    /// damaged only if it stays so.
+    async fn of_tail<T, F>(&self, name: &str, look: impl Fn(Bytes) -> F) -> Result<Option<T>>
+    where
+        F: Future<Output = Result<Option<T>>>,
+    {
+        let mut left = if matches!(self.parse(name), Some(WalObject::TailOpen { .. })) { LOOKS } else { 0 };
+        let Some(mut object) = self.repo.get(name).await? else { return Ok(None) };
+        loop {
+            let error = match look(object.clone()).await {
+                Err(error) if error.kind() == Kind::Corrupt && left > 0 => error,
+                found => return found,
+            };
+            left -= 1;
+            tokio::time::sleep(LOOK_AGAIN).await;
+            match self.repo.get(name).await? {
+                None => return Ok(None),
+                Some(now) if now == object => return Err(error),
+                Some(now) => object = now,
+            }
         }
     }
 
