@@ -183,11 +183,33 @@ fn cannot(what: &str, path: &Path, cause: std::io::Error) -> Error {
     durable::failed(&format!("cannot {what}"), path, cause)
 }
 
-/// Errors of `disk` speak of files; here they are errors of the repository.
+/// What `disk` says of a file or directory that stands under its name and could not be synced.
+const NOT_SYNCED: [&str; 2] = ["cannot sync file ", "cannot sync directory "];
+
+/// Errors of `disk` speak of files; here they are errors of the repository. But a refusal of the repository may pass and is tried again, and a failed sync
+/// must not be: the second one may succeed without having written anything. It keeps its kind.
 fn into_repository(error: Error) -> Error {
+    let text = error.to_string();
+    if !error.is_transient() && NOT_SYNCED.iter().any(|start| text.starts_with(start)) {
+        return error;
+    }
     let mut new = Error::new(Kind::Repository, error.to_string());
     if let Some(advice) = error.advice() {
         new = new.hint(advice);
     }
     if error.is_transient() { new.transient() } else { new }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_sync_is_no_refusal_that_may_pass() {
+        // A device that cannot be synced stands for a disk that fails.
+        let error = durable::sync_found(Path::new("/dev/null"), Path::new("/")).unwrap_err();
+        assert_eq!(into_repository(error).kind(), Kind::Failed);
+        let error = durable::sync_found(Path::new("/etc/passwd/none"), Path::new("/")).unwrap_err();
+        assert_eq!(into_repository(error).kind(), Kind::Repository);
+    }
 }
