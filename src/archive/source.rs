@@ -41,7 +41,7 @@ impl Archive {
     }
 
     /// What the name of an object (relative to the repository) means.
-    pub(super) fn parse(&self, name: &str) -> Option<WalObject> {
+    pub(crate) fn parse(&self, name: &str) -> Option<WalObject> {
         let relative = name.strip_prefix(&self.names.root())?.strip_prefix('/')?;
         parse_wal_object(relative, self.names.segment_size)
     }

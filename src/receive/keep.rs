@@ -36,6 +36,8 @@ pub enum Kept {
     Object(Box<Object>),
     /// A piece of the tail to put.
     Piece(Piece),
+    /// A local tail file was begun in this segment, under this run's name.
+    Opened(SegmentNumber, String),
     /// Handed to the local operating system.
     Wrote(Lsn),
     /// Durable in a local tail.
@@ -259,11 +261,15 @@ impl Keeper {
             let upto = open.offset(wanted);
             let from = open.place.start + open.tail.kept() as u64;
             let first = !open.tail.exists();
+            let before = open.tail.file_run().is_some();
             let mut wrote = None;
             let segment = open.place.segment;
             let target = (segment, open.place.start);
             let flushed =
                 open.tail.flush(&mut self.tails, &self.keys, target, &open.raw, upto, &mut |to| wrote = Some(to));
+            if let (false, Some(run)) = (before, open.tail.file_run()) {
+                self.tell(Kept::Opened(segment.number, run.to_owned()));
+            }
             self.tell_checked();
             wrote.into_iter().for_each(|to| self.tell(Kept::Wrote(to)));
             self.retry_tail_at = None;

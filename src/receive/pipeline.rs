@@ -2,7 +2,7 @@
 //!
 //! It outlives connections: bytes that were taken are kept and put while the server is away, and the next connection goes on at the exact byte.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::scan::ScanConfig;
 use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, SegmentSize, TimelineId};
+use crate::repo::names::WalObject;
 use crate::seal::header::ObjectKind;
 
 /// How often progress is told.
@@ -62,6 +63,8 @@ pub struct Pipeline {
     told_at: Option<Instant>,
     /// Segments that have tails.
     tailed: BTreeSet<SegmentNumber>,
+    /// Runs under whose names this pipeline began local tail files.
+    opened: BTreeMap<SegmentNumber, Vec<String>>,
     /// Segments that were stored complete before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
     stored: BTreeSet<SegmentNumber>,
     cleaning: JoinSet<Result<()>>,
@@ -115,6 +118,7 @@ impl Pipeline {
             progress_at: Instant::now(),
             told_at: None,
             tailed,
+            opened: BTreeMap::new(),
             stored: whole,
             cleaning: JoinSet::new(),
             observer,
@@ -246,6 +250,7 @@ impl Pipeline {
                 self.tailed.insert(self.segment_before(piece.to));
                 self.puts.add(Item::Piece(piece), self.timeline);
             }
+            Kept::Opened(number, run) => self.opened.entry(number).or_default().push(run),
             Kept::Wrote(lsn) => self.ledger.wrote(lsn),
             Kept::Durable { from, to } => {
                 self.tailed.insert(self.segment_before(to.lsn()));
@@ -312,12 +317,33 @@ impl Pipeline {
         }
     }
 
+    /// Deletes every tail of a segment that is stored complete.
     fn clean(&mut self, number: SegmentNumber) {
+        self.opened.remove(&number);
+        self.delete_tails(number, |_| true);
+    }
+
+    /// Deletes the tails of the segment in which the timeline ended, as far as the end that is stored has the same bytes. Another receiver may be writing
+    /// there, and an earlier one may have come further: what is theirs stays.
+    fn clean_ended(&mut self, number: SegmentNumber) {
+        let upto = self.received.since(number.start(self.segment_size()));
+        let own = self.opened.remove(&number).unwrap_or_default();
+        let archive = self.archive.clone();
+        self.delete_tails(number, move |name| match archive.parse(name) {
+            Some(WalObject::TailPiece { to, .. }) => to <= upto,
+            Some(WalObject::TailOpen { run, .. }) => own.contains(&run),
+            _ => false,
+        });
+    }
+
+    fn delete_tails(&mut self, number: SegmentNumber, unneeded: impl Fn(&str) -> bool + Send + 'static) {
         let names = &self.archive.names;
         let folder = names.tail_folder(SegmentName::new(self.timeline, number, names.segment_size));
         let repo = self.archive.repo.clone();
         self.cleaning.spawn(async move {
-            for listed in repo.list(&folder).await? {
+            let mut listed = repo.list(&folder).await?;
+            listed.retain(|listed| unneeded(&listed.name));
+            for listed in listed {
                 repo.delete(&listed.name).await?;
             }
             Ok(())
@@ -369,8 +395,9 @@ impl Pipeline {
         // The tail is of no use once the same bytes are in an object. What an earlier run received further than this one stays.
         if self.partial_stored && self.ledger.is_compared() {
             let last = self.segment_before(self.received);
-            let numbers: Vec<SegmentNumber> = self.tailed.range(..=last).copied().collect();
+            let numbers: Vec<SegmentNumber> = self.tailed.range(..last).copied().collect();
             numbers.into_iter().for_each(|number| self.clean(number));
+            self.clean_ended(last);
         }
         self.tidy().await;
         Ok(None)

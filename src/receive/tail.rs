@@ -110,6 +110,11 @@ impl Tail {
         self.kept > 0
     }
 
+    /// The name under which the local file of this run stands, while it is written.
+    pub fn file_run(&self) -> Option<&str> {
+        self.current.as_ref().filter(|current| current.file.is_some()).map(|current| current.run.as_str())
+    }
+
     /// Keeps the bytes of the object (which begins at `start` of `segment` and has `raw` so far) up to `upto`. After an error nothing changed but that the
     /// file is given up.
     pub fn flush(
