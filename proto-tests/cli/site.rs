@@ -6,13 +6,15 @@ use std::time::Duration;
 use walrecv::pg::Lsn;
 
 use crate::support::walrecv::{Output, Running};
-use crate::support::{Client, Server, TempDir, Walrecv, wait_for};
+use crate::support::{Client, Moto, Server, TempDir, Walrecv, wait_for};
 
 pub const SLOT: &str = "walrecv_main";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Site {
     pub places: TempDir,
+    /// A bucket in place of the folder: its URL, and the environment that reaches it.
+    bucket: Option<(String, Vec<(&'static str, String)>)>,
 }
 
 impl Site {
@@ -20,12 +22,20 @@ impl Site {
     pub fn empty() -> Site {
         let places = TempDir::for_postgres("site");
         places.postgres_dir("etc");
-        Site { places }
+        Site { places, bucket: None }
     }
 
     /// After `walrecv init --create-slot`.
     pub fn new(server: &Server) -> Site {
         let site = Site::empty();
+        site.init(&server.conninfo("postgres")).args(["--slot", SLOT, "--create-slot"]).run().expect_code(0);
+        site
+    }
+
+    /// As [`Site::new`], with its repository in a bucket of its own.
+    pub fn in_bucket(server: &Server, name: &str) -> Site {
+        let moto = Moto::shared();
+        let site = Site { bucket: Some((moto.bucket(name), moto.env())), ..Site::empty() };
         site.init(&server.conninfo("postgres")).args(["--slot", SLOT, "--create-slot"]).run().expect_code(0);
         site
     }
@@ -44,7 +54,8 @@ impl Site {
     }
 
     pub fn url(&self) -> String {
-        format!("file://{}", self.repository().display())
+        let folder = || format!("file://{}", self.repository().display());
+        self.bucket.as_ref().map_or_else(folder, |(url, _)| url.clone())
     }
 
     /// Where this site restores to.
@@ -54,7 +65,8 @@ impl Site {
 
     /// The program in the folder of the configuration, which it finds there.
     pub fn walrecv(&self, args: &[&str]) -> Walrecv {
-        Walrecv::new(args).by_postgres().dir(&self.etc())
+        let env = self.bucket.iter().flat_map(|(_, env)| env.iter().cloned());
+        Walrecv::new(args).by_postgres().dir(&self.etc()).envs(env)
     }
 
     pub fn init(&self, dsn: &str) -> Walrecv {

@@ -7,7 +7,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::site::{Copy, Site, end};
 use crate::support::user::as_postgres;
-use crate::support::{Server, TempDir, install, require_servers};
+use crate::support::{Server, TempDir, install, require_moto, require_servers};
 
 /// Rows of `story` that a restored server has.
 fn count(copy: &Copy) -> String {
@@ -172,9 +172,9 @@ fn latest(production: &Production, mapping: &str) {
 }
 
 /// The shortest useful path.
-fn short(version: MajorVersion) {
+fn short(version: MajorVersion, settle: impl Fn(&Server) -> Site) {
     let mut server = Server::start(version);
-    let site = Site::new(&server);
+    let site = settle(&server);
     let receiver = site.receive(&["--flush-interval", "200ms"]);
     server.sql("create table story (n bigint primary key, filler text)");
     write(&server, 1..=20);
@@ -208,6 +208,14 @@ fn the_full_story_on_18() {
 fn the_short_story_on_the_versions_between() {
     let between = MajorVersion::V14..=MajorVersion::V17;
     for version in install::versions().into_iter().filter(|v| between.contains(v)) {
-        short(version);
+        short(version, Site::new);
     }
+}
+
+/// Segments, pieces of the tail, packs and maps in object storage; the restored server's own wal-fetch reads them there.
+#[test]
+fn the_short_story_in_a_bucket() {
+    require_servers!(MajorVersion::V16);
+    require_moto!();
+    short(MajorVersion::V16, |server| Site::in_bucket(server, "story"));
 }
