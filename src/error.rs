@@ -49,6 +49,9 @@ pub enum Class {
     Transient,
     /// Will not pass by itself: end the job.
     Permanent,
+    /// A sync failed: what stands there is not known to be durable, and a second attempt may succeed without having written it.
+    /// End the job, never retry, never take for a refusal that may pass.
+    Unsynced,
     /// Stored or received bytes are wrong: end the job, acknowledge nothing, never retry into silence.
     Corrupt,
 }
@@ -79,6 +82,12 @@ impl Error {
     /// Marks the error as one that may pass by itself.
     pub fn transient(mut self) -> Error {
         self.inner.class = Class::Transient;
+        self
+    }
+
+    /// Marks the error as a failed sync.
+    pub fn unsynced(mut self) -> Error {
+        self.inner.class = Class::Unsynced;
         self
     }
 

@@ -238,6 +238,7 @@ fn sync_dir(dir: &Path) -> Result<()> {
 fn sync_failed(what: &str, path: &Path, cause: io::Error) -> Error {
     Error::new(Kind::Failed, format!("cannot sync {what} {}", path.display()))
         .caused_by(cause)
+        .unsynced()
         .hint("Check the disk and the kernel log, then start again: what is stored there is not known to be durable.")
 }
 

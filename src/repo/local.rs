@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 
 use super::backend::{Answer, Backend, Listed, Piece};
 use crate::disk::durable;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Class, Error, Kind, Result};
 
 /// Deepest tree below a repository's root, so that a symbolic link that leads back up is found out.
 const DEPTH: usize = 16;
@@ -183,14 +183,10 @@ fn cannot(what: &str, path: &Path, cause: std::io::Error) -> Error {
     durable::failed(&format!("cannot {what}"), path, cause)
 }
 
-/// What `disk` says of a file or directory that stands under its name and could not be synced.
-const NOT_SYNCED: [&str; 2] = ["cannot sync file ", "cannot sync directory "];
-
 /// Errors of `disk` speak of files; here they are errors of the repository. But a refusal of the repository may pass and is tried again, and a failed sync
 /// must not be: the second one may succeed without having written anything. It keeps its kind.
 fn into_repository(error: Error) -> Error {
-    let text = error.to_string();
-    if !error.is_transient() && NOT_SYNCED.iter().any(|start| text.starts_with(start)) {
+    if error.class() == Class::Unsynced {
         return error;
     }
     let mut new = Error::new(Kind::Repository, error.to_string());
