@@ -97,7 +97,9 @@ impl SegmentName {
         }
         let field = |from: usize| u64::from_str_radix(&text[from..from + 8], 16).ok();
         let (timeline, log, seg) = (field(0)?, field(8)?, field(16)?);
-        if timeline == 0 || seg >= size.per_log_id() {
+        // The end of the very last segment is no position: no server ever gets there, and a name may be anybody's.
+        let last = log == 0xFFFF_FFFF && seg + 1 == size.per_log_id();
+        if timeline == 0 || seg >= size.per_log_id() || last {
             return None;
         }
         let number = SegmentNumber(log * size.per_log_id() + seg);
@@ -152,6 +154,8 @@ mod tests {
             assert_eq!(SegmentName::parse(bad, size(16)), None, "{bad}");
         }
         assert_eq!(SegmentName::parse("00000001000000000000000a", size(16)), None, "lower case");
+        assert_eq!(SegmentName::parse("00000001FFFFFFFF000000FF", size(16)), None, "it has no end");
+        assert!(SegmentName::parse("00000001FFFFFFFF000000FE", size(16)).is_some());
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::wire::command::{HistoryFile, Identity};
 /// A walsender whose receiver is gone frees its slot after so long. Statuses go out every second, so nothing else depends on it.
 const STARTUP_OPTIONS: &str = "-c wal_sender_timeout=10s";
 
+/// Positions above this are refused: after them there is no room for a segment and what is computed from it, and no real server gets there.
+const LAST_POSITION: Lsn = Lsn(u64::MAX - (2 << 30));
+
 /// What is known of a server before streaming, and the way to it.
 pub struct Server {
     pub stream: Connection,
@@ -30,6 +33,7 @@ pub struct Server {
 pub async fn connect(info: &Conninfo, slot: Option<&str>, observer: &Observer) -> Result<Server> {
     let mut stream = Connection::connect(info, Mode::Physical, STARTUP_OPTIONS).await?;
     let identity = stream.identify_system().await?;
+    possible(identity.position)?;
     let size = stream.show("wal_segment_size").await?;
     let segment_size = SegmentSize::from_show(&size)
         .ok_or_else(|| Error::new(Kind::Server, format!("wal_segment_size is {size:?}, expected 1MB to 1GB")))?;
@@ -56,11 +60,22 @@ pub async fn connect(info: &Conninfo, slot: Option<&str>, observer: &Observer) -
             None => slot_by_command(&mut stream, name).await?,
         },
     };
+    if let SlotPosition::At(lsn) = slot {
+        possible(lsn)?;
+    }
     let names = stream.show("synchronous_standby_names").await?;
     let synchronous = sentinel::lists(&names, info.application_name());
     let (history, history_file) = history(&mut stream, &identity).await?;
     let sentinel = Sentinel::watch(info.clone(), second, observer.clone());
     Ok(Server { stream, sentinel, identity, version, segment_size, history, history_file, slot, synchronous })
+}
+
+fn possible(lsn: Lsn) -> Result<()> {
+    if lsn <= LAST_POSITION {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Server, format!("the server says that it is at {lsn}, which is no position of a real server"))
+        .hint("Check the connection string: whatever answers there is no PostgreSQL server."))
 }
 
 /// The path to the server's timeline: its history file, which timeline 1 and some copied servers do not have.
@@ -122,4 +137,15 @@ fn missing(name: &str) -> Error {
 pub fn lost(name: &str) -> Error {
     Error::new(Kind::Slot, format!("replication slot {name:?} has lost the WAL it held"))
         .hint("Drop it and create it anew, then go on under a new cluster name (docs/guide/restoring.md, After a gap).")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_at_the_end_of_the_number_range_is_refused() {
+        assert!(possible(Lsn(0x16_B374_D848)).is_ok());
+        assert_eq!(possible(Lsn(u64::MAX)).unwrap_err().kind(), Kind::Server);
+    }
 }
