@@ -2,7 +2,7 @@
 //! found and used.
 
 use super::varint::{Cursor, put, put_bytes};
-use super::{BackupId, BadContent};
+use super::{BackupId, Malformed};
 use crate::seal::sealer::FRAME_BYTES;
 
 const VERSION: u64 = 1;
@@ -90,7 +90,7 @@ impl ContentsWriter {
 
 impl Contents {
     /// Reads frame 0 of the pack `number` of `backup`; a list of another pack is refused.
-    pub fn decode(frame0: &[u8], backup: &BackupId, number: u32) -> Result<Contents, BadContent> {
+    pub fn decode(frame0: &[u8], backup: &BackupId, number: u32) -> Result<Contents, Malformed> {
         let mut cursor = Cursor::new(WHAT, frame0);
         let version = cursor.number()?;
         if version != VERSION {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::text::{self, shown};
-use super::{BackupId, BadContent};
+use super::{BackupId, Malformed};
 use crate::pg::SystemIdentifier;
 
 const VERSION: u32 = 1;
@@ -37,7 +37,7 @@ impl Intent {
     }
 
     /// Reads the intent stored under the name `id`.
-    pub fn decode(bytes: &[u8], id: &BackupId) -> Result<Intent, BadContent> {
+    pub fn decode(bytes: &[u8], id: &BackupId) -> Result<Intent, Malformed> {
         let intent: Intent = super::manifest::read_json("intent", bytes, VERSION)?;
         super::manifest::same_id("intent", &intent.id, id)?;
         Ok(intent)

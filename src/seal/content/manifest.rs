@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::text::Raw;
 use super::text::{self, shown};
-use super::{BackupId, BadContent};
+use super::{BackupId, Malformed};
 use crate::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
 
 const VERSION: u32 = 1;
@@ -166,7 +166,7 @@ impl Manifest {
     }
 
     /// Reads the manifest stored under the name `id`.
-    pub fn decode(bytes: &[u8], id: &BackupId) -> Result<Manifest, BadContent> {
+    pub fn decode(bytes: &[u8], id: &BackupId) -> Result<Manifest, Malformed> {
         let manifest: Manifest = read_json("manifest", bytes, VERSION)?;
         same_id("manifest", &manifest.id, id)?;
         let problem = if manifest.maps.is_empty() || manifest.maps.len() > Self::MAPS {
@@ -178,7 +178,7 @@ impl Manifest {
         } else {
             return Ok(manifest);
         };
-        Err(BadContent::new("manifest", problem))
+        Err(Malformed::new("manifest", problem))
     }
 
     /// `None` for a version that this program does not know; never after [`Manifest::decode`].
@@ -195,7 +195,7 @@ impl Tombstone {
     }
 
     /// Reads the tombstone stored under the name `id`.
-    pub fn decode(bytes: &[u8], id: &BackupId) -> Result<Tombstone, BadContent> {
+    pub fn decode(bytes: &[u8], id: &BackupId) -> Result<Tombstone, Malformed> {
         let tombstone: Tombstone = read_json("tombstone", bytes, VERSION)?;
         same_id("tombstone", &tombstone.id, id)?;
         Ok(tombstone)
@@ -208,22 +208,22 @@ pub(super) fn json<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec_pretty(value).unwrap_or_default()
 }
 
-pub(super) fn read_json<T: DeserializeOwned>(what: &'static str, bytes: &[u8], known: u32) -> Result<T, BadContent> {
+pub(super) fn read_json<T: DeserializeOwned>(what: &'static str, bytes: &[u8], known: u32) -> Result<T, Malformed> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
     }
-    let bad = |e: serde_json::Error| BadContent::new(what, e.to_string());
+    let bad = |e: serde_json::Error| Malformed::new(what, e.to_string());
     let Versioned { version } = serde_json::from_slice(bytes).map_err(bad)?;
     if version != known {
-        return Err(BadContent::new(what, format!("version {version} is not supported (expected {known})")));
+        return Err(Malformed::new(what, format!("version {version} is not supported (expected {known})")));
     }
     serde_json::from_slice(bytes).map_err(bad)
 }
 
-pub(super) fn same_id(what: &'static str, found: &BackupId, name: &BackupId) -> Result<(), BadContent> {
+pub(super) fn same_id(what: &'static str, found: &BackupId, name: &BackupId) -> Result<(), Malformed> {
     if found == name {
         return Ok(());
     }
-    Err(BadContent::new(what, format!("it stands under the name of {name} and speaks of {found}")))
+    Err(Malformed::new(what, format!("it stands under the name of {name} and speaks of {found}")))
 }

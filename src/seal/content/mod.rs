@@ -10,7 +10,6 @@ pub mod summary;
 mod text;
 mod varint;
 
-pub use Malformed as BadContent;
 pub use backup_id::BackupId;
 
 /// An opened object does not say what its kind must say: written by something newer, or by a mistake of ours.

@@ -1,6 +1,6 @@
 //! Whole numbers in as few bytes as they need: seven bits a byte, lowest first, the high bit says that more follow.
 
-use super::BadContent;
+use super::Malformed;
 
 /// Appends `value`; at most ten bytes.
 pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
@@ -42,17 +42,17 @@ impl<'a> Cursor<'a> {
         self.rest
     }
 
-    pub(super) fn bad(&self, problem: impl ToString) -> BadContent {
-        BadContent::new(self.what, problem)
+    pub(super) fn bad(&self, problem: impl ToString) -> Malformed {
+        Malformed::new(self.what, problem)
     }
 
-    pub(super) fn byte(&mut self) -> Result<u8, BadContent> {
+    pub(super) fn byte(&mut self) -> Result<u8, Malformed> {
         let (first, rest) = self.rest.split_first().ok_or_else(|| self.bad("it ends early"))?;
         self.rest = rest;
         Ok(*first)
     }
 
-    pub(super) fn number(&mut self) -> Result<u64, BadContent> {
+    pub(super) fn number(&mut self) -> Result<u64, Malformed> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -68,25 +68,25 @@ impl<'a> Cursor<'a> {
         Err(self.bad("a number is longer than 64 bits"))
     }
 
-    pub(super) fn signed(&mut self) -> Result<i64, BadContent> {
+    pub(super) fn signed(&mut self) -> Result<i64, Malformed> {
         let value = self.number()?;
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
     /// A number that fits 32 bits.
-    pub(super) fn small(&mut self) -> Result<u32, BadContent> {
+    pub(super) fn small(&mut self) -> Result<u32, Malformed> {
         let value = self.number()?;
         u32::try_from(value).map_err(|_| self.bad(format!("{value} does not fit 32 bits")))
     }
 
-    pub(super) fn take(&mut self, len: u64) -> Result<&'a [u8], BadContent> {
-        let short = || BadContent::new(self.what, "it ends early");
+    pub(super) fn take(&mut self, len: u64) -> Result<&'a [u8], Malformed> {
+        let short = || Malformed::new(self.what, "it ends early");
         let (taken, rest) = self.rest.split_at_checked(usize::try_from(len).map_err(|_| short())?).ok_or_else(short)?;
         self.rest = rest;
         Ok(taken)
     }
 
-    pub(super) fn bytes(&mut self) -> Result<&'a [u8], BadContent> {
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let len = self.number()?;
         self.take(len)
     }

@@ -2,7 +2,7 @@
 
 use super::read::MapReader;
 use super::{Entry, EntryKind, Run, Source, WHAT};
-use crate::seal::content::BadContent;
+use crate::seal::content::Malformed;
 use crate::seal::content::manifest::MapRef;
 
 /// One file, directory or link of a backup, in ascending order of paths.
@@ -46,13 +46,13 @@ impl Merge {
     }
 
     /// Gives the part of a map that was asked for.
-    pub fn feed(&mut self, map: usize, plain: &[u8]) -> Result<(), BadContent> {
-        let problem = || BadContent::new(WHAT, format!("no map {map} was asked for"));
+    pub fn feed(&mut self, map: usize, plain: &[u8]) -> Result<(), Malformed> {
+        let problem = || Malformed::new(WHAT, format!("no map {map} was asked for"));
         self.maps.get_mut(map).ok_or_else(problem)?.feed(plain)
     }
 
     /// The next file, or what is needed before it can be told.
-    pub fn step(&mut self) -> Result<Step, BadContent> {
+    pub fn step(&mut self) -> Result<Step, Malformed> {
         loop {
             for (map, (reader, head)) in self.maps.iter_mut().zip(&mut self.heads).enumerate() {
                 if head.is_some() {
@@ -76,7 +76,7 @@ impl Merge {
 }
 
 /// One path through all maps that name it, newest first; `None` when it is absent.
-fn resolve(layers: Vec<Entry>) -> Result<Option<File>, BadContent> {
+fn resolve(layers: Vec<Entry>) -> Result<Option<File>, Malformed> {
     let mut layers = layers.into_iter();
     let Some(mut top) = layers.next().filter(|e| e.kind != EntryKind::Absent) else { return Ok(None) };
     let runs = match top.kind.unit() {
@@ -103,7 +103,7 @@ fn resolve(layers: Vec<Entry>) -> Result<Option<File>, BadContent> {
             }
             if let Some((first, end)) = open.first() {
                 let path = String::from_utf8_lossy(&top.path).into_owned();
-                return Err(BadContent::new(WHAT, format!("no map says where {first} to {end} of {path:?} is")));
+                return Err(Malformed::new(WHAT, format!("no map says where {first} to {end} of {path:?} is")));
             }
             found.sort_unstable_by_key(|r: &Run| r.first);
             found

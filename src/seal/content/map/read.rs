@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::super::varint::Cursor;
 use super::write::{COMPLETE, END, ENTRY, MORE_RUNS, PACK};
 use super::{BackupId, Entry, EntryKind, PackPlace, Run, Source, VERSION, WHAT};
-use crate::seal::content::BadContent;
+use crate::seal::content::Malformed;
 use crate::seal::sealer::{FRAME_BYTES, FramePlace};
 
 /// Decodes the parts of one map in order and checks everything that a restore relies on: paths ascend and stay inside the data directory,
@@ -32,13 +32,13 @@ impl MapReader {
     }
 
     /// The part that [`MapReader::next`] cannot go on without; `None` when an entry can be had, or there are no more.
-    pub fn wants_part(&mut self) -> Result<Option<u32>, BadContent> {
+    pub fn wants_part(&mut self) -> Result<Option<u32>, Malformed> {
         self.fill()?;
         Ok((self.entries.len() < 2 && self.part < self.parts).then_some(self.part))
     }
 
     /// Gives the part that was asked for.
-    pub fn feed(&mut self, plain: &[u8]) -> Result<(), BadContent> {
+    pub fn feed(&mut self, plain: &[u8]) -> Result<(), Malformed> {
         let mut blocks = plain.chunks(FRAME_BYTES);
         let mut first = Cursor::new(WHAT, blocks.next().unwrap_or_default());
         let version = first.number()?;
@@ -58,7 +58,7 @@ impl MapReader {
     }
 
     /// The next entry; `None` when a part is wanted or the map has ended.
-    pub fn next_entry(&mut self) -> Result<Option<Entry>, BadContent> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, Malformed> {
         if self.wants_part()?.is_some() {
             return Ok(None);
         }
@@ -66,7 +66,7 @@ impl MapReader {
     }
 
     /// Decodes blocks until one whole entry is known to have all its runs.
-    fn fill(&mut self) -> Result<(), BadContent> {
+    fn fill(&mut self) -> Result<(), Malformed> {
         while self.entries.len() < 2 {
             let Some(block) = self.blocks.pop_front() else { return Ok(()) };
             self.decode_block(&block)?;
@@ -74,7 +74,7 @@ impl MapReader {
         Ok(())
     }
 
-    fn decode_block(&mut self, block: &[u8]) -> Result<(), BadContent> {
+    fn decode_block(&mut self, block: &[u8]) -> Result<(), Malformed> {
         let mut cursor = Cursor::new(WHAT, block);
         let mut in_block = Vec::new();
         while !cursor.is_empty() {
@@ -97,7 +97,7 @@ impl MapReader {
         Ok(())
     }
 
-    fn entry(&self, cursor: &mut Cursor<'_>, in_block: &mut Vec<u8>) -> Result<Entry, BadContent> {
+    fn entry(&self, cursor: &mut Cursor<'_>, in_block: &mut Vec<u8>) -> Result<Entry, Malformed> {
         let shared = cursor.number()?;
         if shared > in_block.len() as u64 {
             return Err(cursor.bad("a path shares more than the previous one has"));
@@ -131,7 +131,7 @@ impl MapReader {
         Ok(entry)
     }
 
-    fn runs(&self, cursor: &mut Cursor<'_>, entry: &mut Entry) -> Result<(), BadContent> {
+    fn runs(&self, cursor: &mut Cursor<'_>, entry: &mut Entry) -> Result<(), Malformed> {
         let count = cursor.number()?;
         let mut end = 0;
         for _ in 0..count {
@@ -143,7 +143,7 @@ impl MapReader {
     }
 
     /// One run; `end` is where the previous one of the same record ended.
-    fn run(&self, cursor: &mut Cursor<'_>, entry: &Entry, end: u64) -> Result<Run, BadContent> {
+    fn run(&self, cursor: &mut Cursor<'_>, entry: &Entry, end: u64) -> Result<Run, Malformed> {
         let bad = |cursor: &Cursor<'_>, problem: String| {
             Err(cursor.bad(format!("{problem} in {:?}", String::from_utf8_lossy(&entry.path))))
         };
@@ -171,7 +171,7 @@ impl MapReader {
     }
 }
 
-fn pack(cursor: &mut Cursor<'_>) -> Result<PackPlace, BadContent> {
+fn pack(cursor: &mut Cursor<'_>) -> Result<PackPlace, Malformed> {
     let id = String::from_utf8_lossy(cursor.bytes()?).into_owned();
     let backup = BackupId::parse(&id).map_err(|e| cursor.bad(e.to_string()))?;
     let (number, len) = (cursor.small()?, cursor.number()?);

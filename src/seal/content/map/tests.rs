@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::seal::content::BadContent;
+use crate::seal::content::Malformed;
 use crate::seal::content::manifest::MapRef;
 use crate::seal::sealer::{FRAME_BYTES, OBJECT_BYTES};
 
@@ -33,7 +33,7 @@ fn write(backup: &BackupId, entries: &[Entry]) -> Vec<Vec<u8>> {
     parts
 }
 
-fn read(backup: &BackupId, parts: &[Vec<u8>]) -> Result<Vec<Entry>, BadContent> {
+fn read(backup: &BackupId, parts: &[Vec<u8>]) -> Result<Vec<Entry>, Malformed> {
     let (mut reader, mut entries) = (MapReader::new(backup.clone(), parts.len() as u32), Vec::new());
     loop {
         if let Some(part) = reader.wants_part()? {
@@ -46,7 +46,7 @@ fn read(backup: &BackupId, parts: &[Vec<u8>]) -> Result<Vec<Entry>, BadContent> 
     }
 }
 
-fn merged(maps: &[(BackupId, Vec<Vec<u8>>)]) -> Result<Vec<File>, BadContent> {
+fn merged(maps: &[(BackupId, Vec<Vec<u8>>)]) -> Result<Vec<File>, Malformed> {
     let refs: Vec<_> = maps.iter().map(|(b, parts)| MapRef { backup: b.clone(), parts: parts.len() as u32 }).collect();
     let (mut merge, mut files) = (Merge::new(&refs), Vec::new());
     loop {
