@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::check::{Check, Refused};
 use super::object::{Object, Open, Place, object_bytes};

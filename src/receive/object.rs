@@ -1,8 +1,7 @@
 //! The object that is being filled: a segment, or a part of a segment larger than 16 MiB.
 
-use std::time::Instant;
-
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::salt;
 use super::tail::Tail;

@@ -4,11 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::ReceiveOptions;
 use super::acknowledge::Ledger;
@@ -216,7 +217,7 @@ impl Pipeline {
 
     /// One step of what goes on inside, connected or not. Cancel safe.
     pub async fn turn(&mut self) -> Result<Turn> {
-        let flush_at = self.flush_at.map(tokio::time::Instant::from_std);
+        let flush_at = self.flush_at;
         tokio::select! {
             true = hand_over(&self.worker.work, &mut self.outbox), if !self.outbox.is_empty() => Ok(Turn::Went),
             kept = self.worker.kept.recv() => match kept {

@@ -1,8 +1,9 @@
 //! One run: connect, decide where to begin, stream, follow the timeline, and come back after every loss that may pass.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::check::Refused;
 use super::follow::Followed;

@@ -3,10 +3,10 @@
 //! A status goes out at least every second, so the server has no other reason to ask for one than its shutdown: a ping makes everything durable that was
 //! received, and is answered once that is done. A server that is left waiting for longer than the grace is left.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::ReceiveOptions;
 use super::check::Refused;
@@ -241,7 +241,7 @@ pub async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
 
 async fn leave(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
