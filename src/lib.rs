@@ -18,6 +18,7 @@
 // Cellar: usable by all, uses nothing.
 pub mod backoff;
 pub mod error;
+pub mod stats;
 
 // Floor 0
 pub mod pg;

@@ -14,7 +14,7 @@ const fn rule(name: &'static str, only: &'static [&'static str]) -> Rule {
 }
 
 /// Packages and parts of packages.
-const PACKAGES: [Rule; 22] = [
+const PACKAGES: [Rule; 23] = [
     rule("object_store", &["repo"]),
     rule("reqwest", &["repo"]),
     rule("age", &["keys"]),
@@ -37,6 +37,7 @@ const PACKAGES: [Rule; 22] = [
     rule("indicatif", &["cli"]),
     rule("tracing_subscriber", &["cli", "main"]),
     rule("axum", &["daemon"]),
+    rule("hdrhistogram", &["stats"]),
 ];
 
 /// What changes a file system.

@@ -101,7 +101,10 @@ impl Screen {
                 let _ = write!(stderr, "\r\x1b[Ktimeline {timeline}, durable through {durable}, {behind} behind");
                 let _ = stderr.flush();
             }
-            ReceiveEvent::Durable { .. } | ReceiveEvent::SegmentStored { .. } | ReceiveEvent::Watching { .. }
+            ReceiveEvent::Durable { .. }
+            | ReceiveEvent::SegmentStored { .. }
+            | ReceiveEvent::Watching { .. }
+            | ReceiveEvent::Slot(_)
                 if !self.verbose => {}
             event => {
                 if let Some(text) = as_text(event) {
@@ -162,6 +165,10 @@ fn as_text(event: &ReceiveEvent) -> Option<String> {
             "listed in synchronous_standby_names: every commit waits for the repository".to_owned()
         }
         ReceiveEvent::Synchronous(false) => "no longer listed in synchronous_standby_names".to_owned(),
+        ReceiveEvent::Slot(slot) => {
+            let retained = slot.retained_bytes.map_or("an unknown amount of WAL".to_owned(), output::bytes);
+            format!("the slot holds {retained}, {}", slot.wal_status.as_deref().unwrap_or("state unknown"))
+        }
         ReceiveEvent::ServerStopping => "the server is shutting down".to_owned(),
         ReceiveEvent::Reconnecting { why, wait_ms } => format!("{why}; connecting again in {wait_ms} ms"),
         ReceiveEvent::Stalled { behind } => {
@@ -196,6 +203,10 @@ fn as_json(event: &ReceiveEvent) -> Value {
             json!({ "event": "timeline_switch", "from": from.0, "to": to.0, "at": at.to_string() })
         }
         ReceiveEvent::Synchronous(on) => json!({ "event": "synchronous", "listed": on }),
+        ReceiveEvent::Slot(slot) => json!({
+            "event": "slot", "restart_lsn": slot.restart_lsn.map(|lsn| lsn.to_string()),
+            "retained_bytes": slot.retained_bytes, "wal_status": slot.wal_status, "safe_wal_size": slot.safe_wal_size,
+            "limit_bytes": slot.limit, "full_in_seconds": slot.full_in_seconds }),
         ReceiveEvent::ServerStopping => json!({ "event": "server_stopping" }),
         ReceiveEvent::Reconnecting { why, wait_ms } => {
             json!({ "event": "reconnecting", "why": why, "wait_ms": wait_ms })

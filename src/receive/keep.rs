@@ -4,6 +4,7 @@
 //! wait for that longer than [`hold_limit`], nor when a server stops or memory is short.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +17,11 @@ use super::worker::Out;
 use crate::archive::Archive;
 use crate::error::{Error, Result};
 use crate::keys::ring::WriterRing;
+use crate::pg::xact::Note;
 use crate::pg::{DurableLsn, Lsn, SegmentNumber, SegmentSize, TimelineId};
 use crate::seal::key::WriterKeys;
 use crate::seal::sealer::Compression;
+use crate::stats::StreamStats;
 
 /// A data key is used so long.
 const KEY_AGE: Duration = Duration::from_secs(3600);
@@ -33,7 +36,8 @@ const PIECES: usize = 3;
 #[derive(Debug)]
 pub enum Kept {
     /// Records up to `checked` are good, and stored copies agree up to `compared` (`None`: nothing is left to compare).
-    Checked { checked: Lsn, compared: Option<Lsn> },
+    /// `commits`: ends of the first and the last commit since the last time.
+    Checked { checked: Lsn, compared: Option<Lsn>, commits: Option<RangeInclusive<Lsn>> },
     /// An object to put.
     Object(Box<Object>),
     /// A piece of the tail to put.
@@ -75,6 +79,7 @@ pub struct KeepConfig {
     pub flush_interval: Duration,
     /// Segments of this timeline that are stored: they are compared when they are complete, and nothing of them is acknowledged before.
     pub stored: BTreeSet<SegmentNumber>,
+    pub stats: Arc<StreamStats>,
 }
 
 /// How long a finished object waits for the rest of the record that crosses its end.
@@ -96,6 +101,8 @@ pub struct Keeper {
     /// The head of an unfinished record was to be kept too, and could not be.
     all_pending: bool,
     announced: Option<Instant>,
+    /// Ends of the first and the last commit that nobody was told of.
+    commits: Option<RangeInclusive<Lsn>>,
     out: Out,
 }
 
@@ -116,6 +123,7 @@ impl Keeper {
             retry_tail_at: None,
             all_pending: false,
             announced: None,
+            commits: None,
             out,
         };
         keeper.set_flush_interval(interval);
@@ -148,7 +156,16 @@ impl Keeper {
                 None => self.begin()?,
             };
             let (now, later) = bytes.split_at(bytes.len().min(open.room()));
-            self.check.feed(now, &mut |record, note| open.record(record, note))?;
+            let (commits, mut count) = (&mut self.commits, 0);
+            self.check.feed(now, &mut |record, note| {
+                open.record(record, note);
+                if let Note::Commit { .. } = note {
+                    count += 1;
+                    let first = commits.as_ref().map_or(record.end, |commits| *commits.start());
+                    *commits = Some(first..=record.end);
+                }
+            })?;
+            self.config.stats.commits.add(count);
             open.push(now);
             let fresh = open.offset(self.wanted()) > open.tail.kept();
             if fresh && open.oldest.is_none() {
@@ -212,6 +229,7 @@ impl Keeper {
     /// The end of a batch of messages: says how far checking came and when the next flush is due. Without a flush interval it flushes.
     /// `pieces` tail pieces are on their way.
     pub fn settle(&mut self, pieces: usize) {
+        self.config.stats.held_bytes.set(self.memory());
         self.tell_checked();
         if self.config.flush_interval.is_zero() {
             self.flush(Flush::Due, pieces);
@@ -267,6 +285,7 @@ impl Keeper {
             let mut wrote = None;
             let segment = open.place.segment;
             let target = (segment, open.place.start);
+            let begun = Instant::now();
             let flushed =
                 open.tail.flush(&mut self.tails, &self.keys, target, &open.raw, upto, &mut |to| wrote = Some(to));
             if let (false, Some(run)) = (before, open.tail.file_run()) {
@@ -274,6 +293,10 @@ impl Keeper {
             }
             self.tell_checked();
             wrote.into_iter().for_each(|to| self.tell(Kept::Wrote(to)));
+            if let Ok(Some(_)) = flushed {
+                let bytes = (open.place.start + upto as u64).since(from);
+                self.config.stats.flushed(bytes, begun.elapsed(), Instant::now());
+            }
             self.retry_tail_at = None;
             let all = std::mem::take(&mut self.all_pending);
             match flushed {
@@ -317,7 +340,8 @@ impl Keeper {
     }
 
     fn tell_checked(&mut self) {
-        self.tell(Kept::Checked { checked: self.check.checked(), compared: self.check.compared() });
+        let commits = self.commits.take();
+        self.tell(Kept::Checked { checked: self.check.checked(), compared: self.check.compared(), commits });
     }
 
     fn tell(&self, kept: Kept) {

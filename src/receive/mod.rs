@@ -8,6 +8,7 @@
 //! The pipeline outlives connections; the ledger in `acknowledge` is the only way to a status update.
 
 pub mod acknowledge;
+mod arrivals;
 mod check;
 mod compare;
 mod follow;
@@ -31,7 +32,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-pub use observe::{Observer, ReceiveEvent};
+pub use observe::{Observer, ReceiveEvent, SlotHealth};
 
 use crate::archive::Archive;
 use crate::archive::cluster::write_cluster_file;

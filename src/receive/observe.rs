@@ -2,7 +2,27 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::pg::{Lsn, MajorVersion, SegmentName, SystemIdentifier, TimelineId};
+use crate::stats::StreamStats;
+
+/// The slot as the server shows it (`pg_replication_slots`), asked through the second connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotHealth {
+    pub restart_lsn: Option<Lsn>,
+    /// Bytes of WAL that the slot keeps the server from removing.
+    pub retained_bytes: Option<u64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Bytes that may still be written before the slot is in danger of being lost; `None` without a limit.
+    pub safe_wal_size: Option<i64>,
+    /// `max_slot_wal_keep_size` in bytes; `None` without a limit.
+    pub limit: Option<u64>,
+    /// At the present rate the limit is reached after so many seconds; `None` where it is not coming nearer.
+    pub full_in_seconds: Option<u64>,
+    pub polled_at: Instant,
+}
 
 /// Something that a person, a log or a metric may want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +63,8 @@ pub enum ReceiveEvent {
     },
     /// Listed in `synchronous_standby_names`: every commit is answered as soon as it is durable.
     Synchronous(bool),
+    /// What the slot holds. Told whenever it was asked for.
+    Slot(SlotHealth),
     ServerStopping,
     /// The connection ended; the next attempt is made after `wait_ms`.
     Reconnecting {
@@ -70,15 +92,23 @@ pub enum ReceiveEvent {
 
 /// Where events go. Called from several tasks, so it must not wait.
 #[derive(Clone)]
-pub struct Observer(Arc<dyn Fn(ReceiveEvent) + Send + Sync>);
+pub struct Observer {
+    tell: Arc<dyn Fn(ReceiveEvent) + Send + Sync>,
+    stats: Arc<StreamStats>,
+}
 
 impl Observer {
     pub fn new(observer: impl Fn(ReceiveEvent) + Send + Sync + 'static) -> Observer {
-        Observer(Arc::new(observer))
+        Observer { tell: Arc::new(observer), stats: Arc::default() }
+    }
+
+    /// The numbers of the stream: written by the run, read by anybody.
+    pub fn stats(&self) -> &Arc<StreamStats> {
+        &self.stats
     }
 
     pub fn tell(&self, event: ReceiveEvent) {
-        (self.0)(event);
+        (self.tell)(event);
     }
 
     pub fn warn(&self, text: impl Into<String>) {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::ReceiveOptions;
 use super::acknowledge::Ledger;
+use super::arrivals::Arrivals;
 use super::check::{Check, Refused};
 use super::compare::Comparison;
 use super::keep::{Flush, KeepConfig, Keeper, Kept};
@@ -49,6 +50,7 @@ pub struct Pipeline {
     worker: Worker,
     outbox: VecDeque<Work>,
     pub ledger: Ledger,
+    arrivals: Arrivals,
     puts: Puts,
     trouble: UnboundedReceiver<Error>,
     /// End of what was taken from the server.
@@ -98,12 +100,14 @@ impl Pipeline {
             compression: options.compression,
             flush_interval: if synchronous { Duration::ZERO } else { options.flush_interval },
             stored: stored.segments,
+            stats: observer.stats().clone(),
         };
         let ledger = Ledger::new(names.system, timeline, start);
         let worker = Worker::start(options.memory, |out| Keeper::new(keep, check, out))?;
         let (out, trouble) = mpsc::unbounded_channel();
         Ok(Pipeline {
-            puts: Puts::new(archive.clone(), out),
+            puts: Puts::new(archive.clone(), out, observer.stats().clone()),
+            arrivals: Arrivals::default(),
             archive,
             timeline,
             worker,
@@ -142,7 +146,18 @@ impl Pipeline {
     /// A new connection goes on with this pipeline. `server_end` is what its server said it holds, `switch_point` where it left this timeline.
     pub fn connected(&mut self, server_end: Lsn, switch_point: Option<Lsn>) {
         self.ledger.connected(server_end, switch_point);
+        self.count();
         self.progress_at = Instant::now();
+    }
+
+    /// Where the stream stands, for whoever watches.
+    pub fn count(&self) {
+        let stats = self.observer.stats();
+        stats.received.set(self.received.0);
+        stats.durable.set(self.ledger.durable().0);
+        stats.reported.set(self.ledger.reported().0);
+        stats.server_end.set(self.ledger.server_end().0);
+        stats.queued_bytes.set(self.worker.budget.outstanding());
     }
 
     /// Whether more bytes may be taken. Until then the socket waits.
@@ -153,6 +168,10 @@ impl Pipeline {
     /// Takes the next bytes of the stream.
     pub fn take(&mut self, bytes: Bytes) {
         self.received = self.received + bytes.len() as u64;
+        self.arrivals.arrived(self.received, Instant::now());
+        let stats = self.observer.stats();
+        stats.received.set(self.received.0);
+        stats.bytes_received.add(bytes.len() as u64);
         self.ask(Work::Data(bytes));
     }
 
@@ -245,7 +264,12 @@ impl Pipeline {
 
     fn kept(&mut self, kept: Kept) -> Result<Turn> {
         match kept {
-            Kept::Checked { checked, compared } => self.ledger.checked(checked, compared),
+            Kept::Checked { checked, compared, commits } => {
+                self.ledger.checked(checked, compared);
+                self.arrivals.checked(checked, commits);
+                self.observer.stats().verified.set(checked.0);
+                self.observer.stats().set_oldest_commit(self.arrivals.oldest());
+            }
             Kept::Object(object) => self.puts.add(Item::Object(object), self.timeline),
             Kept::Piece(piece) => {
                 self.tailed.insert(self.segment_before(piece.to));
@@ -294,8 +318,14 @@ impl Pipeline {
     }
 
     fn stored(&mut self, from: Lsn, to: crate::pg::DurableLsn) {
+        let before = self.ledger.durable();
         if self.ledger.stored(from, to) {
-            self.progress_at = Instant::now();
+            let (now, durable, stats) = (Instant::now(), self.ledger.durable(), self.observer.stats());
+            self.progress_at = now;
+            self.arrivals.durable(durable, now, stats);
+            stats.durable.set(durable.0);
+            stats.bytes_durable.add(durable.since(before));
+            stats.set_oldest_commit(self.arrivals.oldest());
         }
     }
 
@@ -305,6 +335,7 @@ impl Pipeline {
 
     /// After a report: deletes the tails of segments that are stored whole and acknowledged, and tells how far the repository is.
     pub fn reported(&mut self) {
+        self.count();
         let size = self.archive.names.segment_size;
         let reported = self.ledger.reported();
         while let Some(number) = self.tailed.first().copied().filter(|number| number.end(size) <= reported) {

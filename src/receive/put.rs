@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 
 use super::GIVE_UP;
 use super::object::{Object, object_bytes};
@@ -20,6 +21,7 @@ use crate::seal::content::summary::Summary;
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::ReaderKeys;
 use crate::seal::opener::{Opener, read_header};
+use crate::stats::StreamStats;
 
 /// Puts in flight.
 const AT_ONCE: usize = super::resume::PUTS_IN_FLIGHT as usize;
@@ -91,13 +93,14 @@ impl Window {
 struct Shared {
     archive: Archive,
     trouble: UnboundedSender<Error>,
+    stats: Arc<StreamStats>,
     /// Something could be put: refusals are no mistake in the configuration.
     proven: AtomicBool,
 }
 
 impl Puts {
-    pub fn new(archive: Archive, trouble: UnboundedSender<Error>) -> Puts {
-        let shared = Shared { archive, trouble, proven: AtomicBool::new(false) };
+    pub fn new(archive: Archive, trouble: UnboundedSender<Error>, stats: Arc<StreamStats>) -> Puts {
+        let shared = Shared { archive, trouble, stats, proven: AtomicBool::new(false) };
         let bytes = object_bytes(shared.archive.names.segment_size) * AT_ONCE as u64;
         let window = Window { bytes, unsettled: BTreeSet::new() };
         Puts { shared: Arc::new(shared), running: JoinSet::new(), waiting: VecDeque::new(), window }
@@ -152,6 +155,7 @@ impl Shared {
     async fn settle(&self, item: Item, timeline: crate::pg::TimelineId) -> Result<Done> {
         let claim = (self.archive.names.system, timeline, item.to());
         let repo = &self.archive.repo;
+        let begun = Instant::now();
         loop {
             let outcome = match &item {
                 Item::Object(object) => {
@@ -167,6 +171,7 @@ impl Shared {
             match outcome {
                 Ok(durable) => {
                     self.proven.store(true, Ordering::SeqCst);
+                    self.stats.put(item.size(), begun.elapsed(), Instant::now());
                     return Ok(Done { item, durable: Some(durable) });
                 }
                 Err(error) if error.is_transient() => self.trouble(error),
@@ -186,6 +191,7 @@ impl Shared {
     }
 
     fn trouble(&self, error: Error) {
+        self.stats.put_errors.add(1);
         let _ = self.trouble.send(error);
     }
 

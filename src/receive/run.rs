@@ -99,6 +99,7 @@ impl Run {
     async fn wait(&mut self, why: Option<Error>) -> Result<bool> {
         let delay = self.backoff.next_delay();
         let why = why.map_or_else(|| "the server ended the stream".to_owned(), |error| error.to_string());
+        self.observer.stats().reconnects.add(1);
         self.observer.tell(ReceiveEvent::Reconnecting { why, wait_ms: delay.as_millis() as u64 });
         tokio::select! {
             () = tokio::time::sleep(delay) => Ok(true),
@@ -110,6 +111,7 @@ impl Run {
     /// Waits until something can be put again; `false` when asked to stop.
     async fn await_repository(&mut self) -> Result<bool> {
         let Some(pipeline) = &mut self.pipeline else { return Ok(true) };
+        self.observer.stats().stalls.add(1);
         self.observer.tell(ReceiveEvent::Stalled { behind: pipeline.ledger.behind() });
         let went = tokio::select! {
             refused = pipeline.progress() => match refused? {

@@ -50,6 +50,11 @@ impl Budget {
         self.fell.notify_all();
     }
 
+    /// Bytes that were handed on and are not durable yet.
+    pub fn outstanding(&self) -> u64 {
+        self.outstanding.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(0)
+    }
+
     /// A tail piece is durable, or given up.
     pub fn piece_ended(&self) {
         self.pieces.fetch_sub(1, Ordering::SeqCst);
