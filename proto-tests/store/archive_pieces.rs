@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use walrecv::archive::Archive;
+use walrecv::disk::medium::disk;
 use walrecv::disk::tail_file::TailFile;
 use walrecv::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId};
 use walrecv::repo::{ClusterNames, Found, Repository};
@@ -119,7 +120,7 @@ pub fn tail(archive: &Archive, segment: SegmentName, offset: u64, wal: &[u8], st
 /// Writes it as a receiver does: preallocated, in place, synced.
 pub fn write_tail_file(archive: &Archive, segment: SegmentName, run: &str, tail: &[u8]) {
     let path = archive.repo.local_root().unwrap().join(archive.names.tail_open(segment, run));
-    let mut file = TailFile::create(&path, 4 << 20, b"").unwrap();
+    let mut file = TailFile::create(&disk(), &path, 4 << 20, b"").unwrap();
     file.append(tail).unwrap();
     file.sync((SYSTEM, TIMELINE, Lsn(0))).unwrap();
 }

@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use walrecv::disk::durable;
+use walrecv::disk::medium::{Disk, disk};
 use walrecv::disk::tail_file::{PreparedTail, TailFile};
 use walrecv::error::Kind;
 use walrecv::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
@@ -27,30 +28,30 @@ fn names(dir: &Path) -> BTreeSet<String> {
 fn files_appear_whole_or_not_at_all() {
     let dir = TempDir::new("disk");
     let path = dir.join("a/b/file");
-    durable::create_dirs(path.parent().unwrap()).unwrap();
-    durable::create_dirs(path.parent().unwrap()).unwrap();
+    durable::create_dirs(&Disk, path.parent().unwrap()).unwrap();
+    durable::create_dirs(&Disk, path.parent().unwrap()).unwrap();
     durable::create_new(&path, b"one", 0o600).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(durable::create_new(&path, b"two", 0o600).unwrap_err().kind(), Kind::Usage);
-    assert!(!durable::create_once(&path, &[b"two"], 0o600).unwrap());
+    assert!(!durable::create_once(&disk(), &path, &[b"two"], 0o600).unwrap());
     assert_eq!(fs::read(&path).unwrap(), b"one");
     durable::replace(&path, b"three", 0o600).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"three");
-    durable::sync_found(&path, dir.path()).unwrap();
+    durable::sync_found(&Disk, &path, dir.path()).unwrap();
     assert_eq!(names(path.parent().unwrap()), BTreeSet::from(["file".to_owned()]), "no staging file stays");
-    durable::remove(&path).unwrap();
-    durable::remove(&path).unwrap();
-    durable::remove(&dir.join("no/such/folder")).unwrap();
-    assert!(durable::create_dirs(&dir.join("a/b/c")).is_ok());
+    durable::remove(&Disk, &path).unwrap();
+    durable::remove(&Disk, &path).unwrap();
+    durable::remove(&Disk, &dir.join("no/such/folder")).unwrap();
+    assert!(durable::create_dirs(&Disk, &dir.join("a/b/c")).is_ok());
     fs::write(dir.join("plain"), "").unwrap();
-    assert!(!durable::create_dirs(&dir.join("plain/x")).unwrap_err().is_transient());
+    assert!(!durable::create_dirs(&Disk, &dir.join("plain/x")).unwrap_err().is_transient());
 }
 
 #[test]
 fn tail_files_are_zeroed_ahead_and_written_in_place() {
     let dir = TempDir::new("disk");
     let path = dir.join("tail/00000001/x/r1.open");
-    let mut tail = TailFile::create(&path, 1 << 20, b"preamble").unwrap();
+    let mut tail = TailFile::create(&disk(), &path, 1 << 20, b"preamble").unwrap();
     let inode = fs::metadata(&path).unwrap().ino();
     assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
     assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 1 << 20, "the zeros are really there");
@@ -64,7 +65,7 @@ fn tail_files_are_zeroed_ahead_and_written_in_place() {
     assert!(content[19..].iter().all(|b| *b == 0));
     assert_eq!(content.len(), 1 << 20, "written in place");
 
-    let error = TailFile::create(&path, 1 << 20, b"other").unwrap_err();
+    let error = TailFile::create(&disk(), &path, 1 << 20, b"other").unwrap_err();
     assert!(error.to_string().contains("already exists"), "{error}");
     assert_eq!(&fs::read(&path).unwrap()[..8], b"preamble");
     assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
@@ -85,14 +86,14 @@ fn tail_files_are_zeroed_ahead_and_written_in_place() {
 fn a_tail_prepared_ahead_has_no_name_until_it_is_wanted() {
     let dir = TempDir::new("disk");
     let repo = Repository::open(&format!("file://{}", dir.path().display()), &no_env).unwrap();
-    let prepared = PreparedTail::prepare(&dir.join("tail"), 1 << 20).unwrap();
+    let prepared = PreparedTail::prepare(&disk(), &dir.join("tail"), 1 << 20).unwrap();
     assert!(runtime().block_on(repo.list("")).unwrap().is_empty());
-    assert_eq!(durable::clean_staging(dir.path(), Duration::ZERO).unwrap(), 0, "somebody holds it");
+    assert_eq!(durable::clean_staging(&Disk, dir.path(), Duration::ZERO).unwrap(), 0, "somebody holds it");
     let path = dir.join("tail/1/s/r.open");
     let tail = prepared.adopt(&path, b"p").unwrap();
     assert_eq!(tail.path(), path);
     assert_eq!(names(&dir.join("tail")), BTreeSet::from(["1".to_owned()]));
-    let dropped = PreparedTail::prepare(&dir.join("tail"), 1 << 20).unwrap();
+    let dropped = PreparedTail::prepare(&disk(), &dir.join("tail"), 1 << 20).unwrap();
     assert_eq!(names(&dir.join("tail")).len(), 2);
     drop(dropped);
     assert_eq!(names(&dir.join("tail")), BTreeSet::from(["1".to_owned()]));
@@ -110,9 +111,9 @@ fn leftovers_of_crashes_are_cleaned_and_never_listed() {
     let listed = runtime().block_on(repo.list("")).unwrap();
     assert_eq!(listed.into_iter().map(|l| l.name).collect::<Vec<_>>(), ["wal/x/object"]);
     assert_eq!(runtime().block_on(repo.clean_staging()).unwrap(), 0, "too young");
-    assert_eq!(durable::clean_staging(dir.path(), Duration::ZERO).unwrap(), 2);
+    assert_eq!(durable::clean_staging(&Disk, dir.path(), Duration::ZERO).unwrap(), 2);
     assert_eq!(names(&dir.join("wal/x")), BTreeSet::from(["object".to_owned()]));
-    assert_eq!(durable::clean_staging(&dir.join("nowhere"), Duration::ZERO).unwrap(), 0);
+    assert_eq!(durable::clean_staging(&Disk, &dir.join("nowhere"), Duration::ZERO).unwrap(), 0);
 }
 
 /// Emptied tail folders go, other folders stay.
@@ -162,7 +163,7 @@ fn child_put(place: &Path) -> String {
 
 /// Writes and syncs twice; after a failure tries the same file again, and then a new one with everything not yet durable.
 fn child_tail(place: &Path) -> String {
-    let mut tail = TailFile::create(&place.join("one.open"), 1 << 20, b"preamble").unwrap();
+    let mut tail = TailFile::create(&disk(), &place.join("one.open"), 1 << 20, b"preamble").unwrap();
     let flush = |tail: &mut TailFile, bytes: &[u8]| -> walrecv::error::Result<DurableLsn> {
         tail.append(bytes)?;
         tail.sync(CLAIM)
@@ -175,7 +176,7 @@ fn child_tail(place: &Path) -> String {
                 outcome.push(format!("failed transient={}", error.is_transient()));
                 let still = [tail.sync(CLAIM).is_err(), tail.append(b"x").is_err(), tail.reserve(9 << 20).is_err()];
                 outcome.push(format!("dead={}", still.iter().all(|s| *s)));
-                let mut next = TailFile::create(&place.join("two.open"), 1 << 20, b"preamble").unwrap();
+                let mut next = TailFile::create(&disk(), &place.join("two.open"), 1 << 20, b"preamble").unwrap();
                 outcome.push(format!("new={}", flush(&mut next, bytes).is_ok()));
                 break;
             }
@@ -240,7 +241,11 @@ fn a_name_that_is_found_is_synced_before_it_counts() {
         assert!(!calls(&trace, "fsync", found).is_empty(), "{} is not synced:\n{trace}", found.display());
     }
     let left = names(&dir.join("a/b")).into_iter().filter(|n| durable::is_staging(n)).count();
-    assert_eq!((left, durable::clean_staging(dir.path(), Duration::ZERO).unwrap()), (1, 1), "what the dead one left");
+    assert_eq!(
+        (left, durable::clean_staging(&Disk, dir.path(), Duration::ZERO).unwrap()),
+        (1, 1),
+        "what the dead one left"
+    );
     assert!(path.exists());
 }
 

@@ -79,7 +79,7 @@ impl Archive {
         }
         let claims = self.claims_inside(segment, ObjectKind::Tail, name, &object)?;
         let (form, keys) = (self.parse(name), self.keys.clone());
-        let opened = blocking(move || match form {
+        let opened = self.repo.lane().run(move || match form {
             Some(WalObject::TailPiece { .. }) => {
                 open_piece(&object, &claims, &*keys).map(|piece| (piece.from, piece.plain))
             }
@@ -104,7 +104,7 @@ impl Archive {
         let base = claims.start.since(segment.start());
         let (form, keys) = (self.parse(name), self.keys.clone());
         let piece = matches!(form, Some(WalObject::TailPiece { .. }));
-        let marks = blocking(move || match piece {
+        let marks = self.repo.lane().run(move || match piece {
             true => piece_marks(&object, &claims, &*keys),
             false => tail_marks(&object, &claims, &*keys),
         });
@@ -168,7 +168,7 @@ impl Archive {
 
     async fn open_content(&self, name: &str, object: Bytes, claims: Claims) -> Result<Vec<u8>> {
         let keys = self.keys.clone();
-        let opened = blocking(move || {
+        let opened = self.repo.lane().run(move || {
             let mut plain = Vec::new();
             Opener::new(&object, &claims, &*keys, true)?.content(&object, &mut plain)?;
             Ok(plain)
@@ -204,9 +204,4 @@ fn misplaced(name: &str, from: u64, to: u64) -> Error {
         Kind::Corrupt,
         format!("{name} holds bytes {from:08X} to {to:08X} of its segment, not what its name says"),
     )
-}
-
-/// Opening is work for the processor: it is kept away from the tasks that move bytes.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Kind::Failed, "an opening task died").caused_by(e))
 }

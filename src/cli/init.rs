@@ -13,6 +13,7 @@ use crate::config::DEFAULT_CONFIG;
 use crate::config::file::{ClusterTable, ConfigFile};
 use crate::config::settings::{check_cluster_name, check_slot_name};
 use crate::disk::durable;
+use crate::disk::medium::Disk;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::keys::setup::{self, Recipient, RepositoryKeys};
 use crate::net::{Connection, Conninfo, Mode};
@@ -179,7 +180,7 @@ impl Made {
 
     fn undo(&self) {
         for path in &self.files {
-            let _ = durable::remove(path);
+            let _ = durable::remove(&Disk, path);
         }
         if let Some(root) = &self.repository {
             // Only while it is empty: what was stored is not deleted.

@@ -3,15 +3,17 @@
 //! A file is written under a staging name beside its place, synced, and only then linked to its name, which fails when the name is taken.
 //! A sync that failed is never repeated on the same file: the kernel may have dropped the bytes and would answer success the second time.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
+use super::medium::{Disk, Form, Ground, Handle, Medium, disk};
 use crate::error::{Error, Kind, Result};
 
 const STAGING_PREFIX: &str = ".staging-";
@@ -19,7 +21,7 @@ const STAGING_PREFIX: &str = ".staging-";
 /// Creates `path` (which must not exist) with `bytes` and `mode`, synced, its directory synced. Never leaves half a file under the name.
 /// `mode` is what `open` is given: the umask holds. An existing file is `Kind::Usage`.
 pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    if create_once(path, &[bytes], mode)? {
+    if create_once(&disk(), path, &[bytes], mode)? {
         return Ok(());
     }
     Err(Error::new(Kind::Usage, format!("{} already exists", path.display())))
@@ -27,63 +29,63 @@ pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 
 /// As [`create_new`] from several slices; `false` when the name is taken. What stands there then is a question for the caller, and not
 /// known to be durable.
-pub fn create_once<B: AsRef<[u8]>>(path: &Path, parts: &[B], mode: u32) -> Result<bool> {
-    let staging = Staging::write(path, parts, mode)?;
+pub fn create_once<B: AsRef<[u8]>>(medium: &Ground, path: &Path, parts: &[B], mode: u32) -> Result<bool> {
+    let staging = Staging::write(medium, path, parts, mode)?;
     if !staging.link(path)? {
         return Ok(false);
     }
-    sync_dir(parent(path))?;
+    sync_dir(&**medium, parent(path))?;
     Ok(true)
 }
 
 /// Replaces or creates `path` atomically (temporary file, fsync, rename, directory fsync).
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let staging = Staging::write(path, &[bytes], mode)?;
-    fs::rename(&staging.path, path).map_err(|e| failed("cannot rename to", path, e))?;
-    sync_dir(parent(path))
+    let staging = Staging::write(&disk(), path, &[bytes], mode)?;
+    Disk.rename(&staging.path, path).map_err(|e| failed("cannot rename to", path, e))?;
+    sync_dir(&Disk, parent(path))
 }
 
 /// Creates all missing directories down to `path`, each synced into its parent.
-pub fn create_dirs(path: &Path) -> Result<()> {
-    match fs::metadata(path) {
-        Ok(found) if found.is_dir() => return Ok(()),
+pub fn create_dirs(medium: &dyn Medium, path: &Path) -> Result<()> {
+    match medium.look(path) {
+        Ok(found) if found.form == Form::Directory => return Ok(()),
         Ok(_) => return Err(Error::new(Kind::Failed, format!("{} is not a directory", path.display()))),
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(failed("cannot look at", path, e)),
     }
     let above = parent(path);
-    create_dirs(above)?;
-    match fs::create_dir(path) {
+    create_dirs(medium, above)?;
+    match medium.create_dir(path) {
         Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(failed("cannot create directory", path, e)),
-        _ => sync_dir(above),
+        _ => sync_dir(medium, above),
     }
 }
 
 /// Syncs `path` and every directory above it up to and including `root`: before something found counts as durable.
-pub fn sync_found(path: &Path, root: &Path) -> Result<()> {
-    let file = File::open(path).map_err(|e| failed("cannot open", path, e))?;
+pub fn sync_found(medium: &dyn Medium, path: &Path, root: &Path) -> Result<()> {
+    let file = medium.open(path).map_err(|e| failed("cannot open", path, e))?;
     file.sync_all().map_err(|e| sync_failed("file", path, e))?;
-    sync_dirs(parent(path), root)
+    sync_dirs(medium, parent(path), root)
 }
 
 /// Syncs `dir` and every directory above it up to and including `root`; nothing when `dir` is not below it.
-pub fn sync_dirs(dir: &Path, root: &Path) -> Result<()> {
-    dir.ancestors().take_while(|a| a.starts_with(root)).try_for_each(sync_dir)
+pub fn sync_dirs(medium: &dyn Medium, dir: &Path, root: &Path) -> Result<()> {
+    dir.ancestors().take_while(|a| a.starts_with(root)).try_for_each(|above| sync_dir(medium, above))
 }
 
 /// Syncs every directory above `path` on its file system. Above the first one, directories that this user may not open are left out:
 /// he cannot have made them either.
-pub fn sync_above(path: &Path) -> Result<()> {
+pub fn sync_above(medium: &dyn Medium, path: &Path) -> Result<()> {
     let path = std::path::absolute(path).map_err(|e| failed("cannot resolve", path, e))?;
     let first = parent(&path);
-    let device = |dir: &Path| fs::metadata(dir).map(|m| m.dev()).map_err(|e| failed("cannot look at", dir, e));
+    let device = |dir: &Path| medium.look(dir).map(|seen| seen.device).map_err(|e| failed("cannot look at", dir, e));
     let own = device(first)?;
-    sync_dir(first)?;
+    sync_dir(medium, first)?;
     for above in first.ancestors().skip(1) {
         if device(above)? != own {
             break;
         }
-        match File::open(above) {
+        match medium.open(above) {
             Ok(dir) => dir.sync_all().map_err(|e| sync_failed("directory", above, e))?,
             Err(e) if e.kind() == ErrorKind::PermissionDenied => break,
             Err(e) => return Err(failed("cannot open directory", above, e)),
@@ -93,13 +95,13 @@ pub fn sync_above(path: &Path) -> Result<()> {
 }
 
 /// Deletes `path` durably; a missing file is no error.
-pub fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
+pub fn remove(medium: &dyn Medium, path: &Path) -> Result<()> {
+    match medium.remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("cannot delete", path, e)),
         _ => {}
     }
     // Also when the file was missing: an earlier deletion may not have reached the disk.
-    match File::open(parent(path)) {
+    match medium.open(parent(path)) {
         Ok(dir) => dir.sync_all().map_err(|e| sync_failed("directory", parent(path), e)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(failed("cannot open directory", parent(path), e)),
@@ -113,9 +115,8 @@ pub fn make_private(path: &Path) -> Result<()> {
 
 /// Deletes a directory if nothing is in it, durably.
 pub fn remove_empty_dir(path: &Path) -> Result<()> {
-    fs::remove_dir(path).map_err(|e| failed("cannot delete directory", path, e))?;
-    let dir = File::open(parent(path)).map_err(|e| failed("cannot open directory", parent(path), e))?;
-    dir.sync_all().map_err(|e| sync_failed("directory", parent(path), e))
+    Disk.remove_dir(path).map_err(|e| failed("cannot delete directory", path, e))?;
+    sync_dir(&Disk, parent(path))
 }
 
 /// Whether a file name is that of a staging file, which no listing shows.
@@ -124,37 +125,31 @@ pub fn is_staging(name: &str) -> bool {
 }
 
 /// Deletes what crashes left: staging files below `root` that nobody holds and that have not changed for `older_than`. Says how many.
-pub fn clean_staging(root: &Path, older_than: Duration) -> Result<u64> {
-    let entries = match fs::read_dir(root) {
+pub fn clean_staging(medium: &dyn Medium, root: &Path, older_than: Duration) -> Result<u64> {
+    let entries = match medium.list(root) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
         Err(e) => return Err(failed("cannot list", root, e)),
     };
     let mut cleaned = 0;
-    for entry in entries {
-        let entry = entry.map_err(|e| failed("cannot list", root, e))?;
-        let kind = entry.file_type().map_err(|e| failed("cannot look at", &entry.path(), e))?;
-        if kind.is_dir() {
-            cleaned += clean_staging(&entry.path(), older_than)?;
-        } else if kind.is_file() && entry.file_name().to_str().is_some_and(is_staging) {
-            cleaned += u64::from(clean_one(&entry.path(), older_than)?);
+    for (name, form) in entries {
+        let path = root.join(&name);
+        if form == Form::Directory {
+            cleaned += clean_staging(medium, &path, older_than)?;
+        } else if form == Form::File && name.to_str().is_some_and(is_staging) {
+            cleaned += u64::from(clean_one(medium, &path, older_than)?);
         }
     }
     Ok(cleaned)
 }
 
-fn clean_one(path: &Path, older_than: Duration) -> Result<bool> {
+fn clean_one(medium: &dyn Medium, path: &Path, older_than: Duration) -> Result<bool> {
     let look = || -> io::Result<bool> {
-        let file = File::open(path)?;
-        let age = SystemTime::now().duration_since(file.metadata()?.modified()?).unwrap_or_default();
-        let abandoned = age >= older_than
-            && match file.try_lock() {
-                Ok(()) => true,
-                Err(TryLockError::WouldBlock) => false,
-                Err(TryLockError::Error(e)) => return Err(e),
-            };
+        let file = medium.open(path)?;
+        let age = SystemTime::now().duration_since(file.look()?.modified).unwrap_or_default();
+        let abandoned = age >= older_than && file.try_lock()?;
         if abandoned {
-            fs::remove_file(path)?;
+            medium.remove_file(path)?;
         }
         Ok(abandoned)
     };
@@ -166,36 +161,29 @@ fn clean_one(path: &Path, older_than: Duration) -> Result<bool> {
 
 /// A file that has no name of its own yet. Its lock tells [`clean_staging`] that somebody still wants it; dropping deletes it.
 pub(super) struct Staging {
-    pub(super) path: PathBuf,
-    pub(super) file: File,
+    path: PathBuf,
+    pub(super) file: Arc<dyn Handle>,
+    pub(super) medium: Ground,
 }
 
 impl Staging {
     /// A new, empty, locked file in the directory where `place` will be.
-    pub(super) fn create(place: &Path, mode: u32) -> Result<Staging> {
+    pub(super) fn create(medium: &Ground, place: &Path, mode: u32) -> Result<Staging> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = parent(place).join(format!("{STAGING_PREFIX}{}-{clock}-{count}", std::process::id()));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&path)
-            .map_err(|e| failed("cannot create a file for", place, e))?;
-        let staging = Staging { path, file };
-        match staging.file.try_lock() {
-            // A file system without locks: the age of the file has to do.
-            Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => Err(failed("cannot lock", place, e)),
-            _ => Ok(staging),
-        }
+        let file = medium.create(&path, mode).map_err(|e| failed("cannot create a file for", place, e))?;
+        Ok(Staging { path, file: file.into(), medium: medium.clone() })
     }
 
-    fn write<B: AsRef<[u8]>>(place: &Path, parts: &[B], mode: u32) -> Result<Staging> {
-        let mut staging = Staging::create(place, mode)?;
+    fn write<B: AsRef<[u8]>>(medium: &Ground, place: &Path, parts: &[B], mode: u32) -> Result<Staging> {
+        let staging = Staging::create(medium, place, mode)?;
+        let mut at = 0;
         for part in parts {
-            staging.file.write_all(part.as_ref()).map_err(|e| failed("cannot write", place, e))?;
+            let part = part.as_ref();
+            staging.file.write_all_at(part, at).map_err(|e| failed("cannot write", place, e))?;
+            at += part.len() as u64;
         }
         staging.file.sync_all().map_err(|e| failed("cannot sync", place, e))?;
         Ok(staging)
@@ -203,21 +191,21 @@ impl Staging {
 
     /// Gives the file its name, unless that is taken (`false`). The directory is not synced yet.
     pub(super) fn link(&self, place: &Path) -> Result<bool> {
-        match fs::hard_link(&self.path, place) {
+        match self.medium.link(&self.path, place) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(failed("cannot create", place, e)),
         }
         .inspect(|_| {
             // Before the directory is synced, so that one sync covers both; what stays is cleaned up later.
-            let _ = fs::remove_file(&self.path);
+            let _ = self.medium.remove_file(&self.path);
         })
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = self.medium.remove_file(&self.path);
     }
 }
 
@@ -229,8 +217,8 @@ pub(super) fn parent(path: &Path) -> &Path {
     }
 }
 
-fn sync_dir(dir: &Path) -> Result<()> {
-    let open = File::open(dir).map_err(|e| failed("cannot open directory", dir, e))?;
+fn sync_dir(medium: &dyn Medium, dir: &Path) -> Result<()> {
+    let open = medium.open(dir).map_err(|e| failed("cannot open directory", dir, e))?;
     open.sync_all().map_err(|e| sync_failed("directory", dir, e))
 }
 

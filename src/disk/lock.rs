@@ -5,6 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::durable;
+use super::medium::Disk;
 use crate::error::Result;
 
 /// A held lock on a file, which stays behind, empty and unlocked, when this is dropped.
@@ -17,7 +18,7 @@ impl LockFile {
     /// Takes the lock, or answers `None` where another process holds it. Makes the file and the directories above it.
     pub fn take(path: &Path) -> Result<Option<LockFile>> {
         if let Some(above) = path.parent() {
-            durable::create_dirs(above)?;
+            durable::create_dirs(&Disk, above)?;
         }
         let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
         let file = open.map_err(|e| durable::failed("cannot open", path, e))?;

@@ -1,6 +1,10 @@
-//! Floor 2: the local disk: tail files, durable create and delete, laying files back. All calls block; async callers use `spawn_blocking`.
+//! Floor 2: the local disk: tail files, durable create and delete, laying files back. All calls block; async callers use [`lane`].
+//!
+//! [`medium`] is the seam to the file systems: [`durable`] and [`tail_file`] reach them only through it.
 
 pub mod durable;
+pub mod lane;
 pub mod lay;
 pub mod lock;
+pub mod medium;
 pub mod tail_file;

@@ -3,12 +3,12 @@
 //! Overwriting zeros that are on the disk already needs no change of the file's metadata, so a flush costs half of what it does in a
 //! growing file. The zeros are really written: blocks that `fallocate` only reserved would have to be marked as written at each flush.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::durable::{self, Staging};
+use super::medium::{Ground, Handle};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
 
@@ -25,7 +25,7 @@ pub struct PreparedTail {
 /// An open tail file. After a failed write or sync it is dead: every later call fails, and the caller goes on in a new file.
 #[derive(Debug)]
 pub struct TailFile {
-    file: File,
+    file: Arc<dyn Handle>,
     path: PathBuf,
     written: u64,
     allocated: u64,
@@ -34,33 +34,34 @@ pub struct TailFile {
 
 impl PreparedTail {
     /// Writes and syncs `preallocate` zero bytes in `directory` (made if missing), which is on the file system of the tails to come.
-    pub fn prepare(directory: &Path, preallocate: u64) -> Result<PreparedTail> {
-        durable::create_dirs(directory)?;
-        let staging = Staging::create(&directory.join("tail"), 0o666)?;
-        let zeroed = write_zeros(&staging.file, 0, preallocate).and_then(|()| staging.file.sync_all());
+    pub fn prepare(medium: &Ground, directory: &Path, preallocate: u64) -> Result<PreparedTail> {
+        durable::create_dirs(&**medium, directory)?;
+        let staging = Staging::create(medium, &directory.join("tail"), 0o666)?;
+        let zeroed = write_zeros(&*staging.file, 0, preallocate).and_then(|()| staging.file.sync_all());
         zeroed.map_err(|e| durable::failed("cannot preallocate a tail file in", directory, e))?;
         Ok(PreparedTail { staging, allocated: preallocate })
     }
 
     /// Writes `preamble`, syncs, and gives the file its name, durably with every directory above it. Fails when the name is taken.
     pub fn adopt(self, path: &Path, preamble: &[u8]) -> Result<TailFile> {
-        durable::create_dirs(durable::parent(path))?;
-        let file = self.staging.file.try_clone().map_err(|e| durable::failed("cannot open", path, e))?;
+        let medium = self.staging.medium.clone();
+        durable::create_dirs(&*medium, durable::parent(path))?;
+        let file = self.staging.file.clone();
         let mut tail = TailFile { file, path: path.to_owned(), written: 0, allocated: self.allocated, dead: None };
         tail.append(preamble)?;
         tail.sync_data()?;
         if !self.staging.link(path)? {
             return Err(Error::new(Kind::Failed, format!("tail file {} already exists", path.display())));
         }
-        durable::sync_above(path)?;
+        durable::sync_above(&*medium, path)?;
         Ok(tail)
     }
 }
 
 impl TailFile {
     /// Creates the file with `preallocate` zero bytes, writes `preamble`, syncs file and directories. Fails when it exists.
-    pub fn create(path: &Path, preallocate: u64, preamble: &[u8]) -> Result<TailFile> {
-        PreparedTail::prepare(durable::parent(path), preallocate)?.adopt(path, preamble)
+    pub fn create(medium: &Ground, path: &Path, preallocate: u64, preamble: &[u8]) -> Result<TailFile> {
+        PreparedTail::prepare(medium, durable::parent(path), preallocate)?.adopt(path, preamble)
     }
 
     /// Writes sealed frames at the end of what was written; extends (zeroed) when the preallocated part is full.
@@ -83,7 +84,7 @@ impl TailFile {
         let wanted = self.written + ahead;
         if wanted > self.allocated {
             let target = wanted.next_multiple_of(STEP);
-            let zeroed = write_zeros(&self.file, self.allocated, target);
+            let zeroed = write_zeros(&*self.file, self.allocated, target);
             self.survive("extend", zeroed)?;
             self.allocated = target;
         }
@@ -141,7 +142,7 @@ impl TailFile {
     }
 }
 
-fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
+fn write_zeros(file: &dyn Handle, from: u64, to: u64) -> io::Result<()> {
     let mut at = from;
     while at < to {
         let len = (to - at).min(ZEROS.len() as u64) as usize;

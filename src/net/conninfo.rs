@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::dialer::Dialer;
 use super::settings::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::wire::startup::ChannelBindingPolicy;
@@ -92,6 +93,8 @@ pub struct Conninfo {
     pub(super) options: String,
     pub(super) channel_binding: ChannelBindingPolicy,
     pub(super) tls: Tls,
+    /// Takes the place of the sockets.
+    pub(super) dialer: Option<Dialer>,
 }
 
 /// When `connect_timeout` is not given. (libpq would wait for ever, which no daemon should.)
@@ -145,7 +148,14 @@ impl Conninfo {
                 ],
             )?,
             tls: settings.tls(home.as_deref())?,
+            dialer: None,
         })
+    }
+
+    /// The same server, reached by `dialer` and not by the network: without TLS, everything else as usual.
+    pub fn through(mut self, dialer: Dialer) -> Conninfo {
+        self.dialer = Some(dialer);
+        self
     }
 
     pub fn application_name(&self) -> &str {

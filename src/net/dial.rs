@@ -57,7 +57,7 @@ pub(super) async fn dial(info: &Conninfo, mode: Mode, options: &str) -> Result<S
 async fn dial_address(info: &Conninfo, mode: Mode, options: &str, address: &Address) -> Result<Session, Failure> {
     let plan: &[Protection] = match (address, info.tls.mode) {
         // libpq ignores sslmode on a socket file.
-        (Address::Socket(_), _) | (_, SslMode::Disable) => &[Protection::Plain],
+        (Address::Socket(_) | Address::Dialer, _) | (_, SslMode::Disable) => &[Protection::Plain],
         (_, SslMode::Allow) => &[Protection::Plain, Protection::Tls { optional: false }],
         (_, SslMode::Prefer) => &[Protection::Tls { optional: true }, Protection::Plain],
         _ => &[Protection::Tls { optional: false }],
@@ -100,6 +100,7 @@ async fn attempt(
     let local = raw.local_ip();
     let (stream, end_point, tls): (Box<dyn Stream>, _, _) = match (raw, protection) {
         (Raw::Unix(stream), _) => (Box::new(stream), None, false),
+        (Raw::Dialed(stream), _) => (stream, None, false),
         (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, false),
         (Raw::Tcp(mut stream, peer), Protection::Tls { optional }) => {
             if info.tls.direct || ask_for_tls(info, &mut stream, optional).await? {

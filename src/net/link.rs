@@ -13,7 +13,7 @@ use crate::wire::codec::{Machine, Outbox, message_length};
 use crate::wire::error::WireError;
 
 /// Any kind of socket.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 
 /// First and largest room for one read. An idle connection stays small, a stream reaches the largest within a few reads.

@@ -5,6 +5,7 @@ pub mod connection;
 pub mod conninfo;
 mod conninfo_text;
 mod dial;
+mod dialer;
 mod link;
 mod passfile;
 mod refusal;
@@ -14,3 +15,4 @@ mod tls;
 
 pub use connection::{Connection, Mode, Started};
 pub use conninfo::Conninfo;
+pub use dialer::Dialer;

@@ -6,6 +6,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::conninfo::{Conninfo, Place};
+use super::link::Stream;
 use crate::error::{Error, Kind, Result};
 
 /// One place to try.
@@ -13,6 +14,8 @@ use crate::error::{Error, Kind, Result};
 pub(super) enum Address {
     Socket(std::path::PathBuf),
     Tcp(SocketAddr),
+    /// Whatever the connection string's dialer reaches.
+    Dialer,
 }
 
 /// A connected socket, before TLS.
@@ -20,13 +23,14 @@ pub(super) enum Raw {
     Unix(UnixStream),
     /// With the server's address.
     Tcp(TcpStream, SocketAddr),
+    Dialed(Box<dyn Stream>),
 }
 
 impl Raw {
     /// Our own address, as the server is likely to see it.
     pub(super) fn local_ip(&self) -> Option<IpAddr> {
         match self {
-            Raw::Unix(_) => None,
+            Raw::Unix(_) | Raw::Dialed(_) => None,
             Raw::Tcp(stream, _) => stream.local_addr().ok().map(|address| address.ip()),
         }
     }
@@ -34,6 +38,9 @@ impl Raw {
 
 /// Every address of the server, in the order of the resolver.
 pub(super) async fn addresses(info: &Conninfo) -> Result<Vec<Address>> {
+    if info.dialer.is_some() {
+        return Ok(vec![Address::Dialer]);
+    }
     let (name, address) = match &info.place {
         Place::Socket(_) => return Ok(vec![Address::Socket(info.socket_path())]),
         Place::Tcp { name, address } => (name.as_deref().unwrap_or("localhost"), *address),
@@ -61,6 +68,10 @@ pub(super) async fn connect(info: &Conninfo, address: &Address) -> Result<Raw> {
         error.hint("check that the server runs, and its listen_addresses, port and unix_socket_directories")
     };
     match address {
+        Address::Dialer => match &info.dialer {
+            Some(dialer) => dialer.dial().await.map(Raw::Dialed).map_err(|error| failed(error, info.describe())),
+            None => Err(Error::new(Kind::Failed, "no dialer")),
+        },
         Address::Socket(path) => {
             UnixStream::connect(path).await.map(Raw::Unix).map_err(|error| failed(error, path.display().to_string()))
         }

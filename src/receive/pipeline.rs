@@ -103,7 +103,7 @@ impl Pipeline {
             stats: observer.stats().clone(),
         };
         let ledger = Ledger::new(names.system, timeline, start);
-        let worker = Worker::start(options.memory, |out| Keeper::new(keep, check, out))?;
+        let worker = Worker::start(archive.repo.lane(), options.memory, |out| Keeper::new(keep, check, out))?;
         let (out, trouble) = mpsc::unbounded_channel();
         Ok(Pipeline {
             puts: Puts::new(archive.clone(), out, observer.stats().clone()),

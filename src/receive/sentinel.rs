@@ -71,7 +71,8 @@ async fn watch(
     out: mpsc::UnboundedSender<Sign>,
     observer: Observer,
 ) {
-    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), u64::from(std::process::id()));
+    let mut backoff =
+        Backoff::new(Duration::from_secs(1), Duration::from_secs(30), getrandom::u64().unwrap_or_default());
     while !out.is_closed() {
         let Some(mut current) = connection.take() else {
             tokio::time::sleep(backoff.next_delay()).await;

@@ -4,12 +4,12 @@
 //! everything after its last successful sync goes into a new file, from memory.
 
 use std::path::PathBuf;
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
 use super::salt;
 use crate::archive::Archive;
+use crate::disk::lane::Beside;
 use crate::disk::tail_file::{PreparedTail, TailFile};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SegmentName};
@@ -50,7 +50,7 @@ pub struct TailMaker {
     compression: Compression,
     /// Folder of all tails of the cluster, for a repository on a local disk.
     local: Option<PathBuf>,
-    prepared: Option<JoinHandle<Result<PreparedTail>>>,
+    prepared: Option<Beside<Result<PreparedTail>>>,
     preallocate: u64,
 }
 
@@ -68,17 +68,17 @@ impl TailMaker {
     /// Begins to make the next local file, away from the hot path. Without effect where tails are pieces.
     pub fn prepare(&mut self) {
         if let (Some(folder), None) = (self.local.clone(), &self.prepared) {
-            let bytes = self.preallocate;
+            let (medium, bytes) = (self.archive.repo.medium().clone(), self.preallocate);
             // Without a thread the file is made when it is needed.
-            let thread = std::thread::Builder::new().name("prepare".to_owned());
-            self.prepared = thread.spawn(move || PreparedTail::prepare(&folder, bytes)).ok();
+            let lane = self.archive.repo.lane();
+            self.prepared = lane.beside("prepare", move || PreparedTail::prepare(&medium, &folder, bytes));
         }
     }
 
     fn prepared(&mut self, folder: &std::path::Path) -> Result<PreparedTail> {
-        match self.prepared.take().map(JoinHandle::join) {
-            Some(Ok(Ok(ready))) => Ok(ready),
-            Some(_) | None => PreparedTail::prepare(folder, self.preallocate),
+        match self.prepared.take().and_then(Beside::join) {
+            Some(Ok(ready)) => Ok(ready),
+            Some(Err(_)) | None => PreparedTail::prepare(self.archive.repo.medium(), folder, self.preallocate),
         }
     }
 }

@@ -1,14 +1,16 @@
-//! The thread that keeps: a bounded queue in front, events behind, and a bound on the bytes that are on their way to the repository.
+//! The thread that keeps (under simulation: a task): a bounded queue in front, events behind, and a bound on the bytes that are on their way to the repository.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::keep::{Flush, Keeper, Kept, Stop};
+use crate::disk::lane::Lane;
 use crate::error::{Error, Kind, Result};
 
 /// Messages between the socket and the thread: at most 128 KiB each (`MAX_SEND_SIZE`, `walsender.c`).
@@ -28,13 +30,13 @@ pub enum Work {
 pub struct Budget {
     limit: u64,
     outstanding: Mutex<Option<u64>>,
-    fell: Condvar,
+    fell: Notify,
     pieces: AtomicUsize,
 }
 
 impl Budget {
     pub fn new(limit: u64) -> Budget {
-        Budget { limit, outstanding: Mutex::new(Some(0)), fell: Condvar::new(), pieces: AtomicUsize::new(0) }
+        Budget { limit, outstanding: Mutex::new(Some(0)), fell: Notify::new(), pieces: AtomicUsize::new(0) }
     }
 
     fn add(&self, bytes: u64) {
@@ -47,7 +49,7 @@ impl Budget {
         let mut outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
         *outstanding = outstanding.map(|sum| sum.saturating_sub(bytes));
         drop(outstanding);
-        self.fell.notify_all();
+        self.fell.notify_waiters();
     }
 
     /// Bytes that were handed on and are not durable yet.
@@ -67,7 +69,7 @@ impl Budget {
     /// Lets the thread out, for good.
     pub fn close(&self) {
         *self.outstanding.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.fell.notify_all();
+        self.fell.notify_waiters();
     }
 
     fn is_full(&self, own: u64) -> bool {
@@ -76,13 +78,15 @@ impl Budget {
     }
 
     /// Waits until `own` more bytes fit, or nothing is outstanding. `false`: closed.
-    fn wait(&self, own: u64) -> bool {
-        let mut outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+    async fn wait(&self, own: u64) -> bool {
         loop {
-            match *outstanding {
+            let fell = self.fell.notified();
+            let outstanding = *self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+            match outstanding {
                 None => return false,
                 Some(sum) if sum == 0 || sum + own <= self.limit => return true,
-                Some(_) => outstanding = self.fell.wait(outstanding).unwrap_or_else(PoisonError::into_inner),
+                // A notice between the look and this wait is not missed: it counts from the call of `notified`.
+                Some(_) => fell.await,
             }
         }
     }
@@ -97,16 +101,14 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread. `make` builds its keeper. It ends when `work` is dropped, or after it said that it cannot go on.
-    pub fn start(memory: u64, make: impl FnOnce(Out) -> Result<Keeper>) -> Result<Worker> {
+    pub fn start(lane: Lane, memory: u64, make: impl FnOnce(Out) -> Result<Keeper>) -> Result<Worker> {
         let (work, queue) = mpsc::channel(QUEUE);
         let (events, kept) = mpsc::unbounded_channel();
         let budget = Arc::new(Budget::new(memory));
         let out = Out { events, budget: budget.clone() };
         let keeper = make(out.clone())?;
-        std::thread::Builder::new()
-            .name("keep".to_owned())
-            .spawn(move || run(keeper, queue, &out))
-            .map_err(|e| Error::new(Kind::Failed, "cannot start a thread").caused_by(e))?;
+        let runs_in = lane.clone();
+        lane.start("keep", async move { run(keeper, queue, &out, runs_in).await })?;
         Ok(Worker { work, kept, budget })
     }
 }
@@ -139,11 +141,12 @@ impl Out {
     }
 }
 
-fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out) {
+async fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out, lane: Lane) {
     let budget = &*out.budget;
-    let mut next = queue.blocking_recv();
+    let mut next = queue.recv().await;
     while let Some(work) = next {
-        if let Err(stop) = step(&mut keeper, work, budget) {
+        lane.pace().await;
+        if let Err(stop) = step(&mut keeper, work, budget).await {
             let last = match stop {
                 Stop::Refused(refused) => Kept::Refused(refused),
                 Stop::Failed(error) => Kept::Failed(error),
@@ -156,19 +159,19 @@ fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out) {
             Err(TryRecvError::Disconnected) => None,
             Err(TryRecvError::Empty) => {
                 keeper.settle(budget.pieces());
-                queue.blocking_recv()
+                queue.recv().await
             }
         };
     }
 }
 
-fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), Stop> {
+async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), Stop> {
     match work {
         Work::Data(bytes) => {
             let own = keeper.memory() + bytes.len() as u64;
             if budget.is_full(own) {
                 keeper.release_all();
-                if !budget.wait(own) {
+                if !budget.wait(own).await {
                     return Err(Error::new(Kind::Interrupted, "the pipeline has ended").into());
                 }
             }
@@ -190,19 +193,20 @@ fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), Stop> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_budget_never_locks_out_a_single_object_and_lets_go_when_closed() {
+    #[tokio::test]
+    async fn the_budget_never_locks_out_a_single_object_and_lets_go_when_closed() {
         let budget = Arc::new(Budget::new(100));
-        assert!(budget.wait(500), "nothing is outstanding: whatever comes must be let in");
+        assert!(budget.wait(500).await, "nothing is outstanding: whatever comes must be let in");
         budget.add(60);
-        assert!(budget.wait(40));
+        assert!(budget.wait(40).await);
         let waiter = {
             let budget = budget.clone();
-            std::thread::spawn(move || (budget.wait(41), budget.wait(1000)))
+            tokio::spawn(async move { (budget.wait(41).await, budget.wait(1000).await) })
         };
+        tokio::task::yield_now().await;
         budget.remove(10);
-        std::thread::sleep(Duration::from_millis(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
         budget.close();
-        assert_eq!(waiter.join().unwrap(), (true, false));
+        assert_eq!(waiter.await.unwrap(), (true, false));
     }
 }

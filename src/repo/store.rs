@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::backend::{Answer, Backend, Listed};
 use super::local::LocalBackend;
 use super::{cloud, names, open};
 use crate::backoff::Backoff;
 use crate::disk::durable;
+use crate::disk::lane::Lane;
+use crate::disk::medium::{Ground, disk};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
 
@@ -49,6 +52,7 @@ pub struct Repository {
 struct Inner {
     url: String,
     local_root: Option<PathBuf>,
+    medium: Ground,
     backend: Box<dyn Backend>,
 }
 
@@ -67,8 +71,7 @@ impl Repository {
         }
         if parsed.scheme() == "file" {
             let root = parsed.to_file_path().map_err(|()| bad_url(url))?;
-            let backend = Box::new(LocalBackend::new(root.clone()));
-            return Ok(Repository { inner: Arc::new(Inner { url: url.to_owned(), local_root: Some(root), backend }) });
+            return Ok(Repository::in_directory(root, disk()));
         }
         let backend = Box::new(open::open(&parsed, env, timeouts)?.ok_or_else(|| bad_url(url))?);
         Ok(Repository::with_backend(url, backend))
@@ -76,7 +79,19 @@ impl Repository {
 
     /// A repository on a store of the caller's own: wrappers that fail on purpose, generated listings.
     pub fn with_backend(url: &str, backend: Box<dyn Backend>) -> Repository {
-        Repository { inner: Arc::new(Inner { url: url.to_owned(), local_root: None, backend }) }
+        Repository::beside(url, backend, disk())
+    }
+
+    /// As `with_backend`, where everything else that computes or waits for a disk goes by `medium`.
+    pub fn beside(url: &str, backend: Box<dyn Backend>, medium: Ground) -> Repository {
+        Repository { inner: Arc::new(Inner { url: url.to_owned(), local_root: None, medium, backend }) }
+    }
+
+    /// A repository in a directory of any medium.
+    pub fn in_directory(root: PathBuf, medium: Ground) -> Repository {
+        let url = format!("file://{}", root.display());
+        let backend = Box::new(LocalBackend::new(root.clone(), medium.clone()));
+        Repository { inner: Arc::new(Inner { url, local_root: Some(root), medium, backend }) }
     }
 
     pub fn url(&self) -> &str {
@@ -86,6 +101,16 @@ impl Repository {
     /// The directory of a `file://` repository: where tail files live.
     pub fn local_root(&self) -> Option<&Path> {
         self.inner.local_root.as_deref()
+    }
+
+    /// The disk that tail files are written to.
+    pub fn medium(&self) -> &Ground {
+        &self.inner.medium
+    }
+
+    /// Where work runs that computes or waits for a disk.
+    pub fn lane(&self) -> Lane {
+        self.inner.medium.lane()
     }
 
     /// Makes the directory of a `file://` repository, durably; buckets are made by their owner. Everything else refuses a missing
@@ -209,8 +234,8 @@ impl Repository {
     /// Deletes what crashed writers left in a local repository (files under staging names that nobody holds); says how many.
     pub async fn clean_staging(&self) -> Result<u64> {
         let Some(root) = self.inner.local_root.clone() else { return Ok(0) };
-        let job = tokio::task::spawn_blocking(move || durable::clean_staging(&root, STAGING_AGE));
-        job.await.map_err(|e| Error::new(Kind::Failed, "a file task died").caused_by(e))?
+        let medium = self.inner.medium.clone();
+        self.lane().run(move || durable::clean_staging(&*medium, &root, STAGING_AGE)).await?
     }
 }
 
@@ -231,8 +256,8 @@ async fn retry<'a, T>(attempt: impl Fn() -> futures::future::BoxFuture<'a, Resul
 }
 
 fn backoff() -> Backoff {
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    Backoff::new(Duration::from_millis(100), Duration::from_secs(5), now.as_nanos() as u64 ^ std::process::id() as u64)
+    // Only spreads the attempts of several processes: without randomness they go on in step.
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(5), getrandom::u64().unwrap_or_default())
 }
 
 fn demand_name(name: &str) -> Result<()> {

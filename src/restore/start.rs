@@ -8,6 +8,7 @@ use super::plan_file;
 use super::server::{self, Account, Programs};
 use super::target::Action;
 use crate::disk::durable;
+use crate::disk::medium::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::pg::control::ControlFile;
 use crate::pg::{Lsn, SegmentName, TimelineHistory, TimelineId};
@@ -77,7 +78,7 @@ impl Start {
         command.arg(format!("{}/probe", plan_file::DIRECTORY));
         let ran = server::run(command, "wal-fetch as the server's user");
         let size = std::fs::metadata(&place).map(|m| m.len()).unwrap_or_default();
-        durable::remove(&place)?;
+        durable::remove(&Disk, &place)?;
         let hint = "the server's user must be able to run walrecv and to read the repository";
         ran.map_err(|e| e.hint(hint))?;
         if size != segment.size.bytes() {

@@ -1,0 +1,211 @@
+//! What is asked of the disk, one call at a time: the seam at which a simulated disk takes the place of the operating system's.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::lane::Lane;
+
+/// What stands under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    File,
+    Directory,
+    Other,
+}
+
+/// What is known of a file without reading it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    pub form: Form,
+    pub len: u64,
+    pub modified: SystemTime,
+    /// The file system that it is on.
+    pub device: u64,
+}
+
+/// File systems and nothing more: no retries, no order, no durability of their own. Names are absolute, or relative to the working directory.
+pub trait Medium: Send + Sync + fmt::Debug {
+    /// Where its calls are made: those of a real disk block.
+    fn lane(&self) -> Lane {
+        Lane::Threads
+    }
+
+    /// A new, empty, locked file, to read and write. `mode` as for open(2).
+    fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn Handle>>;
+
+    /// A file or directory that is there, to read and to sync.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Handle>>;
+
+    /// Gives a file a second name, which must be free.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Symbolic links are followed.
+    fn look(&self, path: &Path) -> io::Result<Seen>;
+
+    /// Names and forms in a directory, symbolic links not followed, in no order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Form)>>;
+}
+
+/// An open file or directory.
+pub trait Handle: Send + Sync + fmt::Debug {
+    /// One write, which may be short.
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize>;
+
+    /// Bytes from `at` on, at most `len`; fewer only at the end of the file.
+    fn read_at(&self, at: u64, len: u64) -> io::Result<Vec<u8>>;
+
+    /// fdatasync(2).
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// fsync(2).
+    fn sync_all(&self) -> io::Result<()>;
+
+    fn look(&self) -> io::Result<Seen>;
+
+    /// Takes the lock of this file; `false` where somebody else has it.
+    fn try_lock(&self) -> io::Result<bool>;
+
+    /// Writes until all is written.
+    fn write_all_at(&self, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = match self.write_at(bytes, at) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => written,
+                Err(error) if error.kind() == ErrorKind::Interrupted => 0,
+                Err(error) => return Err(error),
+            };
+            bytes = bytes.get(written..).unwrap_or_default();
+            at += written as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A medium that several owners share.
+pub type Ground = Arc<dyn Medium>;
+
+/// The operating system's file systems, shared.
+pub fn disk() -> Ground {
+    Arc::new(Disk)
+}
+
+/// The operating system's file systems.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk;
+
+impl Medium for Disk {
+    fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn Handle>> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)?;
+        match file.try_lock() {
+            // A file system without locks: the age of the file has to do.
+            Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => {
+                let _ = fs::remove_file(path);
+                Err(e)
+            }
+            _ => Ok(Box::new(file)),
+        }
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
+        Ok(Box::new(File::open(path)?))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn look(&self, path: &Path) -> io::Result<Seen> {
+        seen(&fs::metadata(path)?)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Form)>> {
+        let entries = fs::read_dir(dir)?;
+        entries.map(|entry| entry.and_then(|entry| Ok((entry.file_name(), form(entry.file_type()?))))).collect()
+    }
+}
+
+impl Handle for File {
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        FileExt::write_at(self, bytes, at)
+    }
+
+    fn read_at(&self, at: u64, len: u64) -> io::Result<Vec<u8>> {
+        let size = self.metadata()?.len();
+        let mut bytes = vec![0; size.saturating_sub(at).min(len) as usize];
+        let mut filled = 0;
+        while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match FileExt::read_at(self, rest, at + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(filled);
+        Ok(bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        File::sync_all(self)
+    }
+
+    fn look(&self) -> io::Result<Seen> {
+        seen(&self.metadata()?)
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        match File::try_lock(self) {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+fn seen(meta: &Metadata) -> io::Result<Seen> {
+    let form = form(meta.file_type());
+    Ok(Seen { form, len: meta.len(), modified: meta.modified()?, device: meta.dev() })
+}
+
+fn form(kind: fs::FileType) -> Form {
+    match (kind.is_file(), kind.is_dir()) {
+        (true, _) => Form::File,
+        (_, true) => Form::Directory,
+        _ => Form::Other,
+    }
+}
