@@ -7,6 +7,8 @@ mod backup;
 mod backup_parsers;
 #[path = "live/fixture.rs"]
 mod fixture;
+#[path = "live/hosts.rs"]
+mod hosts;
 #[path = "live/login.rs"]
 mod login;
 #[path = "live/net.rs"]

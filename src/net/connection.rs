@@ -6,9 +6,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Conninfo;
-use super::dial::{self, Session};
+use super::choose;
+use super::dial::Session;
 use super::link::{Link, LinkError};
 use super::refusal::{self, Scene};
+use super::target::Standing;
 use crate::error::{Error, Kind, Result};
 use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, MajorVersion, TimelineId};
@@ -57,15 +59,23 @@ pub struct Connection {
     version: MajorVersion,
     version_num: u32,
     identified: bool,
+    /// The way to this very server.
+    here: Box<Conninfo>,
 }
 
 /// Limit of the farewell in [`Connection::close`].
 const FAREWELL: Duration = Duration::from_secs(1);
 
 impl Connection {
-    /// Connects, negotiates TLS, authenticates, checks the server's version. `options` are extra startup options such as `-c wal_sender_timeout=10s`.
+    /// Connects, negotiates TLS, authenticates, checks the server's version. Of several hosts the first that is reached and is what
+    /// `target_session_attrs` asks for. `options` are extra startup options such as `-c wal_sender_timeout=10s`.
     pub async fn connect(info: &Conninfo, mode: Mode, options: &str) -> Result<Connection> {
-        let Session { link, scene } = dial::dial(info, mode, options).await?;
+        choose::choose(info, mode, options).await
+    }
+
+    /// A session becomes a connection, if the server's version is known. `here` leads to this very server.
+    pub(super) async fn begin(session: Session, here: Conninfo) -> Result<Connection> {
+        let Session { link, scene } = session;
         let text = link.out.parameters.get("server_version").cloned().unwrap_or_default();
         let number = version_number(&text);
         let Some((version, version_num)) = number.and_then(|n| Some((MajorVersion::from_version_num(n)?, n))) else {
@@ -77,7 +87,8 @@ impl Connection {
             )
             .hint("use a release of walrecv that knows this version"));
         };
-        Ok(Connection { link, scene, activity: Activity::Idle, version, version_num, identified: false })
+        let here = Box::new(here);
+        Ok(Connection { link, scene, activity: Activity::Idle, version, version_num, identified: false, here })
     }
 
     pub fn version(&self) -> MajorVersion {
@@ -92,6 +103,42 @@ impl Connection {
     /// The newest value of a parameter that the server reports by itself, such as `in_hot_standby` (14+).
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.link.out.parameters.get(name).map(String::as_str)
+    }
+
+    /// Which server answered: host, port, the address where the host is a name, and the user.
+    pub fn server(&self) -> &str {
+        &self.scene.server
+    }
+
+    /// A connection string for this very server: the same host at the same address, without a second choice. What must speak with the server of
+    /// this connection, such as its sentinel, connects by it. (A proxy or a moving address may still lead elsewhere: compare the identities.)
+    pub fn same_server(&self) -> &Conninfo {
+        &self.here
+    }
+
+    /// Whether the server is in recovery. Physical connections of 13 learn it from `transaction_read_only`, which recovery forces on.
+    pub async fn is_standby(&mut self) -> Result<bool> {
+        self.standing().await.map(|standing| standing.standby)
+    }
+
+    /// What `target_session_attrs` asks about (`fe-connect.c`, `CONNECTION_CHECK_TARGET`); a physical walsender of 13 reports nothing and has no SELECT.
+    pub(super) async fn standing(&mut self) -> Result<Standing> {
+        let reported = |name| self.parameter(name).map(|value| value == "on");
+        if let (Some(standby), Some(read_only)) =
+            (reported("in_hot_standby"), reported("default_transaction_read_only"))
+        {
+            return Ok(Standing { standby, read_only });
+        }
+        let read_only = self.show("default_transaction_read_only").await? == "on";
+        let mut forced = self.show("transaction_read_only").await? == "on";
+        if read_only && forced {
+            // The default hides what recovery does: one more session, without it.
+            let options = "-c default_transaction_read_only=off";
+            let mut other = Box::pin(Connection::connect(&self.here, self.scene.mode, options)).await?;
+            forced = other.show("transaction_read_only").await? == "on";
+            other.close().await;
+        }
+        Ok(Standing { standby: forced, read_only })
     }
 
     /// Whether the connection is encrypted.

@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::dialer::Dialer;
+use super::host::{self, Host};
 use super::settings::Settings;
+use super::target::{self, Target};
 use crate::error::{Error, Kind, Result};
 use crate::wire::startup::ChannelBindingPolicy;
 
@@ -20,15 +22,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(secret)")
     }
-}
-
-/// Where the server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// A directory with a socket in it.
-    Socket(PathBuf),
-    /// A name to look up, or to verify beside an address.
-    Tcp { name: Option<String>, address: Option<IpAddr> },
 }
 
 /// `sslmode`, weakest first.
@@ -78,8 +71,11 @@ pub(super) struct Keepalives {
 /// A parsed connection string with every default filled in.
 #[derive(Clone, Debug)]
 pub struct Conninfo {
-    pub(super) place: Place,
-    pub(super) port: u16,
+    /// In the order in which they are tried; never empty.
+    pub(super) hosts: Vec<Host>,
+    pub(super) target: Target,
+    /// `load_balance_hosts=random`.
+    pub(super) shuffle: bool,
     pub(super) user: String,
     pub(super) password: Option<Secret>,
     /// The password file and whether it was named.
@@ -99,26 +95,26 @@ pub struct Conninfo {
 
 /// When `connect_timeout` is not given. (libpq would wait for ever, which no daemon should.)
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where another host waits for its turn.
+const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(10);
 
 impl Conninfo {
     /// Reads `text` and fills gaps from `PG*` variables (asked for through `env`) and libpq's defaults. Errors are `Kind::Usage`.
     pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Conninfo> {
         let settings = Settings::read(text, env)?;
         settings.refuse_unsupported()?;
-        let place = settings.place()?;
-        let port = settings.number("port")?.unwrap_or(5432);
-        let port = u16::try_from(port).ok().filter(|port| *port > 0).ok_or_else(|| {
-            Error::new(Kind::Usage, format!("connection option port: expected 1 to 65535, found {port}"))
-        })?;
+        let [names, addresses, ports] = ["host", "hostaddr", "port"].map(|name| settings.get(name));
+        let hosts = host::list(names.as_deref(), addresses.as_deref(), ports.as_deref())?;
         let home = env("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
         let user = settings.get("user").or_else(os_user).ok_or_else(|| {
             Error::new(Kind::Usage, "connection option user is missing, and the name of the current user is not known")
         })?;
         let default_passfile = || home.as_ref().map(|home| home.join(".pgpass"));
-        let place = place.unwrap_or_else(|| Place::Socket(default_socket_directory(port)));
+        let patience = if hosts.len() > 1 { CONNECT_TIMEOUT_OF_SEVERAL } else { CONNECT_TIMEOUT };
         Ok(Conninfo {
-            place,
-            port,
+            hosts,
+            target: settings.choice("target_session_attrs", Target::Any, &target::WORDS)?,
+            shuffle: settings.choice("load_balance_hosts", false, &[("disable", false), ("random", true)])?,
             user,
             password: settings.get("password").map(|p| Secret(Zeroizing::new(p))),
             passfile: settings.get("passfile").map(PathBuf::from).or_else(default_passfile),
@@ -128,7 +124,7 @@ impl Conninfo {
                 .or_else(|| settings.get("fallback_application_name"))
                 .unwrap_or_else(|| "walrecv".to_owned()),
             connect_timeout: match settings.number("connect_timeout")? {
-                None => Some(CONNECT_TIMEOUT),
+                None => Some(patience),
                 Some(seconds) if seconds <= 0 => None,
                 Some(seconds) => Some(Duration::from_secs(seconds.max(2).unsigned_abs())),
             },
@@ -162,38 +158,21 @@ impl Conninfo {
         &self.application_name
     }
 
-    /// `host:port` or socket path, user: for messages; never a password.
+    /// Every `host:port` or socket path, user: for messages; never a password.
     pub fn describe(&self) -> String {
-        let place = match &self.place {
-            Place::Socket(_) => self.socket_path().display().to_string(),
-            Place::Tcp { name: Some(name), .. } if name.contains(':') => format!("[{name}]:{}", self.port),
-            Place::Tcp { name: Some(name), .. } => format!("{name}:{}", self.port),
-            Place::Tcp { address: Some(address), .. } => std::net::SocketAddr::new(*address, self.port).to_string(),
-            Place::Tcp { .. } => format!("localhost:{}", self.port),
-        };
-        format!("{place} as {}", self.user)
+        let hosts: Vec<String> = self.hosts.iter().map(Host::describe).collect();
+        format!("{} as {}", hosts.join(", "), self.user)
+    }
+
+    /// A connection string for this host alone, at this address, whatever kind of server it is.
+    pub(super) fn narrowed(&self, host: &Host, address: Option<IpAddr>) -> Conninfo {
+        Conninfo { hosts: vec![host.at(address)], target: Target::Any, shuffle: false, ..self.clone() }
     }
 
     /// The database for the SQL side: `dbname` as given, else `postgres`.
     pub fn database(&self) -> &str {
         self.dbname.as_deref().unwrap_or("postgres")
     }
-
-    /// The socket file (`UNIXSOCK_PATH`); meaningless for a TCP server.
-    pub(super) fn socket_path(&self) -> PathBuf {
-        match &self.place {
-            Place::Socket(directory) => directory.join(format!(".s.PGSQL.{}", self.port)),
-            Place::Tcp { .. } => PathBuf::new(),
-        }
-    }
-}
-
-/// Where the socket is looked for without `host`: as Debian builds libpq, or as upstream does.
-pub(super) fn default_socket_directory(port: u16) -> PathBuf {
-    let candidates = [Path::new("/var/run/postgresql"), Path::new("/tmp")];
-    let file = format!(".s.PGSQL.{port}");
-    let found = candidates.iter().find(|d| d.join(&file).exists()).or_else(|| candidates.iter().find(|d| d.is_dir()));
-    found.map_or_else(|| PathBuf::from("/tmp"), |directory| directory.to_path_buf())
 }
 
 /// The name of the user that runs this process, from the passwd file.
@@ -206,6 +185,8 @@ fn os_user() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn none(_: &str) -> Option<String> {
@@ -232,6 +213,11 @@ mod tests {
         assert!(parse("host=a user=u keepalives=0").keepalives.is_none());
         assert_eq!(parse("host=a host=b user=u").describe(), "b:5432 as u");
         assert!(!parse("user=u").describe().is_empty());
+        let several = parse("host=db1,db2 port=5433,5434 user=u target_session_attrs=read-write");
+        assert_eq!(several.describe(), "db1:5433, db2:5434 as u");
+        assert_eq!((several.target, several.connect_timeout), (Target::ReadWrite, Some(CONNECT_TIMEOUT_OF_SEVERAL)));
+        let one = several.narrowed(&several.hosts[1], "10.0.0.2".parse().ok());
+        assert_eq!((one.describe().as_str(), one.target), ("db2:5434 as u", Target::Any));
     }
 
     #[test]
@@ -287,8 +273,9 @@ mod tests {
             ("krbsrvname=x", "krbsrvname"),
             ("gssencmode=require", "gssencmode=require"),
             ("require_auth=md5", "require_auth"),
-            ("target_session_attrs=primary", "target_session_attrs=primary"),
-            ("host=a,b", "several hosts"),
+            ("target_session_attrs=master", "target_session_attrs"),
+            ("load_balance_hosts=yes", "load_balance_hosts"),
+            ("host=a,b port=1,2,3", "port lists 3"),
             ("host=@abstract", "abstract"),
             ("replication=true", "replication"),
             ("nonsense=1", "nonsense"),

@@ -60,7 +60,7 @@ fn value<'a>(text: &'a str, name: &str) -> Result<(String, &'a str)> {
     }
 }
 
-/// `[user[:password]@][host][:port][/dbname][?keyword=value&…]`.
+/// `[user[:password]@][host][:port][,host[:port]…][/dbname][?keyword=value&…]`.
 fn uri(text: &str) -> Result<Pairs> {
     let mut pairs = Pairs::new();
     let mut push = |name: &str, raw: &str| -> Result<()> {
@@ -77,16 +77,10 @@ fn uri(text: &str) -> Result<Pairs> {
         rest = &rest[at + 1..];
     }
     let (place, after) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let (host, port) = match place.strip_prefix('[') {
-        Some(inner) => {
-            let (host, after) = inner.split_once(']').ok_or_else(|| bad("expected \"]\" after an IPv6 address"))?;
-            let port = if after.is_empty() { Some("") } else { after.strip_prefix(':') };
-            (host, port.ok_or_else(|| bad("expected \":\" or \"/\" after an IPv6 address"))?)
-        }
-        None => place.split_once(':').unwrap_or((place, "")),
-    };
-    push("host", host)?;
-    push("port", port)?;
+    let places = place.split(',').map(uri_place).collect::<Result<Vec<_>>>()?;
+    push("host", &places.iter().map(|(host, _)| *host).collect::<Vec<_>>().join(","))?;
+    // With several hosts there is always a list of ports, empty ones included, so that PGPORT does not count.
+    push("port", &places.iter().map(|(_, port)| *port).collect::<Vec<_>>().join(","))?;
     let (path, query) = after.split_once('?').unwrap_or((after, ""));
     push("dbname", path.strip_prefix('/').unwrap_or(path))?;
     for part in query.split('&').filter(|part| !part.is_empty()) {
@@ -105,6 +99,14 @@ fn uri(text: &str) -> Result<Pairs> {
         }
     }
     Ok(pairs)
+}
+
+/// One `host[:port]` of a URI.
+fn uri_place(place: &str) -> Result<(&str, &str)> {
+    let Some(inner) = place.strip_prefix('[') else { return Ok(place.split_once(':').unwrap_or((place, ""))) };
+    let (host, after) = inner.split_once(']').ok_or_else(|| bad("expected \"]\" after an IPv6 address"))?;
+    let port = if after.is_empty() { Some("") } else { after.strip_prefix(':') };
+    Ok((host, port.ok_or_else(|| bad("expected \":\", \",\" or \"/\" after an IPv6 address"))?))
 }
 
 /// Percent-decoding; `%00` is refused.
@@ -195,6 +197,17 @@ mod tests {
             pairs("postgres:///d?host=/run/pg&ssl=true"),
             list(&[("dbname", "d"), ("host", "/run/pg"), ("sslmode", "require")])
         );
+        assert_eq!(
+            pairs("postgres://u@a:1,b,[::1]:3,%2Frun/d?target_session_attrs=read-write"),
+            list(&[
+                ("user", "u"),
+                ("host", "a,b,::1,/run"),
+                ("port", "1,,3,"),
+                ("dbname", "d"),
+                ("target_session_attrs", "read-write")
+            ])
+        );
+        assert_eq!(pairs("postgres://a,b"), list(&[("host", "a,b"), ("port", ",")]));
         assert_eq!(pairs("postgres://u@?port=1"), list(&[("user", "u"), ("port", "1")]));
     }
 }

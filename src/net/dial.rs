@@ -1,10 +1,13 @@
-//! From a connection string to an authenticated session: addresses, encryption, login, and the second attempts that libpq makes.
+//! From one address to an authenticated session: encryption, login, and the second attempt that libpq makes with the other protection.
 
-use super::connection::Mode;
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::connection::Mode;
 use super::conninfo::{Conninfo, SslMode};
+use super::host::Host;
 use super::link::{Link, LinkError, Stream};
 use super::refusal::{self, Scene};
 use super::socket::{self, Address, Raw};
@@ -12,6 +15,9 @@ use super::{passfile, tls};
 use crate::error::{Error, Kind, Result};
 use crate::wire::error::WireError;
 use crate::wire::startup::{self, Login, SslAnswer, Startup};
+
+/// SQLSTATE `cannot_connect_now`: starting up, shutting down, or in recovery without hot standby.
+const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// An authenticated session.
 pub(super) struct Session {
@@ -29,116 +35,169 @@ enum Protection {
     },
 }
 
+/// Where to go after a failure (`fe-connect.c:PQconnectPoll`: `try_next_addr`, `try_next_host`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Stop,
+    Address,
+    Host,
+}
+
 /// Why an attempt failed, and whether the other protection may help (`fe-connect.c:select_next_encryption_method`).
-struct Failure {
-    error: Error,
-    other_protection: bool,
-    other_address: bool,
+pub(super) struct Failure {
+    pub error: Error,
+    pub other_protection: bool,
+    pub next: Next,
 }
 
 impl Failure {
-    fn last(error: Error) -> Failure {
-        Failure { error, other_protection: false, other_address: false }
+    pub(super) fn last(error: Error) -> Failure {
+        Failure { error, other_protection: false, next: Next::Stop }
     }
 }
 
-pub(super) async fn dial(info: &Conninfo, mode: Mode, options: &str) -> Result<Session> {
-    let mut last = None;
-    for address in socket::addresses(info).await? {
-        match dial_address(info, mode, options, &address).await {
-            Ok(session) => return Ok(session),
-            Err(failure) if failure.other_address => last = Some(failure.error),
-            Err(failure) => return Err(failure.error),
-        }
-    }
-    Err(last.unwrap_or_else(|| Error::new(Kind::Server, format!("{}: no address", info.describe()))))
-}
-
-async fn dial_address(info: &Conninfo, mode: Mode, options: &str, address: &Address) -> Result<Session, Failure> {
-    let plan: &[Protection] = match (address, info.tls.mode) {
-        // libpq ignores sslmode on a socket file.
-        (Address::Socket(_) | Address::Dialer, _) | (_, SslMode::Disable) => &[Protection::Plain],
-        (_, SslMode::Allow) => &[Protection::Plain, Protection::Tls { optional: false }],
-        (_, SslMode::Prefer) => &[Protection::Tls { optional: true }, Protection::Plain],
-        _ => &[Protection::Tls { optional: false }],
-    };
-    let mut first: Option<Failure> = None;
-    for protection in plan {
-        let attempt = attempt(info, mode, options, address, *protection);
-        let outcome = match info.connect_timeout {
-            None => attempt.await,
-            Some(limit) => tokio::time::timeout(limit, attempt).await.unwrap_or_else(|_| {
-                let text = format!("{}: no session within {} s", info.describe(), limit.as_secs());
-                let error = Error::new(Kind::Server, text).transient();
-                let error = error.hint("check the network path to the server, or raise connect_timeout");
-                Err(Failure { error, other_protection: false, other_address: true })
-            }),
-        };
-        match (outcome, first.take()) {
-            (Ok(session), _) => return Ok(session),
-            (Err(failure), None) if failure.other_protection => first = Some(failure),
-            (Err(failure), None) => return Err(failure),
-            // The first refusal is the one that the connection string asked for.
-            (Err(_), Some(failure)) => return Err(failure),
-        }
-    }
-    Err(first.unwrap_or_else(|| Failure::last(Error::new(Kind::Server, format!("{}: no attempt", info.describe())))))
-}
-
-async fn attempt(
-    info: &Conninfo,
+/// One address of one host, and what is wanted there.
+pub(super) struct Route<'a> {
+    pub info: &'a Conninfo,
+    pub host: &'a Host,
+    address: &'a Address,
     mode: Mode,
-    options: &str,
-    address: &Address,
-    protection: Protection,
-) -> Result<Session, Failure> {
-    let raw = socket::connect(info, address).await.map_err(|error| Failure {
-        error,
-        other_protection: false,
-        other_address: true,
-    })?;
-    let local = raw.local_ip();
-    let (stream, end_point, tls): (Box<dyn Stream>, _, _) = match (raw, protection) {
-        (Raw::Unix(stream), _) => (Box::new(stream), None, false),
-        (Raw::Dialed(stream), _) => (stream, None, false),
-        (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, false),
-        (Raw::Tcp(mut stream, peer), Protection::Tls { optional }) => {
-            if info.tls.direct || ask_for_tls(info, &mut stream, optional).await? {
-                let protected = tls::protect(info, peer, stream).await.map_err(|failure| Failure {
-                    error: failure.error,
-                    other_protection: failure.handshake,
-                    other_address: false,
-                })?;
-                (Box::new(protected.0), protected.1, true)
-            } else {
-                (Box::new(stream), None, false)
+    options: &'a str,
+    /// Host, address and user, for messages.
+    pub server: String,
+}
+
+impl<'a> Route<'a> {
+    pub(super) fn new(
+        info: &'a Conninfo,
+        host: &'a Host,
+        address: &'a Address,
+        mode: Mode,
+        options: &'a str,
+    ) -> Route<'a> {
+        let server = format!("{} as {}", host.describe_at(address.ip()), info.user);
+        Route { info, host, address, mode, options, server }
+    }
+
+    /// Nothing came in time.
+    pub(super) fn late(&self, limit: Duration) -> Error {
+        Error::new(Kind::Server, format!("{}: no session within {} s", self.server, limit.as_secs()))
+            .transient()
+            .hint("check the network path to the server, or raise connect_timeout")
+    }
+
+    pub(super) async fn dial(&self) -> Result<Session, Failure> {
+        let plan: &[Protection] = match (self.address, self.info.tls.mode) {
+            // libpq ignores sslmode on a socket file.
+            (Address::Socket(_) | Address::Dialer, _) | (_, SslMode::Disable) => &[Protection::Plain],
+            (_, SslMode::Allow) => &[Protection::Plain, Protection::Tls { optional: false }],
+            (_, SslMode::Prefer) => &[Protection::Tls { optional: true }, Protection::Plain],
+            _ => &[Protection::Tls { optional: false }],
+        };
+        let mut first: Option<Failure> = None;
+        for protection in plan {
+            let attempt = self.attempt(*protection);
+            let outcome = match self.info.connect_timeout {
+                None => attempt.await,
+                Some(limit) => tokio::time::timeout(limit, attempt)
+                    .await
+                    .unwrap_or_else(|_| Err(Failure { next: Next::Address, ..Failure::last(self.late(limit)) })),
+            };
+            match (outcome, first.take()) {
+                (Ok(session), _) => return Ok(session),
+                (Err(failure), None) if failure.other_protection => first = Some(failure),
+                (Err(failure), None) => return Err(failure),
+                // The first refusal is the one that the connection string asked for.
+                (Err(_), Some(failure)) => return Err(failure),
             }
         }
-    };
-    let asked = matches!(protection, Protection::Tls { .. });
-    let scene = Scene::new(info, mode, local, tls);
-    login(info, mode, options, stream, end_point, scene).await.map_err(|mut failure| {
-        // Where the server has no TLS, the plain attempt was this one.
-        failure.other_protection &= asked == tls;
-        failure
-    })
+        Err(first.unwrap_or_else(|| Failure::last(Error::new(Kind::Server, format!("{}: no attempt", self.server)))))
+    }
+
+    async fn attempt(&self, protection: Protection) -> Result<Session, Failure> {
+        let raw = socket::connect(self.info, self.address, &self.server)
+            .await
+            .map_err(|error| Failure { next: Next::Address, ..Failure::last(error) })?;
+        let local = raw.local_ip();
+        let (stream, end_point, tls): (Box<dyn Stream>, _, _) = match (raw, protection) {
+            (Raw::Unix(stream), _) => (Box::new(stream), None, false),
+            (Raw::Dialed(stream), _) => (stream, None, false),
+            (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, false),
+            (Raw::Tcp(mut stream, peer), Protection::Tls { optional }) => {
+                if self.info.tls.direct || ask_for_tls(&self.server, &mut stream, optional).await? {
+                    let protected = tls::protect(self, peer, stream).await.map_err(|failure| Failure {
+                        other_protection: failure.handshake,
+                        ..Failure::last(failure.error)
+                    })?;
+                    (Box::new(protected.0), protected.1, true)
+                } else {
+                    (Box::new(stream), None, false)
+                }
+            }
+        };
+        let asked = matches!(protection, Protection::Tls { .. });
+        let scene = Scene::new(self.info, &self.server, self.mode, local, tls);
+        self.login(stream, end_point, scene).await.map_err(|mut failure| {
+            // Where the server has no TLS, the plain attempt was this one.
+            failure.other_protection &= asked == tls;
+            failure
+        })
+    }
+
+    async fn login(
+        &self,
+        stream: Box<dyn Stream>,
+        end_point: Option<Vec<u8>>,
+        scene: Scene,
+    ) -> Result<Session, Failure> {
+        let info = self.info;
+        let mut link = Link::new(stream);
+        let databases: &[&str] = match self.mode {
+            // pg_receivewal looks its passwords up under this name.
+            Mode::Physical => &["replication", info.database()],
+            Mode::Database => &[info.database()],
+        };
+        let secret = info.password.clone().or_else(|| passfile::look_up(info, self.host, databases));
+        let login = Login {
+            user: info.user.clone(),
+            password: secret.map(|secret| secret.0.to_string()),
+            parameters: parameters(info, self.mode, self.options),
+            channel_binding: info.channel_binding,
+            tls: scene.tls,
+            end_point,
+        };
+        let begun = Startup::begin(login, &mut link.out);
+        let outcome = match begun {
+            Ok(mut startup) => link.event(&mut startup).await,
+            Err(error) => Err(LinkError::Wire(error)),
+        };
+        outcome.map_err(|error| {
+            let (mut other_protection, mut next) = (false, Next::Stop);
+            if let LinkError::Wire(WireError::Server { error, .. }) = &error {
+                other_protection = error.sqlstate == "28000" && error.is_from("ClientAuthentication");
+                if error.sqlstate == CANNOT_CONNECT_NOW {
+                    next = Next::Host;
+                }
+            }
+            Failure { error: refusal::login(error, &scene), other_protection, next }
+        })?;
+        Ok(Session { link, scene })
+    }
 }
 
 /// Sends SSLRequest: whether the server agrees. Exactly one byte is read, so that nothing sent in the clear can slip into the session.
-async fn ask_for_tls(info: &Conninfo, stream: &mut TcpStream, optional: bool) -> Result<bool, Failure> {
-    let refused = |text: &str, hint: &str| {
-        Failure::last(Error::new(Kind::Server, format!("{}: {text}", info.describe())).hint(hint))
-    };
+async fn ask_for_tls(server: &str, stream: &mut TcpStream, optional: bool) -> Result<bool, Failure> {
+    let refused =
+        |text: &str, hint: &str| Failure::last(Error::new(Kind::Server, format!("{server}: {text}")).hint(hint));
     let mut answer = [0u8; 1];
     let exchange = async {
         stream.write_all(&startup::ssl_request()).await?;
         stream.read_exact(&mut answer).await
     };
     exchange.await.map_err(|error| {
-        let text =
-            format!("{}: the server closed the connection instead of answering to a request for TLS", info.describe());
+        let text = format!("{server}: the server closed the connection instead of answering to a request for TLS");
         let error = Error::new(Kind::Server, text).transient().caused_by(error);
-        Failure { error, other_protection: optional, other_address: false }
+        Failure { other_protection: optional, ..Failure::last(error) }
     })?;
     match SslAnswer::read(answer[0]) {
         SslAnswer::Accepted => Ok(true),
@@ -157,44 +216,6 @@ async fn ask_for_tls(info: &Conninfo, stream: &mut TcpStream, optional: bool) ->
             &format!("does not speak the protocol of PostgreSQL: answered to a request for TLS with {byte:#04x}"),
             "check host and port: another program, or a proxy, answers there",
         )),
-    }
-}
-
-async fn login(
-    info: &Conninfo,
-    mode: Mode,
-    options: &str,
-    stream: Box<dyn Stream>,
-    end_point: Option<Vec<u8>>,
-    scene: Scene,
-) -> Result<Session, Failure> {
-    let mut link = Link::new(stream);
-    let databases: &[&str] = match mode {
-        // pg_receivewal looks its passwords up under this name.
-        Mode::Physical => &["replication", info.database()],
-        Mode::Database => &[info.database()],
-    };
-    let secret = info.password.clone().or_else(|| passfile::look_up(info, databases));
-    let login = Login {
-        user: info.user.clone(),
-        password: secret.map(|secret| secret.0.to_string()),
-        parameters: parameters(info, mode, options),
-        channel_binding: info.channel_binding,
-        tls: scene.tls,
-        end_point,
-    };
-    let begun = Startup::begin(login, &mut link.out);
-    let outcome = match begun {
-        Ok(mut startup) => link.event(&mut startup).await,
-        Err(error) => Err(LinkError::Wire(error)),
-    };
-    match outcome {
-        Ok(()) => Ok(Session { link, scene }),
-        Err(error) => {
-            let other_protection = matches!(&error, LinkError::Wire(WireError::Server { error, .. })
-                if error.sqlstate == "28000" && error.is_from("ClientAuthentication"));
-            Err(Failure { error: refusal::login(error, &scene), other_protection, other_address: false })
-        }
     }
 }
 

@@ -1,16 +1,19 @@
 //! Floor 2: the server: address, socket, TLS, authentication, and the driver that feeds the machines of `wire`.
 
 mod certificate;
+mod choose;
 pub mod connection;
 pub mod conninfo;
 mod conninfo_text;
 mod dial;
 mod dialer;
+mod host;
 mod link;
 mod passfile;
 mod refusal;
 mod settings;
 mod socket;
+mod target;
 mod tls;
 
 pub use connection::{Connection, Mode, Started};

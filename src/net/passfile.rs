@@ -5,20 +5,15 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-use super::conninfo::{Conninfo, Place, Secret, default_socket_directory};
+use super::conninfo::{Conninfo, Secret};
+use super::host::Host;
 
 /// The password of the first line that matches. A file that others may read is ignored with a warning.
-pub(super) fn look_up(info: &Conninfo, databases: &[&str]) -> Option<Secret> {
+pub(super) fn look_up(info: &Conninfo, host: &Host, databases: &[&str]) -> Option<Secret> {
     let path = info.passfile.as_deref()?;
     let text = Zeroizing::new(read(path)?);
-    let port = info.port.to_string();
-    let host = match &info.place {
-        Place::Socket(directory) if *directory == default_socket_directory(info.port) => "localhost".to_owned(),
-        Place::Socket(directory) => directory.display().to_string(),
-        Place::Tcp { name: Some(name), .. } => name.clone(),
-        Place::Tcp { address: Some(address), .. } => address.to_string(),
-        Place::Tcp { .. } => "localhost".to_owned(),
-    };
+    let port = host.port.to_string();
+    let host = host.for_password_file();
     databases.iter().find_map(|database| find(&text, &[&host, &port, database, &info.user]))
 }
 

@@ -22,9 +22,9 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    pub(super) fn new(info: &Conninfo, mode: Mode, local: Option<IpAddr>, tls: bool) -> Scene {
+    pub(super) fn new(info: &Conninfo, server: &str, mode: Mode, local: Option<IpAddr>, tls: bool) -> Scene {
         Scene {
-            server: info.describe(),
+            server: server.to_owned(),
             user: info.user.clone(),
             database: info.database().to_owned(),
             mode,

@@ -1,9 +1,8 @@
 //! The options of a connection string: which there are, where each comes from, and what each may be.
 
-use std::net::IpAddr;
 use std::path::Path;
 
-use super::conninfo::{Keepalives, Place, Roots, SslMode, Tls};
+use super::conninfo::{Keepalives, Roots, SslMode, Tls};
 use super::conninfo_text;
 use crate::error::{Error, Kind, Result};
 
@@ -127,12 +126,10 @@ impl<'a> Settings<'a> {
                 return Err(unsupported(&format!("environment variable {variable}")));
             }
         }
-        let harmless: [(&str, &[&str]); 6] = [
-            ("target_session_attrs", &["any"]),
+        let harmless: [(&str, &[&str]); 4] = [
             ("gssencmode", &["disable", "prefer"]),
             ("sslcertmode", &["disable", "allow"]),
             ("sslcompression", &["0"]),
-            ("load_balance_hosts", &["disable", "random"]),
             ("max_protocol_version", &["3.0", "3.2", "latest"]),
         ];
         for (name, words) in harmless {
@@ -141,25 +138,6 @@ impl<'a> Settings<'a> {
             }
         }
         Ok(())
-    }
-
-    pub(super) fn place(&self) -> Result<Option<Place>> {
-        let (name, address) = (self.get("host"), self.get("hostaddr"));
-        if [&name, &address].into_iter().flatten().chain(&self.get("port")).any(|text| text.contains(',')) {
-            return Err(unsupported("a list of several hosts").hint("name one server"));
-        }
-        let address = match address {
-            Some(text) => Some(text.parse::<IpAddr>().map_err(|_| {
-                Error::new(Kind::Usage, format!("connection option hostaddr: expected an IP address, found {text:?}"))
-            })?),
-            None => None,
-        };
-        match name {
-            Some(name) if name.starts_with('@') => Err(unsupported("an abstract socket (host=@…)")),
-            Some(name) if name.starts_with('/') && address.is_none() => Ok(Some(Place::Socket(name.into()))),
-            None if address.is_none() => Ok(None),
-            name => Ok(Some(Place::Tcp { name, address })),
-        }
     }
 
     pub(super) fn keepalives(&self) -> Result<Option<Keepalives>> {

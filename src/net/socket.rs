@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::conninfo::{Conninfo, Place};
+use super::conninfo::Conninfo;
+use super::host::{Host, Place, socket_file};
 use super::link::Stream;
 use crate::error::{Error, Kind, Result};
 
@@ -26,6 +27,16 @@ pub(super) enum Raw {
     Dialed(Box<dyn Stream>),
 }
 
+impl Address {
+    /// `None` for a socket file.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Address::Socket(_) | Address::Dialer => None,
+            Address::Tcp(address) => Some(address.ip()),
+        }
+    }
+}
+
 impl Raw {
     /// Our own address, as the server is likely to see it.
     pub(super) fn local_ip(&self) -> Option<IpAddr> {
@@ -36,24 +47,24 @@ impl Raw {
     }
 }
 
-/// Every address of the server, in the order of the resolver.
-pub(super) async fn addresses(info: &Conninfo) -> Result<Vec<Address>> {
+/// Every address of the host, in the order of the resolver.
+pub(super) async fn addresses(info: &Conninfo, host: &Host) -> Result<Vec<Address>> {
     if info.dialer.is_some() {
         return Ok(vec![Address::Dialer]);
     }
-    let (name, address) = match &info.place {
-        Place::Socket(_) => return Ok(vec![Address::Socket(info.socket_path())]),
+    let (name, address) = match &host.place {
+        Place::Socket(directory) => return Ok(vec![Address::Socket(socket_file(directory, host.port))]),
         Place::Tcp { name, address } => (name.as_deref().unwrap_or("localhost"), *address),
     };
     if let Some(address) = address.or_else(|| name.parse().ok()) {
-        return Ok(vec![Address::Tcp(SocketAddr::new(address, info.port))]);
+        return Ok(vec![Address::Tcp(SocketAddr::new(address, host.port))]);
     }
     let unknown = |problem: String| {
         Error::new(Kind::Server, format!("cannot look up the address of {name}: {problem}"))
             .transient()
             .hint("check the host in the connection string and the resolver of this machine")
     };
-    let found: Vec<Address> = tokio::net::lookup_host((name, info.port))
+    let found: Vec<Address> = tokio::net::lookup_host((name, host.port))
         .await
         .map_err(|error| unknown(error.to_string()))?
         .map(Address::Tcp)
@@ -61,23 +72,21 @@ pub(super) async fn addresses(info: &Conninfo) -> Result<Vec<Address>> {
     if found.is_empty() { Err(unknown("no address".to_owned())) } else { Ok(found) }
 }
 
-/// Connects to one address.
-pub(super) async fn connect(info: &Conninfo, address: &Address) -> Result<Raw> {
-    let failed = |error: std::io::Error, place: String| {
-        let error = Error::new(Kind::Server, format!("cannot connect to {place}")).transient().caused_by(error);
+/// Connects to one address. `server` is what an error calls it.
+pub(super) async fn connect(info: &Conninfo, address: &Address, server: &str) -> Result<Raw> {
+    let failed = |error: std::io::Error| {
+        let error = Error::new(Kind::Server, format!("{server}: cannot connect")).transient().caused_by(error);
         error.hint("check that the server runs, and its listen_addresses, port and unix_socket_directories")
     };
     match address {
         Address::Dialer => match &info.dialer {
-            Some(dialer) => dialer.dial().await.map(Raw::Dialed).map_err(|error| failed(error, info.describe())),
+            Some(dialer) => dialer.dial().await.map(Raw::Dialed).map_err(failed),
             None => Err(Error::new(Kind::Failed, "no dialer")),
         },
-        Address::Socket(path) => {
-            UnixStream::connect(path).await.map(Raw::Unix).map_err(|error| failed(error, path.display().to_string()))
-        }
+        Address::Socket(path) => UnixStream::connect(path).await.map(Raw::Unix).map_err(failed),
         Address::Tcp(address) => {
-            let stream = TcpStream::connect(address).await.map_err(|error| failed(error, address.to_string()))?;
-            tune(info, &stream).map_err(|error| failed(error, address.to_string()))?;
+            let stream = TcpStream::connect(address).await.map_err(failed)?;
+            tune(info, &stream).map_err(failed)?;
             Ok(Raw::Tcp(stream, *address))
         }
     }

@@ -18,7 +18,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::certificate;
-use super::conninfo::{Conninfo, Place, Roots, SslMode};
+use super::conninfo::{Roots, SslMode, Tls};
+use super::dial::Route;
+use super::host::Place;
 use crate::error::{Error, Kind, Result};
 use crate::wire::startup::ALPN;
 
@@ -31,17 +33,17 @@ pub(super) struct Failure {
 
 /// Does the handshake on a connected socket. Gives the stream and the `tls-server-end-point` hash, where it is defined.
 pub(super) async fn protect(
-    info: &Conninfo,
+    route: &Route<'_>,
     address: SocketAddr,
     stream: TcpStream,
 ) -> Result<(TlsStream<TcpStream>, Option<Vec<u8>>), Failure> {
     let settings = |error| Failure { error, handshake: false };
-    let (config, name) = config(info, address).map_err(settings)?;
+    let (config, name) = config(route, address).map_err(settings)?;
     let outcome = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    let stream = outcome.map_err(|error| Failure { error: explain(info, error), handshake: true })?;
+    let stream = outcome.map_err(|error| Failure { error: explain(&route.server, error), handshake: true })?;
     let (_, session) = stream.get_ref();
-    if info.tls.direct && session.alpn_protocol() != Some(ALPN) {
-        let text = format!("{}: the server did not agree on the protocol \"postgresql\" (ALPN)", info.describe());
+    if route.info.tls.direct && session.alpn_protocol() != Some(ALPN) {
+        let text = format!("{}: the server did not agree on the protocol \"postgresql\" (ALPN)", route.server);
         let error = Error::new(Kind::Server, text).hint("sslnegotiation=direct needs PostgreSQL 17 or later");
         return Err(Failure { error, handshake: true });
     }
@@ -50,8 +52,9 @@ pub(super) async fn protect(
     Ok((stream, end_point))
 }
 
-fn config(info: &Conninfo, address: SocketAddr) -> Result<(ClientConfig, ServerName<'static>)> {
-    let host = match &info.place {
+fn config(route: &Route<'_>, address: SocketAddr) -> Result<(ClientConfig, ServerName<'static>)> {
+    let info = route.info;
+    let host = match &route.host.place {
         Place::Tcp { name, .. } => name.clone(),
         Place::Socket(_) => None,
     };
@@ -61,7 +64,7 @@ fn config(info: &Conninfo, address: SocketAddr) -> Result<(ClientConfig, ServerN
             .hint("set host to the name in the server's certificate, beside hostaddr"));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let trusted = trusted(info)?;
+    let trusted = trusted(&info.tls)?;
     let verifier = Verifier { provider: provider.clone(), trusted, host: host.clone().filter(|_| full) };
     let versions: &[&rustls::SupportedProtocolVersion] = match (info.tls.only_12, info.tls.only_13) {
         (true, _) => &[&rustls::version::TLS12],
@@ -82,9 +85,9 @@ fn config(info: &Conninfo, address: SocketAddr) -> Result<(ClientConfig, ServerN
 }
 
 /// The certificates to trust; `None`: any certificate will do. As libpq, a root file that exists is used in every mode.
-fn trusted(info: &Conninfo) -> Result<Option<Trusted>> {
-    let verify = info.tls.mode >= SslMode::VerifyCa;
-    let pem = match &info.tls.roots {
+fn trusted(tls: &Tls) -> Result<Option<Trusted>> {
+    let verify = tls.mode >= SslMode::VerifyCa;
+    let pem = match &tls.roots {
         Some(Roots::System) => return system().map(Some),
         Some(Roots::File(path)) => read(path)?,
         Some(Roots::Default(path)) if path.exists() => read(path)?,
@@ -98,7 +101,7 @@ fn trusted(info: &Conninfo) -> Result<Option<Trusted>> {
         }
         _ => return Ok(None),
     };
-    if let Some(crl) = info.tls.crl.as_deref().filter(|crl| crl.exists()) {
+    if let Some(crl) = tls.crl.as_deref().filter(|crl| crl.exists()) {
         let text = format!("certificate revocation list {} is not supported yet", crl.display());
         return Err(Error::new(Kind::Usage, text));
     }
@@ -233,9 +236,9 @@ impl ServerCertVerifier for Verifier {
 }
 
 /// A failed handshake: what broke off may pass, what was refused will not.
-fn explain(info: &Conninfo, error: std::io::Error) -> Error {
+fn explain(server: &str, error: std::io::Error) -> Error {
     let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return Error::new(Kind::Server, format!("{}: the TLS handshake broke off", info.describe()))
+        return Error::new(Kind::Server, format!("{server}: the TLS handshake broke off"))
             .transient()
             .caused_by(error)
             .hint("the server's log says why, if the server ended it");
@@ -254,5 +257,5 @@ fn explain(info: &Conninfo, error: std::io::Error) -> Error {
         }
         _ => "check ssl_min_protocol_version and ssl_ciphers on the server; TLS 1.2 and 1.3 are supported",
     };
-    Error::new(Kind::Server, format!("{}: TLS: {cause}", info.describe())).hint(advice)
+    Error::new(Kind::Server, format!("{server}: TLS: {cause}")).hint(advice)
 }

@@ -38,7 +38,7 @@ pub async fn connect(info: &Conninfo, slot: Option<&str>, observer: &Observer) -
     let segment_size = SegmentSize::from_show(&size)
         .ok_or_else(|| Error::new(Kind::Server, format!("wal_segment_size is {size:?}, expected 1MB to 1GB")))?;
     let version = stream.version();
-    let second = sentinel::open(info).await;
+    let second = sentinel::open(stream.same_server()).await;
     let (mut second, sql) = match second {
         Ok((connection, mode)) => (Some(connection), mode == Mode::Database),
         Err(error) => {
@@ -47,7 +47,7 @@ pub async fn connect(info: &Conninfo, slot: Option<&str>, observer: &Observer) -
         }
     };
     observer.tell(ReceiveEvent::Connected {
-        server: info.describe(),
+        server: stream.server().to_owned(),
         version,
         system: identity.system,
         timeline: identity.timeline,
@@ -66,7 +66,7 @@ pub async fn connect(info: &Conninfo, slot: Option<&str>, observer: &Observer) -
     let names = stream.show("synchronous_standby_names").await?;
     let synchronous = sentinel::lists(&names, info.application_name());
     let (history, history_file) = history(&mut stream, &identity).await?;
-    let sentinel = Sentinel::watch(info.clone(), second, observer.clone());
+    let sentinel = Sentinel::watch(stream.same_server().clone(), second, observer.clone());
     Ok(Server { stream, sentinel, identity, version, segment_size, history, history_file, slot, synchronous })
 }
 
