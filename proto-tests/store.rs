@@ -20,3 +20,5 @@ mod faults;
 mod scripted;
 #[path = "store/suite.rs"]
 mod suite;
+#[path = "store/tails.rs"]
+mod tails;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::Archive;
 use super::join::reach;
 use super::read::{LOOKS, unsettled};
+use super::tails::{Looks, Tail};
 use crate::error::Result;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::repo::names::{PART_BYTES, WalObject, parts_of};
@@ -79,20 +80,28 @@ impl Archive {
 
     /// Where the stored bytes of a segment end, counted without a hole from its start (which is returned when nothing is stored).
     pub async fn end_in(&self, segment: SegmentName) -> Result<Lsn> {
-        let mut tails: Option<Vec<String>> = None;
+        let mut looks = Looks::new(None);
         for _ in 0..LOOKS {
-            let mut extents = self.measure_objects(segment).await?;
-            if reach(extents.clone()) == segment.size.bytes() {
+            let objects = self.measure_objects(segment).await?;
+            if reach(objects.clone()) == segment.size.bytes() {
                 return Ok(segment.end());
             }
-            let Some(names) = tails.take() else {
-                tails = Some(self.tails_of(segment).await?);
+            let Some(names) = looks.listed.take() else {
+                looks.listed = Some(self.tails_of(segment).await?);
                 continue;
             };
-            extents.extend(self.measure_partial(segment).await?);
-            let Some(measured) = self.measure_tails(segment, &names).await? else { continue };
-            extents.extend(measured);
-            return Ok(segment.start() + reach(extents));
+            if let Some(partial) = self.measure_partial(segment).await? {
+                looks.add(self.names.partial(segment), Tail::Sound(partial));
+            }
+            let all = looks.look(names, |name| self.piece_span(name), |name| self.measure_tail(segment, name)).await?;
+            if !all || looks.doubts(&objects) {
+                continue;
+            }
+            let (mut extents, damages) = looks.settled();
+            extents.extend(objects);
+            let end = reach(extents);
+            damages.demand_covered(end)?;
+            return Ok(segment.start() + end);
         }
         Err(unsettled(segment))
     }
@@ -107,17 +116,5 @@ impl Archive {
             }
         }
         Ok(extents)
-    }
-
-    /// `None` when one of them is gone: look again.
-    async fn measure_tails(&self, segment: SegmentName, names: &[String]) -> Result<Option<Vec<(u64, u64)>>> {
-        let mut extents = Vec::new();
-        for name in names {
-            match self.measure_tail(segment, name).await? {
-                Some(extent) => extents.push(extent),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(extents))
     }
 }

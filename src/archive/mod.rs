@@ -8,6 +8,7 @@ pub mod inventory;
 mod join;
 pub mod read;
 mod source;
+mod tails;
 
 use std::sync::Arc;
 

@@ -5,25 +5,28 @@ use bytes::Bytes;
 use super::Archive;
 use super::inventory::Inventory;
 use super::join::{Run, join};
+use super::tails::{Looks, Span};
 use crate::error::{Error, Kind, Result};
 use crate::pg::SegmentName;
 use crate::seal::content::summary::Summary;
 use crate::seal::header::ObjectKind;
 
-/// How often a segment is looked at again when its tails vanish while being read: each time they do, more of it is stored.
-pub(super) const LOOKS: usize = 8;
+/// How many steps (list, or read) a segment whose tails vanish while being read is given: each time they do, more of it is stored.
+pub(super) const LOOKS: usize = 24;
 
 /// The stored bytes of one segment, from its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SegmentBytes {
     /// All of it.
     Complete(Bytes),
-    /// The durable prefix: complete parts, `.partial`, tail files and pieces of any runs joined. Overlaps must agree (`Kind::Diverged`).
+    /// The durable prefix: complete parts, `.partial`, tail files and pieces of any runs joined. Overlaps must agree (`Kind::Diverged`); a
+    /// damaged one is passed over where others hold its bytes, and `Kind::Corrupt` where not.
     Prefix(Bytes),
 }
 
 impl Archive {
-    /// `None`: the store proved that nothing of the segment exists. A listed tail that is gone when read means look again (segment sealed meanwhile), never absent.
+    /// `None`: the store proved that nothing of the segment exists. A listed tail that is gone when read means look again (segment sealed or tails merged
+    /// meanwhile), never absent.
     ///
     /// With an inventory, what it does not know is absent, as of the time it was made.
     pub async fn read_segment(
@@ -31,11 +34,12 @@ impl Archive {
         segment: SegmentName,
         inventory: Option<&Inventory>,
     ) -> Result<Option<SegmentBytes>> {
-        let mut tails = match inventory {
+        let listed = match inventory {
             Some(inventory) if !inventory.holds(segment) => return Ok(None),
             Some(inventory) => Some(inventory.tails(segment).to_vec()),
             None => None,
         };
+        let mut looks = Looks::new(listed);
         for _ in 0..LOOKS {
             // The object is created before its tails are deleted: looked for after the tails were listed, it cannot be missed.
             let mut runs = self.open_objects(segment).await?;
@@ -43,17 +47,25 @@ impl Archive {
             if whole == segment.size.bytes() {
                 return Ok(Some(SegmentBytes::Complete(joined(segment, runs)?)));
             }
-            let Some(names) = tails.take() else {
-                tails = Some(self.tails_of(segment).await?);
+            let Some(names) = looks.listed.take() else {
+                looks.listed = Some(self.tails_of(segment).await?);
                 continue;
             };
-            runs.extend(self.open_partial(segment).await?);
-            let Some(opened) = self.open_tails(segment, &names).await? else { continue };
-            runs.extend(opened);
-            if runs.is_empty() {
+            if let Some(partial) = self.open_partial(segment).await? {
+                looks.add(self.names.partial(segment), partial);
+            }
+            let all = looks.look(names, |name| self.piece_span(name), |name| self.open_tail(segment, name)).await?;
+            let spans: Vec<(u64, u64)> = runs.iter().map(Span::span).collect();
+            if !all || looks.doubts(&spans) {
+                continue;
+            }
+            let (tails, damages) = looks.settled();
+            runs.extend(tails);
+            if runs.is_empty() && damages.is_empty() {
                 return Ok(None);
             }
             let bytes = joined(segment, runs)?;
+            damages.demand_covered(bytes.len() as u64)?;
             let all = bytes.len() as u64 == segment.size.bytes();
             return Ok(Some(if all { SegmentBytes::Complete(bytes) } else { SegmentBytes::Prefix(bytes) }));
         }
@@ -66,18 +78,6 @@ impl Archive {
             runs.extend(self.open_object(segment, &name, start).await?);
         }
         Ok(runs)
-    }
-
-    /// `None` when one of them is gone: look again.
-    async fn open_tails(&self, segment: SegmentName, names: &[String]) -> Result<Option<Vec<Run>>> {
-        let mut runs = Vec::new();
-        for name in names {
-            match self.open_tail(segment, name).await? {
-                Some(run) => runs.push(run),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(runs))
     }
 
     /// The summaries (frame 0) of a complete segment's objects, in order; `None` when one of them is not stored.

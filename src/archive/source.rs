@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::join::Run;
+use super::tails::{Damage, Tail};
 use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, SegmentName};
@@ -12,7 +13,7 @@ use crate::repo::names::{PART_BYTES, WalObject, parse_wal_object, parts_of};
 use crate::seal::content::summary::Summary;
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::opener::{OpenFailed, Opener, read_header};
-use crate::seal::tail::{open_piece, open_tail, piece_marks, tail_marks};
+use crate::seal::tail::{open_piece, open_tail, piece_marks, tail_marks, tail_reach};
 
 /// A tail file that looks damaged is read again so often, and so long after, while somebody writes to it.
 const LOOKS: u32 = 3;
@@ -40,6 +41,14 @@ impl Archive {
         Ok(listed.into_iter().map(|l| l.name).filter(ours).collect())
     }
 
+    /// Which bytes of its segment a piece holds, by its name.
+    pub(super) fn piece_span(&self, name: &str) -> Option<(u64, u64)> {
+        match self.parse(name)? {
+            WalObject::TailPiece { from, to, .. } => Some((from, to)),
+            _ => None,
+        }
+    }
+
     /// What the name of an object (relative to the repository) means.
     pub(crate) fn parse(&self, name: &str) -> Option<WalObject> {
         let relative = name.strip_prefix(&self.names.root())?.strip_prefix('/')?;
@@ -60,22 +69,37 @@ impl Archive {
     }
 
     /// Opens the end of a timeline inside a segment.
-    pub(super) async fn open_partial(&self, segment: SegmentName) -> Result<Option<Run>> {
+    pub(super) async fn open_partial(&self, segment: SegmentName) -> Result<Option<Tail<Run>>> {
         let name = self.names.partial(segment);
         let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
-        let claims = self.claims_inside(segment, ObjectKind::Partial, &name, &object)?;
-        let bytes = self.open_content(&name, object, claims).await?;
-        Ok(Some(Run { name, offset: claims.start.since(segment.start()), bytes }))
+        let opened = match self.claims_inside(segment, ObjectKind::Partial, &name, &object) {
+            Ok(claims) => {
+                let offset = claims.start.since(segment.start());
+                let content = self.open_content(&name, object.clone(), claims).await;
+                content.map(|bytes| Run { name: name.clone(), offset, bytes })
+            }
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok(run) => Ok(Some(Tail::Sound(run))),
+            Err(error) if error.kind() == Kind::Corrupt => {
+                let whole = (0, segment.size.bytes());
+                let span = self.span_of_partial(segment, &name, &object).unwrap_or(whole);
+                Ok(Some(Tail::Damaged(Damage { span, error })))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens a tail file or a piece; `None` when it is gone.
-    pub(super) async fn open_tail(&self, segment: SegmentName, name: &str) -> Result<Option<Run>> {
-        self.of_tail(name, |object| self.open_tail_bytes(segment, name, object)).await
+    pub(super) async fn open_tail(&self, segment: SegmentName, name: String) -> Result<Option<Tail<Run>>> {
+        let name = name.as_str();
+        self.of_tail(segment, name, |object| self.open_tail_bytes(segment, name, object)).await
     }
 
-    async fn open_tail_bytes(&self, segment: SegmentName, name: &str, object: Bytes) -> Result<Option<Run>> {
+    async fn open_tail_bytes(&self, segment: SegmentName, name: &str, object: Bytes) -> Result<Run> {
         if object.iter().all(|byte| *byte == 0) {
-            return Ok(Some(Run { name: name.to_owned(), offset: 0, bytes: Vec::new() }));
+            return Ok(Run { name: name.to_owned(), offset: 0, bytes: Vec::new() });
         }
         let claims = self.claims_inside(segment, ObjectKind::Tail, name, &object)?;
         let (form, keys) = (self.parse(name), self.keys.clone());
@@ -88,17 +112,18 @@ impl Archive {
         let (from, bytes) = opened.await?.map_err(|e| refused(name, e))?;
         let offset = claims.start.since(segment.start()) + from;
         self.demand_placed(name, offset, offset + bytes.len() as u64)?;
-        Ok(Some(Run { name: name.to_owned(), offset, bytes }))
+        Ok(Run { name: name.to_owned(), offset, bytes })
     }
 
     /// Which bytes of the segment a tail file or a piece holds, found without the identity; `None` when it is gone.
-    pub(super) async fn measure_tail(&self, segment: SegmentName, name: &str) -> Result<Option<(u64, u64)>> {
-        self.of_tail(name, |object| self.measure_tail_bytes(segment, name, object)).await
+    pub(super) async fn measure_tail(&self, segment: SegmentName, name: String) -> Result<Option<Tail<(u64, u64)>>> {
+        let name = name.as_str();
+        self.of_tail(segment, name, |object| self.measure_tail_bytes(segment, name, object)).await
     }
 
-    async fn measure_tail_bytes(&self, segment: SegmentName, name: &str, object: Bytes) -> Result<Option<(u64, u64)>> {
+    async fn measure_tail_bytes(&self, segment: SegmentName, name: &str, object: Bytes) -> Result<(u64, u64)> {
         if object.iter().all(|byte| *byte == 0) {
-            return Ok(Some((0, 0)));
+            return Ok((0, 0));
         }
         let claims = self.claims_inside(segment, ObjectKind::Tail, name, &object)?;
         let base = claims.start.since(segment.start());
@@ -112,31 +137,57 @@ impl Archive {
         let end = base + marks.last().map_or(0, |(end, _)| *end);
         match form {
             Some(WalObject::TailPiece { from, to, .. }) if to != end => Err(misplaced(name, from, end)),
-            Some(WalObject::TailPiece { from, .. }) => Ok(Some((from, end))),
-            _ => Ok(Some((base, end))),
+            Some(WalObject::TailPiece { from, .. }) => Ok((from, end)),
+            _ => Ok((base, end)),
         }
     }
 
     /// What `look` finds in a tail; `None` when it is gone. A file that is being written may be seen with a later write and without an earlier one: it is
     /// damaged only if it stays so.
-    async fn of_tail<T, F>(&self, name: &str, look: impl Fn(Bytes) -> F) -> Result<Option<T>>
+    async fn of_tail<T, F>(
+        &self,
+        segment: SegmentName,
+        name: &str,
+        look: impl Fn(Bytes) -> F,
+    ) -> Result<Option<Tail<T>>>
     where
-        F: Future<Output = Result<Option<T>>>,
+        F: Future<Output = Result<T>>,
     {
         let mut left = if matches!(self.parse(name), Some(WalObject::TailOpen { .. })) { LOOKS } else { 0 };
         let Some(mut object) = self.repo.get(name).await? else { return Ok(None) };
         loop {
             let error = match look(object.clone()).await {
-                Err(error) if error.kind() == Kind::Corrupt && left > 0 => error,
-                found => return found,
+                Err(error) if error.kind() == Kind::Corrupt => error,
+                found => return found.map(|found| Some(Tail::Sound(found))),
             };
-            left -= 1;
-            tokio::time::sleep(LOOK_AGAIN).await;
-            match self.repo.get(name).await? {
-                None => return Ok(None),
-                Some(now) if now == object => return Err(error),
-                Some(now) => object = now,
+            if left > 0 {
+                left -= 1;
+                tokio::time::sleep(LOOK_AGAIN).await;
+                match self.repo.get(name).await? {
+                    None => return Ok(None),
+                    Some(now) if now == object => {}
+                    Some(now) => {
+                        object = now;
+                        continue;
+                    }
+                }
             }
+            let span = self.span_of_damaged(segment, name, &object);
+            return Ok(Some(Tail::Damaged(Damage { span, error })));
+        }
+    }
+
+    /// Which bytes of the segment a damaged tail may have held.
+    fn span_of_damaged(&self, segment: SegmentName, name: &str, object: &[u8]) -> (u64, u64) {
+        let size = segment.size.bytes();
+        let claims = self.claims_inside(segment, ObjectKind::Tail, name, object);
+        match (self.parse(name), claims) {
+            (Some(WalObject::TailPiece { from, to, .. }), _) => (from, to),
+            (_, Ok(claims)) => {
+                let from = claims.start.since(segment.start());
+                (from, tail_reach(object).map_or(size, |len| size.min(from.saturating_add(len))))
+            }
+            (_, Err(_)) => (0, size),
         }
     }
 
@@ -144,9 +195,13 @@ impl Archive {
     pub(super) async fn measure_partial(&self, segment: SegmentName) -> Result<Option<(u64, u64)>> {
         let name = self.names.partial(segment);
         let Some(head) = self.repo.get_range(&name, 0..HEAD_BYTES).await? else { return Ok(None) };
-        let claims = self.claims_inside(segment, ObjectKind::Partial, &name, &head)?;
-        let summary = self.open_summary(&name, &head, &claims)?;
-        Ok(Some((summary.start.since(segment.start()), summary.end.since(segment.start()))))
+        self.span_of_partial(segment, &name, &head).map(Some)
+    }
+
+    fn span_of_partial(&self, segment: SegmentName, name: &str, head: &[u8]) -> Result<(u64, u64)> {
+        let claims = self.claims_inside(segment, ObjectKind::Partial, name, head)?;
+        let summary = self.open_summary(name, head, &claims)?;
+        Ok((summary.start.since(segment.start()), summary.end.since(segment.start())))
     }
 
     /// Frame 0 of an object with WAL.

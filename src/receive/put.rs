@@ -12,15 +12,15 @@ use tokio::time::Instant;
 use super::GIVE_UP;
 use super::object::{Object, object_bytes};
 use super::tail::Piece;
-use crate::archive::Archive;
+use crate::archive::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn};
-use crate::repo::Found;
 use crate::repo::store::HEAD_BYTES;
+use crate::repo::{Found, Judge};
 use crate::seal::content::summary::Summary;
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::ReaderKeys;
-use crate::seal::opener::{Opener, read_header};
+use crate::seal::opener::{OpenFailed, Opener, read_header};
 use crate::stats::StreamStats;
 
 /// Puts in flight.
@@ -160,12 +160,15 @@ impl Shared {
             let outcome = match &item {
                 Item::Object(object) => {
                     let keys = &*self.archive.keys;
-                    let judge = |head: &[u8]| judge_object(head, object, keys);
-                    repo.put_wal(&object.name, object.bytes(), &judge, GIVE_UP, claim).await
+                    let head = |head: &[u8]| judge_object(head, object, keys);
+                    let whole = |found: &[u8]| demand_whole(found, &object.name, object.claims(), keys).map(|_| ());
+                    let judge = Judge { head: &head, whole: &whole };
+                    repo.put_wal(&object.name, object.bytes(), judge, GIVE_UP, claim).await
                 }
                 Item::Piece(piece) => {
-                    let judge = |head: &[u8]| judge_piece(head, &piece.salt);
-                    repo.put_wal(&piece.name, &piece.bytes, &judge, GIVE_UP, claim).await
+                    let head = |head: &[u8]| judge_piece(head, &piece.salt);
+                    let judge = Judge { head: &head, whole: &|_| Ok(()) };
+                    repo.put_wal(&piece.name, &piece.bytes, judge, GIVE_UP, claim).await
                 }
             };
             match outcome {
@@ -175,12 +178,12 @@ impl Shared {
                     return Ok(Done { item, durable: Some(durable) });
                 }
                 Err(error) if error.is_transient() => self.trouble(error),
-                Err(error) if error.kind() == Kind::Diverged => {
-                    return match self.is_other_end(&item).await? {
-                        true => Ok(Done { item, durable: None }),
-                        false => Err(error),
-                    };
-                }
+                Err(error) if error.kind() == Kind::Diverged => match self.is_other_end(&item).await {
+                    Ok(true) => return Ok(Done { item, durable: None }),
+                    Ok(false) => return Err(error),
+                    Err(problem) if problem.is_transient() => self.trouble(problem),
+                    Err(problem) => return Err(problem),
+                },
                 Err(error) if error.kind() == Kind::Repository && self.proven.load(Ordering::SeqCst) => {
                     self.trouble(error);
                     tokio::time::sleep(REFUSED).await;
@@ -195,14 +198,21 @@ impl Shared {
         let _ = self.trouble.send(error);
     }
 
-    /// Whether the object is the end of a timeline, and what stands under its name is one of another length.
+    /// Whether the object is the end of a timeline, and what stands under its name is one of another length. An error when what stands there is damaged:
+    /// then nothing else can be said of it.
     async fn is_other_end(&self, item: &Item) -> Result<bool> {
         let Item::Object(object) = item else { return Ok(false) };
-        if object.kind != ObjectKind::Partial {
-            return Ok(false);
+        let Some(found) = self.archive.repo.get(&object.name).await? else { return Ok(false) };
+        let found = demand_whole(&found, &object.name, object.claims(), &*self.archive.keys);
+        match (object.kind, found) {
+            (ObjectKind::Partial, Ok(summary)) => Ok(summary.end != object.summary.end),
+            (ObjectKind::Partial, Err(error)) if error.kind() == Kind::Corrupt => {
+                // The bytes are in the tail, and a reader that finds them there can do without it.
+                self.trouble(error);
+                Ok(true)
+            }
+            (_, found) => found.map(|_| false),
         }
-        let found = read_summary(&self.archive, &object.name, object.claims()).await?;
-        Ok(found.is_some_and(|summary| summary.end != object.summary.end))
     }
 }
 
@@ -228,6 +238,36 @@ fn judge_object(head: &[u8], object: &Object, keys: &dyn ReaderKeys) -> Found {
     }
 }
 
+/// The summary of a stored object of which every byte is there: header and summary are authentic, each frame has its CRC-32C, and they hold as many bytes as the
+/// summary says. The summary's hash then stands for the content.
+fn demand_whole(object: &[u8], name: &str, claims: &Claims, keys: &dyn ReaderKeys) -> Result<Summary> {
+    let measured = Opener::new(object, claims, keys, false)
+        .and_then(|opener| Ok((opener.frame0(object)?, opener.content_len(object)?)));
+    let (frame0, plain) = match measured {
+        Ok(measured) => measured,
+        Err(OpenFailed::Key(problem)) => return Err(refused(name, OpenFailed::Key(problem))),
+        Err(problem @ OpenFailed::Claims { .. }) => {
+            return Err(Error::new(
+                Kind::Diverged,
+                format!("{name} is stored already and is something else: {problem}"),
+            ));
+        }
+        Err(problem) => return Err(damaged(name, &problem.to_string())),
+    };
+    let summary = Summary::decode(&frame0).map_err(|problem| damaged(name, &problem.to_string()))?;
+    let expected = summary.end.since(summary.start);
+    if plain != expected {
+        return Err(damaged(name, &format!("its frames hold {plain} bytes of WAL, its summary says {expected}")));
+    }
+    Ok(summary)
+}
+
+fn damaged(name: &str, problem: &str) -> Error {
+    let text = format!("{name} is stored already, by another run, and is damaged: {problem}");
+    Error::new(Kind::Corrupt, text)
+        .hint("Move the damaged object away: the server still has this WAL, and it is stored again at the next start.")
+}
+
 fn same_bytes(a: &Summary, b: &Summary) -> bool {
     (a.start, a.end, a.hash) == (b.start, b.end, b.hash)
 }
@@ -242,6 +282,66 @@ fn judge_piece(head: &[u8], salt: &[u8; 32]) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::{SegmentSize, SystemIdentifier, TimelineId};
+    use crate::seal::hash::content_hash;
+    use crate::seal::header::RepositoryId;
+    use crate::seal::key::{DataKey, RepositorySecret, WriterKeys};
+    use crate::seal::sealer::{Compression, Sealer};
+
+    struct Keys(WriterKeys);
+
+    impl ReaderKeys for Keys {
+        fn repository(&self) -> RepositoryId {
+            self.0.repository
+        }
+
+        fn secret(&self) -> &RepositorySecret {
+            &self.0.secret
+        }
+
+        fn unwrap_key(&self, _: &[u8]) -> std::result::Result<DataKey, String> {
+            Err("a receiver has no identity".to_owned())
+        }
+    }
+
+    /// Another run's object of the same bytes, damaged in one way after another behind its first 8 KiB: none of it counts as a copy.
+    #[test]
+    fn an_equal_copy_must_be_whole() {
+        let secret = RepositorySecret([5; 32]);
+        let keys =
+            WriterKeys { repository: RepositoryId([7; 16]), secret, data_key: DataKey([3; 32]), wrapped: vec![1; 200] };
+        let claims = Claims {
+            kind: ObjectKind::Segment,
+            repository: keys.repository,
+            system: SystemIdentifier(9),
+            segment_size: SegmentSize::new(1 << 20).unwrap(),
+            timeline: TimelineId(1),
+            start: Lsn(5 << 20),
+        };
+        let wal: Vec<u8> = (0..1 << 20).map(|i: u32| (i.wrapping_mul(2654435761) >> 13) as u8).collect();
+        let mut sealer = Sealer::new(&keys, claims, [8; 32], Compression::Lz4);
+        sealer.push(&wal);
+        let summary = Summary::of(claims.start, claims.start + (1 << 20), content_hash(&keys.secret, &wal));
+        let sealed = sealer.finish(&summary.encode());
+        let good = sealed.to_vec();
+        let reader = Keys(keys);
+        assert_eq!(demand_whole(&good, "x", &claims, &reader).unwrap(), summary);
+        let cut_at_frame = sealed.frames.last().unwrap().offset as usize;
+        let mut bad = vec![good[..cut_at_frame].to_vec(), good[..good.len() - 1].to_vec(), [&good[..], b"x"].concat()];
+        for at in [9_000, good.len() / 2, good.len() - 1] {
+            let mut flipped = good.clone();
+            flipped[at] ^= 1;
+            bad.push(flipped);
+        }
+        for (case, bad) in bad.iter().enumerate() {
+            let head = &bad[..HEAD_BYTES as usize];
+            assert_eq!(summary_of(head, &claims, &reader).as_ref(), Some(&summary), "its first bytes say nothing");
+            let error = demand_whole(bad, "x", &claims, &reader).unwrap_err();
+            assert_eq!((case, error.kind()), (case, Kind::Corrupt));
+        }
+        let other = Claims { timeline: TimelineId(2), ..claims };
+        assert_eq!(demand_whole(&good, "x", &other, &reader).unwrap_err().kind(), Kind::Diverged);
+    }
 
     #[test]
     fn nothing_is_put_so_far_above_an_unsettled_object_that_the_hole_is_overlooked() {

@@ -9,4 +9,4 @@ pub mod store;
 
 pub use backend::Listed;
 pub use names::ClusterNames;
-pub use store::{Found, Put, Repository};
+pub use store::{Found, Judge, Put, Repository};

@@ -43,6 +43,15 @@ pub enum Put {
     Equal,
 }
 
+/// How what stands under a name already is judged.
+#[derive(Clone, Copy)]
+pub struct Judge<'a> {
+    /// By its first bytes (up to 8 KiB).
+    pub head: &'a (dyn Fn(&[u8]) -> Found + Send + Sync),
+    /// An equal copy, by all of its bytes.
+    pub whole: &'a (dyn Fn(&[u8]) -> Result<()> + Send + Sync),
+}
+
 /// Shared handle (cheap to clone).
 #[derive(Clone)]
 pub struct Repository {
@@ -174,16 +183,20 @@ impl Repository {
         Ok(Some(put))
     }
 
-    /// As `put_once`, and the witness that every byte up to `end` is durable (the caller states that all before it is).
+    /// As `put_once`, and the witness that every byte up to `end` is durable (the caller states that all before it is). An equal copy of another run counts
+    /// only when `whole`, which is shown all of it, has nothing against it: its first bytes do not say whether the rest is there.
     pub async fn put_wal(
         &self,
         name: &str,
         bytes: &[Bytes],
-        judge: &(dyn Fn(&[u8]) -> Found + Send + Sync),
+        judge: Judge<'_>,
         give_up: Duration,
         claim: (SystemIdentifier, TimelineId, Lsn),
     ) -> Result<DurableLsn> {
-        self.put_once(name, bytes, judge, give_up).await?;
+        if self.put_once(name, bytes, judge.head, give_up).await? == Put::Equal {
+            let gone = || conflict_without_object(name);
+            (judge.whole)(&self.get(name).await?.ok_or_else(gone)?)?;
+        }
         Ok(DurableLsn::witness(claim.0, claim.1, claim.2))
     }
 

@@ -86,6 +86,29 @@ fn marks(
     Ok(found.frames.iter().map(|frame| (frame.end(), frame.extra.hash)).collect())
 }
 
+/// How many plain bytes from its claims' start a damaged tail may have held: the end of the furthest frame that is whole, wherever it stands. `None` when
+/// that is not to be found out. Nothing of it is authentic.
+pub fn tail_reach(file: &[u8]) -> Option<u64> {
+    let mut work = file.len().saturating_mul(4);
+    let (mut at, mut reach) = (0, 0);
+    while let Some(rest) = file.get(at..).filter(|rest| rest.len() > TAIL_FRAME_HEAD) {
+        let zeros = zeros_at_front(rest);
+        if zeros > 3 {
+            at += zeros - 3;
+            continue;
+        }
+        at += 1;
+        let Some(head) = frame::head(rest).ok().filter(|head| head.plain_len > 0) else { continue };
+        let Some(frame) = rest.get(..TAIL_FRAME_HEAD + head.stored_len) else { continue };
+        work = work.checked_sub(frame.len())?;
+        if let (true, Some(raw)) = (frame::crc_fits(frame, EXTRA), frame.first_chunk()) {
+            reach = reach.max(Extra::decode(raw).offset.saturating_add(head.plain_len as u64));
+            at += frame.len() - 1;
+        }
+    }
+    Some(reach)
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     /// Starts with frame 0; ends torn or in zeros.
