@@ -12,6 +12,8 @@ mod kill;
 mod memory;
 #[path = "receive/outages.rs"]
 mod outages;
+#[path = "receive/pair.rs"]
+mod pair;
 #[path = "receive/proxy.rs"]
 mod proxy;
 #[path = "receive/refusals.rs"]
