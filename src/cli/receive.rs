@@ -94,7 +94,7 @@ impl Screen {
             return output::json(&as_json(event));
         }
         match event {
-            ReceiveEvent::Durable { timeline, durable, server_end } if self.live => {
+            ReceiveEvent::Durable { timeline, durable, server_end, .. } if self.live => {
                 let behind = output::bytes(server_end.since(*durable));
                 self.dirty.store(true, Ordering::Relaxed);
                 let mut stderr = std::io::stderr().lock();
@@ -151,6 +151,10 @@ fn as_text(event: &ReceiveEvent) -> Option<String> {
             let slot = slot.as_ref().map_or("without a slot".to_owned(), |slot| format!("slot {slot}"));
             format!("streaming timeline {timeline} from {from}, {slot}")
         }
+        ReceiveEvent::StandingBy { slot, holder } => {
+            let holder = holder.map_or(String::new(), |pid| format!(" (process {pid} of the server)"));
+            format!("another receiver uses slot {slot}{holder}: standing by, to take over when it ends")
+        }
         ReceiveEvent::Durable { durable, server_end, .. } => {
             format!("durable through {durable}, {} behind", output::bytes(server_end.since(*durable)))
         }
@@ -192,8 +196,12 @@ fn as_json(event: &ReceiveEvent) -> Value {
         ReceiveEvent::Streaming { timeline, from, slot } => {
             json!({ "event": "streaming", "timeline": timeline.0, "from": from.to_string(), "slot": slot })
         }
-        ReceiveEvent::Durable { timeline, durable, server_end } => json!({
-            "event": "durable", "timeline": timeline.0, "durable": durable.to_string(), "server_end": server_end.to_string(),
+        ReceiveEvent::StandingBy { slot, holder } => {
+            json!({ "event": "standing_by", "slot": slot, "holder_pid": holder })
+        }
+        ReceiveEvent::Durable { timeline, durable, verified, server_end } => json!({
+            "event": "durable", "timeline": timeline.0, "durable": durable.to_string(), "verified": verified.to_string(),
+            "server_end": server_end.to_string(),
             "behind_bytes": server_end.since(*durable) }),
         ReceiveEvent::SegmentStored { segment, stored_bytes } => {
             json!({ "event": "segment_stored", "segment": segment.to_string(), "stored_bytes": stored_bytes })

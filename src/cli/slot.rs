@@ -8,6 +8,8 @@ use super::output;
 use crate::config::ClusterSettings;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
+use crate::receive::forecast::{Limit, Outlook, Pace, span};
+use crate::receive::sentinel::Second;
 
 /// A slot as the server sees it. Fields that need SQL are absent when only a physical connection is allowed.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -20,6 +22,36 @@ pub struct SlotView {
     pub safe_wal_size: Option<i64>,
     /// Bytes of WAL that the slot holds back on the server.
     pub retained: Option<i64>,
+    /// Why the slot is lost (17+).
+    pub invalidation_reason: Option<String>,
+    /// The server's position.
+    pub current_lsn: Option<String>,
+    /// Bytes of WAL that the server writes in a second, where it was measured.
+    pub wal_bytes_per_second: Option<u64>,
+    /// Seconds until the slot is lost at that pace, if nothing advances it; absent without a limit, and where that is further off than a year.
+    pub lost_in_seconds: Option<u64>,
+}
+
+impl SlotView {
+    fn new(name: &str, outlook: &Outlook) -> SlotView {
+        let row = &outlook.row;
+        SlotView {
+            name: name.to_owned(),
+            restart_lsn: row.restart_lsn.map(|lsn| lsn.to_string()),
+            active: None,
+            wal_status: row.wal_status.clone(),
+            safe_wal_size: row.safe_wal_size,
+            retained: row.retained().map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+            invalidation_reason: row.invalidation.clone(),
+            current_lsn: row.current.map(|lsn| lsn.to_string()),
+            wal_bytes_per_second: outlook.rate,
+            lost_in_seconds: match outlook.limit() {
+                Limit::Now => Some(0),
+                Limit::In(left) => Some(left.as_secs()),
+                Limit::Disk | Limit::Far | Limit::Unknown => None,
+            },
+        }
+    }
 }
 
 fn configured(common: &Common) -> Result<(ClusterSettings, String)> {
@@ -56,73 +88,75 @@ pub async fn drop(common: &Common) -> Result<()> {
 pub async fn show(common: &Common) -> Result<()> {
     let (cluster, slot) = configured(common)?;
     let conninfo = Conninfo::parse(&cluster.dsn, &env)?;
-    let view = view(&conninfo, &slot).await?.ok_or_else(|| {
-        Error::new(Kind::Slot, format!("the server has no slot {slot:?}")).hint("create it with `walrecv slot create`")
-    })?;
+    let missing = || {
+        Error::new(Kind::Slot, format!("the server has no slot {slot:?}"))
+            .hint("create it with `walrecv slot create`; after a failover the new primary has none: physical slots are not copied")
+    };
+    let (sql, seen) = look(&conninfo, &slot, MEASURED).await?.ok_or_else(missing)?;
+    let view = seen_view(&slot, sql, &seen);
     if common.output == output::Format::Json {
         output::json(&view);
         return Ok(());
     }
     let unknown = || "unknown (needs SQL: allow the database in pg_hba.conf)".to_owned();
-    output::line(format!("slot          {}", view.name));
-    output::line(format!(
-        "restart_lsn   {}",
-        view.restart_lsn.clone().unwrap_or_else(|| "none: no WAL is reserved".into())
-    ));
-    output::line(format!(
-        "active        {}",
-        view.active.map_or_else(unknown, |a| if a { "yes".into() } else { "no".into() })
-    ));
-    output::line(format!("wal_status    {}", view.wal_status.clone().unwrap_or_else(unknown)));
-    output::line(format!("retained      {}", view.retained.map_or_else(unknown, |n| output::bytes(n.max(0) as u64))));
-    if let Some(left) = view.safe_wal_size {
-        output::line(format!("lost after    {} more WAL (max_slot_wal_keep_size)", output::bytes(left.max(0) as u64)));
+    let field = |name: &str, value: String| output::line(format!("{name:<14}{value}"));
+    field("slot", view.name.clone());
+    field("restart_lsn", view.restart_lsn.clone().unwrap_or_else(|| "none: no WAL is reserved".into()));
+    field("active", view.active.map_or_else(unknown, |a| if a { "yes".into() } else { "no".into() }));
+    let reason = view.invalidation_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    field("wal_status", view.wal_status.clone().map_or_else(unknown, |status| status + &reason));
+    field("retained", view.retained.map_or_else(unknown, |n| output::bytes(n.max(0) as u64)));
+    field("WAL written", view.wal_bytes_per_second.map_or_else(unknown, |n| format!("{}/s", output::bytes(n))));
+    if sql {
+        field("forecast", forecast(&seen));
     }
     Ok(())
 }
 
-/// Asks by SQL where a database connection is allowed, by READ_REPLICATION_SLOT otherwise. `None`: no such slot.
-pub async fn view(conninfo: &Conninfo, slot: &str) -> Result<Option<SlotView>> {
-    match Connection::connect(conninfo, Mode::Database, "").await {
-        Ok(mut connection) => by_sql(&mut connection, slot).await,
-        Err(error) if error.is_transient() => Err(error),
-        Err(_) => {
-            let mut connection = Connection::connect(conninfo, Mode::Physical, "").await?;
-            let state = connection.read_slot(slot).await?;
-            let restart = |lsn: Option<crate::pg::Lsn>| lsn.map(|l| l.to_string());
-            Ok(state.map(|s| SlotView {
-                name: slot.to_owned(),
-                restart_lsn: restart(s.restart_lsn),
-                ..SlotView::default()
-            }))
+/// What comes if nothing advances the slot.
+fn forecast(outlook: &Outlook) -> String {
+    let left = output::bytes(outlook.row.safe_wal_size.unwrap_or(0).max(0).unsigned_abs());
+    match outlook.limit() {
+        Limit::Disk => {
+            "held until the server's disk is full: max_slot_wal_keep_size is not set, and no connection tells how large that disk is".to_owned()
         }
+        Limit::Now if outlook.row.is_lost() => "lost: the server holds nothing back for it".to_owned(),
+        Limit::Now => "the next checkpoint of the server may remove what it holds (max_slot_wal_keep_size)".to_owned(),
+        Limit::In(time) => format!("lost after {left} more WAL, at this pace in about {}", span(time)),
+        Limit::Far | Limit::Unknown => format!("lost after {left} more WAL (max_slot_wal_keep_size)"),
     }
 }
 
-async fn by_sql(connection: &mut Connection, slot: &str) -> Result<Option<SlotView>> {
-    // The name was checked against the server's own rule, so it needs no escape.
-    let current = "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END";
-    let sql = format!(
-        "SELECT slot_type, restart_lsn, active, wal_status, safe_wal_size, ({current} - restart_lsn)::bigint \
-         FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'"
-    );
-    let rows = connection.query(&sql).await?;
-    let Some([kind, restart, active, status, safe, retained]) = rows.first().map(Vec::as_slice) else {
-        return Ok(None);
-    };
-    if kind.as_deref() != Some("physical") {
-        return Err(Error::new(Kind::Slot, format!("slot {slot:?} is a logical one, expected a physical slot"))
-            .hint("configure another slot name, and create it with `walrecv slot create`"));
+/// How long the server's pace is measured.
+const MEASURED: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Asks by SQL where a database connection is allowed, by READ_REPLICATION_SLOT otherwise. `None`: no such slot.
+pub async fn view(conninfo: &Conninfo, slot: &str) -> Result<Option<SlotView>> {
+    let seen = look(conninfo, slot, std::time::Duration::ZERO).await?;
+    Ok(seen.map(|(sql, outlook)| seen_view(slot, sql, &outlook)))
+}
+
+fn seen_view(slot: &str, sql: bool, outlook: &Outlook) -> SlotView {
+    SlotView { active: sql.then_some(outlook.row.active_pid.is_some()), ..SlotView::new(slot, outlook) }
+}
+
+/// The slot, and whether SQL told of it. The pace is measured for `measured`, if that is not zero.
+async fn look(conninfo: &Conninfo, slot: &str, measured: std::time::Duration) -> Result<Option<(bool, Outlook)>> {
+    let mut second = Second::open(conninfo).await?;
+    let mut pace = Pace::default();
+    let Some(mut row) = second.state(slot).await? else { return Ok(None) };
+    if !measured.is_zero()
+        && let Some(current) = row.current
+    {
+        pace.look(tokio::time::Instant::now(), current);
+        tokio::time::sleep(measured).await;
+        let Some(again) = second.state(slot).await? else { return Ok(None) };
+        row = again;
+        row.current.into_iter().for_each(|current| pace.look(tokio::time::Instant::now(), current));
     }
-    let number = |text: &Option<String>| text.as_deref().and_then(|t| t.parse().ok());
-    Ok(Some(SlotView {
-        name: slot.to_owned(),
-        restart_lsn: restart.clone(),
-        active: active.as_deref().map(|a| a == "t"),
-        wal_status: status.clone(),
-        safe_wal_size: number(safe),
-        retained: number(retained),
-    }))
+    let seen = (second.sql, Outlook { row, rate: pace.rate() });
+    second.connection.close().await;
+    Ok(Some(seen))
 }
 
 fn say(common: &Common, slot: &str, done: &str, remark: &str) -> Result<()> {

@@ -98,6 +98,11 @@ impl Ledger {
         self.durable
     }
 
+    /// End of the last record that was checked.
+    pub fn verified(&self) -> Lsn {
+        self.checked
+    }
+
     /// The highest flush position that this connection's server was told.
     pub fn reported(&self) -> Lsn {
         self.reported

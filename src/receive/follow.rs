@@ -34,7 +34,7 @@ impl Followed {
             if timeline.0 == 1 || self.0.contains(&timeline) {
                 continue;
             }
-            if let Some(file) = server.stream.timeline_history(timeline).await? {
+            if let Some(file) = server::answered("TIMELINE_HISTORY", server.stream.timeline_history(timeline)).await? {
                 self.store(archive, writer, timeline, file.content, observer).await?;
             }
         }
@@ -50,9 +50,11 @@ impl Followed {
         timeline: TimelineId,
         observer: &Observer,
     ) -> Result<TimelineHistory> {
-        let file = connection.timeline_history(timeline).await?.ok_or_else(|| {
-            Error::new(Kind::Server, format!("the server has no history file of its timeline {timeline}")).transient()
-        })?;
+        let file =
+            server::answered("TIMELINE_HISTORY", connection.timeline_history(timeline)).await?.ok_or_else(|| {
+                Error::new(Kind::Server, format!("the server has no history file of its timeline {timeline}"))
+                    .transient()
+            })?;
         let history = server::parse_history(timeline, &file.content)?;
         self.store(archive, writer, timeline, file.content, observer).await?;
         Ok(history)

@@ -43,10 +43,18 @@ pub enum ReceiveEvent {
         from: Lsn,
         slot: Option<String>,
     },
-    /// All WAL of the timeline up to `durable` is in the repository; the server has reported WAL up to `server_end`. At most once a second.
+    /// Another receiver has the slot: this one waits for it, with one idle connection. Told once, until it streams.
+    StandingBy {
+        slot: String,
+        /// The server's process that uses the slot; `None` where no SQL is allowed.
+        holder: Option<u32>,
+    },
+    /// All WAL of the timeline up to `durable` is in the repository, and up to `verified` every record was checked; the server has reported WAL up to
+    /// `server_end`. At most once a second.
     Durable {
         timeline: TimelineId,
         durable: Lsn,
+        verified: Lsn,
         server_end: Lsn,
     },
     SegmentStored {

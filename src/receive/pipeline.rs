@@ -344,8 +344,9 @@ impl Pipeline {
         }
         if self.told_at.is_none_or(|at| at.elapsed() >= TELL) {
             self.told_at = Some(Instant::now());
-            let (durable, server_end) = (self.ledger.durable(), self.ledger.server_end());
-            self.observer.tell(ReceiveEvent::Durable { timeline: self.timeline, durable, server_end });
+            let (durable, verified) = (self.ledger.durable(), self.ledger.verified());
+            let server_end = self.ledger.server_end();
+            self.observer.tell(ReceiveEvent::Durable { timeline: self.timeline, durable, verified, server_end });
         }
     }
 

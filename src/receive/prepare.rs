@@ -6,7 +6,8 @@ use super::compare::OldTail;
 use super::observe::Observer;
 use super::put::read_summary;
 use super::resume::{self, ServerView, SlotPosition, Start};
-use super::server::{self, Server};
+use super::server::Server;
+use super::slot;
 use crate::archive::Archive;
 use crate::archive::inventory::{Inventory, TimelineStock};
 use crate::error::{Error, Kind, Result};
@@ -26,7 +27,7 @@ pub struct Stored {
 }
 
 /// Where this run begins.
-pub async fn start(archive: &Archive, server: &Server, slot: Option<&str>) -> Result<(Start, Inventory)> {
+pub async fn start(archive: &Archive, server: &Server, name: Option<&str>) -> Result<(Start, Inventory)> {
     let inventory = archive.inventory().await?;
     let partial_ends = partial_ends(archive, server, &inventory).await?;
     let view = ServerView {
@@ -38,9 +39,9 @@ pub async fn start(archive: &Archive, server: &Server, slot: Option<&str>) -> Re
     };
     let start = resume::decide(&view, &inventory, &partial_ends);
     // 16 and 17 show a lost slot like one that never reserved WAL, and stream on it.
-    let may_be_lost = server.slot == SlotPosition::Unreserved && server.version >= MajorVersion::V16;
-    match slot {
-        Some(name) if may_be_lost && start.stored.is_some() => Err(server::lost(name)),
+    let may_be_lost = server.slot == SlotPosition::Unreserved { certain: false } && server.version >= MajorVersion::V16;
+    match name {
+        Some(name) if may_be_lost && start.stored.is_some() => Err(slot::lost(name, None)),
         _ => Ok((start, inventory)),
     }
 }

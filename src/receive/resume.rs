@@ -19,8 +19,10 @@ pub enum SlotPosition {
     NoSlot,
     /// There is a slot, but this server and connection cannot tell its position (13 and 14 without SQL).
     Unknown,
-    /// The slot exists and has never reserved WAL.
-    Unreserved,
+    /// The slot exists and reserves no WAL. Not `certain` where the server does not say whether it has lost what it reserved before (without SQL).
+    Unreserved {
+        certain: bool,
+    },
     At(Lsn),
 }
 
@@ -177,7 +179,7 @@ mod tests {
         let one = history(1, &[]);
         assert_eq!(start(&one, 9 * MIB + 5, SlotPosition::At(Lsn(3 * MIB + 7)), vec![], &[]), (1, 3 * MIB));
         assert_eq!(start(&one, 9 * MIB + 5, SlotPosition::NoSlot, vec![], &[]), (1, 9 * MIB));
-        assert_eq!(start(&one, 9 * MIB + 5, SlotPosition::Unreserved, vec![], &[]), (1, 9 * MIB));
+        assert_eq!(start(&one, 9 * MIB + 5, SlotPosition::Unreserved { certain: true }, vec![], &[]), (1, 9 * MIB));
         let two = history(2, &[(1, 5 * MIB + 100)]);
         assert_eq!(start(&two, 9 * MIB, SlotPosition::At(Lsn(3 * MIB + 7)), vec![], &[]), (1, 3 * MIB));
     }

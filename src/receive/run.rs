@@ -11,7 +11,8 @@ use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::{Begin, Pipeline};
 use super::prepare;
 use super::resume::{SlotPosition, Start};
-use super::server::{self, Server};
+use super::server::{self, Access, Server, Told};
+use super::slot;
 use super::stream::{End, Stream, asked_to_stop};
 use super::{Place, ReceiveOptions, ReceiveReport};
 use crate::archive::Archive;
@@ -47,6 +48,10 @@ pub struct Run {
     /// The segment in which WAL was refused the last time.
     refused_in: Option<(TimelineId, SegmentNumber)>,
     backoff: Backoff,
+    /// Another receiver has the slot, and that was told.
+    standing_by: Told,
+    /// For the waits of a receiver that may not ask whether the slot is free.
+    patience: Backoff,
 }
 
 impl Run {
@@ -62,6 +67,8 @@ impl Run {
             followed: Followed::default(),
             refused_in: None,
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed),
+            standing_by: false,
+            patience: patience(seed),
         })
     }
 
@@ -87,7 +94,9 @@ impl Run {
 
     /// Connects; `None` when asked to stop meanwhile. What was received is kept and put all the while.
     async fn connect(&mut self) -> Result<Option<Server>> {
-        let connecting = server::connect(&self.options.conninfo, self.options.slot.as_deref(), &self.observer);
+        let access =
+            Access { info: &self.options.conninfo, slot: self.options.slot.as_deref(), observer: &self.observer };
+        let connecting = server::connect(&access, &mut self.standing_by);
         tokio::select! {
             server = connecting => server.map(Some),
             refused = tend(&mut self.pipeline) => Err(corrupt(&refused?)),
@@ -97,15 +106,29 @@ impl Run {
 
     /// Waits before the next attempt; `false` when asked to stop.
     async fn wait(&mut self, why: Option<Error>) -> Result<bool> {
-        let delay = self.backoff.next_delay();
-        let why = why.map_or_else(|| "the server ended the stream".to_owned(), |error| error.to_string());
-        self.observer.stats().reconnects.add(1);
-        self.observer.tell(ReceiveEvent::Reconnecting { why, wait_ms: delay.as_millis() as u64 });
+        let delay = if why.as_ref().is_some_and(slot::is_in_use) {
+            self.stand_by()
+        } else {
+            let delay = self.backoff.next_delay();
+            let why = why.map_or_else(|| "the server ended the stream".to_owned(), |error| error.to_string());
+            self.observer.stats().reconnects.add(1);
+            self.observer.tell(ReceiveEvent::Reconnecting { why, wait_ms: delay.as_millis() as u64 });
+            delay
+        };
         tokio::select! {
             () = tokio::time::sleep(delay) => Ok(true),
             refused = tend(&mut self.pipeline) => Err(corrupt(&refused?)),
             () = asked_to_stop(&mut self.stop) => Ok(false),
         }
+    }
+
+    /// The slot was found in use by an attempt to stream, which the server logs as an error: the next attempt waits longer each time.
+    fn stand_by(&mut self) -> Duration {
+        if let (false, Some(slot)) = (self.standing_by, self.options.slot.clone()) {
+            self.standing_by = true;
+            self.observer.tell(ReceiveEvent::StandingBy { slot, holder: None });
+        }
+        self.patience.next_delay()
     }
 
     /// Waits until something can be put again; `false` when asked to stop.
@@ -247,6 +270,8 @@ impl Run {
             Started::NextTimeline { next, switch_point } => return Ok(End::Timeline { next, switch_point }),
             Started::Streaming => {}
         }
+        self.standing_by = false;
+        self.patience = patience(getrandom::u64().unwrap_or_default());
         self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot });
         if server.synchronous {
             self.observer.tell(ReceiveEvent::Synchronous(true));
@@ -352,6 +377,13 @@ impl Run {
         self.observer.tell(ReceiveEvent::Stopped { timeline: pipeline.timeline(), durable, behind });
         Ok(report)
     }
+}
+
+/// From one second to half a minute, the first time too.
+fn patience(seed: u64) -> Backoff {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), seed);
+    backoff.next_delay();
+    backoff
 }
 
 /// What this server holds of a timeline: up to its current position, or where it left it.

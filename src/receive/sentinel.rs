@@ -2,29 +2,70 @@
 //!
 //! A server that shuts down ends idle walsenders with 57P01 immediately (`HandleWalSndInitStopping`), while a stream that lags is told nothing and would be
 //! waited for without limit (`WalSndLoop`). An ordinary SQL connection would be wrong here: a smart shutdown waits for it.
+//!
+//! Once a minute it looks at what may have changed: the list of synchronous standbys, and what the server holds back for the slot.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use super::forecast::{Outlook, Pace};
 use super::observe::{Observer, ReceiveEvent};
+use super::server::answered;
+use super::slot::{self, SlotRow};
 use crate::backoff::Backoff;
 use crate::error::Result;
 use crate::net::{Connection, Conninfo, Mode};
+use crate::pg::MajorVersion;
 
-/// How often the server's settings are read again.
+/// How often the server's settings and the slot are looked at again.
 const LOOK: Duration = Duration::from_secs(60);
+/// The first look comes sooner, so that the pace of the server is known soon.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// SQLSTATE `admin_shutdown`.
 const ADMIN_SHUTDOWN: &str = "57P01";
 
 /// What the second connection noticed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sign {
     /// The server is shutting down, or does not let the second connection in again.
     Stopping,
     /// Whether `synchronous_standby_names` lists this receiver.
     Synchronous(bool),
+    /// What the server holds back for the slot.
+    Slot(Outlook),
+}
+
+/// The second connection, and what it is good for.
+pub struct Second {
+    pub connection: Connection,
+    /// SQL is allowed on it.
+    pub sql: bool,
+}
+
+impl Second {
+    /// Opens it: with SQL where pg_hba.conf and the database allow it, else physical.
+    pub async fn open(info: &Conninfo) -> Result<Second> {
+        match Connection::connect(info, Mode::Database, "").await {
+            Ok(connection) => Ok(Second { connection, sql: true }),
+            Err(error) if error.is_transient() => Err(error),
+            Err(_) => Ok(Second { connection: Connection::connect(info, Mode::Physical, "").await?, sql: false }),
+        }
+    }
+
+    /// What this connection can see of the slot; `None`: there is none of that name. 13 and 14 without SQL show nothing, which is an error.
+    pub async fn state(&mut self, name: &str) -> Result<Option<SlotRow>> {
+        if self.sql {
+            return answered("pg_replication_slots", slot::read(&mut self.connection, name)).await;
+        }
+        let Some(state) = answered("READ_REPLICATION_SLOT", self.connection.read_slot(name)).await? else {
+            return Ok(None);
+        };
+        let current = answered("IDENTIFY_SYSTEM", self.connection.identify_system()).await?.position;
+        Ok(Some(SlotRow { restart_lsn: state.restart_lsn, current: Some(current), ..SlotRow::default() }))
+    }
 }
 
 /// A watched second connection; it is closed when this is dropped.
@@ -43,9 +84,10 @@ impl Sentinel {
     }
 
     /// Watches `connection`; without one, tries to open it from time to time.
-    pub fn watch(info: Conninfo, connection: Option<Connection>, observer: Observer) -> Sentinel {
+    pub fn watch(info: Conninfo, slot: Option<String>, second: Option<Second>, observer: Observer) -> Sentinel {
         let (out, signs) = mpsc::unbounded_channel();
-        let task = tokio::spawn(watch(info, connection, out, observer));
+        let watcher = Watcher { info, slot, out, observer, pace: Pace::default(), last: Notes::default() };
+        let task = tokio::spawn(watcher.run(second));
         Sentinel { signs, task }
     }
 }
@@ -56,74 +98,137 @@ impl Drop for Sentinel {
     }
 }
 
-/// Opens the second connection: with SQL where pg_hba.conf and the database allow it, else physical.
-pub async fn open(info: &Conninfo) -> Result<(Connection, Mode)> {
-    match Connection::connect(info, Mode::Database, "").await {
-        Ok(connection) => Ok((connection, Mode::Database)),
-        Err(error) if error.is_transient() => Err(error),
-        Err(_) => Ok((Connection::connect(info, Mode::Physical, "").await?, Mode::Physical)),
-    }
+/// What was said, so that it is said once.
+#[derive(Default)]
+struct Notes {
+    caught_by_star: bool,
+    holds_logical_slots_up: bool,
 }
 
-async fn watch(
+struct Watcher {
     info: Conninfo,
-    mut connection: Option<Connection>,
+    slot: Option<String>,
     out: mpsc::UnboundedSender<Sign>,
     observer: Observer,
-) {
-    let mut backoff =
-        Backoff::new(Duration::from_secs(1), Duration::from_secs(30), getrandom::u64().unwrap_or_default());
-    while !out.is_closed() {
-        let Some(mut current) = connection.take() else {
-            tokio::time::sleep(backoff.next_delay()).await;
-            connection = open(&info).await.ok().map(|(opened, _)| opened);
-            continue;
-        };
-        backoff.reset();
-        let code = observe(&mut current, &info, &out).await;
-        let stopping = code.as_deref() == Some(ADMIN_SHUTDOWN);
-        if !stopping {
-            connection = open(&info).await.ok().map(|(opened, _)| opened);
-        }
-        // A server that ended the connection otherwise and does not let it in again may be going too: leaving costs one reconnect, staying may cost it
-        // its shutdown.
-        if stopping || connection.is_none() {
-            let _ = out.send(Sign::Stopping);
-            observer.tell(ReceiveEvent::ServerStopping);
-        }
-    }
+    pace: Pace,
+    last: Notes,
 }
 
-/// Until the connection ends; returns the SQLSTATE that came with the end.
-async fn observe(connection: &mut Connection, info: &Conninfo, out: &mpsc::UnboundedSender<Sign>) -> Option<String> {
-    loop {
-        tokio::select! {
-            code = connection.closed() => return code,
-            _ = tokio::time::sleep(LOOK) => match connection.show("synchronous_standby_names").await {
-                Ok(names) => {
-                    let _ = out.send(Sign::Synchronous(lists(&names, info.application_name())));
-                }
-                Err(_) => return None,
-            },
+impl Watcher {
+    async fn run(mut self, mut second: Option<Second>) {
+        let seed = getrandom::u64().unwrap_or_default();
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), seed);
+        while !self.out.is_closed() {
+            let Some(mut current) = second.take() else {
+                tokio::time::sleep(backoff.next_delay()).await;
+                second = Second::open(&self.info).await.ok();
+                continue;
+            };
+            backoff.reset();
+            let code = self.watch(&mut current).await;
+            let stopping = code.as_deref() == Some(ADMIN_SHUTDOWN);
+            if !stopping {
+                second = Second::open(&self.info).await.ok();
+            }
+            // A server that ended the connection otherwise and does not let it in again may be going too: leaving costs one reconnect, staying may cost it
+            // its shutdown.
+            if stopping || second.is_none() {
+                let _ = self.out.send(Sign::Stopping);
+                self.observer.tell(ReceiveEvent::ServerStopping);
+            }
         }
+    }
+
+    /// Until the connection ends; returns the SQLSTATE that came with the end.
+    async fn watch(&mut self, second: &mut Second) -> Option<String> {
+        let mut pause = FIRST_LOOK;
+        if self.look_at_slot(second).await.is_err() {
+            return second.connection.closed().await;
+        }
+        loop {
+            tokio::select! {
+                code = second.connection.closed() => return code,
+                () = tokio::time::sleep(pause) => {
+                    if self.look(second).await.is_err() {
+                        // A shutdown may have come in the middle of a question.
+                        return second.connection.closed().await;
+                    }
+                }
+            }
+            pause = LOOK;
+        }
+    }
+
+    async fn look(&mut self, second: &mut Second) -> Result<()> {
+        let names = answered("SHOW", second.connection.show("synchronous_standby_names")).await?;
+        let listed = lists(&names, self.info.application_name());
+        let _ = self.out.send(Sign::Synchronous(listed));
+        if by_star(&names, self.info.application_name()) && !std::mem::replace(&mut self.last.caught_by_star, true) {
+            self.observer.warn(star_warning(&names));
+        }
+        if second.connection.version() >= MajorVersion::V17 {
+            let names = answered("SHOW", second.connection.show("synchronized_standby_slots")).await?;
+            let named = self.slot.as_deref().is_some_and(|slot| lists(&names, slot));
+            if named && !std::mem::replace(&mut self.last.holds_logical_slots_up, true) {
+                self.observer.warn(
+                    "synchronized_standby_slots names this slot: logical failover slots of the server send nothing that is not in the repository yet",
+                );
+            }
+        }
+        self.look_at_slot(second).await
+    }
+
+    async fn look_at_slot(&mut self, second: &mut Second) -> Result<()> {
+        let Some(name) = &self.slot else { return Ok(()) };
+        if !second.sql && second.connection.version() < MajorVersion::V15 {
+            return Ok(());
+        }
+        let Some(row) = second.state(name).await? else { return Ok(()) };
+        if let Some(current) = row.current {
+            self.pace.look(Instant::now(), current);
+        }
+        let outlook = Outlook { row, rate: self.pace.rate() };
+        self.observer.tell(ReceiveEvent::Slot(outlook.health(Instant::now())));
+        let _ = self.out.send(Sign::Slot(outlook));
+        Ok(())
     }
 }
 
 /// Whether a `synchronous_standby_names` value names `standby`: in a list with or without FIRST or ANY, in any case, or by `*` (`SyncRepGetStandbyPriority`).
 pub fn lists(names: &str, standby: &str) -> bool {
+    members(names).any(|name| name == "*" || plain(name).eq_ignore_ascii_case(standby))
+}
+
+/// Whether only a `*` chooses `standby`, which may be an accident.
+pub fn by_star(names: &str, standby: &str) -> bool {
+    let by_name = || members(names).any(|name| plain(name).eq_ignore_ascii_case(standby));
+    members(names).any(|name| name == "*") && !by_name()
+}
+
+/// What to say of [`by_star`].
+pub fn star_warning(names: &str) -> String {
+    format!(
+        "synchronous_standby_names = '{names}' chooses walrecv by its '*': commits may wait for the repository although nobody named it; \
+         name the standbys that shall count, such as ANY 1 (walrecv, s2)"
+    )
+}
+
+fn members(names: &str) -> impl Iterator<Item = &str> {
     let inner = match (names.find('('), names.rfind(')')) {
         (Some(open), Some(close)) if open < close => names.get(open + 1..close).unwrap_or(names),
         _ => names,
     };
-    inner.split(',').map(str::trim).any(|name| {
-        let plain = name.strip_prefix('"').and_then(|n| n.strip_suffix('"')).map(|n| n.replace("\"\"", "\""));
-        name == "*" || plain.as_deref().unwrap_or(name).eq_ignore_ascii_case(standby)
-    })
+    inner.split(',').map(str::trim)
+}
+
+fn plain(name: &str) -> String {
+    let quoted = name.strip_prefix('"').and_then(|n| n.strip_suffix('"'));
+    quoted.map_or_else(|| name.to_owned(), |name| name.replace("\"\"", "\""))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::lists;
+    use super::{by_star, lists};
 
     #[test]
     fn finds_itself_among_the_synchronous_standbys() {
@@ -133,5 +238,11 @@ mod tests {
         for names in ["", "walrecv2", "FIRST 1 (a, b)", "\"wal recv\"", "ANY 1 (walrecv_b)"] {
             assert!(!lists(names, "walrecv"), "{names}");
         }
+    }
+
+    #[test]
+    fn a_star_that_catches_walrecv_is_told_from_its_name() {
+        assert!(by_star("*", "walrecv") && by_star("FIRST 1 (s1, *)", "walrecv"));
+        assert!(!by_star("ANY 1 (walrecv, *)", "walrecv") && !by_star("walrecv", "walrecv") && !by_star("", "walrecv"));
     }
 }

@@ -1,9 +1,12 @@
 //! One server, connected twice: the stream, and the sentinel beside it; with everything that must hold before a byte is asked for.
 
+use std::time::Duration;
+
 use super::observe::{Observer, ReceiveEvent};
 use super::resume::SlotPosition;
-use super::sentinel::{self, Sentinel};
-use crate::error::{Context, Error, Kind, Result};
+use super::sentinel::{self, Second, Sentinel};
+use super::slot;
+use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::pg::{Lsn, MajorVersion, SegmentSize, TimelineHistory};
 use crate::wire::command::{HistoryFile, Identity};
@@ -29,45 +32,100 @@ pub struct Server {
     pub synchronous: bool,
 }
 
-/// Connects, identifies the server and looks at the slot.
-pub async fn connect(info: &Conninfo, slot: Option<&str>, observer: &Observer) -> Result<Server> {
-    let mut stream = Connection::connect(info, Mode::Physical, STARTUP_OPTIONS).await?;
-    let identity = stream.identify_system().await?;
+/// No question to a server may wait longer: a server that hangs must not hang its receiver.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How often a receiver that stands by looks whether the slot is free.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Whether the wait for the slot was told; until something is streamed it is told once.
+pub type Told = bool;
+
+/// What it takes to reach the server.
+pub struct Access<'a> {
+    pub info: &'a Conninfo,
+    pub slot: Option<&'a str>,
+    pub observer: &'a Observer,
+}
+
+/// Waits for an answer, within a limit.
+pub async fn answered<T>(what: &str, answer: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(ANSWER, answer).await.unwrap_or_else(|_| {
+        let text = format!("the server did not answer {what} within {} s", ANSWER.as_secs());
+        Err(Error::new(Kind::Server, text).transient())
+    })
+}
+
+/// Connects, identifies the server and looks at the slot. While another receiver uses that, waits with the second connection alone, without a line in the
+/// server's log; where no SQL is allowed, the slot's state comes with the attempt to stream.
+pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
+    let Access { info, slot, observer } = *access;
+    let (mut second, problem) = match Second::open(info).await {
+        Ok(second) => (Some(second), None),
+        Err(error) => (None, Some(error)),
+    };
+    if let (Some(second), Some(name)) = (second.as_mut().filter(|second| second.sql), slot) {
+        stand_by(&mut second.connection, name, observer, told).await?;
+    }
+    // Of several hosts, both connections go to the same one.
+    let here = second.as_ref().map_or(info, |second| second.connection.same_server()).clone();
+    let mut stream = match Connection::connect(&here, Mode::Physical, STARTUP_OPTIONS).await {
+        // There may be room for one connection only.
+        Err(error) if error.is_transient() && second.take().is_some() => {
+            Connection::connect(&here, Mode::Physical, STARTUP_OPTIONS).await?
+        }
+        connected => connected?,
+    };
+    let identity = answered("IDENTIFY_SYSTEM", stream.identify_system()).await?;
     possible(identity.position)?;
-    let size = stream.show("wal_segment_size").await?;
+    let size = answered("SHOW", stream.show("wal_segment_size")).await?;
     let segment_size = SegmentSize::from_show(&size)
         .ok_or_else(|| Error::new(Kind::Server, format!("wal_segment_size is {size:?}, expected 1MB to 1GB")))?;
     let version = stream.version();
-    let second = sentinel::open(stream.same_server()).await;
-    let (mut second, sql) = match second {
-        Ok((connection, mode)) => (Some(connection), mode == Mode::Database),
-        Err(error) => {
-            observer.warn(format!("no second connection to notice a shutdown of the server with: {error}"));
-            (None, false)
-        }
-    };
     observer.tell(ReceiveEvent::Connected {
         server: stream.server().to_owned(),
         version,
         system: identity.system,
         timeline: identity.timeline,
     });
-    observer.tell(ReceiveEvent::Watching { sql });
-    let slot = match slot {
-        None => SlotPosition::NoSlot,
-        Some(name) => match second.as_mut().filter(|_| sql) {
-            Some(connection) => slot_by_sql(connection, name).await?,
-            None => slot_by_command(&mut stream, name).await?,
-        },
-    };
-    if let SlotPosition::At(lsn) = slot {
-        possible(lsn)?;
+    match &second {
+        Some(second) => observer.tell(ReceiveEvent::Watching { sql: second.sql }),
+        None => observer.warn(format!(
+            "no second connection to notice a shutdown of the server with{}",
+            problem.map_or(String::new(), |problem| format!(": {problem}"))
+        )),
     }
-    let names = stream.show("synchronous_standby_names").await?;
+    let position = position(&mut stream, second.as_mut(), slot).await?;
+    let names = answered("SHOW", stream.show("synchronous_standby_names")).await?;
     let synchronous = sentinel::lists(&names, info.application_name());
     let (history, history_file) = history(&mut stream, &identity).await?;
-    let sentinel = Sentinel::watch(stream.same_server().clone(), second, observer.clone());
+    let sentinel = Sentinel::watch(stream.same_server().clone(), slot.map(str::to_owned), second, observer.clone());
+    let slot = position;
     Ok(Server { stream, sentinel, identity, version, segment_size, history, history_file, slot, synchronous })
+}
+
+/// Where the slot stands, by the best means that there is.
+async fn position(stream: &mut Connection, second: Option<&mut Second>, slot: Option<&str>) -> Result<SlotPosition> {
+    let Some(name) = slot else { return Ok(SlotPosition::NoSlot) };
+    let position = match second.filter(|second| second.sql) {
+        Some(second) => slot_by_sql(&mut second.connection, name).await?,
+        None => slot_by_command(stream, name).await?,
+    };
+    if let SlotPosition::At(lsn) = position {
+        possible(lsn)?;
+    }
+    Ok(position)
+}
+
+/// Returns once no other connection uses the slot.
+async fn stand_by(connection: &mut Connection, name: &str, observer: &Observer, told: &mut Told) -> Result<()> {
+    loop {
+        let row = answered("pg_replication_slots", slot::read(connection, name)).await?;
+        let Some(holder) = row.and_then(|row| row.active_pid) else { return Ok(()) };
+        if !std::mem::replace(told, true) {
+            observer.tell(ReceiveEvent::StandingBy { slot: name.to_owned(), holder: Some(holder) });
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 fn possible(lsn: Lsn) -> Result<()> {
@@ -81,7 +139,10 @@ fn possible(lsn: Lsn) -> Result<()> {
 /// The path to the server's timeline: its history file, which timeline 1 and some copied servers do not have.
 async fn history(stream: &mut Connection, identity: &Identity) -> Result<(TimelineHistory, Option<HistoryFile>)> {
     let timeline = identity.timeline;
-    let file = if timeline.0 > 1 { stream.timeline_history(timeline).await? } else { None };
+    let file = match timeline.0 {
+        0 | 1 => None,
+        _ => answered("TIMELINE_HISTORY", stream.timeline_history(timeline)).await?,
+    };
     let history = match &file {
         Some(file) => parse_history(timeline, &file.content)?,
         None => TimelineHistory::root(timeline),
@@ -96,47 +157,24 @@ pub fn parse_history(timeline: crate::pg::TimelineId, content: &[u8]) -> Result<
 }
 
 async fn slot_by_sql(connection: &mut Connection, name: &str) -> Result<SlotPosition> {
-    let sql = format!(
-        "SELECT slot_type, restart_lsn, wal_status, active FROM pg_catalog.pg_replication_slots WHERE slot_name = '{}'",
-        name.replace('\'', "''")
-    );
-    let rows = connection.query(&sql).await.context("cannot read pg_replication_slots")?;
-    let Some(row) = rows.first() else { return Err(missing(name)) };
-    let column = |index: usize| row.get(index).and_then(Option::as_deref);
-    if column(0) != Some("physical") {
-        return Err(Error::new(Kind::Slot, format!("slot {name:?} is not a physical one"))
-            .hint("Give walrecv a slot of its own: walrecv slot create."));
+    let row = answered("pg_replication_slots", slot::read(connection, name)).await?;
+    let row = row.ok_or_else(|| slot::missing(name))?;
+    if row.is_lost() {
+        return Err(slot::lost(name, Some(&row)));
     }
-    if column(2) == Some("lost") {
-        return Err(lost(name));
+    if row.active_pid.is_some() {
+        return Err(slot::in_use(name));
     }
-    if column(3) == Some("t") {
-        return Err(Error::new(Kind::Slot, format!("slot {name:?} is in use by another connection")).transient());
-    }
-    match column(1).map(str::parse::<Lsn>) {
-        None => Ok(SlotPosition::Unreserved),
-        Some(Ok(lsn)) => Ok(SlotPosition::At(lsn)),
-        Some(Err(error)) => Err(Error::new(Kind::Server, "restart_lsn cannot be read").caused_by(error)),
-    }
+    Ok(row.restart_lsn.map_or(SlotPosition::Unreserved { certain: true }, SlotPosition::At))
 }
 
 async fn slot_by_command(stream: &mut Connection, name: &str) -> Result<SlotPosition> {
     if stream.version() < MajorVersion::V15 {
         return Ok(SlotPosition::Unknown);
     }
-    let state = stream.read_slot(name).await?.ok_or_else(|| missing(name))?;
-    Ok(state.restart_lsn.map_or(SlotPosition::Unreserved, SlotPosition::At))
-}
-
-fn missing(name: &str) -> Error {
-    Error::new(Kind::Slot, format!("replication slot {name:?} does not exist"))
-        .hint("Create it with: walrecv slot create.")
-}
-
-/// A slot that no longer holds its WAL. PostgreSQL 16 and 17 would stream on it and retain nothing.
-pub fn lost(name: &str) -> Error {
-    Error::new(Kind::Slot, format!("replication slot {name:?} has lost the WAL it held"))
-        .hint("Drop it and create it anew, then go on under a new cluster name (docs/guide/restoring.md, After a gap).")
+    let state = answered("READ_REPLICATION_SLOT", stream.read_slot(name)).await?;
+    let state = state.ok_or_else(|| slot::missing(name))?;
+    Ok(state.restart_lsn.map_or(SlotPosition::Unreserved { certain: false }, SlotPosition::At))
 }
 
 #[cfg(test)]

@@ -200,7 +200,7 @@ impl<'a> Stream<'a> {
                 self.pipeline.set_flush_interval(interval);
                 self.observer.tell(ReceiveEvent::Synchronous(listed));
             }
-            Sign::Synchronous(_) => {}
+            Sign::Synchronous(_) | Sign::Slot(_) => {}
         }
         None
     }
