@@ -16,6 +16,8 @@ mod common;
 mod disk;
 #[path = "store/faults.rs"]
 mod faults;
+#[path = "store/groups.rs"]
+mod groups;
 #[path = "store/scripted.rs"]
 mod scripted;
 #[path = "store/suite.rs"]

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use walrecv::keys::ring::ReaderRing;
 use walrecv::keys::setup::{self, RepositoryKeys};
 use walrecv::pg::{Lsn, TimelineId};
+use walrecv::seal::content::group::GroupSummary;
 use walrecv::seal::content::hex;
 use walrecv::seal::content::summary::Summary;
 use walrecv::seal::hash::content_hash;
@@ -189,6 +190,12 @@ fn good(keys: &Keys) -> Vec<Vector> {
         let sealed = seal_index(&keys.writer, vector_claims(kind), [16 + kind.number(); 32], Compression::None, &text);
         add(name, sealed.to_vec(), As::Object, With::Secret, kind, true, (vec![], 0, text));
     }
+    all.push(group(keys));
+    let mut add = |name, bytes, how, with, expected: ObjectKind, exact, opens: (Vec<u8>, u64, Vec<u8>)| {
+        let (frame0, from, content) = opens;
+        let outcome = Outcome::Opens { frame0, from, content };
+        all.push(Vector { name, bytes, how, with, expected: vector_claims(expected), outcome, exact });
+    };
     let (tail, plain) = tail(keys);
     add("tail", tail.concat(), As::Tail, With::Identity, ObjectKind::Tail, true, (vec![], 0, plain.concat()));
     let torn = [&tail[..2].concat()[..], &tail[2][..150], &[0; 200]].concat();
@@ -198,6 +205,38 @@ fn good(keys: &Keys) -> Vec<Vector> {
     let plain = (vec![], 40, plain[1..].concat());
     add("tail-piece", piece, As::Piece, With::Identity, ObjectKind::Tail, true, plain);
     all
+}
+
+/// Where the group of [`group`] begins.
+const GROUP: Lsn = Lsn(1 << 32);
+
+/// What a group summary really says: two segments, a hole, and the end of the timeline.
+fn group_content() -> GroupSummary {
+    let at =
+        |number: u64, len: u64, hash| Summary::of(GROUP + (number << 20), GROUP + (number << 20) + len, [hash; 32]);
+    let segments = vec![at(3, 1 << 20, 0xA3), at(5, 1 << 20, 0xA5)];
+    GroupSummary { segments, partials: vec![at(6, 4711, 0xA6)] }
+}
+
+fn group(keys: &Keys) -> Vector {
+    let expected = Claims { timeline: TimelineId(3), start: GROUP, ..vector_claims(ObjectKind::GroupSummary) };
+    let content = group_content().encode();
+    let sealed = seal_index(&keys.writer, expected, [65; 32], Compression::None, &content);
+    let outcome = Outcome::Opens { frame0: vec![], from: 0, content };
+    let (how, with) = (As::Object, With::Secret);
+    Vector { name: "group-summary-of-three", bytes: sealed.to_vec(), how, with, expected, outcome, exact: true }
+}
+
+#[test]
+fn the_stored_group_summary_says_what_it_should() {
+    let bytes = std::fs::read(folder().join("group-summary-of-three.bin")).unwrap();
+    let vector = group(&Keys::read());
+    let plain = open_index(&bytes, &vector.expected, &Keys::read().ring(With::Secret)).unwrap();
+    assert_eq!(GroupSummary::decode(&plain, GROUP), Ok(group_content()));
+    // The members that docs/format/repository-format.md names.
+    let text = String::from_utf8(plain).unwrap();
+    assert!(text.starts_with("{\"version\":1,\"segments\":[{\"start\":\"1/300000\",\"end\":\"1/400000\""), "{text}");
+    assert!(text.contains("\"partials\":[{\"start\":\"1/600000\",\"end\":\"1/601267\""), "{text}");
 }
 
 const INDEX_KINDS: [(ObjectKind, &str); 10] = [

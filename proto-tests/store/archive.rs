@@ -344,7 +344,78 @@ fn histories_are_told_once() {
         let inventory = archive.inventory().await.unwrap();
         assert_eq!(inventory.histories[&TimelineId(3)].switch_point_of(two), Some(Lsn(0x5000000)));
         put(TimelineId(4), "9\t0/1\tnobody's parent\n").await.unwrap();
-        assert_eq!(archive.inventory().await.unwrap_err().kind(), Kind::Corrupt);
+        // Damage stays with the timeline that it concerns.
+        let damaged = dir.join(archive.names.history(TimelineId(5)));
+        put(TimelineId(5), "1\t0/3000060\tx\n").await.unwrap();
+        let mut bytes = std::fs::read(&damaged).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&damaged, bytes).unwrap();
+        let inventory = archive.inventory().await.unwrap();
+        assert_eq!(inventory.histories.keys().map(|t| t.0).collect::<Vec<_>>(), [2, 3]);
+        for (timeline, name) in [(4, "00000004.history"), (5, "00000005.history")] {
+            let error = inventory.demand_history(TimelineId(timeline)).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt);
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        assert_eq!(inventory.demand_history(TimelineId(9)).unwrap(), None);
+        // With another secret nothing is known: that is no damage.
+        assert_eq!(stranger(&archive).inventory().await.unwrap_err().kind(), Kind::Key);
+    });
+}
+
+/// What a receiver asks about at its start is the same in a short listing as in a whole one.
+#[test]
+fn the_newest_segments_are_listed_without_the_old_ones() {
+    let dir = TempDir::new("archive");
+    let archive = archive(&local(&dir), 1, false);
+    let fake = Bytes::from_static(b"names are enough here");
+    let in_group = |group: u64, number: u64| segment(&archive, group * 4096 + number);
+    runtime().block_on(async {
+        for (group, number) in [(0, 7), (1, 9), (2, 4000), (2, 4001), (2, 4095), (3, 0), (3, 1)] {
+            store(&archive, &archive.names.segment(in_group(group, number), None), fake.clone()).await;
+        }
+        store(&archive, &archive.names.partial(in_group(4, 2)), fake.clone()).await;
+        let shelf = &archive;
+        let newest = |from: Lsn| async move { shelf.newest(|_| from).await.unwrap().timelines[&TIMELINE].clone() };
+        let short = newest(Lsn(u64::MAX)).await;
+        let numbers = |list: &[(u64, u64)]| list.iter().map(|(g, n)| in_group(*g, *n).number).collect();
+        assert_eq!(short.complete, numbers(&[(2, 4000), (2, 4001), (2, 4095), (3, 0), (3, 1)]), "far enough down");
+        assert!(short.partial.contains(&in_group(4, 2).number));
+        let all = archive.inventory().await.unwrap().timelines[&TIMELINE].clone();
+        assert_eq!(all.complete.len(), 7);
+        assert_eq!(
+            newest(in_group(1, 4095).start()).await.complete,
+            numbers(&[(1, 9), (2, 4000), (2, 4001), (2, 4095), (3, 0), (3, 1)])
+        );
+        assert_eq!(newest(Lsn(0)).await.complete, all.complete);
+    });
+}
+
+/// Counting complete segments in an inventory gives what looking at every folder gives.
+#[test]
+fn runs_are_counted_in_an_inventory() {
+    let dir = TempDir::new("archive");
+    let archive = archive(&local(&dir), 1, false);
+    let fake = Bytes::from_static(b"names are enough here");
+    let at = |number: u64, offset: u64| Lsn((number << 20) + offset);
+    runtime().block_on(async {
+        for number in [4090, 4093, 4094, 4095, 4096, 4097, 4099] {
+            store(&archive, &archive.names.segment(segment(&archive, number), None), fake.clone()).await;
+        }
+        let open = segment(&archive, 4100);
+        write_tail_file(&archive, open, "r", &tail(&archive, open, 0, &wal(5000, 1), 900));
+        let inventory = archive.inventory().await.unwrap();
+        for number in 4088..4103 {
+            for offset in [0, 5, 4999, 5000] {
+                let lsn = at(number, offset);
+                let slow = archive.contiguous_from(TIMELINE, lsn).await.unwrap();
+                assert_eq!(archive.contiguous_in(&inventory, TIMELINE, lsn).await.unwrap(), slow, "{lsn}");
+            }
+        }
+        // Stored since the inventory was made.
+        store(&archive, &archive.names.segment(segment(&archive, 4091), None), fake.clone()).await;
+        assert_eq!(archive.contiguous_in(&inventory, TIMELINE, at(4090, 0)).await.unwrap(), Some(at(4092, 0)));
+        assert_eq!(archive.contiguous_in(&inventory, TimelineId(9), at(4090, 0)).await.unwrap(), None);
     });
 }
 

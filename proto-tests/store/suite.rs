@@ -98,8 +98,17 @@ async fn listed(repo: &Repository) {
     assert_eq!(folders("list/a").await, BTreeSet::from(["0", "1", "2"].map(str::to_owned)));
     assert_eq!(folders("list").await, BTreeSet::from(["a", "ab"].map(str::to_owned)));
     assert!(folders("").await.contains("list"));
+    let children = repo.children("list").await.unwrap();
+    assert_eq!(children.folders.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["a", "ab"].map(str::to_owned)));
+    let objects: BTreeSet<String> = children.objects.into_iter().map(|l| l.name).collect();
+    assert_eq!(objects, BTreeSet::from(["list/a.x", "list/b"].map(str::to_owned)));
+    let deep = repo.children("list/a/0").await.unwrap();
+    assert_eq!((deep.folders.len(), deep.objects.len(), deep.objects[0].size), (0, 335, 100));
+    assert!(repo.children("").await.unwrap().folders.contains(&"list".to_owned()));
     for empty in ["nowhere", "list/b", "list/a/0/0"] {
         assert!(repo.list(empty).await.unwrap().is_empty(), "{empty}");
+        let children = repo.children(empty).await.unwrap();
+        assert!(children.folders.is_empty() && children.objects.is_empty(), "{empty}");
         assert!(repo.folders(empty).await.unwrap().is_empty(), "{empty}");
     }
 }
@@ -191,6 +200,7 @@ async fn nothing_is_absent(repo: &Repository, place: &str) {
         repo.list("").await.unwrap_err(),
         repo.list("a").await.unwrap_err(),
         repo.folders("").await.unwrap_err(),
+        repo.children("").await.unwrap_err(),
         put(repo, "a/b", 1, 1, PATIENCE).await.unwrap_err(),
     ];
     for error in errors {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Archive;
+use super::inventory::Inventory;
 use super::join::reach;
 use super::read::{LOOKS, unsettled};
 use super::tails::{Looks, Tail};
@@ -61,6 +62,23 @@ impl Archive {
             }
             segment.number = segment.number.next();
         }
+    }
+
+    /// As [`Archive::contiguous_from`], with the complete segments of an inventory that lists everything from `lsn` on: only where they end is looked at.
+    pub async fn contiguous_in(&self, inventory: &Inventory, timeline: TimelineId, lsn: Lsn) -> Result<Option<Lsn>> {
+        let size = self.names.segment_size;
+        let first = size.segment_of(lsn);
+        let complete = inventory.timelines.get(&timeline).map(|stock| stock.complete.range(first..));
+        let missing = complete.into_iter().flatten().zip(first.0..).find(|(number, expected)| number.0 != *expected);
+        let run = match missing {
+            Some((_, expected)) => SegmentNumber(expected),
+            None => match inventory.timelines.get(&timeline).and_then(|stock| stock.complete.last()) {
+                Some(last) if *last >= first => last.next(),
+                _ => first,
+            },
+        };
+        let found = self.contiguous_from(timeline, lsn.max(run.start(size))).await?;
+        Ok(found.or((run > first).then(|| run.start(size))))
     }
 
     /// Complete segments of the 4 GiB of WAL that this segment belongs to.

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Archive;
-use crate::error::Result;
-use crate::pg::{SegmentName, SegmentNumber, TimelineHistory, TimelineId};
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
+use crate::repo::WalGroup;
 use crate::repo::names::{WalObject, parts_of};
 
 /// The stored WAL of one timeline, by name (nothing opened yet).
@@ -19,14 +20,20 @@ pub struct TimelineStock {
     pub tails: BTreeMap<SegmentNumber, Vec<String>>,
 }
 
+/// How many of a timeline's newest segments [`Archive::newest`] lists at least: whoever looks for holes that a killed run left looks no deeper.
+pub const NEWEST: u64 = 8;
+
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     pub timelines: BTreeMap<TimelineId, TimelineStock>,
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// Timelines whose stored history is damaged, or one that PostgreSQL would refuse, and what is wrong with it. Whoever needs to know where
+    /// such a timeline comes from must not go on: see [`Inventory::demand_history`].
+    pub damaged: BTreeMap<TimelineId, String>,
 }
 
 impl Archive {
-    /// Lists `wal/` and `tail/` and reads all history files. A history file that PostgreSQL would refuse is `Kind::Corrupt`.
+    /// Lists `wal/` and `tail/` and reads all history files.
     pub async fn inventory(&self) -> Result<Inventory> {
         let root = self.names.root();
         // Tails first: a segment that is completed between the two listings is then seen twice, never missed.
@@ -43,19 +50,62 @@ impl Archive {
         }
         inventory.complete_parts(parts_of(self.names.segment_size));
         for timeline in histories {
-            // Gone since it was listed: expired.
-            if let Some(history) = self.parsed_history(timeline).await? {
-                inventory.histories.insert(timeline, history);
+            match self.parsed_history(timeline).await {
+                Ok(Some(history)) => _ = inventory.histories.insert(timeline, history),
+                // Gone since it was listed: expired.
+                Ok(None) => {}
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    inventory.damaged.insert(timeline, error.to_string());
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(inventory)
+    }
+
+    /// Of every timeline what is stored from the position on that `from` gives for it, and the newest segments (at least [`NEWEST`]). Older segments are left out,
+    /// and no history is read: a few small listings, whatever the archive's size.
+    pub async fn newest(&self, from: impl Fn(TimelineId) -> Lsn) -> Result<Inventory> {
+        let root = self.names.root();
+        let mut inventory = Inventory::default();
+        // Tails first, as above.
+        for entry in self.repo.list(&format!("{root}/tail")).await? {
+            if let Some(object) = self.parse(&entry.name) {
+                inventory.add(entry.name, object);
+            }
+        }
+        let parts = parts_of(self.names.segment_size);
+        for folder in self.repo.folders(&format!("{root}/wal")).await? {
+            let Some(timeline) = TimelineId::from_folder(&folder) else { continue };
+            for group in self.groups(timeline).await?.into_iter().rev() {
+                if group.ends_by(from(timeline)) && inventory.knows_newest(timeline) {
+                    break;
+                }
+                for entry in self.repo.list(&self.names.group_folder(group)).await? {
+                    if let Some(object) = self.parse(&entry.name) {
+                        inventory.add(entry.name, object);
+                    }
+                }
+                inventory.complete_parts(parts);
+            }
+        }
+        Ok(inventory)
+    }
+
+    /// The groups of a timeline of which anything is stored, in order.
+    pub async fn groups(&self, timeline: TimelineId) -> Result<Vec<WalGroup>> {
+        let folders = self.repo.folders(&self.names.timeline_folder(timeline)).await?;
+        let parsed = folders.iter().filter_map(|folder| WalGroup::parse(folder));
+        let mut groups: Vec<WalGroup> = parsed.filter(|group| group.timeline == timeline).collect();
+        groups.sort_unstable();
+        Ok(groups)
     }
 }
 
 impl Inventory {
     fn add(&mut self, name: String, object: WalObject) {
         let segment = match object {
-            WalObject::History { .. } | WalObject::GroupSummary { .. } => return,
+            WalObject::History { .. } | WalObject::GroupSummary(_) => return,
             WalObject::Segment { segment, .. }
             | WalObject::Partial { segment }
             | WalObject::TailPiece { segment, .. }
@@ -77,6 +127,25 @@ impl Inventory {
             let complete = stock.parts.iter().filter(|(_, found)| whole(found)).map(|(number, _)| *number);
             stock.complete.extend(complete);
             stock.parts.retain(|_, found| !whole(found));
+        }
+    }
+
+    /// Whether the complete segments that were listed reach far enough down.
+    fn knows_newest(&self, timeline: TimelineId) -> bool {
+        let Some(stock) = self.timelines.get(&timeline) else { return false };
+        let (Some(first), Some(last)) = (stock.complete.first(), stock.complete.last()) else { return false };
+        last.0 - first.0 >= NEWEST
+    }
+
+    /// The history of a timeline; `None` when no file is stored. `Kind::Corrupt` when the one that is stored is damaged.
+    pub fn demand_history(&self, timeline: TimelineId) -> Result<Option<&TimelineHistory>> {
+        match self.damaged.get(&timeline) {
+            Some(problem) => Err(Error::new(
+                Kind::Corrupt,
+                format!("where timeline {timeline} comes from is not known: {problem}"),
+            )
+            .hint("Restore the file from another copy of the repository, or name a timeline that does not need it.")),
+            None => Ok(self.histories.get(&timeline)),
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod backups;
 pub mod cluster;
 pub mod extent;
+pub mod group;
 pub mod history;
 pub mod inventory;
 mod join;

@@ -193,9 +193,16 @@ impl Archive {
 
     /// Which bytes of the segment the `.partial` holds.
     pub(super) async fn measure_partial(&self, segment: SegmentName) -> Result<Option<(u64, u64)>> {
+        let found = self.partial_summary(segment).await?;
+        Ok(found.map(|summary| (summary.start.since(segment.start()), summary.end.since(segment.start()))))
+    }
+
+    /// Frame 0 of the `.partial` of a segment.
+    pub(super) async fn partial_summary(&self, segment: SegmentName) -> Result<Option<Summary>> {
         let name = self.names.partial(segment);
         let Some(head) = self.repo.get_range(&name, 0..HEAD_BYTES).await? else { return Ok(None) };
-        self.span_of_partial(segment, &name, &head).map(Some)
+        let claims = self.claims_inside(segment, ObjectKind::Partial, &name, &head)?;
+        self.open_summary(&name, &head, &claims).map(Some)
     }
 
     fn span_of_partial(&self, segment: SegmentName, name: &str, head: &[u8]) -> Result<(u64, u64)> {

@@ -13,7 +13,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::keys::ring::{ReaderRing, WriterRing};
 use crate::keys::setup::{self, RepositoryKeys};
 use crate::net::{Connection, Conninfo, Mode};
-use crate::pg::SegmentName;
+use crate::pg::{Lsn, SegmentName};
 use crate::repo::{ClusterNames, Repository, names};
 use crate::restore::Access;
 use crate::seal::content::repository::{Encryption, RepositoryFile};
@@ -137,7 +137,7 @@ impl Context {
             _ => error,
         })?;
         // A backup sealed with another secret than its WAL could never be restored. Any stored segment tells.
-        let inventory = archive.inventory().await?;
+        let inventory = archive.newest(|_| Lsn(u64::MAX)).await?;
         let newest = inventory.timelines.iter().rev().find_map(|(t, stock)| Some((*t, *stock.complete.last()?)));
         if let Some((timeline, number)) = newest {
             archive.summaries(SegmentName::new(timeline, number, archive.names.segment_size)).await?;

@@ -29,6 +29,9 @@ pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
     let archive = context.archive(context.index_ring()?).await?;
     let inventory = archive.inventory().await?;
+    for (timeline, problem) in &inventory.damaged {
+        output::note(format!("warning: windows do not go on into timeline {timeline}: {problem}"));
+    }
     let mut windows = Vec::new();
     for manifest in stock::complete_backups(&archive).await? {
         windows.push(window(&archive, &inventory, manifest).await?);
@@ -50,7 +53,7 @@ async fn window(archive: &Archive, inventory: &Inventory, manifest: Manifest) ->
     let mut end = None;
     let (mut timeline, mut from) = (manifest.timeline, manifest.start);
     // Along each child that continues where its parent was left, the newest first.
-    while let Some(reached) = archive.contiguous_from(timeline, from).await? {
+    while let Some(reached) = archive.contiguous_in(inventory, timeline, from).await? {
         end = Some((timeline, reached));
         let child = inventory.histories.values().rev().find_map(|history| {
             let last = history.ancestors.last().filter(|a| a.timeline == timeline)?;

@@ -16,7 +16,11 @@ impl TimelineId {
 
     /// The timeline that a history file's name speaks of.
     pub fn from_history_name(name: &str) -> Option<TimelineId> {
-        let digits = name.strip_suffix(".history")?;
+        TimelineId::from_folder(name.strip_suffix(".history")?)
+    }
+
+    /// From 8 upper-case hexadecimal digits, as at the beginning of the names of segments; 0 is no timeline.
+    pub fn from_folder(digits: &str) -> Option<TimelineId> {
         let plain = digits.len() == 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
         u32::from_str_radix(digits, 16).ok().filter(|t| plain && *t > 0).map(TimelineId)
     }

@@ -28,7 +28,13 @@ pub struct Stored {
 
 /// Where this run begins.
 pub async fn start(archive: &Archive, server: &Server, name: Option<&str>) -> Result<(Start, Inventory)> {
-    let inventory = archive.inventory().await?;
+    let needed = match server.slot {
+        SlotPosition::At(lsn) => lsn.min(server.identity.position),
+        _ => server.identity.position,
+    };
+    // A timeline that this server left is finished at the segment in which it did.
+    let left = |timeline| server.history.switch_point_of(timeline).unwrap_or(needed);
+    let inventory = archive.newest(|timeline| needed.min(left(timeline))).await?;
     let partial_ends = partial_ends(archive, server, &inventory).await?;
     let view = ServerView {
         timeline: server.identity.timeline,

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::archive::inventory::{Inventory, TimelineStock};
+use crate::archive::inventory::{Inventory, NEWEST, TimelineStock};
 use crate::pg::{Lsn, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
 use crate::seal::sealer::OBJECT_BYTES;
 
 /// Segments that a killed run may have stored above a hole: its puts in flight.
 pub const PUTS_IN_FLIGHT: u64 = 4;
+// What is decided here sees only the newest segments.
+const _: () = assert!(PUTS_IN_FLIGHT < NEWEST);
 
 /// What is known of the slot's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +151,7 @@ mod tests {
     fn inventory(timelines: Vec<(u32, TimelineStock)>) -> Inventory {
         Inventory {
             timelines: timelines.into_iter().map(|(t, s)| (TimelineId(t), s)).collect(),
-            histories: BTreeMap::new(),
+            ..Inventory::default()
         }
     }
 

@@ -310,7 +310,7 @@ impl Run {
             server.identity = server.stream.identify_system().await?;
         }
         let start = switch_point.align_down(archive.names.segment_size.bytes());
-        let inventory = archive.inventory().await?;
+        let inventory = archive.newest(|_| start).await?;
         let stored = prepare::stored(archive, &inventory, next, start, &self.observer).await?;
         self.begin(archive, server, next, start, stored)
     }

@@ -34,6 +34,14 @@ pub struct Listed {
     pub modified: SystemTime,
 }
 
+/// What stands directly below a prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Children {
+    /// Last components.
+    pub folders: Vec<String>,
+    pub objects: Vec<Listed>,
+}
+
 /// One kind of store. Names are checked before they come here. `None` and an empty listing mean that the store proved the absence: a
 /// missing bucket or root directory is an error.
 pub trait Backend: Send + Sync {
@@ -48,6 +56,20 @@ pub trait Backend: Send + Sync {
 
     /// Names of the folders directly below a prefix.
     fn folders<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<String>>>;
+
+    /// What stands directly below a prefix, without what is deeper. Stores that can ask for just that do.
+    fn children<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Children>> {
+        Box::pin(async move {
+            let folders = self.folders(prefix).await?;
+            let mut objects = self.list(prefix).await?;
+            let direct = |name: &str| {
+                let rest = if prefix.is_empty() { Some(name) } else { name.strip_prefix(prefix) };
+                rest.is_some_and(|rest| !rest.trim_start_matches('/').contains('/'))
+            };
+            objects.retain(|object| direct(&object.name));
+            Ok(Children { folders, objects })
+        })
+    }
 
     /// Deletes; a missing object is no error.
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>>;

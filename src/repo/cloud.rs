@@ -12,7 +12,7 @@ use futures::{FutureExt, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::backend::{Answer, Backend, Listed, Piece};
+use super::backend::{Answer, Backend, Children, Listed, Piece};
 use crate::error::{Error, Kind, Result};
 
 /// How long one request may take: a start, and the time that its bytes need on a slow line.
@@ -171,6 +171,19 @@ impl Backend for CloudBackend {
         async move {
             let listed = self.list_folder(prefix).await?;
             Ok(listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
+        }
+        .boxed()
+    }
+
+    fn children<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Children>> {
+        async move {
+            let listed = self.list_folder(prefix).await?;
+            let folders = listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
+            let objects = listed.objects.iter().filter_map(|meta| {
+                let name = self.name(&meta.location)?.to_owned();
+                Some(Listed { name, size: meta.size, modified: meta.last_modified.into() })
+            });
+            Ok(Children { folders, objects: objects.collect() })
         }
         .boxed()
     }

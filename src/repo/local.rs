@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::backend::{Answer, Backend, Listed, Piece};
+use super::backend::{Answer, Backend, Children, Listed, Piece};
 use crate::disk::durable;
 use crate::disk::medium::{Form, Ground, Medium, Seen};
 use crate::error::{Class, Error, Kind, Result};
@@ -91,6 +91,21 @@ impl Backend for LocalBackend {
         })
     }
 
+    fn children<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Children>> {
+        let above = prefix.to_owned();
+        self.run(prefix, move |files, path| {
+            let mut children = Children::default();
+            for (name, seen) in entries(&*files.medium, path)? {
+                match seen.form {
+                    Form::Directory => children.folders.push(name),
+                    Form::File => children.objects.push(listed(&above, &name, &seen)),
+                    _ => {}
+                }
+            }
+            Ok(children)
+        })
+    }
+
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
         let tail = name.rsplit_once('/').is_some_and(|(folder, _)| folder.contains("/tail/"));
         self.run(name, move |files, path| {
@@ -152,14 +167,21 @@ fn walk(medium: &dyn Medium, dir: &Path, prefix: &str, depth: usize, found: &mut
         return Err(Error::new(Kind::Repository, format!("folders below {} are nested too deep", dir.display())));
     }
     for (name, seen) in entries(medium, dir)? {
-        let full = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
         if seen.form == Form::Directory {
-            walk(medium, &dir.join(&name), &full, depth - 1, found)?;
+            walk(medium, &dir.join(&name), &below(prefix, &name), depth - 1, found)?;
         } else if seen.form == Form::File {
-            found.push(Listed { name: full, size: seen.len, modified: seen.modified });
+            found.push(listed(prefix, &name, &seen));
         }
     }
     Ok(())
+}
+
+fn listed(prefix: &str, name: &str, seen: &Seen) -> Listed {
+    Listed { name: below(prefix, name), size: seen.len, modified: seen.modified }
+}
+
+fn below(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") }
 }
 
 /// What stands in a directory that may be missing, without hidden files (staging among them) and what vanishes while being looked at.

@@ -8,5 +8,5 @@ mod open;
 pub mod store;
 
 pub use backend::Listed;
-pub use names::ClusterNames;
+pub use names::{ClusterNames, WalGroup};
 pub use store::{Found, Judge, Put, Repository};

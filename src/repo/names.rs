@@ -41,6 +41,38 @@ pub fn parts_of(size: SegmentSize) -> Option<u32> {
     (size.bytes() > PART_BYTES).then_some((size.bytes() / PART_BYTES) as u32)
 }
 
+/// The 4 GiB of WAL of one timeline that share a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WalGroup {
+    pub timeline: TimelineId,
+    /// Of its first byte.
+    pub first: Lsn,
+}
+
+impl WalGroup {
+    /// The group that holds the byte at `lsn`.
+    pub fn of(timeline: TimelineId, lsn: Lsn) -> WalGroup {
+        WalGroup { timeline, first: lsn.align_down(1 << 32) }
+    }
+
+    /// From the name of its folder: 16 hexadecimal digits.
+    pub fn parse(folder: &str) -> Option<WalGroup> {
+        let (timeline, log) = (hex(folder.get(..8)?, 8)?, hex(folder.get(8..)?, 8)?);
+        (timeline > 0).then_some(WalGroup { timeline: TimelineId(timeline as u32), first: Lsn(log << 32) })
+    }
+
+    /// Whether every byte of it lies below `lsn`.
+    pub fn ends_by(self, lsn: Lsn) -> bool {
+        lsn.0 >> 32 > self.first.0 >> 32
+    }
+}
+
+impl std::fmt::Display for WalGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:08X}{:08X}", self.timeline.0, self.first.0 >> 32)
+    }
+}
+
 /// Names below `clusters/<name>/<system id>-<segment size>/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterNames {
@@ -83,6 +115,21 @@ impl ClusterNames {
 
     pub fn partial(&self, segment: SegmentName) -> String {
         self.below(format_args!("wal/{:08X}/{}/{segment}.partial", segment.timeline.0, segment.group()))
+    }
+
+    /// `wal/<TLI>`: the folder of a timeline's groups.
+    pub fn timeline_folder(&self, timeline: TimelineId) -> String {
+        self.below(format_args!("wal/{:08X}", timeline.0))
+    }
+
+    /// `wal/<TLI>/<GROUP>`
+    pub fn group_folder(&self, group: WalGroup) -> String {
+        format!("{}/{group}", self.timeline_folder(group.timeline))
+    }
+
+    /// `wal/<TLI>/<GROUP>/summary`
+    pub fn group_summary(&self, group: WalGroup) -> String {
+        format!("{}/summary", self.group_folder(group))
     }
 
     pub fn history(&self, timeline: TimelineId) -> String {
@@ -133,7 +180,7 @@ pub enum WalObject {
     History { timeline: TimelineId },
     TailPiece { segment: SegmentName, from: u64, to: u64, run: String },
     TailOpen { segment: SegmentName, run: String },
-    GroupSummary { timeline: TimelineId, first: Lsn },
+    GroupSummary(WalGroup),
 }
 
 /// Parses a name relative to the cluster's root; `None` for staging leftovers and anything unknown.
@@ -142,9 +189,8 @@ pub fn parse_wal_object(relative: &str, size: SegmentSize) -> Option<WalObject> 
     match fields.as_slice() {
         ["wal", history] => Some(WalObject::History { timeline: TimelineId::from_history_name(history)? }),
         ["wal", timeline, group, "summary"] => {
-            let (own, log) = (hex(group.get(..8)?, 8)?, hex(group.get(8..)?, 8)?);
-            (own > 0 && hex(timeline, 8)? == own)
-                .then_some(WalObject::GroupSummary { timeline: TimelineId(own as u32), first: Lsn(log << 32) })
+            let group = WalGroup::parse(group)?;
+            (hex(timeline, 8)? == u64::from(group.timeline.0)).then_some(WalObject::GroupSummary(group))
         }
         ["wal", timeline, group, file] => {
             let (segment, suffix) = split_segment(file, size)?;
@@ -227,6 +273,10 @@ mod tests {
                     ),
                     (names.tail_open(segment, &run), WalObject::TailOpen { segment, run: run.clone() }),
                     (names.history(segment.timeline), WalObject::History { timeline: segment.timeline }),
+                    (
+                        names.group_summary(WalGroup::of(segment.timeline, segment.start())),
+                        WalObject::GroupSummary(WalGroup::of(segment.timeline, segment.start())),
+                    ),
                 ] {
                     assert!(valid_name(&name), "{name}");
                     assert_eq!(relative(&names, &name), Some(object), "{name}");
@@ -272,8 +322,14 @@ mod tests {
     #[test]
     fn group_summaries_say_where_they_begin() {
         let size = SegmentSize::new(1 << 20).unwrap();
-        let expected = WalObject::GroupSummary { timeline: TimelineId(3), first: Lsn(0xA << 32) };
-        assert_eq!(parse_wal_object("wal/00000003/000000030000000A/summary", size), Some(expected));
+        let group = WalGroup { timeline: TimelineId(3), first: Lsn(0xA << 32) };
+        let expected = Some(WalObject::GroupSummary(group));
+        assert_eq!(parse_wal_object("wal/00000003/000000030000000A/summary", size), expected);
+        assert_eq!(
+            (WalGroup::parse(&group.to_string()), WalGroup::of(TimelineId(3), Lsn((0xB << 32) - 1))),
+            (Some(group), group)
+        );
+        assert!(!group.ends_by(Lsn((0xB << 32) - 1)) && group.ends_by(Lsn(0xB << 32)));
         assert_eq!(parse_wal_object("wal/00000002/000000030000000A/summary", size), None);
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::backend::{Answer, Backend, Listed};
+use super::backend::{Answer, Backend, Children, Listed};
 use super::local::LocalBackend;
 use super::{cloud, names, open};
 use crate::backoff::Backoff;
@@ -236,6 +236,15 @@ impl Repository {
         let mut folders = retry(|| self.inner.backend.folders(prefix)).await?;
         folders.retain(|f| names::valid_name(f));
         Ok(folders)
+    }
+
+    /// Folders and objects directly below a prefix, in no order.
+    pub async fn children(&self, prefix: &str) -> Result<Children> {
+        demand_prefix(prefix)?;
+        let mut children = retry(|| self.inner.backend.children(prefix)).await?;
+        children.folders.retain(|folder| names::valid_name(folder));
+        children.objects.retain(|object| names::valid_name(&object.name));
+        Ok(children)
     }
 
     /// Durable where the store is a local disk; a missing object is no error.

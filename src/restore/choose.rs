@@ -92,13 +92,22 @@ fn candidates<'a>(
         return Err(error.hint("walrecv list shows the backups"));
     }
     let ends: Vec<_> = candidates.iter().map(|m| (m.stop_timeline, m.stop)).collect();
-    let known = inventory.timelines.keys().chain(inventory.histories.keys()).chain(ends.iter().map(|e| &e.0));
+    let known = inventory
+        .timelines
+        .keys()
+        .chain(inventory.histories.keys())
+        .chain(inventory.damaged.keys())
+        .chain(ends.iter().map(|e| &e.0));
     let known = known.copied().collect();
-    let path = path::choose(&inventory.histories, &known, &ends, wanted.timeline).ok_or_else(|| {
+    let path = path::choose(inventory, &known, &ends, wanted.timeline)?.ok_or_else(|| {
         let timeline = wanted.timeline.map_or("any timeline".to_owned(), |t| format!("timeline {t}"));
         Error::new(Kind::Target, format!("no complete backup lies on the way to {timeline}"))
             .hint("walrecv list shows the timelines of the backups")
     })?;
+    // The server asks for the history of every timeline on its way.
+    for leg in &path.legs {
+        inventory.demand_history(leg.timeline)?;
+    }
     candidates.retain(|m| path.holds(m.stop_timeline, m.stop));
     candidates.sort_by_key(|m| std::cmp::Reverse((m.stop, m.start)));
     Ok((path, candidates))

@@ -1,7 +1,9 @@
 //! The path through timelines that a restore follows, with the fork at which each timeline is left. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use crate::archive::inventory::Inventory;
+use crate::error::Result;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
 
 /// One timeline of a path: its WAL counts from `begin` up to `end`; `None` for the last one, which ends where the WAL ends.
@@ -64,26 +66,29 @@ impl Path {
 }
 
 /// The path to `wanted`, or to the newest timeline on which a backup of `backups` (timeline and end of each) lies.
-/// `known` are the timelines of which WAL or a history is stored. `None` when no backup lies on the path.
+/// `known` are the timelines of which WAL or a history is stored. `None` when no backup lies on the path; an error when a history that decides is damaged.
 pub fn choose(
-    histories: &BTreeMap<TimelineId, TimelineHistory>,
+    inventory: &Inventory,
     known: &BTreeSet<TimelineId>,
     backups: &[(TimelineId, Lsn)],
     wanted: Option<TimelineId>,
-) -> Option<Path> {
-    let path_to = |timeline: TimelineId| {
-        Path::of(&histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::root(timeline)))
+) -> Result<Option<Path>> {
+    let carried = |timeline: TimelineId| -> Result<Option<Path>> {
+        let history = inventory.demand_history(timeline)?.cloned();
+        let path = Path::of(&history.unwrap_or_else(|| TimelineHistory::root(timeline)));
+        Ok(backups.iter().any(|(timeline, end)| path.holds(*timeline, *end)).then_some(path))
     };
-    let carries = |path: &Path| backups.iter().any(|(timeline, end)| path.holds(*timeline, *end));
-    match wanted {
-        Some(timeline) => known.contains(&timeline).then(|| path_to(timeline)).filter(carries),
-        None => known.iter().rev().map(|timeline| path_to(*timeline)).find(carries),
-    }
+    let candidates: Vec<TimelineId> = match wanted {
+        Some(timeline) => known.get(&timeline).copied().into_iter().collect(),
+        None => known.iter().rev().copied().collect(),
+    };
+    candidates.into_iter().find_map(|timeline| carried(timeline).transpose()).transpose()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
     use crate::pg::timeline::Ancestor;
 
     const MB: u64 = 1 << 20;
@@ -126,11 +131,13 @@ mod tests {
 
     #[test]
     fn the_newest_timeline_that_descends_from_a_backup_is_followed() {
-        let histories: BTreeMap<_, _> =
-            [history(2, &[(1, 5 * MB)]), history(3, &[(1, 2 * MB)])].into_iter().map(|h| (h.timeline, h)).collect();
+        let histories = [history(2, &[(1, 5 * MB)]), history(3, &[(1, 2 * MB)])];
+        let histories = histories.into_iter().map(|h| (h.timeline, h)).collect();
+        let inventory = Inventory { histories, ..Inventory::default() };
         let known: BTreeSet<_> = [1, 2, 3].map(TimelineId).into();
-        let target =
-            |backups: &[(TimelineId, Lsn)], wanted| choose(&histories, &known, backups, wanted).map(|p| p.target().0);
+        let target = |backups: &[(TimelineId, Lsn)], wanted| {
+            choose(&inventory, &known, backups, wanted).unwrap().map(|p| p.target().0)
+        };
         let (early, late) = ((TimelineId(1), Lsn(MB)), (TimelineId(1), Lsn(4 * MB)));
         assert_eq!(target(&[early], None), Some(3));
         assert_eq!(target(&[late], None), Some(2), "timeline 3 left timeline 1 before this backup ended");
@@ -138,5 +145,27 @@ mod tests {
         assert_eq!(target(&[late], Some(TimelineId(1))), Some(1));
         assert_eq!(target(&[(TimelineId(1), Lsn(6 * MB))], None), Some(1), "a dead branch ends on itself");
         assert_eq!(target(&[early], Some(TimelineId(9))), None);
+    }
+
+    #[test]
+    fn a_damaged_history_is_an_error_only_where_it_decides() {
+        let histories = [history(2, &[(1, 5 * MB)]), history(4, &[(1, 5 * MB), (2, 7 * MB)])];
+        let mut inventory =
+            Inventory { histories: histories.into_iter().map(|h| (h.timeline, h)).collect(), ..Inventory::default() };
+        let known: BTreeSet<_> = [1, 2, 3, 4].map(TimelineId).into();
+        let backups = [(TimelineId(1), Lsn(MB))];
+        let target = |inventory: &Inventory, wanted: Option<u32>| {
+            let path = choose(inventory, &known, &backups, wanted.map(TimelineId));
+            path.map(|path| path.map(|path| path.target().0)).map_err(|e| (e.kind(), e.to_string()))
+        };
+        inventory.damaged.insert(TimelineId(3), "wal/00000003.history is cut".to_owned());
+        assert_eq!(target(&inventory, None), Ok(Some(4)), "a newer timeline is known");
+        assert_eq!(target(&inventory, Some(2)), Ok(Some(2)));
+        let (kind, text) = target(&inventory, Some(3)).unwrap_err();
+        assert!(kind == Kind::Corrupt && text.contains("00000003.history"), "{text}");
+        inventory.histories.remove(&TimelineId(4));
+        inventory.damaged.insert(TimelineId(4), "wal/00000004.history is cut".to_owned());
+        assert_eq!(target(&inventory, None).unwrap_err().0, Kind::Corrupt, "the newest may be the one that is wanted");
+        assert_eq!(target(&inventory, Some(1)), Ok(Some(1)));
     }
 }

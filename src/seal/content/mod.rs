@@ -2,6 +2,7 @@
 
 pub mod backup_id;
 pub mod contents;
+pub mod group;
 pub mod intent;
 pub mod manifest;
 pub mod map;

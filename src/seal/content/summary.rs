@@ -110,6 +110,14 @@ impl Summary {
 
     pub fn decode(bytes: &[u8]) -> Result<Summary, Malformed> {
         let stored: Stored = serde_json::from_slice(bytes).map_err(|error| Malformed::new(WHAT, error))?;
+        Summary::try_from(stored)
+    }
+}
+
+impl TryFrom<Stored> for Summary {
+    type Error = Malformed;
+
+    fn try_from(stored: Stored) -> Result<Summary, Malformed> {
         let hash = unhex(&stored.hash)
             .ok_or_else(|| Malformed::new(WHAT, format!("hash {:?}, expected 64 hexadecimal digits", stored.hash)))?;
         if stored.end < stored.start {
@@ -134,6 +142,19 @@ impl Summary {
             more_notes: stored.more_notes,
             switched: stored.switched,
         })
+    }
+}
+
+/// As in frame 0; the length is not limited here.
+impl Serialize for Summary {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Stored::from(self).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Summary {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Summary, D::Error> {
+        Summary::try_from(Stored::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
