@@ -8,6 +8,8 @@ mod equality;
 pub mod harness;
 #[path = "receive/kill.rs"]
 mod kill;
+#[path = "receive/loss.rs"]
+mod loss;
 #[path = "receive/memory.rs"]
 mod memory;
 #[path = "receive/outages.rs"]

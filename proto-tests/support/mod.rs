@@ -10,6 +10,7 @@ pub mod guard;
 pub mod install;
 pub mod ledger;
 pub mod moto;
+pub mod proxy;
 pub mod seed;
 pub mod server;
 pub mod shelf;

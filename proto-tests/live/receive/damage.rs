@@ -7,13 +7,14 @@ use walrecv::pg::{MajorVersion, TimelineId};
 use walrecv::receive::ReceiveEvent;
 
 use super::harness::{self, Receiving, Vault};
-use super::proxy::{MARKER, Proxy};
+use crate::support::proxy::Proxy;
 use crate::support::{Server, require_servers};
 
+/// What a test writes into a table where the wire shall be bad.
+const MARKER: &str = "flip-a-bit-after-this:";
+
 fn through(server: &Server, proxy: &Proxy) -> walrecv::receive::ReceiveOptions {
-    let conninfo =
-        server.conninfo_tcp("postgres").replace(&format!("port={}", server.port()), &format!("port={}", proxy.port));
-    let mut options = harness::options_for(&format!("{conninfo} sslmode=disable"));
+    let mut options = harness::options_through(server, proxy);
     options.flush_interval = Duration::from_millis(100);
     options
 }
@@ -24,7 +25,8 @@ fn damaged_once_is_received_again() {
     let server = Server::start(MajorVersion::V18);
     harness::create_slot(&server);
     server.sql("create table t (id int, filler text)");
-    let proxy = Proxy::start(server.port(), 1);
+    let proxy = Proxy::start(server.port());
+    proxy.damage_after(MARKER, 1);
     let vault = Vault::new();
     let receiving = Receiving::start(through(&server, &proxy), vault.place());
     receiving.wait_streaming();
@@ -33,7 +35,7 @@ fn damaged_once_is_received_again() {
     server.sql(&format!("insert into t values (2, '{MARKER} and more text')"));
     let end = server.switch_wal();
     harness::wait_acknowledged(&server, end);
-    assert_eq!(proxy.left(), 0, "the wire was bad once");
+    assert_eq!(proxy.undamaged(), 0, "the wire was bad once");
     assert!(receiving.saw(|e| matches!(e, ReceiveEvent::CorruptWal { .. })), "{:#?}", receiving.events());
     receiving.stop();
     let size = harness::segment_size_of(&server);
@@ -48,7 +50,8 @@ fn damaged_again_is_refused_and_never_acknowledged() {
     let server = Server::start(MajorVersion::V18);
     harness::create_slot(&server);
     server.sql("create table t (id int, filler text)");
-    let proxy = Proxy::start(server.port(), u32::MAX);
+    let proxy = Proxy::start(server.port());
+    proxy.damage_after(MARKER, u32::MAX);
     let vault = Vault::new();
     let receiving = Receiving::start(through(&server, &proxy), vault.place());
     receiving.wait_streaming();

@@ -15,11 +15,13 @@ use walrecv::keys::setup;
 use walrecv::net::Conninfo;
 use walrecv::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId};
 use walrecv::receive::{Observer, Place, ReceiveEvent, ReceiveOptions, ReceiveReport, receive};
+use walrecv::repo::cloud::Timeouts;
 use walrecv::repo::{ClusterNames, Repository};
 use walrecv::seal::header::RepositoryId;
 use walrecv::seal::key::RepositorySecret;
 use walrecv::seal::sealer::Compression;
 
+use crate::support::proxy::Proxy;
 use crate::support::{Server, TempDir, wait_for};
 
 pub const CLUSTER: &str = "main";
@@ -86,6 +88,19 @@ pub fn open_local(path: &Path) -> Repository {
     Repository::open(&format!("file://{}", path.display()), &|_| None).expect("open a local repository")
 }
 
+/// A bucket of the S3 emulator, reached at `endpoint`, with time limits that suit a test.
+pub fn open_bucket(url: &str, endpoint: &str) -> Repository {
+    let env = |name: &str| match name {
+        "AWS_ENDPOINT_URL" => Some(endpoint.to_owned()),
+        "AWS_ALLOW_HTTP" => Some("true".to_owned()),
+        "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => Some("test".to_owned()),
+        "AWS_REGION" => Some("us-east-1".to_owned()),
+        _ => None,
+    };
+    let timeouts = Timeouts { base: Duration::from_secs(5), ..Timeouts::default() };
+    Repository::open_with(url, &env, timeouts).expect("open a bucket")
+}
+
 pub fn place(repo: Repository, id: RepositoryId, secret: RepositorySecret, public: &str) -> Place {
     let writer = WriterRing::new(id, secret.clone(), Some(public)).expect("a writer's ring");
     let reader = ReaderRing::new(id, secret, None).expect("a reader's ring without identity");
@@ -103,6 +118,13 @@ pub fn segment_size_of(server: &Server) -> SegmentSize {
 /// Options for a server's slot [`SLOT`].
 pub fn options(server: &Server) -> ReceiveOptions {
     options_for(&server.conninfo("postgres"))
+}
+
+/// Options for a connection through a proxy in front of the server.
+pub fn options_through(server: &Server, proxy: &Proxy) -> ReceiveOptions {
+    let (own, through) = (format!("port={}", server.port()), format!("port={}", proxy.port));
+    let conninfo = server.conninfo_tcp("postgres").replace(&own, &through);
+    options_for(&format!("{conninfo} sslmode=disable"))
 }
 
 pub fn options_for(conninfo: &str) -> ReceiveOptions {

@@ -11,7 +11,7 @@ use walrecv::seal::header::RepositoryId;
 
 use super::harness::{self, Vault};
 use crate::support::guard::Guard;
-use crate::support::{Ledger, Seed, Server, require_servers, rounds, wait_for};
+use crate::support::{Ledger, Seed, Server, TempDir, require_servers, rounds, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -21,7 +21,10 @@ fn receiver_process() {
     let Ok(conninfo) = std::env::var("VAULT_CONNINFO") else { return };
     let text = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
     let secret = walrecv::keys::setup::secret_from_text(&text("VAULT_SECRET")).expect("the secret");
-    let repo = harness::open_local(&PathBuf::from(text("VAULT_DIR")));
+    let repo = match std::env::var("VAULT_ENDPOINT") {
+        Ok(endpoint) => harness::open_bucket(&text("VAULT_URL"), &endpoint),
+        Err(_) => harness::open_local(&PathBuf::from(text("VAULT_DIR"))),
+    };
     let place = harness::place(repo, RepositoryId([7; 16]), secret, &text("VAULT_PUBLIC"));
     let mut options = harness::options_for(&conninfo);
     options.flush_interval = Duration::from_millis(text("VAULT_FLUSH_MS").parse().expect("milliseconds"));
@@ -34,27 +37,46 @@ fn receiver_process() {
 /// The receiver as a process of its own.
 pub struct Process {
     child: Child,
+    said: TempDir,
     _guard: Guard,
 }
 
 impl Process {
     pub fn start(vault: &Vault, server: &Server, flush_ms: u64) -> Process {
+        Process::start_with(vault, server, flush_ms, &[])
+    }
+
+    /// Into a bucket: its URL, and where it is reached.
+    pub fn start_in_bucket(vault: &Vault, server: &Server, flush_ms: u64, url: &str, endpoint: &str) -> Process {
+        let place = [("VAULT_URL", url.to_owned()), ("VAULT_ENDPOINT", endpoint.to_owned())];
+        Process::start_with(vault, server, flush_ms, &place)
+    }
+
+    fn start_with(vault: &Vault, server: &Server, flush_ms: u64, place: &[(&str, String)]) -> Process {
+        let said = TempDir::new("said");
+        let log = std::fs::File::create(said.join("stderr")).expect("make a file for what it says");
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["receive::kill::receiver_process", "--exact", "--nocapture", "--test-threads=1"]);
         command.envs(vault.texts()).env("VAULT_DIR", vault.temp.path());
         command.env("VAULT_CONNINFO", server.conninfo("postgres")).env("VAULT_FLUSH_MS", flush_ms.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(if std::env::var_os("WALRECV_SHOW").is_some() { Stdio::inherit() } else { Stdio::null() });
+        command.envs(place.iter().map(|(name, value)| (*name, value.as_str())));
+        command.stderr(if std::env::var_os("WALRECV_SHOW").is_some() { Stdio::inherit() } else { Stdio::from(log) });
         let child = command.spawn().expect("start the receiver");
         let guard = Guard::new(child.id());
-        Process { child, _guard: guard }
+        Process { child, said, _guard: guard }
+    }
+
+    /// What it has said so far: its events.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.said.join("stderr")).unwrap_or_default()
     }
 
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    fn is_running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("ask after the receiver").is_none()
     }
 
@@ -66,6 +88,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the receiver\n{}\n---", self.said());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,0 +1,185 @@
+//! Server and receiver are lost together, at random moments under load: what the archive has is compared with what clients were told.
+//!
+//! Only the archive is looked at, as if the data directory were gone. A commit counts as kept when its record can be read from there without a hole.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use walrecv::archive::Archive;
+use walrecv::archive::read::SegmentBytes;
+use walrecv::pg::scan::{ScanConfig, WalScanner};
+use walrecv::pg::xact::{Note, note};
+use walrecv::pg::{Lsn, MajorVersion, SegmentName, TimelineId};
+
+use super::harness::{self, Vault};
+use super::kill::{Process, told};
+use crate::support::ledger::Entry;
+use crate::support::{Ledger, Moto, Seed, Server, require_moto, require_servers, rounds, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(30);
+const INTERVAL_MS: u64 = 400;
+/// For one put, and for a machine that does something else meanwhile.
+const PUT: Duration = Duration::from_secs(2);
+const LEVELS: [&str; 3] = ["remote_write", "on", "remote_apply"];
+
+/// Transactions that are committed in the archive's WAL of timeline 1, from the segment of `from` up to its end.
+fn kept(archive: &Archive, version: MajorVersion, from: Lsn) -> HashSet<u32> {
+    let (runtime, size) = (harness::runtime(), archive.names.segment_size);
+    let mut number = size.segment_of(from);
+    let config = ScanConfig { version, system: archive.names.system, timeline: TimelineId(1), segment_size: size };
+    let mut scanner = WalScanner::new(config, number.start(size));
+    let mut found = HashSet::new();
+    loop {
+        let name = SegmentName::new(TimelineId(1), number, size);
+        let read = runtime.block_on(archive.read_segment(name, None)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (bytes, whole) = match read {
+            None => return found,
+            Some(SegmentBytes::Complete(bytes)) => (bytes, true),
+            Some(SegmentBytes::Prefix(bytes)) => (bytes, false),
+        };
+        let fed = scanner.feed(&bytes, &mut |record| {
+            if let Ok(Note::Commit { xid, .. }) = note(record, version) {
+                found.insert(xid);
+            }
+        });
+        fed.unwrap_or_else(|e| panic!("{name} in the archive: {e}"));
+        if !whole {
+            return found;
+        }
+        number = number.next();
+    }
+}
+
+/// Where the receiver stores.
+enum Spot {
+    Folder,
+    Bucket(String),
+}
+
+struct Scene {
+    server: Server,
+    vault: Vault,
+    spot: Spot,
+    flush_ms: u64,
+}
+
+impl Scene {
+    fn new(version: MajorVersion, spot: Spot, synchronous: bool) -> Scene {
+        let names = if synchronous { "walrecv" } else { "" };
+        let server = Server::builder(version)
+            .setting("synchronous_standby_names", names)
+            .setting("max_wal_size", "1GB")
+            .setting("wal_keep_size", "1GB")
+            .start();
+        server.sql("set synchronous_commit = local; select pg_create_physical_replication_slot('walrecv', true)");
+        // What is listed is flushed at every commit, whatever the interval.
+        Scene { server, vault: Vault::new(), spot, flush_ms: if synchronous { 60_000 } else { INTERVAL_MS } }
+    }
+
+    fn receive(&self) -> Process {
+        match &self.spot {
+            Spot::Folder => Process::start(&self.vault, &self.server, self.flush_ms),
+            Spot::Bucket(url) => {
+                let endpoint = Moto::shared().endpoint();
+                Process::start_in_bucket(&self.vault, &self.server, self.flush_ms, url, &endpoint)
+            }
+        }
+    }
+
+    fn archive(&self) -> Archive {
+        let repo = match &self.spot {
+            Spot::Folder => self.vault.repository(),
+            Spot::Bucket(url) => harness::open_bucket(url, &Moto::shared().endpoint()),
+        };
+        self.vault.archive_in(repo, &self.server)
+    }
+
+    /// One loss: the commits that clients were told of and the archive has not, and when the first of the two was killed (microseconds since 1970).
+    fn lose(&mut self, round: u32, level: &str, seed: &mut Seed) -> (Vec<Entry>, usize, i64) {
+        let sql = |sql: &str| self.server.sql(sql);
+        sql(&format!("alter system set synchronous_commit = '{level}'"));
+        sql("select pg_reload_conf()");
+        let archive = self.archive();
+        let mut process = self.receive();
+        let from = harness::acknowledged(&self.server);
+        wait_for("the receiver to stream", LIMIT, || {
+            assert!(process.is_running(), "ended by itself");
+            (sql("select count(*) from pg_stat_replication where state = 'streaming'") != "0").then_some(())
+        });
+        let first = 1 + u64::from(round) * 1_000_000;
+        let pause = Duration::from_millis(seed.below(8));
+        let ledger = Ledger::builder().writers(3).padding(400).pause(pause).first_id(first).start(&self.server);
+        let before = told(&self.server);
+        ledger.wait_for_more(20, LIMIT);
+        wait_for("the first acknowledgement", LIMIT, || (told(&self.server) > before).then_some(()));
+        std::thread::sleep(Duration::from_millis(seed.below(1500)));
+        let receiver_first = seed.below(2) == 0;
+        let killed = SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_micros() as i64;
+        if receiver_first {
+            process.kill();
+            self.server.kill9();
+        } else {
+            self.server.kill9();
+            process.kill();
+        }
+        let entries = ledger.stop();
+        let kept = kept(&archive, self.server.version(), from);
+        let lost = entries.iter().filter(|e| !kept.contains(&(e.xid as u32))).cloned().collect();
+        self.server.start_again();
+        (lost, entries.len(), killed)
+    }
+}
+
+fn synchronous(version: MajorVersion, spot: Spot, times: u32) {
+    let (mut scene, mut seed) = (Scene::new(version, spot, true), Seed::of_run());
+    for round in 0..times {
+        let level = LEVELS[seed.below(3) as usize];
+        let (lost, of, _) = scene.lose(round, level, &mut seed);
+        println!("round {round}, {level}: {of} commits answered, {} lost", lost.len());
+        assert!(of > 20);
+        assert_eq!(lost, [], "round {round}, synchronous_commit = {level}: lost of {of} commits that were answered");
+    }
+}
+
+fn asynchronous(version: MajorVersion, spot: Spot, times: u32) {
+    let (mut scene, mut seed) = (Scene::new(version, spot, false), Seed::of_run());
+    let mut ages = Vec::new();
+    for round in 0..times {
+        let (lost, of, killed) = scene.lose(round, "on", &mut seed);
+        // How long before the kill the oldest lost commit was made. The last of each writer has no time; it is the newest.
+        let oldest = lost.iter().filter_map(|e| e.committed_us).min();
+        let age = Duration::from_micros(oldest.map_or(0, |at| (killed - at).max(0)) as u64);
+        println!("round {round}: {of} commits answered, {} lost, the oldest {age:?} before the kill", lost.len());
+        assert!(lost.len() < of, "some were kept");
+        assert!(age <= Duration::from_millis(INTERVAL_MS) + PUT, "round {round}: lost {age:?} of commits");
+        ages.push(age);
+    }
+    ages.sort();
+    println!("median {:?}, worst {:?}", ages[ages.len() / 2], ages[ages.len() - 1]);
+}
+
+#[test]
+fn nothing_answered_is_lost_with_a_synchronous_receiver() {
+    require_servers!(MajorVersion::V18);
+    synchronous(MajorVersion::V18, Spot::Folder, rounds(3, 50));
+}
+
+#[test]
+fn nothing_answered_is_lost_with_a_synchronous_receiver_into_a_bucket() {
+    require_servers!(MajorVersion::V16);
+    require_moto!();
+    synchronous(MajorVersion::V16, Spot::Bucket(Moto::shared().bucket("loss-sync")), rounds(2, 50));
+}
+
+#[test]
+fn no_more_than_the_flush_interval_and_a_put_is_lost() {
+    require_servers!(MajorVersion::V14);
+    asynchronous(MajorVersion::V14, Spot::Folder, rounds(3, 50));
+}
+
+#[test]
+fn no_more_than_the_flush_interval_and_a_put_is_lost_into_a_bucket() {
+    require_servers!(MajorVersion::V18);
+    require_moto!();
+    asynchronous(MajorVersion::V18, Spot::Bucket(Moto::shared().bucket("loss-async")), rounds(2, 50));
+}
