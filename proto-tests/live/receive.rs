@@ -1,7 +1,11 @@
 //! The receiver on real servers: what it stores is what the server wrote, what it acknowledges is stored, and it holds no server up.
 
+#[path = "receive/bucket.rs"]
+mod bucket;
 #[path = "receive/damage.rs"]
 mod damage;
+#[path = "receive/disks.rs"]
+mod disks;
 #[path = "receive/equality.rs"]
 mod equality;
 #[path = "receive/harness.rs"]
@@ -16,8 +20,6 @@ mod memory;
 mod outages;
 #[path = "receive/pair.rs"]
 mod pair;
-#[path = "receive/proxy.rs"]
-mod proxy;
 #[path = "receive/refusals.rs"]
 mod refusals;
 #[path = "receive/stops.rs"]
@@ -26,3 +28,5 @@ mod stops;
 mod store;
 #[path = "receive/timelines.rs"]
 mod timelines;
+#[path = "receive/wires.rs"]
+mod wires;

@@ -27,6 +27,8 @@ pub struct Seen {
     pub modified: SystemTime,
     /// The file system that it is on.
     pub device: u64,
+    /// Which file of that file system it is, whatever its name.
+    pub inode: u64,
 }
 
 /// File systems and nothing more: no retries, no order, no durability of their own. Names are absolute, or relative to the working directory.
@@ -199,7 +201,7 @@ impl Handle for File {
 
 fn seen(meta: &Metadata) -> io::Result<Seen> {
     let form = form(meta.file_type());
-    Ok(Seen { form, len: meta.len(), modified: meta.modified()?, device: meta.dev() })
+    Ok(Seen { form, len: meta.len(), modified: meta.modified()?, device: meta.dev(), inode: meta.ino() })
 }
 
 fn form(kind: fs::FileType) -> Form {

@@ -25,6 +25,7 @@ pub struct PreparedTail {
 /// An open tail file. After a failed write or sync it is dead: every later call fails, and the caller goes on in a new file.
 #[derive(Debug)]
 pub struct TailFile {
+    medium: Ground,
     file: Arc<dyn Handle>,
     path: PathBuf,
     written: u64,
@@ -47,7 +48,9 @@ impl PreparedTail {
         let medium = self.staging.medium.clone();
         durable::create_dirs(&*medium, durable::parent(path))?;
         let file = self.staging.file.clone();
-        let mut tail = TailFile { file, path: path.to_owned(), written: 0, allocated: self.allocated, dead: None };
+        let (ground, path_of) = (medium.clone(), path.to_owned());
+        let mut tail =
+            TailFile { medium: ground, file, path: path_of, written: 0, allocated: self.allocated, dead: None };
         tail.append(preamble)?;
         tail.sync_data()?;
         if !self.staging.link(path)? {
@@ -91,9 +94,12 @@ impl TailFile {
         Ok(())
     }
 
-    /// fdatasync. On success everything appended is durable and the witness for `claim` (system, timeline, end LSN of what was appended) is returned.
+    /// fdatasync. On success everything appended is durable and the witness for `claim` (system, timeline, end LSN of what was appended) is returned. A file
+    /// that no longer stands under its name (deleted, or its disk unmounted) can be synced still, but nobody would find it.
     pub fn sync(&mut self, claim: (SystemIdentifier, TimelineId, Lsn)) -> Result<DurableLsn> {
         self.sync_data()?;
+        let found = self.stands_under_its_name();
+        self.survive("find again", found)?;
         Ok(DurableLsn::witness(claim.0, claim.1, claim.2))
     }
 
@@ -115,6 +121,14 @@ impl TailFile {
         self.alive()?;
         let synced = self.file.sync_data();
         self.survive("sync", synced)
+    }
+
+    fn stands_under_its_name(&self) -> io::Result<()> {
+        let (own, named) = (self.file.look()?, self.medium.look(&self.path)?);
+        if (own.device, own.inode) == (named.device, named.inode) {
+            return Ok(());
+        }
+        Err(io::Error::other("another file stands under its name"))
     }
 
     fn alive(&self) -> Result<()> {

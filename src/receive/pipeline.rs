@@ -63,6 +63,8 @@ pub struct Pipeline {
     partial_stored: bool,
     /// When durable bytes last moved, or nothing waited.
     progress_at: Instant,
+    /// So long checked bytes may wait before anybody tries to make them durable.
+    flush_interval: Duration,
     told_at: Option<Instant>,
     /// Segments that have tails.
     tailed: BTreeSet<SegmentNumber>,
@@ -93,12 +95,13 @@ impl Pipeline {
         tailed.extend(stored.tails.iter().map(|tail| names.segment_size.segment_of(tail.start)));
         let whole = stored.segments.clone();
         let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()));
+        let flush_interval = if synchronous { Duration::ZERO } else { options.flush_interval };
         let keep = KeepConfig {
             archive: archive.clone(),
             writer,
             timeline,
             compression: options.compression,
-            flush_interval: if synchronous { Duration::ZERO } else { options.flush_interval },
+            flush_interval,
             stored: stored.segments,
             stats: observer.stats().clone(),
         };
@@ -121,6 +124,7 @@ impl Pipeline {
             finished: false,
             partial_stored: false,
             progress_at: Instant::now(),
+            flush_interval,
             told_at: None,
             tailed,
             opened: BTreeMap::new(),
@@ -189,15 +193,16 @@ impl Pipeline {
     }
 
     pub fn set_flush_interval(&mut self, interval: Duration) {
+        self.flush_interval = interval;
         self.ask(Work::FlushInterval(interval));
     }
 
-    /// Whether checked bytes have waited for longer than `limit` without any becoming durable.
+    /// Whether checked bytes have waited for longer than `limit` without any becoming durable, the wait for the next flush not counted.
     pub fn is_stalled(&mut self, limit: Duration) -> bool {
         if !self.ledger.waiting() || self.only_compares() {
             self.progress_at = Instant::now();
         }
-        self.progress_at.elapsed() >= limit
+        self.progress_at.elapsed() >= limit + self.flush_interval
     }
 
     /// Whether the next byte to become durable belongs to a stored segment that has not arrived whole: no repository is waited for, only the server.

@@ -1,8 +1,8 @@
 //! Putting: objects and tail pieces on their way to the repository, at most four at a time, each until it is settled.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::GIVE_UP;
 use super::object::{Object, object_bytes};
 use super::tail::Piece;
+use crate::archive::cluster::check_cluster_file;
 use crate::archive::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn};
@@ -27,6 +28,9 @@ use crate::stats::StreamStats;
 const AT_ONCE: usize = super::resume::PUTS_IN_FLIGHT as usize;
 /// A refusal in the middle of a run may pass (credentials are being changed): it is tried again after this.
 const REFUSED: Duration = Duration::from_secs(5);
+
+/// So often, where nothing has failed, it is looked at whether the store is still the same.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// What is put.
 #[derive(Debug)]
@@ -96,11 +100,21 @@ struct Shared {
     stats: Arc<StreamStats>,
     /// Something could be put: refusals are no mistake in the configuration.
     proven: AtomicBool,
+    /// The last look at whether the store is still the same.
+    seen: Mutex<Seen>,
+}
+
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Failed attempts before it.
+    failures: u64,
+    at: Instant,
 }
 
 impl Puts {
     pub fn new(archive: Archive, trouble: UnboundedSender<Error>, stats: Arc<StreamStats>) -> Puts {
-        let shared = Shared { archive, trouble, stats, proven: AtomicBool::new(false) };
+        let seen = Mutex::new(Seen { failures: archive.repo.failures(), at: Instant::now() });
+        let shared = Shared { archive, trouble, stats, proven: AtomicBool::new(false), seen };
         let bytes = object_bytes(shared.archive.names.segment_size) * AT_ONCE as u64;
         let window = Window { bytes, unsettled: BTreeSet::new() };
         Puts { shared: Arc::new(shared), running: JoinSet::new(), waiting: VecDeque::new(), window }
@@ -171,8 +185,13 @@ impl Shared {
                     repo.put_wal(&piece.name, &piece.bytes, judge, GIVE_UP, claim).await
                 }
             };
-            match outcome {
-                Ok(durable) => {
+            let settled = match outcome {
+                Ok(durable) => self.is_the_same_store().await.map(|same| (durable, same)),
+                Err(error) => Err(error),
+            };
+            match settled {
+                Ok((_, false)) => return Err(self.vanished()),
+                Ok((durable, true)) => {
                     self.proven.store(true, Ordering::SeqCst);
                     self.stats.put(item.size(), begun.elapsed(), Instant::now());
                     return Ok(Done { item, durable: Some(durable) });
@@ -191,6 +210,27 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether what this run began with is still there. A store that was away may come back as another one, with nothing in it: what was acknowledged would be
+    /// gone, and the new objects would look like an archive. Asked after every failure, and now and then.
+    async fn is_the_same_store(&self) -> Result<bool> {
+        let (failures, now) = (self.archive.repo.failures(), Instant::now());
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.failures == failures && now.duration_since(seen.at) < LOOK {
+            return Ok(true);
+        }
+        if !check_cluster_file(&self.archive.repo, &self.archive.names).await? {
+            return Ok(false);
+        }
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen { failures, at: now };
+        Ok(true)
+    }
+
+    fn vanished(&self) -> Error {
+        let file = self.archive.names.cluster_file();
+        Error::new(Kind::Repository, format!("{file} is gone from the repository: this is not the store that was written to"))
+            .hint("Nothing more was acknowledged. Find out what became of the repository; if it is lost, make a new one with walrecv init and take a base backup.")
     }
 
     fn trouble(&self, error: Error) {

@@ -3,7 +3,7 @@
 //! A tail is sealed under a salt of its own, apart from the object that the same bytes end up in. A local file that failed once is never written again:
 //! everything after its last successful sync goes into a new file, from memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
@@ -13,6 +13,7 @@ use crate::disk::lane::Beside;
 use crate::disk::tail_file::{PreparedTail, TailFile};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SegmentName};
+use crate::repo::Repository;
 use crate::seal::header::ObjectKind;
 use crate::seal::key::WriterKeys;
 use crate::seal::sealer::Compression;
@@ -68,19 +69,25 @@ impl TailMaker {
     /// Begins to make the next local file, away from the hot path. Without effect where tails are pieces.
     pub fn prepare(&mut self) {
         if let (Some(folder), None) = (self.local.clone(), &self.prepared) {
-            let (medium, bytes) = (self.archive.repo.medium().clone(), self.preallocate);
+            let (repo, bytes) = (self.archive.repo.clone(), self.preallocate);
             // Without a thread the file is made when it is needed.
             let lane = self.archive.repo.lane();
-            self.prepared = lane.beside("prepare", move || PreparedTail::prepare(&medium, &folder, bytes));
+            self.prepared = lane.beside("prepare", move || prepare(&repo, &folder, bytes));
         }
     }
 
-    fn prepared(&mut self, folder: &std::path::Path) -> Result<PreparedTail> {
+    fn prepared(&mut self, folder: &Path) -> Result<PreparedTail> {
         match self.prepared.take().and_then(Beside::join) {
             Some(Ok(ready)) => Ok(ready),
-            Some(Err(_)) | None => PreparedTail::prepare(self.archive.repo.medium(), folder, self.preallocate),
+            Some(Err(_)) | None => prepare(&self.archive.repo, folder, self.preallocate),
         }
     }
+}
+
+/// Never where the repository's disk is not mounted.
+fn prepare(repo: &Repository, folder: &Path, bytes: u64) -> Result<PreparedTail> {
+    repo.demand_local_root()?;
+    PreparedTail::prepare(repo.medium(), folder, bytes)
 }
 
 /// The tail of one object.
@@ -166,7 +173,9 @@ impl Current {
                 let root = maker.archive.repo.local_root();
                 let path = root.ok_or_else(|| Error::new(Kind::Failed, "the repository is not on a local disk"))?;
                 let path = path.join(name);
-                Some(maker.prepared(&folder)?.adopt(&path, &sealer.preamble())?)
+                let prepared = maker.prepared(&folder)?;
+                maker.archive.repo.demand_local_root()?;
+                Some(prepared.adopt(&path, &sealer.preamble())?)
             }
         };
         Ok(Current { sealer, salt, run, file })

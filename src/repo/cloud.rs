@@ -250,8 +250,10 @@ fn trouble(what: &str, error: object_store::Error) -> Trouble {
     let has = |code: &str| text.contains(code);
     let broken = Error::new(Kind::Repository, format!("cannot {what}: {}", shorten(&text)));
     if has("NoSuchBucket") || has("ContainerNotFound") || has("The specified bucket does not exist") {
+        // The store's own words may be too far behind to be shown.
+        let gone = Error::new(Kind::Repository, format!("cannot {what}: there is no such bucket (NoSuchBucket)"));
         return Trouble::Error(
-            broken.hint("Make the bucket, or correct the repository URL, the endpoint and the region."),
+            gone.hint("Make the bucket, or correct the repository URL, the endpoint and the region."),
         );
     }
     let absent = has("NoSuchKey") || has("BlobNotFound");

@@ -3,12 +3,14 @@
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::backend::{Answer, Backend, Children, Listed, Piece};
+use super::root::Root;
 use crate::disk::durable;
 use crate::disk::medium::{Form, Ground, Medium, Seen};
 use crate::error::{Class, Error, Kind, Result};
@@ -23,13 +25,12 @@ struct Files {
 }
 
 pub(super) struct LocalBackend {
-    root: PathBuf,
-    medium: Ground,
+    root: Arc<Root>,
 }
 
 impl LocalBackend {
-    pub(super) fn new(root: PathBuf, medium: Ground) -> LocalBackend {
-        LocalBackend { root, medium }
+    pub(super) fn new(root: Arc<Root>) -> LocalBackend {
+        LocalBackend { root }
     }
 
     /// Runs blocking file work away from the async tasks.
@@ -38,12 +39,16 @@ impl LocalBackend {
         name: &str,
         work: impl FnOnce(&Files, &Path) -> Result<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<T>> {
-        let files = Files { root: self.root.clone(), medium: self.medium.clone() };
-        let path = self.root.join(name);
-        let lane = self.medium.lane();
+        let root = self.root.clone();
+        let files = Files { root: root.path.clone(), medium: root.medium.clone() };
+        let path = root.path.join(name);
+        let lane = root.medium.lane();
         let job = move || {
-            demand_root(&*files.medium, &files.root)?;
-            work(&files, &path).map_err(into_repository)
+            root.demand()?;
+            let done = work(&files, &path).map_err(into_repository)?;
+            // Unmounted meanwhile, it was done to whatever stands there now.
+            root.demand()?;
+            Ok(done)
         };
         async move { lane.run(job).await? }.boxed()
     }
@@ -123,29 +128,13 @@ impl Backend for LocalBackend {
     }
 
     fn make_root(&self) -> BoxFuture<'_, Result<()>> {
-        let (root, medium) = (self.root.clone(), self.medium.clone());
+        let (root, medium) = (self.root.path.clone(), self.root.medium.clone());
         let lane = medium.lane();
         let job = move || {
             let made = durable::create_dirs(&*medium, &root).and_then(|()| durable::sync_above(&*medium, &root));
             made.map_err(into_repository)
         };
         async move { lane.run(job).await? }.boxed()
-    }
-}
-
-/// Without the root nothing can be known: its disk may not be mounted, and "no such file" would be a lie.
-fn demand_root(medium: &dyn Medium, root: &Path) -> Result<()> {
-    let missing = |text: String| {
-        Error::new(Kind::Repository, text)
-            .hint("Mount the disk that holds the repository, correct the URL, or make a repository with walrecv init.")
-    };
-    match medium.look(root) {
-        Ok(found) if found.form == Form::Directory => Ok(()),
-        Ok(_) => Err(missing(format!("repository {} is not a directory", root.display()))),
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            Err(missing(format!("repository directory {} does not exist", root.display())))
-        }
-        Err(e) => Err(cannot("open repository", root, e)),
     }
 }
 

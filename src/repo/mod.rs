@@ -5,6 +5,7 @@ pub mod cloud;
 mod local;
 pub mod names;
 mod open;
+mod root;
 pub mod store;
 
 pub use backend::Listed;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 
 use super::backend::{Answer, Backend, Children, Listed};
 use super::local::LocalBackend;
+use super::root::Root;
 use super::{cloud, names, open};
 use crate::backoff::Backoff;
 use crate::disk::durable;
@@ -60,9 +62,11 @@ pub struct Repository {
 
 struct Inner {
     url: String,
-    local_root: Option<PathBuf>,
+    local_root: Option<Arc<Root>>,
     medium: Ground,
     backend: Box<dyn Backend>,
+    /// Attempts to create an object that failed.
+    failures: AtomicU64,
 }
 
 impl Repository {
@@ -93,14 +97,19 @@ impl Repository {
 
     /// As `with_backend`, where everything else that computes or waits for a disk goes by `medium`.
     pub fn beside(url: &str, backend: Box<dyn Backend>, medium: Ground) -> Repository {
-        Repository { inner: Arc::new(Inner { url: url.to_owned(), local_root: None, medium, backend }) }
+        Repository::with(url.to_owned(), None, medium, backend)
     }
 
     /// A repository in a directory of any medium.
     pub fn in_directory(root: PathBuf, medium: Ground) -> Repository {
         let url = format!("file://{}", root.display());
-        let backend = Box::new(LocalBackend::new(root.clone(), medium.clone()));
-        Repository { inner: Arc::new(Inner { url, local_root: Some(root), medium, backend }) }
+        let root = Arc::new(Root::new(root, medium.clone()));
+        Repository::with(url, Some(root.clone()), medium, Box::new(LocalBackend::new(root)))
+    }
+
+    fn with(url: String, local_root: Option<Arc<Root>>, medium: Ground, backend: Box<dyn Backend>) -> Repository {
+        let failures = AtomicU64::new(0);
+        Repository { inner: Arc::new(Inner { url, local_root, medium, backend, failures }) }
     }
 
     pub fn url(&self) -> &str {
@@ -109,7 +118,17 @@ impl Repository {
 
     /// The directory of a `file://` repository: where tail files live.
     pub fn local_root(&self) -> Option<&Path> {
-        self.inner.local_root.as_deref()
+        self.inner.local_root.as_ref().map(|root| root.path.as_path())
+    }
+
+    /// Demands that the directory of a `file://` repository is there, and still the one that was there at first: for who writes files below it.
+    pub fn demand_local_root(&self) -> Result<()> {
+        self.inner.local_root.as_ref().map_or(Ok(()), |root| root.demand())
+    }
+
+    /// How many attempts to create an object have failed so far. A store that was away may have come back as another one.
+    pub fn failures(&self) -> u64 {
+        self.inner.failures.load(Ordering::SeqCst)
     }
 
     /// The disk that tail files are written to.
@@ -143,7 +162,11 @@ impl Repository {
         let started = Instant::now();
         let mut backoff = backoff();
         loop {
-            let unclear = match self.inner.backend.create(name, bytes).await {
+            let created = self.inner.backend.create(name, bytes).await;
+            if created.is_err() {
+                self.inner.failures.fetch_add(1, Ordering::SeqCst);
+            }
+            let unclear = match created {
                 Ok(Answer::Created) => return Ok(Put::Created),
                 Ok(Answer::Taken) => None,
                 Err(error) if error.is_transient() => Some(error),
@@ -255,7 +278,7 @@ impl Repository {
 
     /// Deletes what crashed writers left in a local repository (files under staging names that nobody holds); says how many.
     pub async fn clean_staging(&self) -> Result<u64> {
-        let Some(root) = self.inner.local_root.clone() else { return Ok(0) };
+        let Some(root) = self.local_root().map(Path::to_path_buf) else { return Ok(0) };
         let medium = self.inner.medium.clone();
         self.lane().run(move || durable::clean_staging(&*medium, &root, STAGING_AGE)).await?
     }
