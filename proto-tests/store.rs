@@ -18,6 +18,8 @@ mod disk;
 mod faults;
 #[path = "store/groups.rs"]
 mod groups;
+#[path = "store/heartbeats.rs"]
+mod heartbeats;
 #[path = "store/scripted.rs"]
 mod scripted;
 #[path = "store/suite.rs"]

@@ -161,6 +161,16 @@ pub struct StreamStats {
     pub queued_bytes: Number,
     pub reconnects: Number,
     pub stalls: Number,
+    heart: Mutex<Heartbeats>,
+}
+
+/// What is known of the server's clock. Times are microseconds of that clock since 2000.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heartbeats {
+    /// The archive is complete through the time, up to the position.
+    pub complete: Option<(u64, i64)>,
+    /// The last stamp of the server, and when it arrived.
+    pub clock: Option<(i64, Instant)>,
 }
 
 impl Default for StreamStats {
@@ -188,6 +198,7 @@ impl Default for StreamStats {
             queued_bytes: Number::default(),
             reconnects: Number::default(),
             stalls: Number::default(),
+            heart: Mutex::default(),
         }
     }
 }
@@ -203,6 +214,18 @@ impl StreamStats {
     pub fn oldest_commit_age(&self, now: Instant) -> Option<Duration> {
         let arrived = self.oldest_commit.get().checked_sub(1)?;
         Some(now.saturating_duration_since(self.started + Duration::from_micros(arrived)))
+    }
+
+    /// About once a second.
+    pub fn set_heart(&self, complete: Option<(u64, i64)>, clock: Option<(i64, Instant)>) {
+        let mut heart = self.heart.lock().unwrap_or_else(PoisonError::into_inner);
+        // A new connection has proven nothing yet; what an earlier one proved stays true.
+        heart.complete = complete.or(heart.complete);
+        heart.clock = clock.or(heart.clock);
+    }
+
+    pub fn heart(&self) -> Heartbeats {
+        *self.heart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A flush of the tail.

@@ -239,7 +239,7 @@ fn the_stored_group_summary_says_what_it_should() {
     assert!(text.contains("\"partials\":[{\"start\":\"1/600000\",\"end\":\"1/601267\""), "{text}");
 }
 
-const INDEX_KINDS: [(ObjectKind, &str); 10] = [
+const INDEX_KINDS: [(ObjectKind, &str); 11] = [
     (ObjectKind::Map, "map"),
     (ObjectKind::Intent, "intent"),
     (ObjectKind::Manifest, "manifest"),
@@ -250,6 +250,7 @@ const INDEX_KINDS: [(ObjectKind, &str); 10] = [
     (ObjectKind::GroupSummary, "group-summary"),
     (ObjectKind::Plan, "plan"),
     (ObjectKind::Cluster, "cluster"),
+    (ObjectKind::Heartbeat, "heartbeat"),
 ];
 
 /// Preamble and three flushes of one frame each, zeros behind the last; their plain bytes.

@@ -105,7 +105,7 @@ impl Archive {
 impl Inventory {
     fn add(&mut self, name: String, object: WalObject) {
         let segment = match object {
-            WalObject::History { .. } | WalObject::GroupSummary(_) => return,
+            WalObject::History { .. } | WalObject::GroupSummary(_) | WalObject::Heartbeat { .. } => return,
             WalObject::Segment { segment, .. }
             | WalObject::Partial { segment }
             | WalObject::TailPiece { segment, .. }

@@ -4,6 +4,7 @@ pub mod backups;
 pub mod cluster;
 pub mod extent;
 pub mod group;
+pub mod heartbeat;
 pub mod history;
 pub mod inventory;
 mod join;

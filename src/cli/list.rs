@@ -23,6 +23,8 @@ struct Window {
     end: Option<(TimelineId, Lsn)>,
     /// Time of the newest commit that a complete segment's summary tells of; the open segment may hold newer ones.
     newest: Option<PgTime>,
+    /// Everything that was committed by then is stored: told by a heartbeat.
+    complete: Option<PgTime>,
 }
 
 pub async fn run(common: &Common) -> Result<()> {
@@ -68,7 +70,14 @@ async fn window(archive: &Archive, inventory: &Inventory, manifest: Manifest) ->
         Some((timeline, reached)) => newest_commit(archive, inventory, timeline, manifest.start, reached).await?,
         None => None,
     };
-    Ok(Window { manifest, end, newest })
+    let complete = match end {
+        Some((timeline, reached)) => {
+            let beats = archive.heartbeats(timeline).await?;
+            beats.into_iter().find(|beat| beat.lsn <= reached).map(|beat| beat.time)
+        }
+        None => None,
+    };
+    Ok(Window { manifest, end, newest, complete })
 }
 
 /// The newest commit or abort time that summaries of complete segments tell of, looking back from the end.
@@ -119,7 +128,7 @@ fn show(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
     output::line(output::table(&header, &right, &rows));
     output::line("");
     output::line(
-        "COMMITS THROUGH is what complete segments tell; the open segment holds newer ones. `walrecv restore --latest --plan` looks.",
+        "COMMITS THROUGH is what complete segments and heartbeats tell; the open segment may hold newer ones. `walrecv restore --latest --plan` looks.",
     );
 }
 
@@ -130,12 +139,12 @@ fn row(window: &Window) -> Vec<String> {
         manifest.id.to_string(),
         manifest.label.clone(),
         (manifest.version_num / 10000).to_string(),
-        manifest.stopped_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+        output::time(manifest.stopped_at),
         output::bytes(manifest.sizes.total),
         output::bytes(manifest.sizes.stored),
         manifest.stop.to_string(),
         usable.map_or("WAL MISSING".to_owned(), |(timeline, end)| format!("{end} (timeline {timeline})")),
-        window.newest.map_or("-".to_owned(), target::show),
+        window.newest.max(window.complete).map_or("-".to_owned(), target::show),
     ]
 }
 
@@ -157,7 +166,8 @@ fn window_json(window: &Window) -> Value {
         None => Value::Null,
     };
     value["restorable"] = window.end.is_some_and(|(_, end)| end >= window.manifest.stop).into();
-    value["newest_summarised_commit"] = window.newest.map(target::show).into();
+    value["complete_through"] = window.complete.and_then(output::moment).map(output::rfc3339).into();
+    value["newest_summarised_commit"] = window.newest.and_then(output::moment).map(output::rfc3339).into();
     value
 }
 

@@ -2,10 +2,12 @@
 
 use std::io::{IsTerminal, Write};
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::exit;
 use crate::error::{Error, Kind};
+use crate::pg::xact::PgTime;
 
 /// `--output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -84,6 +86,24 @@ pub fn table(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01 00:00:00 UTC (`POSTGRES_EPOCH_JDATE`).
+pub const PG_EPOCH_UNIX_MICROS: i64 = 946_684_800_000_000;
+
+/// A moment for people, as PostgreSQL prints and reads it in UTC: `2026-11-21 14:05:00.000123+00`.
+pub fn time(moment: Timestamp) -> String {
+    moment.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string()
+}
+
+/// A moment for scripts, RFC 3339 in UTC: `2026-11-21T14:05:00.000123Z`.
+pub fn rfc3339(moment: Timestamp) -> String {
+    moment.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
+
+/// The same moment; `None` where PostgreSQL's range goes on and no calendar does.
+pub fn moment(time: PgTime) -> Option<Timestamp> {
+    Timestamp::from_microsecond(time.0.checked_add(PG_EPOCH_UNIX_MICROS)?).ok()
+}
+
 /// Bytes for people: `512 B`, `16.0 MiB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -112,6 +132,15 @@ pub fn seconds(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_moment_in_both_forms() {
+        let at = moment(PgTime(123_456)).unwrap();
+        assert_eq!(time(at), "2000-01-01 00:00:00.123456+00");
+        assert_eq!(rfc3339(at), "2000-01-01T00:00:00.123456Z");
+        assert_eq!(time(moment(PgTime(-1_000_000)).unwrap()), "1999-12-31 23:59:59.000000+00");
+        assert_eq!(moment(PgTime(i64::MAX)), None);
+    }
 
     #[test]
     fn figures_for_people() {

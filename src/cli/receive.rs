@@ -118,7 +118,7 @@ impl Screen {
         if self.dirty.swap(false, Ordering::Relaxed) {
             let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
         }
-        output::note(format!("{} {text}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S%.3fZ")));
+        output::note(format!("{} {text}", output::time(jiff::Timestamp::now())));
     }
 
     fn stopped(&self, report: &ReceiveReport) {

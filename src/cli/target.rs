@@ -4,12 +4,10 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
+use super::output::{self, PG_EPOCH_UNIX_MICROS};
 use crate::config::duration;
 use crate::error::{Error, Kind, Result};
 use crate::pg::xact::PgTime;
-
-/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01 00:00:00 UTC (`POSTGRES_EPOCH_JDATE`).
-const PG_EPOCH_UNIX_MICROS: i64 = 946_684_800_000_000;
 
 /// Reads a target time. `now` and `zone` are arguments so that the reading can be tested.
 pub fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<PgTime> {
@@ -23,10 +21,7 @@ pub fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<PgTime> {
 
 /// As PostgreSQL prints a timestamp in UTC: `2026-11-21 14:05:00.000123+00`.
 pub fn show(time: PgTime) -> String {
-    time.0.checked_add(PG_EPOCH_UNIX_MICROS).and_then(|micros| Timestamp::from_microsecond(micros).ok()).map_or_else(
-        || format!("{} µs after 2000-01-01", time.0),
-        |stamp| stamp.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string(),
-    )
+    output::moment(time).map_or_else(|| format!("{} µs after 2000-01-01", time.0), output::time)
 }
 
 fn relative(text: &str, now: Timestamp) -> Option<Timestamp> {

@@ -143,6 +143,11 @@ impl Ledger {
         self.limited(self.durable)
     }
 
+    /// Whether everything up to `lsn` is durable, checked and compared, and this server still is on the timeline.
+    pub fn covers(&self, lsn: Lsn) -> bool {
+        self.switch_point.is_none() && self.limited(self.durable.min(self.checked)) >= lsn
+    }
+
     /// An ordinary update: whole records only. Never lower than what was reported before.
     pub fn ordinary(&mut self) -> Status {
         let flushed = self.durable.min(self.checked);

@@ -9,10 +9,12 @@
 
 pub mod acknowledge;
 mod arrivals;
+mod beats;
 mod check;
 mod compare;
 mod follow;
 pub mod forecast;
+mod heart;
 mod keep;
 mod object;
 pub mod observe;

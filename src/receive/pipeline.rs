@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::ReceiveOptions;
 use super::acknowledge::Ledger;
 use super::arrivals::Arrivals;
+use super::beats::Beats;
 use super::check::{Check, Refused};
 use super::compare::Comparison;
 use super::keep::{Flush, KeepConfig, Keeper, Kept};
@@ -27,6 +28,7 @@ use crate::keys::ring::WriterRing;
 use crate::pg::scan::ScanConfig;
 use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, SegmentSize, TimelineId};
 use crate::repo::names::WalObject;
+use crate::seal::content::heartbeat::Heartbeat;
 use crate::seal::header::ObjectKind;
 
 /// How often progress is told.
@@ -51,6 +53,7 @@ pub struct Pipeline {
     outbox: VecDeque<Work>,
     pub ledger: Ledger,
     arrivals: Arrivals,
+    beats: Beats,
     puts: Puts,
     trouble: UnboundedReceiver<Error>,
     /// End of what was taken from the server.
@@ -96,6 +99,7 @@ impl Pipeline {
         let whole = stored.segments.clone();
         let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()));
         let flush_interval = if synchronous { Duration::ZERO } else { options.flush_interval };
+        let beats = Beats::new(archive.clone(), writer.clone(), timeline);
         let keep = KeepConfig {
             archive: archive.clone(),
             writer,
@@ -111,6 +115,7 @@ impl Pipeline {
         Ok(Pipeline {
             puts: Puts::new(archive.clone(), out, observer.stats().clone()),
             arrivals: Arrivals::default(),
+            beats,
             archive,
             timeline,
             worker,
@@ -249,6 +254,12 @@ impl Pipeline {
                 None => Err(Error::new(Kind::Failed, "the thread that keeps has died")),
             },
             Some(done) = self.puts.next() => self.put_done(done?),
+            Some(beat) = self.beats.next() => {
+                if let Err(error) = beat {
+                    self.observer.warn(format!("a heartbeat cannot be stored: {error}"));
+                }
+                Ok(Turn::Went)
+            }
             Some(error) = self.trouble.recv() => {
                 self.observer.warn(error.to_string());
                 Ok(Turn::Went)
@@ -355,6 +366,13 @@ impl Pipeline {
         }
     }
 
+    /// The server has proven that its WAL ended there at a time. That is stored from time to time, as far as all WAL before it is.
+    pub fn proven(&mut self, beat: Heartbeat) {
+        if self.ledger.covers(beat.lsn) {
+            self.beats.proven(beat);
+        }
+    }
+
     /// Deletes every tail of a segment that is stored complete.
     fn clean(&mut self, number: SegmentNumber) {
         self.opened.remove(&number);
@@ -441,8 +459,10 @@ impl Pipeline {
         Ok(None)
     }
 
-    /// Waits for deletions that were begun.
+    /// The last words of a run to the repository: the newest heartbeat, and deletions that were begun.
     pub async fn tidy(&mut self) {
+        self.beats.store();
+        while self.beats.next().await.is_some() {}
         while self.cleaning.join_next().await.is_some() {}
     }
 

@@ -266,6 +266,7 @@ impl Run {
     async fn stream(&mut self, server: &mut Server) -> Result<End> {
         let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
         let (timeline, from, slot) = (pipeline.timeline(), pipeline.received(), self.options.slot.clone());
+        server.look_whether_standby().await?;
         match server.stream.start_replication(slot.as_deref(), from, timeline).await.map_err(|e| gone(e, from))? {
             Started::NextTimeline { next, switch_point } => return Ok(End::Timeline { next, switch_point }),
             Started::Streaming => {}

@@ -30,6 +30,8 @@ pub struct Server {
     pub slot: SlotPosition,
     /// Listed in `synchronous_standby_names`.
     pub synchronous: bool,
+    /// In recovery: what it holds says nothing of its primary.
+    pub standby: bool,
 }
 
 /// No question to a server may wait longer: a server that hangs must not hang its receiver.
@@ -100,7 +102,28 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
     let (history, history_file) = history(&mut stream, &identity).await?;
     let sentinel = Sentinel::watch(stream.same_server().clone(), slot.map(str::to_owned), second, observer.clone());
     let slot = position;
-    Ok(Server { stream, sentinel, identity, version, segment_size, history, history_file, slot, synchronous })
+    Ok(Server {
+        stream,
+        sentinel,
+        identity,
+        version,
+        segment_size,
+        history,
+        history_file,
+        slot,
+        synchronous,
+        standby: true,
+    })
+}
+
+impl Server {
+    /// Asks whether the server is in recovery: before each stream, since a standby may have been promoted.
+    pub async fn look_whether_standby(&mut self) -> Result<()> {
+        // 13 has no setting that says just that; a primary where sessions are read-only by default is taken for a standby, which costs its heartbeats.
+        let setting = if self.version < MajorVersion::V14 { "transaction_read_only" } else { "in_hot_standby" };
+        self.standby = answered("SHOW", self.stream.show(setting)).await? == "on";
+        Ok(())
+    }
 }
 
 /// Where the slot stands, by the best means that there is.

@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::ReceiveOptions;
 use super::check::Refused;
+use super::heart::Heart;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::{Pipeline, Turn};
 use super::sentinel::Sign;
@@ -22,6 +23,8 @@ use crate::wire::message::{Status, StreamEvent};
 const SEND_LIMIT: Duration = Duration::from_secs(2);
 /// After so long without a word from the server it is asked for one.
 const ASK: Duration = Duration::from_secs(5);
+/// The server is asked for an answer so often at most. A status may come a little early.
+const HEARTBEAT: Duration = Duration::from_millis(950);
 /// After so long without a word the connection is given up.
 const SILENCE: Duration = Duration::from_secs(20);
 
@@ -55,6 +58,7 @@ pub struct Stream<'a> {
     /// The server is left then.
     leave_by: Option<Instant>,
     heard: Instant,
+    heart: Heart,
 }
 
 impl<'a> Stream<'a> {
@@ -65,7 +69,8 @@ impl<'a> Stream<'a> {
         observer: &'a Observer,
     ) -> Stream<'a> {
         let heard = Instant::now();
-        Stream { options, server, pipeline, observer, ping: None, stopping: false, leave_by: None, heard }
+        let heart = Heart::new(HEARTBEAT);
+        Stream { options, server, pipeline, observer, ping: None, stopping: false, leave_by: None, heard, heart }
     }
 
     /// Streams until something ends it. The first word is the start position.
@@ -102,21 +107,25 @@ impl<'a> Stream<'a> {
     async fn event(&mut self, event: StreamEvent) -> Result<Option<End>> {
         self.heard = Instant::now();
         match event {
-            StreamEvent::Data { start, wal_end, bytes, .. } => {
+            StreamEvent::Data { start, wal_end, bytes, sent_at } => {
                 let expected = self.pipeline.received();
                 if start != expected {
                     let text = format!("the server sent WAL from {start}, expected it from {expected}");
                     return Err(Error::new(Kind::Corrupt, text));
                 }
                 self.pipeline.ledger.server_holds(wal_end.max(start + bytes.len() as u64));
+                self.heart.data(wal_end, sent_at, self.heard);
                 self.pipeline.take(bytes);
                 Ok(None)
             }
-            StreamEvent::Keepalive { wal_end, reply_requested, .. } => {
+            StreamEvent::Keepalive { wal_end, sent_at, reply_requested } => {
                 self.pipeline.ledger.server_holds(wal_end);
                 if !reply_requested {
+                    self.heart.answer(wal_end, sent_at, self.pipeline.received(), self.heard);
+                    self.beat();
                     return Ok(None);
                 }
+                self.heart.heard(sent_at, self.heard);
                 self.ping = Some(wal_end);
                 self.leave_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace);
                 self.pipeline.flush_all();
@@ -183,8 +192,20 @@ impl<'a> Stream<'a> {
             return Ok(Some(End::Lost(Error::new(Kind::Server, text).transient())));
         }
         let mut status = self.pipeline.ledger.ordinary();
-        status.reply_requested = silent >= ASK;
+        status.reply_requested = self.heart.ask(Instant::now(), silent >= ASK);
         self.report(status).await
+    }
+
+    /// Says how far the archive is complete, and has a heartbeat stored where that is proven well enough. A standby proves nothing of its primary.
+    fn beat(&mut self) {
+        let durable = self.pipeline.ledger.answer();
+        let (complete, clock) = (self.heart.durable(durable), self.heart.clock());
+        self.observer.stats().set_heart(complete.map(|beat| (beat.lsn.0, beat.time.0)), clock.map(|(t, at)| (t.0, at)));
+        if !self.server.standby
+            && let Some(beat) = self.heart.proven()
+        {
+            self.pipeline.proven(beat);
+        }
     }
 
     fn sign(&mut self, sign: Sign) -> Option<End> {
@@ -213,6 +234,7 @@ impl<'a> Stream<'a> {
     }
 
     async fn report(&mut self, status: Status) -> Result<Option<End>> {
+        self.beat();
         match self.send(status).await {
             Ok(()) => {
                 self.pipeline.reported();

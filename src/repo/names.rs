@@ -1,5 +1,6 @@
 //! Names of objects (pure). `docs/format/repository-format.md` has the tree.
 
+use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId};
 
 pub const REPOSITORY_FILE: &str = "walrecv.json";
@@ -151,6 +152,16 @@ impl ClusterNames {
         format!("{}/{run}.open", self.tail_folder(segment))
     }
 
+    /// `tail/<TLI>/heartbeats`: apart from the segments' folders, which are emptied when a segment is complete.
+    pub fn heartbeat_folder(&self, timeline: TimelineId) -> String {
+        self.below(format_args!("tail/{:08X}/heartbeats", timeline.0))
+    }
+
+    /// `tail/<TLI>/heartbeats/<LSN>-<time>`: 16 hexadecimal digits each, the time in microseconds since 2000.
+    pub fn heartbeat(&self, timeline: TimelineId, lsn: Lsn, time: PgTime) -> String {
+        format!("{}/{:016X}-{:016X}", self.heartbeat_folder(timeline), lsn.0, time.0)
+    }
+
     pub fn pack(&self, backup: &str, number: u32) -> String {
         self.below(format_args!("packs/{backup}/{number}"))
     }
@@ -181,6 +192,7 @@ pub enum WalObject {
     TailPiece { segment: SegmentName, from: u64, to: u64, run: String },
     TailOpen { segment: SegmentName, run: String },
     GroupSummary(WalGroup),
+    Heartbeat { timeline: TimelineId, lsn: Lsn, time: PgTime },
 }
 
 /// Parses a name relative to the cluster's root; `None` for staging leftovers and anything unknown.
@@ -205,6 +217,11 @@ pub fn parse_wal_object(relative: &str, size: SegmentSize) -> Option<WalObject> 
                 _ => return None,
             };
             placed.then_some(object)
+        }
+        ["tail", timeline, "heartbeats", file] => {
+            let (lsn, time) = file.split_once('-')?;
+            let timeline = TimelineId(u32::try_from(hex(timeline, 8)?).ok().filter(|number| *number > 0)?);
+            Some(WalObject::Heartbeat { timeline, lsn: Lsn(hex(lsn, 16)?), time: PgTime(hex(time, 16)? as i64) })
         }
         ["tail", timeline, folder, file] => {
             let segment = SegmentName::parse(folder, size)?;
@@ -272,6 +289,14 @@ mod tests {
                         WalObject::TailPiece { segment, from: 8, to: end, run: run.clone() },
                     ),
                     (names.tail_open(segment, &run), WalObject::TailOpen { segment, run: run.clone() }),
+                    (
+                        names.heartbeat(segment.timeline, Lsn(0x16_0000_0028), PgTime(848_000_000_123_456)),
+                        WalObject::Heartbeat {
+                            timeline: segment.timeline,
+                            lsn: Lsn(0x16_0000_0028),
+                            time: PgTime(848_000_000_123_456),
+                        },
+                    ),
                     (names.history(segment.timeline), WalObject::History { timeline: segment.timeline }),
                     (
                         names.group_summary(WalGroup::of(segment.timeline, segment.start())),
@@ -306,6 +331,9 @@ mod tests {
             "tail/00000002/000000010000000000000001/00000000-00000010.r",
             "tail/00000001/000000010000000000000001/.open",
             "tail/00000001/000000010000000000000001/a.b.open",
+            "tail/00000001/heartbeats/0000001600000028-000303448A8F9A4",
+            "tail/00000000/heartbeats/0000001600000028-0003034487A8F9A4",
+            "tail/00000001/heartbeats/0000001600000028",
             "packs/x/1",
             "",
         ] {

@@ -10,6 +10,7 @@ use crate::archive::inventory::Inventory;
 use crate::error::{Error, Kind, Result};
 use crate::pg::xact::{Parameters, PgTime};
 use crate::pg::{Lsn, SegmentName, TimelineId};
+use crate::seal::content::heartbeat::Heartbeat;
 use crate::seal::content::manifest::Manifest;
 
 /// What the person asked for.
@@ -44,12 +45,13 @@ pub struct Choice {
 pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifest], wanted: &Wanted) -> Result<Choice> {
     wanted.target.check()?;
     let (path, candidates) = candidates(inventory, backups, wanted)?;
+    let known = known(archive, &path, &wanted.target).await?;
     let mut passed_over = Vec::new();
     // A newer backup was read from here to the end without meeting the target: it can only lie before.
     let mut until = None;
     for manifest in &candidates {
         let route = Route { archive, inventory, path: &path, version: version(manifest)? };
-        let walk = Walk::new(wanted.target.clone(), origin(manifest));
+        let walk = Walk::new(wanted.target.clone(), origin(manifest)).knowing(known.clone());
         let read = route.read(walk, manifest.start, until).await?;
         let (hole, parameters) = (read.hole, parameters(manifest, &read));
         let refusal = match finish(read, &path) {
@@ -73,6 +75,18 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
         passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole) });
     }
     Err(unreachable(&wanted.target, &candidates, &passed_over))
+}
+
+/// What is known of times at which nothing was committed on this path. A heartbeat past the fork speaks of another history.
+async fn known(archive: &Archive, path: &Path, target: &Target) -> Result<Vec<Heartbeat>> {
+    let mut known = Vec::new();
+    if let Target::Time { .. } = target {
+        for leg in &path.legs {
+            let beats = archive.heartbeats(leg.timeline).await?;
+            known.extend(beats.into_iter().filter(|beat| leg.end.is_none_or(|fork| beat.lsn <= fork)));
+        }
+    }
+    Ok(known)
 }
 
 /// The path, and the backups on it, newest first.
@@ -182,7 +196,7 @@ fn gap(hole: Option<SegmentName>, landing: &Landing) -> Error {
 }
 
 fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) -> Error {
-    let Refusal::NotReached { last_commit, end } = refusal else {
+    let Refusal::NotReached { last_commit, end, complete_through } = refusal else {
         return Error::new(Kind::Target, format!("{} cannot be reached", target.describe()));
     };
     let last = match last_commit {
@@ -194,11 +208,15 @@ fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) ->
         return Error::new(Kind::Gap, message).hint("choose a target before the gap, or a backup after it");
     }
     let message = format!("{} cannot be reached: the archive ends at {end}, and {last}", target.describe());
-    let hint = match target {
-        Target::Time { .. } => {
-            "PostgreSQL stops at a commit after the target time, and none is stored: restore with --latest, or to an earlier time"
+    let hint = match (target, complete_through) {
+        (Target::Time { .. }, Some(through)) => {
+            format!("the archive is complete through {through}: restore with --latest, or to a time before that")
         }
-        _ => "restore with --latest, or to an earlier target",
+        (Target::Time { .. }, None) => {
+            "PostgreSQL stops at a commit after the target time, and none is stored: restore with --latest, or to an earlier time"
+                .to_owned()
+        }
+        _ => "restore with --latest, or to an earlier target".to_owned(),
     };
     Error::new(Kind::Target, message).hint(hint)
 }

@@ -6,6 +6,7 @@
 use super::target::Target;
 use crate::pg::xact::{Note, PgTime};
 use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::heartbeat::Heartbeat;
 
 /// Commits at or before a target time that lie after the stop are listed up to this many.
 const LISTED_MISSED: usize = 20;
@@ -87,7 +88,8 @@ pub enum Refusal {
     /// Nothing shows that the backup was taken before the target time: it may hold later commits, whose WAL is not replayed.
     NotBefore { began: Option<PgTime> },
     /// WAL ends without a record that stops the recovery.
-    NotReached { last_commit: Option<Commit>, end: Lsn },
+    /// `complete_through`: up to where it is known that nothing is missing.
+    NotReached { last_commit: Option<Commit>, end: Lsn, complete_through: Option<PgTime> },
     /// WAL ends before the end of the backup.
     WalEndsEarly { end: Lsn, consistent_at: Lsn },
 }
@@ -106,6 +108,7 @@ pub struct Walk {
     last_commit: Option<Commit>,
     commits: u64,
     complete_through: Option<PgTime>,
+    known: Vec<Heartbeat>,
     stop: Option<Stop>,
     missed: Vec<Commit>,
     looked: Lsn,
@@ -124,10 +127,17 @@ impl Walk {
             last_commit: None,
             commits: 0,
             complete_through: None,
+            known: Vec::new(),
             stop: None,
             missed: Vec::new(),
             looked: redo,
         }
+    }
+
+    /// Heartbeats of the timelines on the path, none of them past the fork where the path leaves its timeline.
+    pub fn knowing(mut self, known: Vec<Heartbeat>) -> Walk {
+        self.known = known;
+        self
     }
 
     pub fn stopped(&self) -> bool {
@@ -167,7 +177,14 @@ impl Walk {
             Some(_) if !self.backup_is_older() => return Err(Refusal::NotBefore { began: self.began }),
             Some(stop) => stop,
             None if end < consistent_at => return Err(Refusal::WalEndsEarly { end, consistent_at }),
-            None => self.end_of_wal().ok_or(Refusal::NotReached { last_commit: self.last_commit, end })?,
+            None => match self.end_of_wal() {
+                Some(_) if !self.backup_is_older() => return Err(Refusal::NotBefore { began: self.began }),
+                Some(stop) => stop,
+                None => {
+                    let complete_through = self.through();
+                    return Err(Refusal::NotReached { last_commit: self.last_commit, end, complete_through });
+                }
+            },
         };
         let needed = match stop {
             Stop::Before { end, .. } | Stop::After { end, .. } => end,
@@ -203,11 +220,15 @@ impl Walk {
         match &self.target {
             Target::Latest => Some(Stop::EndOfWal),
             Target::Immediate => Some(Stop::Cut),
-            Target::Time { time, .. } if self.complete_through.is_some_and(|through| through > *time) => {
-                Some(Stop::Cut)
-            }
+            Target::Time { time, .. } if self.through().is_some_and(|through| through > *time) => Some(Stop::Cut),
             _ => None,
         }
+    }
+
+    /// Through which moment what was read is known to be all: a heartbeat counts once everything up to it was read.
+    fn through(&self) -> Option<PgTime> {
+        let covered = self.known.iter().filter(|beat| beat.lsn <= self.replayed).map(|beat| beat.time);
+        covered.chain(self.complete_through).max()
     }
 
     fn stops_before(&self, record: &Seen) -> bool {

@@ -24,8 +24,15 @@ fn run(notes: &[Note], target: Target) -> Result<Landing, Refusal> {
 
 /// The backup's checkpoint began at `began` (microseconds); it was complete 300 microseconds later.
 fn run_from(notes: &[Note], target: Target, began: i64) -> Result<Landing, Refusal> {
+    run_knowing(notes, target, began, &[])
+}
+
+/// With heartbeats: positions and times.
+fn run_knowing(notes: &[Note], target: Target, began: i64, known: &[(Lsn, i64)]) -> Result<Landing, Refusal> {
     let stopped_at = PgTime(began + 300);
-    let mut walk = Walk::new(target, Origin { redo: REDO, checkpoint: REDO, consistent_at: CONSISTENT, stopped_at });
+    let known = known.iter().map(|(lsn, time)| Heartbeat { lsn: *lsn, time: PgTime(*time) }).collect();
+    let origin = Origin { redo: REDO, checkpoint: REDO, consistent_at: CONSISTENT, stopped_at };
+    let mut walk = Walk::new(target, origin).knowing(known);
     for (index, note) in notes.iter().enumerate() {
         let start = Lsn(REDO.0 + 0x10 * index as u64);
         let transaction = matches!(note, Note::Commit { .. } | Note::Abort { .. });
@@ -93,7 +100,7 @@ fn a_time_after_the_last_commit_is_not_reached() {
     let last = Commit { xid: 13, time: PgTime(300), start: record(6).0, end: record(6).1 };
     for target in [time(300, true), time(301, false), time(1000, true)] {
         let refusal = run(&history(), target).unwrap_err();
-        assert_eq!(refusal, Refusal::NotReached { last_commit: Some(last), end: record(6).1 });
+        assert_eq!(refusal, Refusal::NotReached { last_commit: Some(last), end: record(6).1, complete_through: None });
     }
     assert_eq!(lands(&history(), time(300, false)), (Some(12), before(6)));
 }
@@ -104,6 +111,36 @@ fn a_later_restore_point_proves_that_no_commit_is_missing() {
     wal.push(point("nightly", 500));
     assert_eq!(lands(&wal, time(400, true)), (Some(13), Stop::Cut));
     assert!(matches!(run(&wal, time(500, true)), Err(Refusal::NotReached { .. })), "not later than the target");
+}
+
+#[test]
+fn a_heartbeat_proves_that_no_commit_is_missing_once_everything_up_to_it_was_read() {
+    let (wal, end) = (history(), record(6).1);
+    let lands = |target, known: &[(Lsn, i64)]| {
+        run_knowing(&wal, target, -10_000_000, known).map(|landing| (landing.last_commit.map(|c| c.xid), landing.stop))
+    };
+    assert_eq!(lands(time(400, true), &[(end, 500)]), Ok((Some(13), Stop::Cut)));
+    assert_eq!(lands(time(400, true), &[(end, 350), (record(5).0, 401)]), Ok((Some(13), Stop::Cut)));
+    let refused = |through| match lands(time(400, true), &[(end, through)]) {
+        Err(Refusal::NotReached { complete_through, .. }) => complete_through,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(400), Some(PgTime(400)), "not later than the target");
+    let beyond = lands(time(400, true), &[(Lsn(end.0 + 8), 500)]);
+    assert!(matches!(beyond, Err(Refusal::NotReached { complete_through: None, .. })), "{beyond:?}");
+    assert_eq!(lands(time(250, true), &[(end, 500)]), Ok((Some(12), before(6))), "a later commit stops the server");
+    assert!(lands(Target::Xid { xid: 99, inclusive: true }, &[(end, 500)]).is_err(), "only times are met by it");
+}
+
+/// The commits that an idle archive's newest backup holds may all be later than the target.
+#[test]
+fn a_time_that_is_met_by_the_end_needs_an_older_backup_all_the_same() {
+    let idle = [Note::Other, Note::Other, Note::BackupEnd { start: REDO }];
+    let refused = |began| run_knowing(&idle, time(100, true), began, &[(CONSISTENT, 500)]);
+    assert_eq!(refused(200), Err(Refusal::NotBefore { began: Some(PgTime(200)) }));
+    assert_eq!(refused(-1_000_000).unwrap().stop, Stop::Cut);
+    let marked = [&idle[..], &[point("later", 500)]].concat();
+    assert!(matches!(run_from(&marked, time(100, true), 200), Err(Refusal::NotBefore { .. })));
 }
 
 #[test]

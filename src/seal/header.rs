@@ -36,10 +36,11 @@ pub enum ObjectKind {
     GroupSummary = 12,
     Plan = 13,
     Cluster = 14,
+    Heartbeat = 15,
 }
 
 impl ObjectKind {
-    pub const ALL: [ObjectKind; 14] = [
+    pub const ALL: [ObjectKind; 15] = [
         Self::Segment,
         Self::Partial,
         Self::Tail,
@@ -54,6 +55,7 @@ impl ObjectKind {
         Self::GroupSummary,
         Self::Plan,
         Self::Cluster,
+        Self::Heartbeat,
     ];
 
     /// The number that is stored.
@@ -89,6 +91,7 @@ impl ObjectKind {
             Self::GroupSummary => "group summary",
             Self::Plan => "plan",
             Self::Cluster => "cluster file",
+            Self::Heartbeat => "heartbeat",
         }
     }
 }
@@ -242,6 +245,6 @@ mod tests {
             assert_eq!(ObjectKind::from_number(kind.number()), Some(kind));
         }
         assert_eq!(ObjectKind::from_number(0), None);
-        assert_eq!(ObjectKind::from_number(15), None);
+        assert_eq!(ObjectKind::from_number(16), None);
     }
 }

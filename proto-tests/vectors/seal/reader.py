@@ -150,7 +150,7 @@ class Object:
         kind, flags = data[10], data[11]
         system, size, timeline, start = struct.unpack("<QIIQ", data[28:52])
         salt, wrapped = data[52:84], struct.unpack("<H", data[84:86])[0]
-        if not 1 <= kind <= 14 or flags > 1 or wrapped > 4010 or size & size - 1 or not 1 << 20 <= size <= 1 << 30:
+        if not 1 <= kind <= 15 or flags > 1 or wrapped > 4010 or size & size - 1 or not 1 << 20 <= size <= 1 << 30:
             raise Refused("damaged")
         header = data[:86 + wrapped]
         self.has_content = kind in (1, 2, 3, 4)

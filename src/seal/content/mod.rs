@@ -1,8 +1,9 @@
-//! What index objects say: summaries, contents lists, maps, manifests, intents. Pure encoders and decoders.
+//! What index objects say: summaries, contents lists, maps, manifests, intents, heartbeats. Pure encoders and decoders.
 
 pub mod backup_id;
 pub mod contents;
 pub mod group;
+pub mod heartbeat;
 pub mod intent;
 pub mod manifest;
 pub mod map;

@@ -1,0 +1,82 @@
+//! Heartbeats: through which moment of the server's clock a timeline is stored. Only what is stored up to a heartbeat's position makes it count.
+
+use std::time::Duration;
+
+use super::{Archive, refused};
+use crate::error::{Error, Kind, Result};
+use crate::pg::TimelineId;
+use crate::repo::Found;
+use crate::repo::names::WalObject;
+use crate::seal::content::heartbeat::Heartbeat;
+use crate::seal::header::ObjectKind;
+use crate::seal::key::WriterKeys;
+use crate::seal::opener::{open_index, read_header};
+use crate::seal::sealer::{Compression, seal_index};
+
+impl Archive {
+    /// Stores a heartbeat once, then deletes those of the timeline that say less.
+    pub async fn put_heartbeat(
+        &self,
+        keys: &WriterKeys,
+        timeline: TimelineId,
+        beat: Heartbeat,
+        give_up: Duration,
+    ) -> Result<()> {
+        let mut salt = [0; 32];
+        getrandom::fill(&mut salt).map_err(|e| Error::new(Kind::Failed, "no random bytes").caused_by(e))?;
+        let claims = self.claims(ObjectKind::Heartbeat, timeline, beat.lsn);
+        let sealed = seal_index(keys, claims, salt, Compression::None, &beat.encode());
+        let judge = |head: &[u8]| match read_header(head) {
+            Ok((header, _)) if header.salt == salt => Found::Ours,
+            // Its name says all that it says.
+            Ok((header, _)) if header.claims == claims => Found::Equal,
+            _ => Found::Different,
+        };
+        let name = self.names.heartbeat(timeline, beat.lsn, beat.time);
+        self.repo.put_once(&name, &sealed.bytes, &judge, give_up).await?;
+        for (name, older) in self.list_heartbeats(timeline).await? {
+            if older.lsn <= beat.lsn && older.time < beat.time {
+                self.repo.delete(&name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every heartbeat of a timeline that opens, newest first. One that does not open tells nothing.
+    pub async fn heartbeats(&self, timeline: TimelineId) -> Result<Vec<Heartbeat>> {
+        let mut beats = Vec::new();
+        for (name, named) in self.list_heartbeats(timeline).await? {
+            // Gone since it was listed: a newer one says more, and the next look finds it.
+            let Some(object) = self.repo.get(&name).await? else { continue };
+            let claims = self.claims(ObjectKind::Heartbeat, timeline, named.lsn);
+            let content = open_index(&object, &claims, &*self.keys).map_err(|problem| refused(&name, problem));
+            match content.map(|content| Heartbeat::decode(&content, named)) {
+                Ok(Ok(beat)) => beats.push(beat),
+                Ok(Err(problem)) => tracing::warn!("{name} counts for nothing: {problem}"),
+                Err(problem) => tracing::warn!("{name} counts for nothing: {problem}"),
+            }
+        }
+        beats.sort_by_key(|beat| std::cmp::Reverse((beat.time, beat.lsn)));
+        Ok(beats)
+    }
+
+    /// The newest heartbeat of a timeline of which everything is stored that it speaks of, as far as the end of what is stored tells.
+    pub async fn complete_through(&self, timeline: TimelineId) -> Result<Option<Heartbeat>> {
+        let beats = self.heartbeats(timeline).await?;
+        if beats.is_empty() {
+            return Ok(None);
+        }
+        let end = self.durable_end(timeline).await?;
+        Ok(beats.into_iter().find(|beat| end.is_some_and(|end| end >= beat.lsn)))
+    }
+
+    /// By name; nothing is opened.
+    async fn list_heartbeats(&self, timeline: TimelineId) -> Result<Vec<(String, Heartbeat)>> {
+        let listed = self.repo.list(&self.names.heartbeat_folder(timeline)).await?;
+        let beat = |name: String| match self.parse(&name)? {
+            WalObject::Heartbeat { lsn, time, .. } => Some((name, Heartbeat { lsn, time })),
+            _ => None,
+        };
+        Ok(listed.into_iter().filter_map(|listed| beat(listed.name)).collect())
+    }
+}

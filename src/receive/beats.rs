@@ -1,0 +1,62 @@
+//! Storing heartbeats: so that a restore can reach an idle time after the last commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::GIVE_UP;
+use crate::archive::Archive;
+use crate::error::{Error, Kind, Result};
+use crate::keys::ring::WriterRing;
+use crate::pg::TimelineId;
+use crate::seal::content::heartbeat::Heartbeat;
+
+/// At most one in so long, but for the last one before a stop.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// The heartbeats of one timeline.
+pub struct Beats {
+    archive: Archive,
+    writer: Arc<WriterRing>,
+    timeline: TimelineId,
+    /// The newest that may be stored.
+    latest: Option<Heartbeat>,
+    /// The newest that was put, and when.
+    put: Option<(Heartbeat, Instant)>,
+    putting: JoinSet<Result<()>>,
+}
+
+impl Beats {
+    pub fn new(archive: Archive, writer: Arc<WriterRing>, timeline: TimelineId) -> Beats {
+        Beats { archive, writer, timeline, latest: None, put: None, putting: JoinSet::new() }
+    }
+
+    /// A heartbeat whose WAL is durable, checked and compared. Stored when it is time.
+    pub fn proven(&mut self, beat: Heartbeat) {
+        self.latest = self.latest.filter(|latest| latest.time >= beat.time).or(Some(beat));
+        if self.put.is_none_or(|(_, at)| at.elapsed() >= EVERY) {
+            self.store();
+        }
+    }
+
+    /// Stores what is not stored yet: before a stop.
+    pub fn store(&mut self) {
+        let Some(beat) = self.latest.filter(|beat| self.put.is_none_or(|(put, _)| beat.time > put.time)) else {
+            return;
+        };
+        if !self.putting.is_empty() {
+            return;
+        }
+        self.put = Some((beat, Instant::now()));
+        let (archive, writer, timeline) = (self.archive.clone(), self.writer.clone(), self.timeline);
+        self.putting.spawn(async move { archive.put_heartbeat(&writer.fresh()?, timeline, beat, GIVE_UP).await });
+    }
+
+    /// The outcome of a put; `None` while there is none. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<()>> {
+        let done = self.putting.join_next().await?;
+        Some(done.unwrap_or_else(|error| Err(Error::new(Kind::Failed, "a put died").caused_by(error))))
+    }
+}
