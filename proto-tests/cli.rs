@@ -6,6 +6,8 @@ mod archive_refusals;
 mod equality;
 #[path = "cli/fetch_codes.rs"]
 mod fetch_codes;
+#[path = "cli/idle.rs"]
+mod idle;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/server_refusals.rs"]

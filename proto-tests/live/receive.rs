@@ -10,6 +10,8 @@ mod disks;
 mod equality;
 #[path = "receive/harness.rs"]
 pub mod harness;
+#[path = "receive/heartbeats.rs"]
+mod heartbeats;
 #[path = "receive/kill.rs"]
 mod kill;
 #[path = "receive/loss.rs"]

@@ -20,6 +20,7 @@ use walrecv::repo::{ClusterNames, Repository};
 use walrecv::seal::header::RepositoryId;
 use walrecv::seal::key::RepositorySecret;
 use walrecv::seal::sealer::Compression;
+use walrecv::stats::StreamStats;
 
 use crate::support::proxy::Proxy;
 use crate::support::{Server, TempDir, wait_for};
@@ -145,6 +146,7 @@ pub struct Receiving {
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<ReceiveReport>>,
     events: Arc<Mutex<Vec<ReceiveEvent>>>,
+    stats: Arc<StreamStats>,
     runtime: Runtime,
 }
 
@@ -160,13 +162,17 @@ impl Receiving {
             }
             log.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         });
-        let runtime = runtime();
+        let (runtime, stats) = (runtime(), observer.stats().clone());
         let task = runtime.spawn(receive(options, place, observer, stopped));
-        Receiving { stop, task, events, runtime }
+        Receiving { stop, task, events, stats, runtime }
     }
 
     pub fn events(&self) -> Vec<ReceiveEvent> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn stats(&self) -> &StreamStats {
+        &self.stats
     }
 
     pub fn saw(&self, wanted: impl Fn(&ReceiveEvent) -> bool) -> bool {

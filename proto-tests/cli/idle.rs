@@ -1,0 +1,54 @@
+//! An idle time after the last commit is a target like any other: the archive knows that nothing was committed up to it.
+
+use std::time::Duration;
+
+use walrecv::pg::MajorVersion;
+
+use crate::site::{Site, end, wait_durable};
+use crate::support::{Server, require_servers};
+
+fn restored_to_an_idle_time(version: MajorVersion) {
+    let mut server = Server::start(version);
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("create table story as select 1 as n");
+    let early = server.sql("select clock_timestamp()");
+    std::thread::sleep(Duration::from_millis(1200));
+    server.sql("insert into story values (2)");
+    site.backup();
+    std::thread::sleep(Duration::from_millis(1200));
+    server.sql("insert into story values (3)");
+    server.sql("checkpoint");
+    wait_durable(&server, server.lsn());
+    std::thread::sleep(Duration::from_secs(1));
+    let idle = server.sql("select clock_timestamp()");
+    std::thread::sleep(Duration::from_secs(5));
+    end(receiver);
+    let late = server.sql("select clock_timestamp()");
+    server.kill9();
+
+    let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    let window = &listed["backups"][0];
+    let through: jiff::Timestamp =
+        window["complete_through"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(|| panic!("{window}"));
+    assert!(through > idle.replace("+00", "Z").parse().expect("a time"), "{through} {idle}");
+    let text = site.walrecv(&["list"]).run().expect_code(0).stdout;
+    assert!(text.contains(&through.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string()), "{text}");
+
+    let copy = site.land(&server, "data", &["--target-time", &idle]);
+    assert_eq!(copy.value("select count(*) from story"), "3");
+    assert_eq!(copy.value("select pg_is_in_recovery()"), "f");
+    let refused = site.restore(&server, "late", &["--target-time", &late]).arg("--plan").run().expect_code(19);
+    assert!(refused.stderr.contains("complete through"), "{}", refused.stderr);
+    // The backup holds a commit that is later than this target.
+    let refused = site.restore(&server, "early", &["--target-time", &early]).arg("--plan").run();
+    assert_eq!(refused.code(), 19, "{}", refused.stderr);
+}
+
+#[test]
+fn the_oldest_and_the_newest_reach_an_idle_time() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        restored_to_an_idle_time(version);
+    }
+}
