@@ -22,6 +22,8 @@ mod memory;
 mod outages;
 #[path = "receive/pair.rs"]
 mod pair;
+#[path = "receive/pieces.rs"]
+mod pieces;
 #[path = "receive/refusals.rs"]
 mod refusals;
 #[path = "receive/stops.rs"]

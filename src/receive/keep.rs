@@ -11,8 +11,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::check::{Check, Refused};
+use super::merge::Merge;
 use super::object::{Object, Open, Place, object_bytes};
-use super::tail::{Flushed, Piece, TailMaker};
+use super::tail::{Flushed, Merging, Piece, TailMaker};
 use super::worker::Out;
 use crate::archive::Archive;
 use crate::error::{Error, Result};
@@ -42,8 +43,12 @@ pub enum Kept {
     Object(Box<Object>),
     /// A piece of the tail to put.
     Piece(Piece),
-    /// A local tail file was begun in this segment, under this run's name.
-    Opened(SegmentNumber, String),
+    /// Pieces become this one.
+    Merged(Piece),
+    /// The bytes are no longer in memory, or in an object of their own already.
+    NotMerged(Merge),
+    /// A local tail file was begun for the object that starts here, under this run's name.
+    Opened(Lsn, String),
     /// Handed to the local operating system.
     Wrote(Lsn),
     /// Durable in a local tail.
@@ -97,6 +102,7 @@ pub struct Keeper {
     spare: Vec<u8>,
     held: VecDeque<(Object, Instant)>,
     tails: TailMaker,
+    merging: Option<Merging>,
     retry_tail_at: Option<Instant>,
     /// The head of an unfinished record was to be kept too, and could not be.
     all_pending: bool,
@@ -120,6 +126,7 @@ impl Keeper {
             spare: Vec::new(),
             held: VecDeque::new(),
             tails,
+            merging: None,
             retry_tail_at: None,
             all_pending: false,
             announced: None,
@@ -198,6 +205,7 @@ impl Keeper {
     }
 
     fn close(&mut self, open: Open) {
+        self.leave_merging();
         if open.tail.exists() {
             self.tails.prepare();
         }
@@ -253,10 +261,45 @@ impl Keeper {
         self.announce(pieces);
     }
 
+    /// Begins to make one piece of these bytes, step by step: see [`Keeper::idle_step`].
+    pub fn merge(&mut self, merge: Merge) {
+        self.leave_merging();
+        let open = self.open.as_ref().filter(|open| open.place.start <= merge.from && open.kept() >= merge.to);
+        match open.map(|open| Merging::begin(&self.tails, &self.keys, open.place.segment, merge)) {
+            Some(Ok(merging)) => self.merging = Some(merging),
+            Some(Err(error)) => {
+                self.tell(Kept::NotMerged(merge));
+                self.tell(Kept::Trouble(error.context("cannot merge pieces of the tail")));
+            }
+            None => self.tell(Kept::NotMerged(merge)),
+        }
+    }
+
+    fn leave_merging(&mut self) {
+        if let Some(merging) = self.merging.take() {
+            self.tell(Kept::NotMerged(merging.merge()));
+        }
+    }
+
+    /// Work that waits for a moment without other work; a step takes a millisecond or so. `false`: there is none.
+    pub fn idle_step(&mut self) -> bool {
+        let (Some(mut merging), Some(open)) = (self.merging.take(), &self.open) else { return false };
+        let bytes = open.raw.get(open.offset(merging.at())..open.offset(merging.to())).unwrap_or_default();
+        match merging.step(bytes) {
+            true => self.merging = Some(merging),
+            false => {
+                let piece = merging.finish(&self.config.archive, open.place.segment);
+                self.tell(Kept::Merged(piece));
+            }
+        }
+        true
+    }
+
     /// The timeline ends here: its last bytes become an object of their own.
     pub fn finish(&mut self) -> Result<(), Stop> {
         self.flush(Flush::All, 0);
         let stored = self.config.stored.clone();
+        self.leave_merging();
         if let Some(open) = self.open.take().filter(|open| !stored.contains(&open.place.segment.number)) {
             let object = open.finish_partial(&self.config.archive, &self.keys, self.config.compression)?;
             self.tell(Kept::Object(Box::new(object)));
@@ -289,7 +332,7 @@ impl Keeper {
             let flushed =
                 open.tail.flush(&mut self.tails, &self.keys, target, &open.raw, upto, &mut |to| wrote = Some(to));
             if let (false, Some(run)) = (before, open.tail.file_run()) {
-                self.tell(Kept::Opened(segment.number, run.to_owned()));
+                self.tell(Kept::Opened(open.place.start, run.to_owned()));
             }
             self.tell_checked();
             wrote.into_iter().for_each(|to| self.tell(Kept::Wrote(to)));

@@ -16,6 +16,7 @@ mod follow;
 pub mod forecast;
 mod heart;
 mod keep;
+mod merge;
 mod object;
 pub mod observe;
 mod pipeline;

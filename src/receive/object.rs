@@ -113,6 +113,11 @@ impl Open {
         self.place.start + self.raw.len() as u64
     }
 
+    /// End of what is in the tail.
+    pub fn kept(&self) -> Lsn {
+        self.place.start + self.tail.kept() as u64
+    }
+
     /// Bytes that this object holds in memory, raw and sealed.
     pub fn memory(&self) -> u64 {
         self.raw.len() as u64 + self.sealer.sealed_len()

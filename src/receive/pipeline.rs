@@ -11,17 +11,20 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::ReceiveOptions;
 use super::acknowledge::Ledger;
 use super::arrivals::Arrivals;
 use super::beats::Beats;
 use super::check::{Check, Refused};
 use super::compare::Comparison;
 use super::keep::{Flush, KeepConfig, Keeper, Kept};
+use super::merge::{Merge, Pieces};
+use super::object::object_bytes;
 use super::observe::{Observer, ReceiveEvent};
 use super::prepare::Stored;
 use super::put::{Done, Item, Puts};
+use super::tail::Piece;
 use super::worker::{Work, Worker};
+use super::{GIVE_UP, ReceiveOptions};
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
@@ -71,8 +74,9 @@ pub struct Pipeline {
     told_at: Option<Instant>,
     /// Segments that have tails.
     tailed: BTreeSet<SegmentNumber>,
-    /// Runs under whose names this pipeline began local tail files.
-    opened: BTreeMap<SegmentNumber, Vec<String>>,
+    /// Per start of an object: runs under whose names this pipeline began local tail files, and its tail pieces that are durable.
+    opened: BTreeMap<Lsn, Vec<String>>,
+    pieces: BTreeMap<Lsn, Pieces>,
     /// Segments that were stored complete before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
     stored: BTreeSet<SegmentNumber>,
     cleaning: JoinSet<Result<()>>,
@@ -133,6 +137,7 @@ impl Pipeline {
             told_at: None,
             tailed,
             opened: BTreeMap::new(),
+            pieces: BTreeMap::new(),
             stored: whole,
             cleaning: JoinSet::new(),
             observer,
@@ -291,7 +296,13 @@ impl Pipeline {
                 self.tailed.insert(self.segment_before(piece.to));
                 self.puts.add(Item::Piece(piece), self.timeline);
             }
-            Kept::Opened(number, run) => self.opened.entry(number).or_default().push(run),
+            Kept::Merged(piece) => self.puts.add(Item::Merged(piece), self.timeline),
+            Kept::NotMerged(merge) => {
+                let object = self.object_of(merge.from);
+                let names = self.pieces.get_mut(&object).map(Pieces::not_merged);
+                self.delete(names.unwrap_or_default());
+            }
+            Kept::Opened(object, run) => self.opened.entry(object).or_default().push(run),
             Kept::Wrote(lsn) => self.ledger.wrote(lsn),
             Kept::Durable { from, to } => {
                 self.tailed.insert(self.segment_before(to.lsn()));
@@ -311,12 +322,13 @@ impl Pipeline {
     }
 
     fn put_done(&mut self, done: Done) -> Result<Turn> {
-        self.worker.budget.remove(done.item.size());
         if let Some(durable) = done.durable {
             self.stored(done.item.from(), durable);
         }
+        self.leave(&done.item);
         match done.item {
-            Item::Piece(_) => self.worker.budget.piece_ended(),
+            Item::Piece(piece) => self.piece_stands(piece, Pieces::add),
+            Item::Merged(piece) => self.piece_stands(piece, Pieces::merged),
             Item::Object(object) if object.kind == ObjectKind::Partial => {
                 self.partial_stored = done.durable.is_some();
                 if !self.partial_stored {
@@ -331,6 +343,41 @@ impl Pipeline {
             Item::Object(_) => {}
         }
         Ok(Turn::Moved)
+    }
+
+    /// What is put, or needs no put any more, takes no more room.
+    fn leave(&mut self, item: &Item) {
+        match item {
+            // Not counted: it waits for everything else, and there is one at a time.
+            Item::Merged(_) => {}
+            Item::Object(_) => self.worker.budget.remove(item.size()),
+            Item::Piece(_) => {
+                self.worker.budget.remove(item.size());
+                self.worker.budget.piece_ended();
+            }
+        }
+    }
+
+    /// A tail piece is durable. When its bytes are in an object already, it came too late to be deleted with the others.
+    fn piece_stands(&mut self, piece: Piece, add: impl FnOnce(&mut Pieces, Merge, String) -> Vec<String>) {
+        let object = self.object_of(piece.from);
+        let needed = self.ledger.reported() < object + object_bytes(self.segment_size());
+        let names = match needed {
+            true => {
+                let merge = Merge { from: piece.from, to: piece.to };
+                add(self.pieces.entry(object).or_default(), merge, piece.name)
+            }
+            false => vec![piece.name],
+        };
+        self.delete(names);
+        if let Some(merge) = self.pieces.last_entry().and_then(|mut last| last.get_mut().due()) {
+            self.ask(Work::Merge(merge));
+        }
+    }
+
+    /// Start of the object that holds the byte at `lsn`.
+    fn object_of(&self, lsn: Lsn) -> Lsn {
+        lsn.align_down(object_bytes(self.segment_size()))
     }
 
     fn stored(&mut self, from: Lsn, to: crate::pg::DurableLsn) {
@@ -358,6 +405,7 @@ impl Pipeline {
             self.tailed.remove(&number);
             self.clean(number);
         }
+        self.clean_parts(reported);
         if self.told_at.is_none_or(|at| at.elapsed() >= TELL) {
             self.told_at = Some(Instant::now());
             let (durable, verified) = (self.ledger.durable(), self.ledger.verified());
@@ -375,21 +423,53 @@ impl Pipeline {
 
     /// Deletes every tail of a segment that is stored complete.
     fn clean(&mut self, number: SegmentNumber) {
-        self.opened.remove(&number);
+        self.forget_objects(number.end(self.segment_size()));
         self.delete_tails(number, |_| true);
+    }
+
+    /// Deletes this run's tails of the parts that are stored, of a segment that is not complete yet.
+    fn clean_parts(&mut self, reported: Lsn) {
+        for item in self.puts.forget_tails(self.object_of(reported)) {
+            self.leave(&item);
+        }
+        let (pieces, opened) = self.forget_objects(self.object_of(reported));
+        let names = &self.archive.names;
+        let segment = |lsn| SegmentName::new(self.timeline, names.segment_size.segment_of(lsn), names.segment_size);
+        let files = opened.iter().flat_map(|(at, runs)| runs.iter().map(|run| names.tail_open(segment(*at), run)));
+        let gone = files.chain(pieces.values().flat_map(Pieces::names)).collect();
+        self.delete(gone);
+    }
+
+    /// Takes out what is known of the tails of objects that begin before `lsn`.
+    fn forget_objects(&mut self, lsn: Lsn) -> (BTreeMap<Lsn, Pieces>, BTreeMap<Lsn, Vec<String>>) {
+        let (pieces, opened) = (self.pieces.split_off(&lsn), self.opened.split_off(&lsn));
+        (std::mem::replace(&mut self.pieces, pieces), std::mem::replace(&mut self.opened, opened))
     }
 
     /// Deletes the tails of the segment in which the timeline ended, as far as the end that is stored has the same bytes. Another receiver may be writing
     /// there, and an earlier one may have come further: what is theirs stays.
     fn clean_ended(&mut self, number: SegmentNumber) {
         let upto = self.received.since(number.start(self.segment_size()));
-        let own = self.opened.remove(&number).unwrap_or_default();
+        let (_, own) = self.forget_objects(number.end(self.segment_size()));
+        let own: Vec<String> = own.into_values().flatten().collect();
         let archive = self.archive.clone();
         self.delete_tails(number, move |name| match archive.parse(name) {
             Some(WalObject::TailPiece { to, .. }) => to <= upto,
             Some(WalObject::TailOpen { run, .. }) => own.contains(&run),
             _ => false,
         });
+    }
+
+    fn delete(&mut self, names: Vec<String>) {
+        let repo = self.archive.repo.clone();
+        if !names.is_empty() {
+            self.cleaning.spawn(async move {
+                for name in names {
+                    repo.delete(&name).await?;
+                }
+                Ok(())
+            });
+        }
     }
 
     fn delete_tails(&mut self, number: SegmentNumber, unneeded: impl Fn(&str) -> bool + Send + 'static) {
@@ -459,20 +539,22 @@ impl Pipeline {
         Ok(None)
     }
 
-    /// The last words of a run to the repository: the newest heartbeat, and deletions that were begun.
+    /// The last words of a run to the repository: the newest heartbeat, and deletions that were begun. Not waited for for ever: the next run deletes the rest.
     pub async fn tidy(&mut self) {
         self.beats.store();
-        while self.beats.next().await.is_some() {}
-        while self.cleaning.join_next().await.is_some() {}
+        let last = async {
+            while self.beats.next().await.is_some() {}
+            while self.cleaning.join_next().await.is_some() {}
+        };
+        let _ = tokio::time::timeout(GIVE_UP, last).await;
     }
 
-    /// Waits for puts that were begun, whatever becomes of them: before the same bytes are received again.
+    /// Waits for puts that were begun, whatever becomes of them: before the same bytes are received again. Not for long: one that is still under way then
+    /// is a question that the next put under its name asks.
     pub async fn abandon(mut self) {
-        while let Some(done) = self.puts.next().await {
-            if let Ok(done) = done {
-                self.worker.budget.remove(done.item.size());
-            }
-        }
+        self.puts.forget_waiting();
+        let settled = async { while self.puts.next().await.is_some() {} };
+        let _ = tokio::time::timeout(GIVE_UP, settled).await;
     }
 }
 

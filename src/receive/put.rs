@@ -37,20 +37,22 @@ const LOOK: Duration = Duration::from_secs(60);
 pub enum Item {
     Object(Box<Object>),
     Piece(Piece),
+    /// What several pieces become. It waits for everything else.
+    Merged(Piece),
 }
 
 impl Item {
     pub fn from(&self) -> Lsn {
         match self {
             Item::Object(object) => object.summary.start,
-            Item::Piece(piece) => piece.from,
+            Item::Piece(piece) | Item::Merged(piece) => piece.from,
         }
     }
 
     fn to(&self) -> Lsn {
         match self {
             Item::Object(object) => object.summary.end,
-            Item::Piece(piece) => piece.to,
+            Item::Piece(piece) | Item::Merged(piece) => piece.to,
         }
     }
 
@@ -58,7 +60,7 @@ impl Item {
     pub fn size(&self) -> u64 {
         match self {
             Item::Object(object) => object.sealed.len(),
-            Item::Piece(piece) => piece.size(),
+            Item::Piece(piece) | Item::Merged(piece) => piece.size(),
         }
     }
 }
@@ -76,6 +78,8 @@ pub struct Puts {
     shared: Arc<Shared>,
     running: JoinSet<Result<Done>>,
     waiting: VecDeque<(Item, crate::pg::TimelineId)>,
+    /// Merged pieces that are being put: one at most.
+    merging: usize,
     window: Window,
 }
 
@@ -117,7 +121,7 @@ impl Puts {
         let shared = Shared { archive, trouble, stats, proven: AtomicBool::new(false), seen };
         let bytes = object_bytes(shared.archive.names.segment_size) * AT_ONCE as u64;
         let window = Window { bytes, unsettled: BTreeSet::new() };
-        Puts { shared: Arc::new(shared), running: JoinSet::new(), waiting: VecDeque::new(), window }
+        Puts { shared: Arc::new(shared), running: JoinSet::new(), waiting: VecDeque::new(), merging: 0, window }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -131,15 +135,21 @@ impl Puts {
 
     fn fill(&mut self) {
         while self.running.len() < AT_ONCE
-            && let Some(index) = self.waiting.iter().position(|(item, _)| self.may_start(item))
+            && let Some(index) = self.first(|item| !matches!(item, Item::Merged(_))).or_else(|| self.first(|_| true))
             && let Some((item, timeline)) = self.waiting.remove(index)
         {
-            if let Item::Object(_) = item {
-                self.window.unsettled.insert(item.from());
+            match item {
+                Item::Object(_) => _ = self.window.unsettled.insert(item.from()),
+                Item::Merged(_) => self.merging += 1,
+                Item::Piece(_) => {}
             }
             let shared = self.shared.clone();
             self.running.spawn(async move { shared.settle(item, timeline).await });
         }
+    }
+
+    fn first(&self, wanted: impl Fn(&Item) -> bool) -> Option<usize> {
+        self.waiting.iter().position(|(item, _)| wanted(item) && self.may_start(item))
     }
 
     fn may_start(&self, item: &Item) -> bool {
@@ -147,14 +157,30 @@ impl Puts {
             Item::Object(_) => self.window.admits(item.from()),
             // Nobody looks for holes among pieces.
             Item::Piece(_) => true,
+            Item::Merged(_) => self.merging == 0,
         }
+    }
+
+    /// Forgets the tail pieces up to `lsn` that wait to be put: nobody needs them any more.
+    pub fn forget_tails(&mut self, lsn: Lsn) -> Vec<Item> {
+        let needed = |(item, _): &(Item, _)| matches!(item, Item::Object(_)) || item.to() > lsn;
+        let (needed, rest) = std::mem::take(&mut self.waiting).into_iter().partition::<VecDeque<_>, _>(needed);
+        self.waiting = needed;
+        rest.into_iter().map(|(item, _)| item).collect()
+    }
+
+    /// Forgets everything that waits to be put; what is being put goes on.
+    pub fn forget_waiting(&mut self) {
+        self.waiting.clear();
     }
 
     /// The next put that is settled; `None` while there is none. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Done>> {
         let done = self.running.join_next().await?.unwrap_or_else(|error| Err(died(error)));
-        if let Ok(Done { item: item @ Item::Object(_), .. }) = &done {
-            self.window.unsettled.remove(&item.from());
+        match &done {
+            Ok(Done { item: item @ Item::Object(_), .. }) => _ = self.window.unsettled.remove(&item.from()),
+            Ok(Done { item: Item::Merged(_), .. }) => self.merging -= 1,
+            _ => {}
         }
         self.fill();
         Some(done)
@@ -179,7 +205,7 @@ impl Shared {
                     let judge = Judge { head: &head, whole: &whole };
                     repo.put_wal(&object.name, object.bytes(), judge, GIVE_UP, claim).await
                 }
-                Item::Piece(piece) => {
+                Item::Piece(piece) | Item::Merged(piece) => {
                     let head = |head: &[u8]| judge_piece(head, &piece.salt);
                     let judge = Judge { head: &head, whole: &|_| Ok(()) };
                     repo.put_wal(&piece.name, &piece.bytes, judge, GIVE_UP, claim).await

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::merge::Merge;
 use super::salt;
 use crate::archive::Archive;
 use crate::disk::lane::Beside;
@@ -16,7 +17,7 @@ use crate::pg::{DurableLsn, Lsn, SegmentName};
 use crate::repo::Repository;
 use crate::seal::header::ObjectKind;
 use crate::seal::key::WriterKeys;
-use crate::seal::sealer::Compression;
+use crate::seal::sealer::{Compression, FRAME_BYTES};
 use crate::seal::tail::TailSealer;
 
 /// A piece of a tail, to be put into object storage.
@@ -157,6 +158,54 @@ impl Tail {
         self.kept = upto;
         self.current = Some(current);
         Ok(Some(flushed))
+    }
+}
+
+/// One piece that is made of several, frame by frame: under a salt of its own, from the bytes themselves.
+pub struct Merging {
+    merge: Merge,
+    sealer: TailSealer,
+    salt: [u8; 32],
+    run: String,
+    sealed: Vec<Bytes>,
+}
+
+impl Merging {
+    pub fn begin(maker: &TailMaker, keys: &WriterKeys, segment: SegmentName, merge: Merge) -> Result<Merging> {
+        let (salt, run) = (salt::random()?, salt::token()?);
+        let claims = maker.archive.claims(ObjectKind::Tail, segment.timeline, merge.from);
+        let sealer = TailSealer::new(keys, claims, salt, maker.compression);
+        Ok(Merging { merge, sealer, salt, run, sealed: Vec::new() })
+    }
+
+    /// What comes next.
+    pub fn at(&self) -> Lsn {
+        self.merge.from + self.sealer.plain_len()
+    }
+
+    pub fn to(&self) -> Lsn {
+        self.merge.to
+    }
+
+    pub fn merge(&self) -> Merge {
+        self.merge
+    }
+
+    /// Seals one frame of the bytes that are left; `false` when there are none.
+    pub fn step(&mut self, left: &[u8]) -> bool {
+        let frame = &left[..left.len().min(FRAME_BYTES)];
+        if !frame.is_empty() {
+            self.sealed.push(self.sealer.seal(frame));
+        }
+        left.len() > frame.len()
+    }
+
+    pub fn finish(self, archive: &Archive, segment: SegmentName) -> Piece {
+        let Merge { from, to } = self.merge;
+        let name = archive.names.tail_piece(segment, from.since(segment.start()), to.since(segment.start()), &self.run);
+        let mut bytes = vec![self.sealer.preamble()];
+        bytes.extend(self.sealed);
+        Piece { name, bytes, salt: self.salt, from, to }
     }
 }
 

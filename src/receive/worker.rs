@@ -10,6 +10,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::keep::{Flush, Keeper, Kept, Stop};
+use super::merge::Merge;
 use crate::disk::lane::Lane;
 use crate::error::{Error, Kind, Result};
 
@@ -21,6 +22,7 @@ const QUEUE: usize = 16;
 pub enum Work {
     Data(Bytes),
     Flush(Flush),
+    Merge(Merge),
     FlushInterval(Duration),
     Finish,
 }
@@ -159,10 +161,23 @@ async fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out, lan
             Err(TryRecvError::Disconnected) => None,
             Err(TryRecvError::Empty) => {
                 keeper.settle(budget.pieces());
-                queue.recv().await
+                idle(&mut keeper, &mut queue, &lane).await
             }
         };
     }
+}
+
+/// The next message. Until it comes, what waits for such a moment is done, in steps so short that nobody waits for them.
+async fn idle(keeper: &mut Keeper, queue: &mut mpsc::Receiver<Work>, lane: &Lane) -> Option<Work> {
+    while keeper.idle_step() {
+        lane.pace().await;
+        match queue.try_recv() {
+            Ok(work) => return Some(work),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => {}
+        }
+    }
+    queue.recv().await
 }
 
 async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), Stop> {
@@ -179,6 +194,10 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
         }
         Work::Flush(flush) => {
             keeper.flush(flush, budget.pieces());
+            Ok(())
+        }
+        Work::Merge(merge) => {
+            keeper.merge(merge);
             Ok(())
         }
         Work::FlushInterval(interval) => {

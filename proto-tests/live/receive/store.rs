@@ -18,6 +18,7 @@ struct Inner {
     objects: Mutex<BTreeMap<String, Bytes>>,
     delay_ms: AtomicU64,
     away: AtomicBool,
+    created: AtomicU64,
 }
 
 /// The handle that the test keeps.
@@ -37,6 +38,11 @@ impl Store {
     /// Whether every put fails from now on.
     pub fn away(&self, away: bool) {
         self.0.away.store(away, Ordering::SeqCst);
+    }
+
+    /// How many objects were made so far.
+    pub fn created(&self) -> u64 {
+        self.0.created.load(Ordering::SeqCst)
     }
 
     /// Names of all objects.
@@ -65,6 +71,7 @@ impl Backend for Store {
                 return Ok(Answer::Taken);
             }
             objects.insert(name.to_owned(), parts.concat().into());
+            self.0.created.fetch_add(1, Ordering::SeqCst);
             Ok(Answer::Created)
         }
         .boxed()
