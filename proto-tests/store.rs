@@ -10,6 +10,8 @@ mod archive;
 mod archive_pieces;
 #[path = "store/backups.rs"]
 mod backups;
+#[path = "store/catalog.rs"]
+mod catalog;
 #[path = "store/common.rs"]
 mod common;
 #[path = "store/disk.rs"]

@@ -33,6 +33,7 @@ pub mod keys;
 pub mod net;
 
 // Floor 3
+pub mod catalog;
 pub mod repo;
 
 // Floor 4

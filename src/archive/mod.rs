@@ -8,6 +8,7 @@ pub mod heartbeat;
 pub mod history;
 pub mod inventory;
 mod join;
+pub mod learn;
 pub mod read;
 mod source;
 mod tails;

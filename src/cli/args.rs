@@ -66,6 +66,9 @@ pub enum Command {
     /// The replication slot: create, show, drop
     #[command(subcommand)]
     Slot(SlotCommand),
+    /// The local index of what is stored: make it again, compare it with the repository, print it
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
 }
 
 #[derive(Debug, Args)]
@@ -206,6 +209,16 @@ pub enum SlotCommand {
     Show,
     /// Drop the slot: the server may then remove WAL that is not stored yet
     Drop,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CatalogCommand {
+    /// Make it anew from the repository (a receiver does that by itself where there is none)
+    Rebuild,
+    /// Compare it with the repository and say what differs
+    Verify,
+    /// Print what it says of the repository
+    Dump,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod backup;
+mod catalog;
 mod check;
 mod context;
 pub mod exit;
@@ -19,7 +20,7 @@ use std::ffi::OsString;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use self::args::{Cli, Command, SlotCommand};
+use self::args::{CatalogCommand, Cli, Command, SlotCommand};
 use crate::error::{Error, Kind, Result};
 
 /// Parses the line, runs the command, prints an error as last words, and returns the exit code.
@@ -104,6 +105,9 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
         Command::List => list::run(&common).await.map(done),
         Command::Check => check::run(&common).await.map(done),
+        Command::Catalog(CatalogCommand::Rebuild) => interruptible(catalog::rebuild(&common)).await.map(done),
+        Command::Catalog(CatalogCommand::Verify) => interruptible(catalog::verify(&common)).await.map(done),
+        Command::Catalog(CatalogCommand::Dump) => catalog::dump(&common).await.map(done),
         Command::Slot(SlotCommand::Create) => slot::create(&common).await.map(done),
         Command::Slot(SlotCommand::Show) => slot::show(&common).await.map(done),
         Command::Slot(SlotCommand::Drop) => slot::drop(&common).await.map(done),
