@@ -5,6 +5,8 @@
 mod backup;
 #[path = "live/backup_parsers.rs"]
 mod backup_parsers;
+#[path = "live/credentials.rs"]
+mod credentials;
 #[path = "live/fixture.rs"]
 mod fixture;
 #[path = "live/hosts.rs"]

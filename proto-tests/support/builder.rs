@@ -46,6 +46,8 @@ pub struct Builder {
     hba: Vec<String>,
     auth: Auth,
     tls: bool,
+    client_certificates: bool,
+    listen: &'static str,
     initdb: Vec<String>,
 }
 
@@ -59,6 +61,8 @@ impl Builder {
             hba: Vec::new(),
             auth: Auth::Trust,
             tls: false,
+            client_certificates: false,
+            listen: "127.0.0.1",
             initdb: Vec::new(),
         }
     }
@@ -90,6 +94,18 @@ impl Builder {
     /// still work unless `hba` refuses them.
     pub fn tls(mut self) -> Self {
         self.tls = true;
+        self
+    }
+
+    /// As [`Builder::tls`], and the server asks for client certificates of its own authority.
+    pub fn client_certificates(mut self) -> Self {
+        self.client_certificates = true;
+        self.tls()
+    }
+
+    /// Listens on ::1 too.
+    pub fn ipv6(mut self) -> Self {
+        self.listen = "127.0.0.1,::1";
         self
     }
 
@@ -138,7 +154,7 @@ impl Builder {
             Origin::Standby(conninfo) => base_backup(self.version, conninfo, &data),
             Origin::Existing(_) => {}
         }
-        let mut files = Files { data, sockets, ca: None, command_line: Vec::new() };
+        let mut files = Files { data, sockets, ca: None, command_line: Vec::new(), listen: self.listen };
         if matches!(self.origin, Origin::Existing(_)) {
             files.command_line = self.settings.iter().map(|(k, v)| format!("{k}={v}")).collect();
         } else {
@@ -163,6 +179,9 @@ impl Builder {
             settings.push(("ssl".into(), "on".into()));
             settings.push(("ssl_cert_file".into(), made.server_cert.display().to_string()));
             settings.push(("ssl_key_file".into(), made.server_key.display().to_string()));
+            if self.client_certificates {
+                settings.push(("ssl_ca_file".into(), made.ca.display().to_string()));
+            }
             files.ca = Some(made.ca);
         }
         settings.extend(self.settings.iter().cloned());
@@ -178,6 +197,7 @@ impl Builder {
         let mut hba = self.hba.join("\n");
         hba.push_str("\nlocal all all trust\nlocal replication all trust\n");
         hba.push_str(&format!("host all all 127.0.0.1/32 {method}\nhost replication all 127.0.0.1/32 {method}\n"));
+        hba.push_str(&format!("host all all ::1/128 {method}\nhost replication all ::1/128 {method}\n"));
         let path = files.data.join("pg_hba.conf");
         fs::write(&path, hba).expect("write pg_hba.conf");
         give_to_postgres(&path);

@@ -32,6 +32,7 @@ pub(super) struct Files {
     pub sockets: PathBuf,
     pub ca: Option<PathBuf>,
     pub command_line: Vec<String>,
+    pub listen: &'static str,
 }
 
 /// A server. Where the test fails, its log is printed.
@@ -87,7 +88,8 @@ impl Server {
         let log = File::options().create(true).append(true).open(self.log_file()).expect("open the server's log");
         let before = log.metadata().expect("size of the server's log").len();
         let mut command = as_postgres(self.bin_dir().join("postgres"));
-        command.arg("-D").arg(&self.files.data).args(["-c", "listen_addresses=127.0.0.1"]);
+        command.arg("-D").arg(&self.files.data);
+        command.arg("-c").arg(format!("listen_addresses={}", self.files.listen));
         command.args(["-c", "logging_collector=off", "-c", "log_destination=stderr"]);
         command.arg("-c").arg(format!("unix_socket_directories={}", self.files.sockets.display()));
         command.arg("-c").arg(format!("port={}", self.port));
@@ -260,6 +262,11 @@ impl Server {
     /// The authority that signed the server's certificate. Panics without [`Builder::tls`].
     pub fn ca_file(&self) -> &Path {
         self.files.ca.as_deref().expect("a server with TLS")
+    }
+
+    /// A file that was made beside the authority's: `client.pem`, `client.key`, `empty.crl`, `server.crl`.
+    pub fn beside_ca(&self, name: &str) -> PathBuf {
+        self.ca_file().with_file_name(name)
     }
 
     pub fn in_recovery(&self) -> bool {

@@ -8,6 +8,7 @@ use walrecv::wire::base_backup::BaseBackup;
 use walrecv::wire::codec::{Machine, Outbox};
 use walrecv::wire::command::{BackupEvent, BaseBackupOptions, Command, Rows};
 use walrecv::wire::message::StreamEvent;
+use walrecv::wire::require_auth::RequireAuth;
 use walrecv::wire::startup::{ChannelBindingPolicy, Login, Startup};
 use walrecv::wire::wal_stream::{WalEvent, WalStream};
 use walrecv::wire::{ServerError, WireError};
@@ -49,7 +50,15 @@ impl Player {
                 if name == "user" { user = value } else { parameters.push((name.leak(), value)) }
             }
             let channel_binding = ChannelBindingPolicy::Prefer;
-            let login = Login { user, password: None, parameters, channel_binding, tls: false, end_point: None };
+            let login = Login {
+                user,
+                password: None,
+                parameters,
+                channel_binding,
+                require_auth: RequireAuth::default(),
+                tls: false,
+                end_point: None,
+            };
             self.running = Running::Startup(Startup::begin(login, &mut self.out).expect("a startup packet"));
             self.sent(rest);
             return;

@@ -5,6 +5,7 @@ use walrecv::pg::{Lsn, MajorVersion, TimelineId};
 use walrecv::wire::base_backup::BaseBackup;
 use walrecv::wire::codec::{self, Machine, Outbox};
 use walrecv::wire::command::{BaseBackupOptions, Command};
+use walrecv::wire::require_auth::RequireAuth;
 use walrecv::wire::startup::{ChannelBindingPolicy, Login, Startup};
 use walrecv::wire::wal_stream::WalStream;
 use walrecv::wire::{ServerError, WireError};
@@ -121,6 +122,7 @@ fn startup(out: &mut Outbox) -> Any {
         password: Some("p".to_owned()),
         parameters: vec![("replication", "true".to_owned())],
         channel_binding: ChannelBindingPolicy::Prefer,
+        require_auth: RequireAuth::default(),
         tls: false,
         end_point: None,
     };
@@ -406,6 +408,7 @@ fn methods_of_authentication_are_refused_by_name() {
             password: None,
             parameters: vec![],
             channel_binding: ChannelBindingPolicy::Require,
+            require_auth: RequireAuth::default(),
             tls: true,
             end_point: Some(vec![1; 32]),
         };

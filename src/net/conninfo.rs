@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::client_certificate::{CertMode, Files};
 use super::dialer::Dialer;
 use super::host::{self, Host};
 use super::settings::Settings;
 use super::target::{self, Target};
 use crate::error::{Error, Kind, Result};
+use crate::wire::require_auth::RequireAuth;
 use crate::wire::startup::ChannelBindingPolicy;
 
 /// A text that is never printed.
@@ -46,12 +48,24 @@ pub(super) enum Roots {
     Default(PathBuf),
 }
 
+/// Where lists of revoked certificates are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Revocation {
+    File(PathBuf),
+    /// Every file in it.
+    Directory(PathBuf),
+    /// libpq's default file, if it exists.
+    Default(PathBuf),
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Tls {
     pub mode: SslMode,
     pub roots: Option<Roots>,
-    /// libpq's default revocation list, if it exists.
-    pub crl: Option<PathBuf>,
+    pub crl: Vec<Revocation>,
+    pub cert_mode: CertMode,
+    /// The client's certificate and key; `None` where not even the home directory is known.
+    pub client: Option<Files>,
     /// TLS from the first byte, without SSLRequest (17+).
     pub direct: bool,
     pub sni: bool,
@@ -88,6 +102,9 @@ pub struct Conninfo {
     pub(super) tcp_user_timeout: Option<Duration>,
     pub(super) options: String,
     pub(super) channel_binding: ChannelBindingPolicy,
+    pub(super) require_auth: RequireAuth,
+    /// `requirepeer`: the name of the user that the server must run as, where it is reached by a socket file.
+    pub(super) require_peer: Option<String>,
     pub(super) tls: Tls,
     /// Takes the place of the sockets.
     pub(super) dialer: Option<Dialer>,
@@ -143,6 +160,12 @@ impl Conninfo {
                     ("require", ChannelBindingPolicy::Require),
                 ],
             )?,
+            require_auth: match settings.get("require_auth") {
+                None => RequireAuth::default(),
+                Some(text) => RequireAuth::parse(&text)
+                    .map_err(|problem| Error::new(Kind::Usage, format!("connection option require_auth: {problem}")))?,
+            },
+            require_peer: settings.get("requirepeer"),
             tls: settings.tls(home.as_deref())?,
             dialer: None,
         })
@@ -175,9 +198,14 @@ impl Conninfo {
     }
 }
 
-/// The name of the user that runs this process, from the passwd file.
+/// The name of the user that runs this process.
 fn os_user() -> Option<String> {
-    let uid = rustix::process::geteuid().as_raw().to_string();
+    user_name(rustix::process::geteuid().as_raw())
+}
+
+/// The name of a user of the operating system, from the passwd file.
+pub(super) fn user_name(uid: u32) -> Option<String> {
+    let uid = uid.to_string();
     let text = std::fs::read_to_string("/etc/passwd").ok()?;
     let line = text.lines().find(|line| line.split(':').nth(2) == Some(uid.as_str()))?;
     line.split(':').next().filter(|name| !name.is_empty()).map(str::to_owned)
@@ -265,14 +293,13 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (text, name) in [
-            ("service=x", "service"),
-            ("sslcert=x", "sslcert"),
-            ("sslkey=x", "sslkey"),
-            ("sslcrl=x", "sslcrl"),
-            ("requirepeer=postgres", "requirepeer"),
+            ("service=walrecv-no-such-service", "walrecv-no-such-service"),
+            ("sslkey=pkcs11:x", "engine"),
+            ("sslcertmode=maybe", "sslcertmode"),
+            ("sslkeylogfile=x", "sslkeylogfile"),
             ("krbsrvname=x", "krbsrvname"),
             ("gssencmode=require", "gssencmode=require"),
-            ("require_auth=md5", "require_auth"),
+            ("require_auth=kerberos", "require_auth"),
             ("target_session_attrs=master", "target_session_attrs"),
             ("load_balance_hosts=yes", "load_balance_hosts"),
             ("host=a,b port=1,2,3", "port lists 3"),
@@ -295,7 +322,7 @@ mod tests {
             assert_eq!(error.kind(), Kind::Usage);
             assert!(error.to_string().contains(name), "{text}: {error}");
         }
-        for variable in ["PGSERVICE", "PGSSLCERT", "PGREQUIREPEER"] {
+        for variable in ["PGREQUIRESSL", "PGMINPROTOCOLVERSION"] {
             let env = |name: &str| (name == variable).then(|| "x".to_owned());
             let error = Conninfo::parse("host=a", &env).expect_err(variable);
             assert!(error.to_string().contains(variable), "{error}");

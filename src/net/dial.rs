@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::client_certificate::CertMode;
 use super::connection::Mode;
-use super::conninfo::{Conninfo, SslMode};
+use super::conninfo::{self, Conninfo, SslMode};
 use super::host::Host;
 use super::link::{Link, LinkError, Stream};
 use super::refusal::{self, Scene};
@@ -119,29 +120,47 @@ impl<'a> Route<'a> {
             .await
             .map_err(|error| Failure { next: Next::Address, ..Failure::last(error) })?;
         let local = raw.local_ip();
-        let (stream, end_point, tls): (Box<dyn Stream>, _, _) = match (raw, protection) {
-            (Raw::Unix(stream), _) => (Box::new(stream), None, false),
-            (Raw::Dialed(stream), _) => (stream, None, false),
-            (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, false),
+        self.check_peer(&raw).map_err(Failure::last)?;
+        let (stream, end_point, tls, certificate): (Box<dyn Stream>, _, _, _) = match (raw, protection) {
+            (Raw::Unix(stream), _) => (Box::new(stream), None, false, false),
+            (Raw::Dialed(stream), _) => (stream, None, false, false),
+            (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, false, false),
             (Raw::Tcp(mut stream, peer), Protection::Tls { optional }) => {
                 if self.info.tls.direct || ask_for_tls(&self.server, &mut stream, optional).await? {
                     let protected = tls::protect(self, peer, stream).await.map_err(|failure| Failure {
                         other_protection: failure.handshake,
                         ..Failure::last(failure.error)
                     })?;
-                    (Box::new(protected.0), protected.1, true)
+                    (Box::new(protected.stream), protected.end_point, true, protected.certificate)
                 } else {
-                    (Box::new(stream), None, false)
+                    (Box::new(stream), None, false, false)
                 }
             }
         };
         let asked = matches!(protection, Protection::Tls { .. });
-        let scene = Scene::new(self.info, &self.server, self.mode, local, tls);
+        if !tls && self.info.tls.cert_mode == CertMode::Require {
+            let text = format!("{}: sslcertmode=require: the connection is not encrypted", self.server);
+            return Err(Failure::last(Error::new(Kind::Server, text).hint("set sslmode=require or more, over TCP")));
+        }
+        let scene = Scene { certificate, ..Scene::new(self.info, &self.server, self.mode, local, tls) };
         self.login(stream, end_point, scene).await.map_err(|mut failure| {
             // Where the server has no TLS, the plain attempt was this one.
             failure.other_protection &= asked == tls;
             failure
         })
+    }
+
+    /// `requirepeer`: the user that the other side of a socket file runs as (`fe-connect.c:PQconnectPoll`).
+    fn check_peer(&self, raw: &Raw) -> Result<()> {
+        let (Some(wanted), Raw::Unix(stream)) = (&self.info.require_peer, raw) else { return Ok(()) };
+        let failed = |problem: String| Error::new(Kind::Server, format!("{}: requirepeer: {problem}", self.server));
+        let peer = stream.peer_cred().map_err(|error| failed("the peer is not known".to_owned()).caused_by(error))?;
+        let found = conninfo::user_name(peer.uid()).unwrap_or_else(|| format!("user id {}", peer.uid()));
+        if found == *wanted {
+            return Ok(());
+        }
+        Err(failed(format!("expected the server to run as {wanted}, found {found}"))
+            .hint("check unix_socket_directories of the server, and who else may write there"))
     }
 
     async fn login(
@@ -163,6 +182,7 @@ impl<'a> Route<'a> {
             password: secret.map(|secret| secret.0.to_string()),
             parameters: parameters(info, self.mode, self.options),
             channel_binding: info.channel_binding,
+            require_auth: info.require_auth.clone(),
             tls: scene.tls,
             end_point,
         };

@@ -2,6 +2,7 @@
 
 mod certificate;
 mod choose;
+mod client_certificate;
 pub mod connection;
 pub mod conninfo;
 mod conninfo_text;
@@ -11,10 +12,12 @@ mod host;
 mod link;
 mod passfile;
 mod refusal;
+mod service;
 mod settings;
 mod socket;
 mod target;
 mod tls;
+mod verify;
 
 pub use connection::{Connection, Mode, Started};
 pub use conninfo::Conninfo;

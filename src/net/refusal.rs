@@ -19,6 +19,8 @@ pub(super) struct Scene {
     /// Our address; `None` on a socket file.
     pub local: Option<IpAddr>,
     pub tls: bool,
+    /// There was a client certificate to show.
+    pub certificate: bool,
 }
 
 impl Scene {
@@ -30,6 +32,7 @@ impl Scene {
             mode,
             local,
             tls,
+            certificate: false,
         }
     }
 
@@ -64,10 +67,41 @@ fn address_in(text: &str) -> Option<IpAddr> {
     text.split(|c: char| !(c.is_ascii_hexdigit() || c == ':' || c == '.')).find_map(|word| word.parse().ok())
 }
 
+/// Whether a refusal names the client's address or socket.
+fn tells_where(message: &str) -> bool {
+    address_in(message).is_some() || message.contains("[local]")
+}
+
+fn wants_certificate(error: Error, scene: &Scene) -> Error {
+    error.hint(match scene.certificate {
+        true => {
+            "the server does not accept the certificate: it must be signed by an authority in the server's ssl_ca_file"
+        }
+        false => "set sslcert and sslkey (or put postgresql.crt and postgresql.key into ~/.postgresql)",
+    })
+}
+
+/// The alert with which the server ended TLS. With TLS 1.3 a refused client certificate shows only here, after the handshake.
+fn alert(error: &std::io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(alert) => Some(format!("{alert:?}")),
+        _ => None,
+    }
+}
+
+fn refused_certificate(alert: &str, scene: &Scene) -> Error {
+    let text = format!("{}: the server ended TLS with the alert {alert}", scene.server);
+    wants_certificate(Error::new(Kind::Server, text), scene)
+}
+
 /// An error before the session was ready.
 pub(super) fn login(error: LinkError, scene: &Scene) -> Error {
     let error = match error {
         LinkError::Wire(WireError::Server { error, .. }) => return server(&error, "login", scene),
+        LinkError::Io(error) => match alert(&error) {
+            Some(alert) => return refused_certificate(&alert, scene),
+            None => return lost(LinkError::Io(error), scene),
+        },
         LinkError::Wire(error) => error,
         other => return lost(other, scene),
     };
@@ -80,6 +114,8 @@ pub(super) fn login(error: LinkError, scene: &Scene) -> Error {
         WireError::ChannelBinding(_) => {
             new(error.to_string()).hint("use TLS and scram-sha-256 with the server, or channel_binding=prefer")
         }
+        WireError::RequireAuth { asked, .. } => new(error.to_string())
+            .hint(format!("change the method in the server's pg_hba.conf, or allow {asked} in require_auth")),
         WireError::Scram(_) => {
             new(error.to_string()).hint("whoever answered does not know the password: check the host")
         }
@@ -119,6 +155,10 @@ pub(super) fn server(error: &ServerError, command: &'static str, scene: &Scene) 
     };
     let user = quoted_sql(&scene.user);
     match error.sqlstate.as_str() {
+        // Every refusal by a line tells where we come from; the one for want of a certificate does not.
+        "28000" if error.is_from("ClientAuthentication") && scene.tls && !tells_where(&error.message) => {
+            wants_certificate(new(Kind::Server), scene)
+        }
         "28000" if error.is_from("ClientAuthentication") => new(Kind::Server).hint(format!(
             "add this line to the server's pg_hba.conf, above any line that rejects it, and reload: {}",
             scene.hba_line(address_in(&error.message))
@@ -129,6 +169,12 @@ pub(super) fn server(error: &ServerError, command: &'static str, scene: &Scene) 
         "28000" | "42501" if error.is_from("InitPostgres") => {
             new(Kind::Server).hint(format!("run on the server: ALTER ROLE {user} REPLICATION"))
         }
+        "28000" if error.is_from("auth_failed") && scene.tls && scene.certificate => new(Kind::Server).hint(format!(
+            "the line of pg_hba.conf asks for a certificate whose common name is {user}, or is mapped to it in pg_ident.conf"
+        )),
+        "28000" if error.is_from("auth_failed") && scene.tls => new(Kind::Server).hint(
+            "check pg_hba.conf: a certificate is asked for (set sslcert and sslkey), or the operating system's user is not mapped to this role",
+        ),
         "28000" => new(Kind::Server)
             .hint("the operating system's user is not mapped to this role: check pg_hba.conf and pg_ident.conf"),
         "28P01" => new(Kind::Server).hint(format!(

@@ -1,13 +1,24 @@
 //! The options of a connection string: which there are, where each comes from, and what each may be.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::conninfo::{Keepalives, Roots, SslMode, Tls};
-use super::conninfo_text;
-use crate::error::{Error, Kind, Result};
+use super::client_certificate::{CertMode, Files};
+use super::conninfo::{Keepalives, Revocation, Roots, SslMode, Tls};
+use super::conninfo_text::{self, Pairs};
+use super::service;
+use crate::error::{Context, Error, Kind, Result};
 
 /// Supported keywords and the variable that stands in for each.
-const SUPPORTED: [(&str, &str); 30] = [
+const SUPPORTED: [(&str, &str); 39] = [
+    ("service", "PGSERVICE"),
+    ("servicefile", "PGSERVICEFILE"),
+    ("sslcert", "PGSSLCERT"),
+    ("sslkey", "PGSSLKEY"),
+    ("sslpassword", ""),
+    ("sslcrl", "PGSSLCRL"),
+    ("sslcrldir", "PGSSLCRLDIR"),
+    ("requirepeer", "PGREQUIREPEER"),
+    ("require_auth", "PGREQUIREAUTH"),
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
     ("port", "PGPORT"),
@@ -41,17 +52,8 @@ const SUPPORTED: [(&str, &str); 30] = [
 ];
 
 /// Options of libpq that are refused by name, and the variable that would set each.
-const UNSUPPORTED: [(&str, &str); 22] = [
-    ("service", "PGSERVICE"),
-    ("servicefile", "PGSERVICEFILE"),
-    ("sslcert", "PGSSLCERT"),
-    ("sslkey", "PGSSLKEY"),
-    ("sslpassword", ""),
-    ("sslcrl", "PGSSLCRL"),
-    ("sslcrldir", "PGSSLCRLDIR"),
+const UNSUPPORTED: [(&str, &str); 13] = [
     ("sslkeylogfile", ""),
-    ("requirepeer", "PGREQUIREPEER"),
-    ("require_auth", "PGREQUIREAUTH"),
     ("requiressl", "PGREQUIRESSL"),
     ("krbsrvname", ""),
     ("gsslib", ""),
@@ -67,32 +69,29 @@ const UNSUPPORTED: [(&str, &str); 22] = [
 ];
 
 pub(super) struct Settings<'a> {
-    pairs: conninfo_text::Pairs,
+    /// Of the string.
+    pairs: Pairs,
+    /// Of the service that the string or PGSERVICE names.
+    service: Pairs,
     env: &'a dyn Fn(&str) -> Option<String>,
 }
 
 impl<'a> Settings<'a> {
     pub(super) fn read(text: &str, env: &'a dyn Fn(&str) -> Option<String>) -> Result<Settings<'a>> {
         let pairs = conninfo_text::split(text)?;
-        for (name, _) in &pairs {
-            if name == "replication" {
-                return Err(Error::new(Kind::Usage, "connection option replication is walrecv's own to set")
-                    .hint("leave replication out of the connection string"));
-            }
-            if let Some((name, _)) = UNSUPPORTED.iter().find(|(known, _)| known == name) {
-                return Err(unsupported(&format!("connection option {name}")));
-            }
-            if !SUPPORTED.iter().any(|(known, _)| known == name) {
-                return Err(Error::new(Kind::Usage, format!("unknown connection option {name:?}"))
-                    .hint("correct its name: options are those of libpq, such as host, port, user, sslmode"));
-            }
+        check_names(&pairs)?;
+        let mut settings = Settings { pairs, service: Pairs::new(), env };
+        if let Some(name) = settings.get("service") {
+            settings.service = service::look_up(&name, settings.get("servicefile"), env)?;
+            check_names(&settings.service).context(format!("service {name:?}"))?;
         }
-        Ok(Settings { pairs, env })
+        Ok(settings)
     }
 
-    /// The value of the string, else of the variable; an empty one stands for the default.
+    /// The value of the string, else of the service, else of the variable; an empty one stands for the default.
     pub(super) fn get(&self, name: &str) -> Option<String> {
-        let given = self.pairs.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+        let last = |pairs: &Pairs| pairs.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+        let given = last(&self.pairs).or_else(|| last(&self.service));
         let variable = || {
             let (_, variable) = SUPPORTED.iter().find(|(n, _)| *n == name)?;
             if variable.is_empty() { None } else { (self.env)(variable) }
@@ -126,9 +125,8 @@ impl<'a> Settings<'a> {
                 return Err(unsupported(&format!("environment variable {variable}")));
             }
         }
-        let harmless: [(&str, &[&str]); 4] = [
+        let harmless: [(&str, &[&str]); 3] = [
             ("gssencmode", &["disable", "prefer"]),
-            ("sslcertmode", &["disable", "allow"]),
             ("sslcompression", &["0"]),
             ("max_protocol_version", &["3.0", "3.2", "latest"]),
         ];
@@ -150,6 +148,17 @@ impl<'a> Settings<'a> {
             count: number("keepalives_count")?,
         };
         Ok((self.number("keepalives")?.unwrap_or(1) != 0).then_some(keepalives))
+    }
+
+    /// `sslcrl` and `sslcrldir`; without either libpq's default file.
+    fn revocation(&self, home: Option<&Path>) -> Vec<Revocation> {
+        let file = self.get("sslcrl").map(|file| Revocation::File(file.into()));
+        let directory = self.get("sslcrldir").map(|directory| Revocation::Directory(directory.into()));
+        let named: Vec<Revocation> = file.into_iter().chain(directory).collect();
+        match (named.is_empty(), home) {
+            (true, Some(home)) => vec![Revocation::Default(home.join(".postgresql").join("root.crl"))],
+            _ => named,
+        }
     }
 
     pub(super) fn tls(&self, home: Option<&Path>) -> Result<Tls> {
@@ -183,6 +192,18 @@ impl<'a> Settings<'a> {
                 "connection option sslnegotiation=direct needs sslmode=require or more",
             ));
         }
+        let cert_mode = self.choice(
+            "sslcertmode",
+            CertMode::Allow,
+            &[("disable", CertMode::Disable), ("allow", CertMode::Allow), ("require", CertMode::Require)],
+        )?;
+        let named = self.get("sslcert");
+        if let Some(engine) = self.get("sslkey").filter(|key| key.contains(':')) {
+            return Err(unsupported(&format!("a key in an OpenSSL engine (sslkey={engine})")));
+        }
+        let cert = named.as_ref().map(PathBuf::from).or_else(|| default("postgresql.crt"));
+        let key = self.get("sslkey").map(PathBuf::from).or_else(|| default("postgresql.key"));
+        let client = cert.zip(key).map(|(cert, key)| Files { cert, key, named: named.is_some() });
         let versions = [("TLSv1", 10), ("TLSv1.1", 11), ("TLSv1.2", 12), ("TLSv1.3", 13)];
         let min = self.choice("ssl_min_protocol_version", 12, &versions)?;
         let max = self.choice("ssl_max_protocol_version", 13, &versions)?;
@@ -196,7 +217,9 @@ impl<'a> Settings<'a> {
         Ok(Tls {
             mode,
             roots,
-            crl: default("root.crl"),
+            crl: self.revocation(home),
+            cert_mode,
+            client,
             direct,
             sni: self.choice("sslsni", true, &[("1", true), ("0", false)])?,
             only_13: min == 13,
@@ -205,6 +228,24 @@ impl<'a> Settings<'a> {
     }
 }
 
+/// Every keyword must be one that is known and supported.
+fn check_names(pairs: &Pairs) -> Result<()> {
+    for (name, _) in pairs {
+        if name == "replication" {
+            return Err(Error::new(Kind::Usage, "connection option replication is walrecv's own to set")
+                .hint("leave replication out of the connection string"));
+        }
+        if let Some((name, _)) = UNSUPPORTED.iter().find(|(known, _)| known == name) {
+            return Err(unsupported(&format!("connection option {name}")));
+        }
+        if !SUPPORTED.iter().any(|(known, _)| known == name) {
+            return Err(Error::new(Kind::Usage, format!("unknown connection option {name:?}"))
+                .hint("correct its name: options are those of libpq, such as host, port, user, sslmode"));
+        }
+    }
+    Ok(())
+}
+
 fn unsupported(what: &str) -> Error {
-    Error::new(Kind::Usage, format!("{what} is not supported yet"))
+    Error::new(Kind::Usage, format!("{what} is not supported"))
 }

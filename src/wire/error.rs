@@ -68,6 +68,8 @@ pub enum WireError {
     Scram(String),
     #[error("channel binding is required, and {0}")]
     ChannelBinding(&'static str),
+    #[error("require_auth={allowed} does not allow what the server asks for: {asked}")]
+    RequireAuth { allowed: String, asked: &'static str },
     #[error("{what} must not contain {found}")]
     Text { what: &'static str, found: &'static str },
 }

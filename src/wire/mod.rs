@@ -9,6 +9,7 @@ pub mod codec;
 pub mod command;
 pub mod error;
 pub mod message;
+pub mod require_auth;
 pub mod startup;
 pub mod wal_stream;
 

@@ -10,6 +10,7 @@ use postgres_protocol::message::frontend;
 
 use super::codec::{Authentication, Machine, Message, Outbox};
 use super::error::{ServerError, WireError};
+use super::require_auth::{AuthMethod, RequireAuth};
 
 /// ALPN protocol name of PostgreSQL (`PG_ALPN_PROTOCOL`, 17+).
 pub const ALPN: &[u8] = b"postgresql";
@@ -59,6 +60,7 @@ pub struct Login {
     /// Startup parameters other than `user`, such as `replication`, `database`, `application_name`, `options`.
     pub parameters: Vec<(&'static str, String)>,
     pub channel_binding: ChannelBindingPolicy,
+    pub require_auth: RequireAuth,
     /// Whether the connection is encrypted.
     pub tls: bool,
     /// Hash of the server's certificate (`tls-server-end-point`, RFC 5929), where the connection is encrypted and the hash is defined.
@@ -112,16 +114,23 @@ impl Startup {
     fn request(&mut self, request: Authentication, out: &mut Outbox) -> Result<(), WireError> {
         let state = std::mem::replace(&mut self.state, State::Ready);
         self.state = match (state, request) {
-            (State::Greeting | State::Password | State::ScramDone, Authentication::Ok) => {
+            (State::Greeting, Authentication::Ok) => {
+                self.demand(AuthMethod::None)?;
+                self.check_binding()?;
+                State::Authenticated
+            }
+            (State::Password | State::ScramDone, Authentication::Ok) => {
                 self.check_binding()?;
                 State::Authenticated
             }
             (State::Greeting, Authentication::CleartextPassword) => {
+                self.demand(AuthMethod::Password)?;
                 self.check_binding()?;
                 self.send_password(self.password()?.as_bytes().to_vec(), out)?;
                 State::Password
             }
             (State::Greeting, Authentication::Md5Password { salt }) => {
+                self.demand(AuthMethod::Md5)?;
                 self.check_binding()?;
                 let hash = md5_hash(self.login.user.as_bytes(), self.password()?.as_bytes(), salt);
                 self.send_password(hash.into_bytes(), out)?;
@@ -158,6 +167,15 @@ impl Startup {
         frontend::password_message(&text, &mut out.bytes).map_err(refused)
     }
 
+    /// Before anything is sent: a password in the clear is not unsent.
+    fn demand(&self, asked: AuthMethod) -> Result<(), WireError> {
+        let required = &self.login.require_auth;
+        if required.allows(asked) {
+            return Ok(());
+        }
+        Err(WireError::RequireAuth { allowed: required.describe(), asked: asked.name() })
+    }
+
     /// With `channel_binding=require` only a finished SCRAM-SHA-256-PLUS exchange counts.
     fn check_binding(&self) -> Result<(), WireError> {
         if self.login.channel_binding == ChannelBindingPolicy::Require && !self.bound {
@@ -167,6 +185,7 @@ impl Startup {
     }
 
     fn scram(&mut self, mechanisms: &[String], out: &mut Outbox) -> Result<Box<ScramSha256>, WireError> {
+        self.demand(AuthMethod::Scram)?;
         let offers = |name: &str| mechanisms.iter().any(|m| m == name);
         let policy = self.login.channel_binding;
         if offers(SCRAM_SHA_256_PLUS) && !self.login.tls {
