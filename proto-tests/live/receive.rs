@@ -8,6 +8,8 @@ mod damage;
 mod disks;
 #[path = "receive/equality.rs"]
 mod equality;
+#[path = "receive/failing.rs"]
+mod failing;
 #[path = "receive/harness.rs"]
 pub mod harness;
 #[path = "receive/heartbeats.rs"]
@@ -26,6 +28,8 @@ mod pair;
 mod pieces;
 #[path = "receive/refusals.rs"]
 mod refusals;
+#[path = "receive/standbys.rs"]
+mod standbys;
 #[path = "receive/stops.rs"]
 mod stops;
 #[path = "receive/store.rs"]

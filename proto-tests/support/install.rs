@@ -30,6 +30,13 @@ pub fn versions() -> Vec<MajorVersion> {
     wanted.filter(|v| servers_present(*v)).collect()
 }
 
+/// Reports a skip because this machine does not let the tests do something (mount, trace): nothing that could be installed. It is counted, and allowed
+/// with `CI=true` too.
+pub fn forbidden(reason: &str) {
+    let thread = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {}: {reason}", thread.name().unwrap_or("?"));
+}
+
 /// Reports a skip past the test harness, which would hide it, and answers false. With `CI=true` it panics.
 pub fn skipped(reason: &str) -> bool {
     let thread = std::thread::current();

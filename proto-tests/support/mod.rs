@@ -14,6 +14,7 @@ pub mod proxy;
 pub mod seed;
 pub mod server;
 pub mod shelf;
+pub mod strace;
 pub mod temp;
 pub mod tls;
 pub mod user;

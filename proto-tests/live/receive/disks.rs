@@ -42,7 +42,7 @@ impl Disk {
         match disk.mount(&format!("size={mib}m")) {
             Ok(()) => Some(disk),
             Err(said) => {
-                install::skipped(&format!("cannot mount: {said}"));
+                install::forbidden(&format!("this machine does not let root mount: {said}"));
                 None
             }
         }
