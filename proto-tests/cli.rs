@@ -2,6 +2,8 @@
 
 #[path = "cli/archive_refusals.rs"]
 mod archive_refusals;
+#[path = "cli/disaster.rs"]
+mod disaster;
 #[path = "cli/equality.rs"]
 mod equality;
 #[path = "cli/fetch_codes.rs"]

@@ -22,8 +22,8 @@ const INTERVAL_MS: u64 = 400;
 const PUT: Duration = Duration::from_secs(2);
 const LEVELS: [&str; 3] = ["remote_write", "on", "remote_apply"];
 
-/// Transactions that are committed in the archive's WAL of timeline 1, from the segment of `from` up to its end.
-fn kept(archive: &Archive, version: MajorVersion, from: Lsn) -> HashSet<u32> {
+/// Transactions that are committed in the archive's WAL of timeline 1, from the segment of `from` up to its end, and that end.
+fn kept(archive: &Archive, version: MajorVersion, from: Lsn) -> (HashSet<u32>, Lsn) {
     let (runtime, size) = (harness::runtime(), archive.names.segment_size);
     let mut number = size.segment_of(from);
     let config = ScanConfig { version, system: archive.names.system, timeline: TimelineId(1), segment_size: size };
@@ -33,9 +33,13 @@ fn kept(archive: &Archive, version: MajorVersion, from: Lsn) -> HashSet<u32> {
         let name = SegmentName::new(TimelineId(1), number, size);
         let read = runtime.block_on(archive.read_segment(name, None)).unwrap_or_else(|e| panic!("{name}: {e}"));
         let (bytes, whole) = match read {
-            None => return found,
+            None => return (found, scanner.received()),
             Some(SegmentBytes::Complete(bytes)) => (bytes, true),
-            Some(SegmentBytes::Prefix(bytes)) => (bytes, false),
+            // A tail may hold all of it, when the object is still on its way.
+            Some(SegmentBytes::Prefix(bytes)) => {
+                let whole = bytes.len() as u64 == size.bytes();
+                (bytes, whole)
+            }
         };
         let fed = scanner.feed(&bytes, &mut |record| {
             if let Ok(Note::Commit { xid, .. }) = note(record, version) {
@@ -44,7 +48,7 @@ fn kept(archive: &Archive, version: MajorVersion, from: Lsn) -> HashSet<u32> {
         });
         fed.unwrap_or_else(|e| panic!("{name} in the archive: {e}"));
         if !whole {
-            return found;
+            return (found, scanner.received());
         }
         number = number.next();
     }
@@ -109,10 +113,14 @@ impl Scene {
         let first = 1 + u64::from(round) * 1_000_000;
         let pause = Duration::from_millis(seed.below(8));
         let ledger = Ledger::builder().writers(3).padding(400).pause(pause).first_id(first).start(&self.server);
-        let before = told(&self.server);
         ledger.wait_for_more(20, LIMIT);
-        wait_for("the first acknowledgement", LIMIT, || (told(&self.server) > before).then_some(()));
+        let begun = self.server.lsn();
+        // Caught up: a new run first compares what the one before had stored.
+        wait_for("the first of these commits to be acknowledged", LIMIT, || {
+            (told(&self.server) >= begun).then_some(())
+        });
         std::thread::sleep(Duration::from_millis(seed.below(1500)));
+        let acknowledged = told(&self.server);
         let receiver_first = seed.below(2) == 0;
         let killed = SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_micros() as i64;
         if receiver_first {
@@ -123,7 +131,9 @@ impl Scene {
             process.kill();
         }
         let entries = ledger.stop();
-        let kept = kept(&archive, self.server.version(), from);
+        let (kept, end) = kept(&archive, self.server.version(), from);
+        println!("round {round}: from {from}, acknowledged before the kill {acknowledged}, the archive ends at {end}");
+        assert!(end >= acknowledged, "acknowledged {acknowledged}, but the archive ends at {end}");
         let lost = entries.iter().filter(|e| !kept.contains(&(e.xid as u32))).cloned().collect();
         self.server.start_again();
         (lost, entries.len(), killed)
