@@ -11,6 +11,7 @@ pub mod acknowledge;
 mod arrivals;
 mod beats;
 mod check;
+mod clear;
 mod compare;
 mod follow;
 pub mod forecast;

@@ -2,23 +2,21 @@
 //!
 //! It outlives connections: bytes that were taken are kept and put while the server is away, and the next connection goes on at the exact byte.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::acknowledge::Ledger;
 use super::arrivals::Arrivals;
 use super::beats::Beats;
 use super::check::{Check, Refused};
+use super::clear::Clearing;
 use super::compare::Comparison;
 use super::keep::{Flush, KeepConfig, Keeper, Kept};
-use super::merge::{Merge, Pieces};
-use super::object::object_bytes;
 use super::observe::{Observer, ReceiveEvent};
 use super::prepare::Stored;
 use super::put::{Done, Item, Puts};
@@ -29,8 +27,7 @@ use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::scan::ScanConfig;
-use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, SegmentSize, TimelineId};
-use crate::repo::names::WalObject;
+use crate::pg::{Lsn, MajorVersion, SegmentNumber, SegmentSize, TimelineId};
 use crate::seal::content::heartbeat::Heartbeat;
 use crate::seal::header::ObjectKind;
 
@@ -72,14 +69,9 @@ pub struct Pipeline {
     /// So long checked bytes may wait before anybody tries to make them durable.
     flush_interval: Duration,
     told_at: Option<Instant>,
-    /// Segments that have tails.
-    tailed: BTreeSet<SegmentNumber>,
-    /// Per start of an object: runs under whose names this pipeline began local tail files, and its tail pieces that are durable.
-    opened: BTreeMap<Lsn, Vec<String>>,
-    pieces: BTreeMap<Lsn, Pieces>,
     /// Segments that were stored complete before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
     stored: BTreeSet<SegmentNumber>,
-    cleaning: JoinSet<Result<()>>,
+    clearing: Clearing,
     observer: Observer,
 }
 
@@ -120,6 +112,7 @@ impl Pipeline {
             puts: Puts::new(archive.clone(), out, observer.stats().clone()),
             arrivals: Arrivals::default(),
             beats,
+            clearing: Clearing::new(archive.clone(), timeline, tailed),
             archive,
             timeline,
             worker,
@@ -135,11 +128,7 @@ impl Pipeline {
             progress_at: Instant::now(),
             flush_interval,
             told_at: None,
-            tailed,
-            opened: BTreeMap::new(),
-            pieces: BTreeMap::new(),
             stored: whole,
-            cleaning: JoinSet::new(),
             observer,
         })
     }
@@ -269,8 +258,8 @@ impl Pipeline {
                 self.observer.warn(error.to_string());
                 Ok(Turn::Went)
             }
-            Some(cleaned) = self.cleaning.join_next() => {
-                if let Ok(Err(error)) = cleaned {
+            Some(cleared) = self.clearing.next() => {
+                if let Err(error) = cleared {
                     self.observer.warn(format!("tails that are no longer needed cannot be deleted: {error}"));
                 }
                 Ok(Turn::Went)
@@ -293,19 +282,15 @@ impl Pipeline {
             }
             Kept::Object(object) => self.puts.add(Item::Object(object), self.timeline),
             Kept::Piece(piece) => {
-                self.tailed.insert(self.segment_before(piece.to));
+                self.clearing.tailed(piece.to);
                 self.puts.add(Item::Piece(piece), self.timeline);
             }
             Kept::Merged(piece) => self.puts.add(Item::Merged(piece), self.timeline),
-            Kept::NotMerged(merge) => {
-                let object = self.object_of(merge.from);
-                let names = self.pieces.get_mut(&object).map(Pieces::not_merged);
-                self.delete(names.unwrap_or_default());
-            }
-            Kept::Opened(object, run) => self.opened.entry(object).or_default().push(run),
+            Kept::NotMerged(merge) => self.clearing.not_merged(merge),
+            Kept::Opened(object, run) => self.clearing.opened(object, run),
             Kept::Wrote(lsn) => self.ledger.wrote(lsn),
             Kept::Durable { from, to } => {
-                self.tailed.insert(self.segment_before(to.lsn()));
+                self.clearing.tailed(to.lsn());
                 self.stored(from, to);
             }
             Kept::FlushAt(at) => self.flush_at = at,
@@ -327,8 +312,8 @@ impl Pipeline {
         }
         self.leave(&done.item);
         match done.item {
-            Item::Piece(piece) => self.piece_stands(piece, Pieces::add),
-            Item::Merged(piece) => self.piece_stands(piece, Pieces::merged),
+            Item::Piece(piece) => self.piece_stands(piece, false),
+            Item::Merged(piece) => self.piece_stands(piece, true),
             Item::Object(object) if object.kind == ObjectKind::Partial => {
                 self.partial_stored = done.durable.is_some();
                 if !self.partial_stored {
@@ -358,26 +343,10 @@ impl Pipeline {
         }
     }
 
-    /// A tail piece is durable. When its bytes are in an object already, it came too late to be deleted with the others.
-    fn piece_stands(&mut self, piece: Piece, add: impl FnOnce(&mut Pieces, Merge, String) -> Vec<String>) {
-        let object = self.object_of(piece.from);
-        let needed = self.ledger.reported() < object + object_bytes(self.segment_size());
-        let names = match needed {
-            true => {
-                let merge = Merge { from: piece.from, to: piece.to };
-                add(self.pieces.entry(object).or_default(), merge, piece.name)
-            }
-            false => vec![piece.name],
-        };
-        self.delete(names);
-        if let Some(merge) = self.pieces.last_entry().and_then(|mut last| last.get_mut().due()) {
+    fn piece_stands(&mut self, piece: Piece, merged: bool) {
+        if let Some(merge) = self.clearing.stands(piece, merged, self.ledger.reported()) {
             self.ask(Work::Merge(merge));
         }
-    }
-
-    /// Start of the object that holds the byte at `lsn`.
-    fn object_of(&self, lsn: Lsn) -> Lsn {
-        lsn.align_down(object_bytes(self.segment_size()))
     }
 
     fn stored(&mut self, from: Lsn, to: crate::pg::DurableLsn) {
@@ -392,20 +361,14 @@ impl Pipeline {
         }
     }
 
-    fn segment_before(&self, lsn: Lsn) -> SegmentNumber {
-        self.archive.names.segment_size.segment_before(lsn)
-    }
-
     /// After a report: deletes the tails of segments that are stored whole and acknowledged, and tells how far the repository is.
     pub fn reported(&mut self) {
         self.count();
-        let size = self.archive.names.segment_size;
         let reported = self.ledger.reported();
-        while let Some(number) = self.tailed.first().copied().filter(|number| number.end(size) <= reported) {
-            self.tailed.remove(&number);
-            self.clean(number);
+        self.clearing.reported(reported);
+        for item in self.puts.forget_tails(self.clearing.object_of(reported)) {
+            self.leave(&item);
         }
-        self.clean_parts(reported);
         if self.told_at.is_none_or(|at| at.elapsed() >= TELL) {
             self.told_at = Some(Instant::now());
             let (durable, verified) = (self.ledger.durable(), self.ledger.verified());
@@ -419,71 +382,6 @@ impl Pipeline {
         if self.ledger.covers(beat.lsn) {
             self.beats.proven(beat);
         }
-    }
-
-    /// Deletes every tail of a segment that is stored complete.
-    fn clean(&mut self, number: SegmentNumber) {
-        self.forget_objects(number.end(self.segment_size()));
-        self.delete_tails(number, |_| true);
-    }
-
-    /// Deletes this run's tails of the parts that are stored, of a segment that is not complete yet.
-    fn clean_parts(&mut self, reported: Lsn) {
-        for item in self.puts.forget_tails(self.object_of(reported)) {
-            self.leave(&item);
-        }
-        let (pieces, opened) = self.forget_objects(self.object_of(reported));
-        let names = &self.archive.names;
-        let segment = |lsn| SegmentName::new(self.timeline, names.segment_size.segment_of(lsn), names.segment_size);
-        let files = opened.iter().flat_map(|(at, runs)| runs.iter().map(|run| names.tail_open(segment(*at), run)));
-        let gone = files.chain(pieces.values().flat_map(Pieces::names)).collect();
-        self.delete(gone);
-    }
-
-    /// Takes out what is known of the tails of objects that begin before `lsn`.
-    fn forget_objects(&mut self, lsn: Lsn) -> (BTreeMap<Lsn, Pieces>, BTreeMap<Lsn, Vec<String>>) {
-        let (pieces, opened) = (self.pieces.split_off(&lsn), self.opened.split_off(&lsn));
-        (std::mem::replace(&mut self.pieces, pieces), std::mem::replace(&mut self.opened, opened))
-    }
-
-    /// Deletes the tails of the segment in which the timeline ended, as far as the end that is stored has the same bytes. Another receiver may be writing
-    /// there, and an earlier one may have come further: what is theirs stays.
-    fn clean_ended(&mut self, number: SegmentNumber) {
-        let upto = self.received.since(number.start(self.segment_size()));
-        let (_, own) = self.forget_objects(number.end(self.segment_size()));
-        let own: Vec<String> = own.into_values().flatten().collect();
-        let archive = self.archive.clone();
-        self.delete_tails(number, move |name| match archive.parse(name) {
-            Some(WalObject::TailPiece { to, .. }) => to <= upto,
-            Some(WalObject::TailOpen { run, .. }) => own.contains(&run),
-            _ => false,
-        });
-    }
-
-    fn delete(&mut self, names: Vec<String>) {
-        let repo = self.archive.repo.clone();
-        if !names.is_empty() {
-            self.cleaning.spawn(async move {
-                for name in names {
-                    repo.delete(&name).await?;
-                }
-                Ok(())
-            });
-        }
-    }
-
-    fn delete_tails(&mut self, number: SegmentNumber, unneeded: impl Fn(&str) -> bool + Send + 'static) {
-        let names = &self.archive.names;
-        let folder = names.tail_folder(SegmentName::new(self.timeline, number, names.segment_size));
-        let repo = self.archive.repo.clone();
-        self.cleaning.spawn(async move {
-            let mut listed = repo.list(&folder).await?;
-            listed.retain(|listed| unneeded(&listed.name));
-            for listed in listed {
-                repo.delete(&listed.name).await?;
-            }
-            Ok(())
-        });
     }
 
     /// Works on until everything that was taken is durable as far as that is possible without the server, or refused.
@@ -530,10 +428,7 @@ impl Pipeline {
         }
         // The tail is of no use once the same bytes are in an object. What an earlier run received further than this one stays.
         if self.partial_stored && self.ledger.is_compared() {
-            let last = self.segment_before(self.received);
-            let numbers: Vec<SegmentNumber> = self.tailed.range(..last).copied().collect();
-            numbers.into_iter().for_each(|number| self.clean(number));
-            self.clean_ended(last);
+            self.clearing.ended(self.received);
         }
         self.tidy().await;
         Ok(None)
@@ -544,7 +439,7 @@ impl Pipeline {
         self.beats.store();
         let last = async {
             while self.beats.next().await.is_some() {}
-            while self.cleaning.join_next().await.is_some() {}
+            while self.clearing.next().await.is_some() {}
         };
         let _ = tokio::time::timeout(GIVE_UP, last).await;
     }

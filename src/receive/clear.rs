@@ -1,0 +1,159 @@
+//! Clearing away: tails that are no longer needed, because an object holds their bytes or one piece became of many.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::task::JoinSet;
+
+use super::merge::{Merge, Pieces};
+use super::object::object_bytes;
+use super::tail::Piece;
+use crate::archive::Archive;
+use crate::error::Result;
+use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use crate::repo::names::WalObject;
+
+/// The tails of one pipeline's timeline, and deletions that were begun.
+pub struct Clearing {
+    archive: Archive,
+    timeline: TimelineId,
+    /// Segments that have tails, of this run or an earlier one.
+    tailed: BTreeSet<SegmentNumber>,
+    /// Per start of an object: runs under whose names this pipeline began local tail files, and its tail pieces that are durable.
+    opened: BTreeMap<Lsn, Vec<String>>,
+    pieces: BTreeMap<Lsn, Pieces>,
+    jobs: JoinSet<Result<()>>,
+}
+
+impl Clearing {
+    pub fn new(archive: Archive, timeline: TimelineId, tailed: BTreeSet<SegmentNumber>) -> Clearing {
+        let (opened, pieces) = (BTreeMap::new(), BTreeMap::new());
+        Clearing { archive, timeline, tailed, opened, pieces, jobs: JoinSet::new() }
+    }
+
+    /// The segment of the byte before `lsn` has a tail.
+    pub fn tailed(&mut self, lsn: Lsn) {
+        self.tailed.insert(self.archive.names.segment_size.segment_before(lsn));
+    }
+
+    /// A local tail file was begun under this run's name.
+    pub fn opened(&mut self, object: Lsn, run: String) {
+        self.opened.entry(object).or_default().push(run);
+    }
+
+    /// A tail piece is durable. When its bytes were reported from an object already, it came too late to be deleted with the others. Returns what is to be
+    /// merged next.
+    pub fn stands(&mut self, piece: Piece, merged: bool, reported: Lsn) -> Option<Merge> {
+        let object = self.object_of(piece.from);
+        let names = if reported < object + object_bytes(self.archive.names.segment_size) {
+            let range = Merge { from: piece.from, to: piece.to };
+            let pieces = self.pieces.entry(object).or_default();
+            if merged { pieces.merged(range, piece.name) } else { pieces.add(range, piece.name) }
+        } else {
+            vec![piece.name]
+        };
+        self.delete(names);
+        self.pieces.last_entry().and_then(|mut last| last.get_mut().due())
+    }
+
+    /// What was to be merged is not in memory any more.
+    pub fn not_merged(&mut self, merge: Merge) {
+        let object = self.object_of(merge.from);
+        let names = self.pieces.get_mut(&object).map(Pieces::not_merged);
+        self.delete(names.unwrap_or_default());
+    }
+
+    /// Start of the object that holds the byte at `lsn`.
+    pub fn object_of(&self, lsn: Lsn) -> Lsn {
+        lsn.align_down(object_bytes(self.archive.names.segment_size))
+    }
+
+    /// Names of this pipeline's tails of one object, as they stand.
+    pub fn tails_of(&self, object: Lsn) -> Vec<String> {
+        let files = self.opened.get(&object).into_iter().flatten();
+        let files = files.map(|run| self.archive.names.tail_open(self.segment_at(object), run));
+        files.chain(self.pieces.get(&object).into_iter().flat_map(Pieces::names)).collect()
+    }
+
+    /// Everything up to `reported` is in the repository and was acknowledged. A tail never holds an object's last bytes, so objects below that are stored: deletes
+    /// every tail of complete segments, and this run's of the parts of the others.
+    pub fn reported(&mut self, reported: Lsn) {
+        let size = self.archive.names.segment_size;
+        while let Some(number) = self.tailed.first().copied().filter(|number| number.end(size) <= reported) {
+            self.segment_stored(number);
+        }
+        let objects: BTreeSet<Lsn> = self.pieces.keys().chain(self.opened.keys()).copied().collect();
+        for object in objects.range(..self.object_of(reported)) {
+            let names = self.tails_of(*object);
+            self.delete(names);
+        }
+        self.forget(self.object_of(reported));
+    }
+
+    fn segment_stored(&mut self, number: SegmentNumber) {
+        self.tailed.remove(&number);
+        self.forget(number.end(self.archive.names.segment_size));
+        self.delete_listed(number, |_| true);
+    }
+
+    /// Takes out what is known of the tails of objects that begin before `lsn`.
+    fn forget(&mut self, lsn: Lsn) -> BTreeMap<Lsn, Vec<String>> {
+        self.pieces = self.pieces.split_off(&lsn);
+        let opened = self.opened.split_off(&lsn);
+        std::mem::replace(&mut self.opened, opened)
+    }
+
+    /// The timeline ended at `received`, and that end is stored. Deletes the tails of its segment as far as the end has the same bytes: another receiver may be
+    /// writing there, and an earlier one may have come further; what is theirs stays.
+    pub fn ended(&mut self, received: Lsn) {
+        let size = self.archive.names.segment_size;
+        let last = size.segment_before(received);
+        let before: Vec<SegmentNumber> = self.tailed.range(..last).copied().collect();
+        before.into_iter().for_each(|number| self.segment_stored(number));
+        let upto = received.since(last.start(size));
+        let own: Vec<String> = self.forget(last.end(size)).into_values().flatten().collect();
+        let archive = self.archive.clone();
+        self.delete_listed(last, move |name| match archive.parse(name) {
+            Some(WalObject::TailPiece { to, .. }) => to <= upto,
+            Some(WalObject::TailOpen { run, .. }) => own.contains(&run),
+            _ => false,
+        });
+    }
+
+    fn segment_at(&self, lsn: Lsn) -> SegmentName {
+        let size = self.archive.names.segment_size;
+        SegmentName::new(self.timeline, size.segment_of(lsn), size)
+    }
+
+    fn delete(&mut self, names: Vec<String>) {
+        if names.is_empty() {
+            return;
+        }
+        let repo = self.archive.repo.clone();
+        self.jobs.spawn(async move {
+            for name in names {
+                repo.delete(&name).await?;
+            }
+            Ok(())
+        });
+    }
+
+    fn delete_listed(&mut self, number: SegmentNumber, unneeded: impl Fn(&str) -> bool + Send + 'static) {
+        let names = &self.archive.names;
+        let folder = names.tail_folder(SegmentName::new(self.timeline, number, names.segment_size));
+        let repo = self.archive.repo.clone();
+        self.jobs.spawn(async move {
+            let mut listed = repo.list(&folder).await?;
+            listed.retain(|listed| unneeded(&listed.name));
+            for listed in listed {
+                repo.delete(&listed.name).await?;
+            }
+            Ok(())
+        });
+    }
+
+    /// The next deletion that has come to its end; `None` while there is none. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<()>> {
+        // A deletion that died leaves what the next run finds.
+        Some(self.jobs.join_next().await?.unwrap_or(Ok(())))
+    }
+}
