@@ -28,6 +28,8 @@ mod pair;
 mod pieces;
 #[path = "receive/refusals.rs"]
 mod refusals;
+#[path = "receive/rest.rs"]
+mod rest;
 #[path = "receive/standbys.rs"]
 mod standbys;
 #[path = "receive/stops.rs"]

@@ -7,7 +7,7 @@ use super::inventory::Inventory;
 use super::join::{Run, join};
 use super::tails::{Looks, Span};
 use crate::error::{Error, Kind, Result};
-use crate::pg::SegmentName;
+use crate::pg::{Lsn, SegmentName};
 use crate::seal::content::summary::Summary;
 use crate::seal::header::ObjectKind;
 
@@ -78,6 +78,20 @@ impl Archive {
             runs.extend(self.open_object(segment, &name, start).await?);
         }
         Ok(runs)
+    }
+
+    /// What these tails hold together of a segment, from `start` on. Other tails are not looked at.
+    pub async fn tail_content(&self, segment: SegmentName, start: Lsn, names: &[String]) -> Result<Vec<u8>> {
+        let mut looks = Looks::new(None);
+        if !looks.look(names.to_vec(), |_| None, |name| self.open_tail(segment, name)).await? {
+            return Err(Error::new(Kind::Corrupt, format!("one of {} is gone", names.join(", "))));
+        }
+        let (mut runs, damages) = looks.settled();
+        let first = start.since(segment.start());
+        runs.iter_mut().for_each(|run| run.offset = run.offset.saturating_sub(first));
+        let bytes = joined(segment, runs)?;
+        damages.demand_covered(first + bytes.len() as u64)?;
+        Ok(bytes.into())
     }
 
     /// The summaries (frame 0) of a complete segment's objects, in order; `None` when one of them is not stored.

@@ -13,6 +13,9 @@ pub enum Refused {
     Invalid(#[from] Invalid),
     #[error(transparent)]
     Differs(#[from] Differs),
+    /// Not the server's fault: the segment is received again.
+    #[error("the tail cannot be read back: {0}")]
+    Forgotten(String),
 }
 
 /// Checks a stream of WAL from one start on.

@@ -67,6 +67,11 @@ impl Clearing {
         lsn.align_down(object_bytes(self.archive.names.segment_size))
     }
 
+    /// What is to be merged before the bytes of this object leave memory; `None`: nothing.
+    pub fn compact(&mut self, object: Lsn) -> Option<Merge> {
+        self.pieces.get_mut(&object)?.compact()
+    }
+
     /// Names of this pipeline's tails of one object, as they stand.
     pub fn tails_of(&self, object: Lsn) -> Vec<String> {
         let files = self.opened.get(&object).into_iter().flatten();

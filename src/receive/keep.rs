@@ -57,6 +57,8 @@ pub enum Kept {
     FlushAt(Option<Instant>),
     /// Everything up to here was handed on, the head of an unfinished record included.
     Flushed(Lsn),
+    /// What was in memory, up to there, is in the tail only.
+    Rested(Lsn),
     /// The timeline's end was handed on; nothing more comes.
     Finished,
     /// Goes on, but a person should know.
@@ -156,7 +158,7 @@ impl Keeper {
     }
 
     /// The next bytes of the stream.
-    pub fn data(&mut self, mut bytes: &[u8]) -> Result<(), Stop> {
+    pub async fn data(&mut self, mut bytes: &[u8]) -> Result<(), Stop> {
         while !bytes.is_empty() {
             let mut open = match self.open.take() {
                 Some(open) => open,
@@ -179,9 +181,9 @@ impl Keeper {
                 open.oldest = Some(Instant::now());
             }
             if open.room() == 0 {
-                self.close(open)
+                self.close(open).await?;
             } else {
-                self.open = Some(open)
+                self.open = Some(open);
             }
             bytes = later;
         }
@@ -204,15 +206,45 @@ impl Keeper {
         self.config.archive.names.segment_size
     }
 
-    fn close(&mut self, open: Open) {
+    async fn close(&mut self, mut open: Open) -> Result<(), Stop> {
         self.leave_merging();
+        self.wake(&mut open).await?;
         if open.tail.exists() {
             self.tails.prepare();
         }
         self.all_pending = false;
-        let (object, raw) = open.finish(&self.config.archive);
+        let (object, raw) = open.finish(&self.config.archive)?;
         self.spare = raw;
         self.held.push_back((object, Instant::now()));
+        Ok(())
+    }
+
+    /// Nothing has arrived for a while, and everything is durable: lets bytes leave memory that these tails hold.
+    pub fn rest(&mut self, names: Vec<String>, pieces: usize) {
+        let busy = pieces > 0 || self.merging.is_some() || !self.held.is_empty();
+        if !busy {
+            self.spare = Vec::new();
+            if let Some(open) = self.open.as_mut()
+                && open.rest(names)
+            {
+                let rested = open.received();
+                self.tell(Kept::Rested(rested));
+            }
+        }
+    }
+
+    /// Reads back what left memory, as long as it takes: without it the object cannot be made.
+    async fn wake(&mut self, open: &mut Open) -> Result<(), Stop> {
+        loop {
+            match open.wake(&self.config.archive, &self.keys, self.config.compression).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_transient() => {
+                    self.tell(Kept::Trouble(error.context("cannot read back the tail")));
+                    tokio::time::sleep(TAIL_RETRY).await;
+                }
+                Err(error) => return Err(Refused::Forgotten(error.to_string()).into()),
+            }
+        }
     }
 
     /// Hands on the finished objects whose last record is checked, and with `all` the others too.
@@ -265,6 +297,7 @@ impl Keeper {
     pub fn merge(&mut self, merge: Merge) {
         self.leave_merging();
         let open = self.open.as_ref().filter(|open| open.place.start <= merge.from && open.kept() >= merge.to);
+        let open = open.filter(|open| open.bytes(open.offset(merge.from), open.offset(merge.to)).is_some());
         match open.map(|open| Merging::begin(&self.tails, &self.keys, open.place.segment, merge)) {
             Some(Ok(merging)) => self.merging = Some(merging),
             Some(Err(error)) => {
@@ -284,7 +317,7 @@ impl Keeper {
     /// Work that waits for a moment without other work; a step takes a millisecond or so. `false`: there is none.
     pub fn idle_step(&mut self) -> bool {
         let (Some(mut merging), Some(open)) = (self.merging.take(), &self.open) else { return false };
-        let bytes = open.raw.get(open.offset(merging.at())..open.offset(merging.to())).unwrap_or_default();
+        let bytes = open.bytes(open.offset(merging.at()), open.offset(merging.to())).unwrap_or_default();
         match merging.step(bytes) {
             true => self.merging = Some(merging),
             false => {
@@ -296,11 +329,12 @@ impl Keeper {
     }
 
     /// The timeline ends here: its last bytes become an object of their own.
-    pub fn finish(&mut self) -> Result<(), Stop> {
+    pub async fn finish(&mut self) -> Result<(), Stop> {
         self.flush(Flush::All, 0);
         let stored = self.config.stored.clone();
         self.leave_merging();
-        if let Some(open) = self.open.take().filter(|open| !stored.contains(&open.place.segment.number)) {
+        if let Some(mut open) = self.open.take().filter(|open| !stored.contains(&open.place.segment.number)) {
+            self.wake(&mut open).await?;
             let object = open.finish_partial(&self.config.archive, &self.keys, self.config.compression)?;
             self.tell(Kept::Object(Box::new(object)));
         }
@@ -326,11 +360,8 @@ impl Keeper {
             let first = !open.tail.exists();
             let before = open.tail.file_run().is_some();
             let mut wrote = None;
-            let segment = open.place.segment;
-            let target = (segment, open.place.start);
             let begun = Instant::now();
-            let flushed =
-                open.tail.flush(&mut self.tails, &self.keys, target, &open.raw, upto, &mut |to| wrote = Some(to));
+            let flushed = open.flush(&mut self.tails, &self.keys, upto, &mut |to| wrote = Some(to));
             if let (false, Some(run)) = (before, open.tail.file_run()) {
                 self.tell(Kept::Opened(open.place.start, run.to_owned()));
             }

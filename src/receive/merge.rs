@@ -47,6 +47,14 @@ struct Group {
     asked: bool,
 }
 
+impl Group {
+    /// `None` where there is nothing to become one.
+    fn of(pieces: &[Piece], level: u8) -> Option<Group> {
+        let [first, .., last] = pieces else { return None };
+        Some(Group { from: first.from, to: last.to, level, made: Vec::new(), asked: false })
+    }
+}
+
 impl Pieces {
     /// The piece of a flush is durable. Returns the names of the pieces that may be deleted now: none.
     pub fn add(&mut self, made: Merge, name: String) -> Vec<String> {
@@ -64,28 +72,41 @@ impl Pieces {
         if self.group.is_none() {
             self.group = self.choose();
         }
+        self.part()
+    }
+
+    /// As [`Pieces::due`], before the bytes leave memory: then nothing of them can be merged any more, so whatever is below the highest level becomes one now.
+    /// With `None` all that stands stays as it is.
+    pub fn compact(&mut self) -> Option<Merge> {
+        if self.group.is_none() {
+            let low = |piece: &Piece| piece.level < LEVELS;
+            let mut groups =
+                self.whole().chunk_by(|a, b| low(a) == low(b)).filter(|group| group.first().is_some_and(low));
+            self.group = groups.find_map(|group| Group::of(group, LEVELS));
+        }
+        if self.group.is_none() {
+            self.live.iter_mut().for_each(|piece| piece.level = LEVELS);
+        }
+        self.part()
+    }
+
+    fn part(&mut self) -> Option<Merge> {
         let group = self.group.as_mut().filter(|group| !group.asked)?;
         group.asked = true;
         let from = group.made.last().map_or(group.from, |made| made.to);
         Some(Merge { from, to: group.to.min(from + MERGED_BYTES) })
     }
 
+    /// The pieces that may be merged. Behind a hole nothing is durable yet; up to it levels only fall, so no few pieces of a low level are left between two of
+    /// a high one.
+    fn whole(&self) -> &[Piece] {
+        let older = self.live.split_last().map_or(&[][..], |(_, older)| older);
+        older.chunk_by(|a, b| a.to == b.from).next().unwrap_or_default()
+    }
+
     fn choose(&self) -> Option<Group> {
-        let (_, older) = self.live.split_last()?;
-        // Behind a hole nothing is durable yet. Up to it levels only fall, so no few pieces of a low level are left between two of a high one.
-        let whole = older.chunk_by(|a, b| a.to == b.from).next()?;
-        let mut groups = whole.chunk_by(|a, b| a.level == b.level).filter(|group| group.len() >= FAN);
-        let group = groups.find_map(|group| match group {
-            [first, .., last] if first.level < LEVELS => Some((first, last)),
-            _ => None,
-        });
-        group.map(|(first, last)| Group {
-            from: first.from,
-            to: last.to,
-            level: first.level + 1,
-            made: Vec::new(),
-            asked: false,
-        })
+        let mut groups = self.whole().chunk_by(|a, b| a.level == b.level).filter(|group| group.len() >= FAN);
+        groups.find_map(|group| Group::of(group, group.first()?.level + 1).filter(|group| group.level <= LEVELS))
     }
 
     /// What was asked for is durable under this name. Returns the names of the pieces that may be deleted now.
@@ -167,7 +188,7 @@ mod tests {
         let (mut durable, mut pending) = (Lsn(0), None);
         // Puts of flushes that are on their way, which may be settled in any order.
         let mut flying: Vec<(Lsn, Lsn, bool)> = Vec::new();
-        let mut end = Lsn(0);
+        let (mut end, mut rested, mut merged_below) = (Lsn(0), Lsn(0), Lsn(0));
         for _ in 0..flushes {
             let to = end + 1 + random.below(largest);
             flying.push((end, to, false));
@@ -183,6 +204,11 @@ mod tests {
             if pending.is_none() {
                 pending = pieces.due();
             }
+            // Now and then everything leaves memory, but not before a mebibyte has come.
+            if pending.is_none() && flying.is_empty() && end.since(rested) >= 1 << 20 && random.below(3) == 0 {
+                pending = pieces.compact();
+                (rested, merged_below) = if pending.is_none() { (end, end) } else { (rested, merged_below) };
+            }
             // A merge takes a few flushes; now and then it comes to nothing.
             if let Some(merge) = pending.filter(|_| random.below(4) == 0) {
                 pending = None;
@@ -190,6 +216,7 @@ mod tests {
                     pieces.not_merged()
                 } else {
                     assert!(merge.to.since(merge.from) <= MERGED_BYTES);
+                    assert!(merge.from >= merged_below, "its bytes have left memory");
                     store.merged_bytes += merge.to.since(merge.from);
                     let name = store.put(merge.from, merge.to);
                     store.demand(durable);
@@ -219,7 +246,7 @@ mod tests {
             let again = store.merged_bytes as f64 / written as f64;
             eprintln!("{flushes} flushes: at most {} pieces, each byte written again {again:.1} times", store.most);
             assert!(store.most <= MOST, "{flushes} flushes of up to {largest}: {} pieces", store.most);
-            assert!(again <= f64::from(LEVELS) + 0.5, "{again}");
+            assert!(again <= f64::from(LEVELS) + 1.0, "{again}");
         }
     }
 

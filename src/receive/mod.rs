@@ -70,6 +70,8 @@ pub struct ReceiveOptions {
     pub status_interval: Duration,
     /// Most bytes of WAL, raw and sealed, in memory: then the socket waits. A segment needs up to twice its size, at most 32 MiB.
     pub memory: u64,
+    /// Without any WAL for so long, what is in memory of the open segment leaves it: it is in the tail.
+    pub rest_after: Duration,
     /// Stop once all WAL up to here is durable and reported.
     pub until: Option<Lsn>,
 }
@@ -86,6 +88,7 @@ impl ReceiveOptions {
             stall_timeout: Duration::from_secs(10),
             status_interval: Duration::from_secs(1),
             memory: 36 << 20,
+            rest_after: Duration::from_secs(8),
             until: None,
         }
     }

@@ -1,19 +1,21 @@
 //! The object that is being filled: a segment, or a part of a segment larger than 16 MiB.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::salt;
-use super::tail::Tail;
+use super::tail::{Flushed, Tail, TailMaker};
 use crate::archive::Archive;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::pg::record::Record;
 use crate::pg::xact::Note;
 use crate::pg::{Lsn, SegmentName, SegmentSize, TimelineId};
 use crate::seal::content::summary::{Summary, SummaryBuilder};
-use crate::seal::hash::ContentHasher;
-use crate::seal::header::{Claims, ObjectKind};
-use crate::seal::key::WriterKeys;
+use crate::seal::hash::{ContentHasher, content_hash};
+use crate::seal::header::{Claims, ObjectKind, RepositoryId};
+use crate::seal::key::{DataKey, ReaderKeys, RepositorySecret, WriterKeys};
 use crate::seal::sealer::{Compression, OBJECT_BYTES, Sealed, Sealer};
 
 /// Which object a position belongs to.
@@ -67,17 +69,24 @@ impl Object {
     }
 }
 
-/// The object that is being filled.
+/// The object that is being filled. While nothing arrives its bytes may leave memory: then its first bytes are in its tail only, and come back from there at
+/// its end.
 pub struct Open {
     pub place: Place,
-    /// What has arrived: the tail is made of it.
-    pub raw: Vec<u8>,
+    /// Bytes that are in the tail only, and the tails that hold them.
+    away: usize,
+    away_in: Vec<String>,
+    /// What has arrived after them: the tail is made of it.
+    raw: Vec<u8>,
     pub tail: Tail,
     /// When the oldest checked byte that is in no tail arrived.
     pub oldest: Option<Instant>,
-    sealer: Sealer,
+    /// `None` once bytes are away: sealing begins anew then, with the first byte, under another salt.
+    sealer: Option<Sealer>,
     summary: SummaryBuilder,
     hasher: ContentHasher,
+    /// Hash of the bytes that are away.
+    away_hash: [u8; 32],
 }
 
 impl Open {
@@ -92,14 +101,18 @@ impl Open {
         // Address space only: pages come with the bytes.
         raw.reserve_exact(place.end.since(place.start) as usize);
         let claims = archive.claims(ObjectKind::Segment, place.segment.timeline, place.start);
+        let hasher = ContentHasher::new(&keys.secret);
         Ok(Open {
             place,
+            away: 0,
+            away_in: Vec::new(),
             raw,
             tail: Tail::default(),
             oldest: None,
-            sealer: Sealer::new(keys, claims, salt::random()?, compression),
+            sealer: Some(Sealer::new(keys, claims, salt::random()?, compression)),
             summary: SummaryBuilder::new(place.start),
-            hasher: ContentHasher::new(&keys.secret),
+            away_hash: hasher.finalize(),
+            hasher,
         })
     }
 
@@ -108,9 +121,14 @@ impl Open {
         self.place.end.since(self.received()) as usize
     }
 
+    /// Bytes that have arrived.
+    fn len(&self) -> usize {
+        self.away + self.raw.len()
+    }
+
     /// End of what has arrived.
     pub fn received(&self) -> Lsn {
-        self.place.start + self.raw.len() as u64
+        self.place.start + self.len() as u64
     }
 
     /// End of what is in the tail.
@@ -120,18 +138,38 @@ impl Open {
 
     /// Bytes that this object holds in memory, raw and sealed.
     pub fn memory(&self) -> u64 {
-        self.raw.len() as u64 + self.sealer.sealed_len()
+        self.raw.len() as u64 + self.sealer.as_ref().map_or(0, Sealer::sealed_len)
     }
 
     /// The end of `lsn` as an offset in what has arrived.
     pub fn offset(&self, lsn: Lsn) -> usize {
-        lsn.since(self.place.start).min(self.raw.len() as u64) as usize
+        lsn.since(self.place.start).min(self.len() as u64) as usize
+    }
+
+    /// The bytes of the object between two offsets; `None` where they have not arrived, or are away.
+    pub fn bytes(&self, from: usize, to: usize) -> Option<&[u8]> {
+        self.raw.get(from.checked_sub(self.away)?..to.checked_sub(self.away)?)
+    }
+
+    /// Writes the tail up to `upto`: see [`Tail::flush`].
+    pub fn flush(
+        &mut self,
+        maker: &mut TailMaker,
+        keys: &WriterKeys,
+        upto: usize,
+        wrote: &mut dyn FnMut(Lsn),
+    ) -> Result<Option<Flushed>> {
+        let from = self.tail.kept().checked_sub(self.away);
+        let bytes = from.and_then(|from| self.raw.get(from..upto.checked_sub(self.away)?)).unwrap_or_default();
+        self.tail.flush(maker, keys, (self.place.segment, self.place.start), bytes, wrote)
     }
 
     pub fn push(&mut self, bytes: &[u8]) {
         self.raw.extend_from_slice(bytes);
         self.hasher.update(bytes);
-        self.sealer.push(bytes);
+        if let Some(sealer) = &mut self.sealer {
+            sealer.push(bytes);
+        }
     }
 
     /// A record that ends in this object.
@@ -139,15 +177,52 @@ impl Open {
         self.summary.add(record, note);
     }
 
+    /// Lets everything that has arrived leave memory, if it is in the tail, of which these names hold it. Returns whether it was.
+    pub fn rest(&mut self, names: Vec<String>) -> bool {
+        let all = self.tail.kept() == self.len() && self.len() > self.away && !names.is_empty();
+        if all {
+            self.away = self.len();
+            self.away_in = names;
+            self.away_hash = self.hasher.finalize();
+            self.raw = Vec::new();
+            self.sealer = None;
+            self.tail.rest();
+        }
+        all
+    }
+
+    /// Reads back what is away, if anything is. What went away must come back, byte for byte: `Kind::Corrupt` when it does not.
+    pub async fn wake(&mut self, archive: &Archive, keys: &WriterKeys, compression: Compression) -> Result<()> {
+        if self.away == 0 {
+            return Ok(());
+        }
+        let archive = Archive { keys: Arc::new(OwnKeys(keys.clone())), ..archive.clone() };
+        let mut raw = archive.tail_content(self.place.segment, self.place.start, &self.away_in).await?;
+        let hash = raw.get(..self.away).map(|away| content_hash(&keys.secret, away));
+        if hash != Some(self.away_hash) {
+            let text = format!("{} does not hold the bytes that were written to it", self.away_in.join(", "));
+            return Err(Error::new(Kind::Corrupt, text));
+        }
+        raw.truncate(self.away);
+        raw.reserve_exact(self.place.end.since(self.place.start) as usize - raw.len());
+        raw.extend_from_slice(&self.raw);
+        let claims = archive.claims(ObjectKind::Segment, self.place.segment.timeline, self.place.start);
+        let mut sealer = Sealer::new(keys, claims, salt::random()?, compression);
+        sealer.push(&raw);
+        (self.raw, self.sealer, self.away) = (raw, Some(sealer), 0);
+        Ok(())
+    }
+
     /// The complete object, and the buffer to use again.
-    pub fn finish(self, archive: &Archive) -> (Object, Vec<u8>) {
+    pub fn finish(self, archive: &Archive) -> Result<(Object, Vec<u8>)> {
         let name = archive.names.segment(self.place.segment, self.place.part);
         let summary = self.summary.finish(self.place.end, self.hasher.finalize());
-        let sealed = self.sealer.finish(&summary.encode());
+        let sealer = self.sealer.ok_or_else(|| Error::new(Kind::Failed, "an object is finished without its bytes"))?;
+        let sealed = sealer.finish(&summary.encode());
         let object = Object { name, sealed, summary, place: self.place, kind: ObjectKind::Segment };
         let mut raw = self.raw;
         raw.clear();
-        (object, raw)
+        Ok((object, raw))
     }
 
     /// What has arrived of a segment at the end of its timeline, sealed anew: it is another kind of object.
@@ -159,6 +234,26 @@ impl Open {
         let sealed = sealer.finish(&summary.encode());
         let name = archive.names.partial(self.place.segment);
         Ok(Object { name, sealed, summary, place: self.place, kind: ObjectKind::Partial })
+    }
+}
+
+/// Opens what this run sealed itself, with the key that it still has.
+struct OwnKeys(WriterKeys);
+
+impl ReaderKeys for OwnKeys {
+    fn repository(&self) -> RepositoryId {
+        self.0.repository
+    }
+
+    fn secret(&self) -> &RepositorySecret {
+        &self.0.secret
+    }
+
+    fn unwrap_key(&self, wrapped: &[u8]) -> std::result::Result<DataKey, String> {
+        match wrapped == self.0.wrapped {
+            true => Ok(self.0.data_key.clone()),
+            false => Err("it was sealed by another run".to_owned()),
+        }
     }
 }
 

@@ -33,6 +33,8 @@ use crate::seal::header::ObjectKind;
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_secs(1);
+/// What is in memory leaves it in a quiet time only if it is at least so much.
+const WORTH_A_REST: u64 = 1 << 20;
 
 /// What a turn of the pipeline brought.
 #[derive(Debug)]
@@ -59,6 +61,11 @@ pub struct Pipeline {
     /// End of what was taken from the server.
     received: Lsn,
     flush_at: Option<Instant>,
+    /// When what is in memory may leave it, and up to where it did.
+    rest_at: Option<Instant>,
+    rest_after: Duration,
+    rested: Lsn,
+    lost: bool,
     /// The last complete flush that was answered, and how many are on their way.
     flushed: Lsn,
     flushes: usize,
@@ -121,6 +128,10 @@ impl Pipeline {
             trouble,
             received: start,
             flush_at: None,
+            rest_at: None,
+            rest_after: options.rest_after,
+            rested: start,
+            lost: false,
             flushed: start,
             flushes: 0,
             finished: false,
@@ -175,7 +186,35 @@ impl Pipeline {
         let stats = self.observer.stats();
         stats.received.set(self.received.0);
         stats.bytes_received.add(bytes.len() as u64);
+        self.rest_at = Some(Instant::now() + self.rest_after);
         self.ask(Work::Data(bytes));
+    }
+
+    /// Nothing has arrived for a while: what is in the tail need not stay in memory.
+    fn rest(&mut self) {
+        self.rest_at = Some(Instant::now() + self.rest_after);
+        if !self.is_durable() {
+            self.flush_all();
+            return;
+        }
+        if !self.is_quiet() || !self.puts.is_empty() {
+            return;
+        }
+        let object = self.clearing.object_of(self.received);
+        if self.received.since(object.max(self.rested)) < WORTH_A_REST {
+            self.rest_at = None;
+            self.ask(Work::Rest(Vec::new()));
+        } else if let Some(merge) = self.clearing.compact(object) {
+            self.rest_at = Some(Instant::now() + TELL);
+            self.ask(Work::Merge(merge));
+        } else {
+            self.ask(Work::Rest(self.clearing.tails_of(object)));
+        }
+    }
+
+    /// Whether it has refused to go on for a reason that a new one does not have.
+    pub fn is_lost(&self) -> bool {
+        self.lost
     }
 
     /// Makes everything that was taken durable, the head of an unfinished record included.
@@ -240,7 +279,7 @@ impl Pipeline {
 
     /// One step of what goes on inside, connected or not. Cancel safe.
     pub async fn turn(&mut self) -> Result<Turn> {
-        let flush_at = self.flush_at;
+        let (flush_at, rest_at) = (self.flush_at, self.rest_at);
         tokio::select! {
             true = hand_over(&self.worker.work, &mut self.outbox), if !self.outbox.is_empty() => Ok(Turn::Went),
             kept = self.worker.kept.recv() => match kept {
@@ -267,6 +306,10 @@ impl Pipeline {
             () = wait_until(flush_at) => {
                 self.flush_at = None;
                 self.ask(Work::Flush(Flush::Due));
+                Ok(Turn::Went)
+            }
+            () = wait_until(rest_at) => {
+                self.rest();
                 Ok(Turn::Went)
             }
         }
@@ -300,7 +343,14 @@ impl Pipeline {
             }
             Kept::Finished => self.finished = true,
             Kept::Trouble(error) => self.observer.warn(error.to_string()),
-            Kept::Refused(refused) => return Ok(Turn::Refused(refused)),
+            Kept::Rested(lsn) => {
+                self.rested = lsn;
+                self.rest_at = self.rest_at.filter(|_| self.received > lsn);
+            }
+            Kept::Refused(refused) => {
+                self.lost = matches!(refused, Refused::Forgotten(_));
+                return Ok(Turn::Refused(refused));
+            }
             Kept::Failed(error) => return Err(error),
         }
         Ok(Turn::Moved)

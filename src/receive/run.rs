@@ -75,6 +75,8 @@ impl Run {
     /// Runs until the caller asks for a stop, or something will not pass by itself.
     pub async fn run(mut self) -> Result<ReceiveReport> {
         loop {
+            // What a pipeline cannot go on with is received again.
+            self.pipeline.take_if(|pipeline| pipeline.is_lost());
             let next = match self.connect().await {
                 Ok(Some(server)) => self.serve(server).await?,
                 Ok(None) => Next::Stop,
@@ -83,11 +85,14 @@ impl Run {
             };
             let waited = match next {
                 Next::Stop => return self.stopped().await,
-                Next::Again(why) => self.wait(why).await?,
-                Next::AwaitRepository => self.await_repository().await?,
+                Next::Again(why) => self.wait(why).await,
+                Next::AwaitRepository => self.await_repository().await,
             };
-            if !waited {
-                return self.stopped().await;
+            match waited {
+                Ok(true) => {}
+                Ok(false) => return self.stopped().await,
+                Err(error) if error.is_transient() => self.observer.warn(error.to_string()),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -332,6 +337,10 @@ impl Run {
         let at = match &refused {
             Refused::Invalid(invalid) => invalid.at,
             Refused::Differs(_) => return Err(corrupt(&refused)),
+            Refused::Forgotten(_) => {
+                pipeline.abandon().await;
+                return Ok(Next::Again(Some(corrupt(&refused))));
+            }
         };
         let size = pipeline.segment_size();
         let place = (pipeline.timeline(), size.segment_of(at));
@@ -406,6 +415,9 @@ fn corrupt(refused: &Refused) -> Error {
             .hint("Nothing from there on was acknowledged; check the server's storage (pg_waldump) before anything else."),
         Refused::Differs(_) => Error::new(Kind::Diverged, refused.to_string())
             .hint("The server's history is not the one that is stored: check whether it was restored from a snapshot; stream it under another cluster name."),
+        Refused::Forgotten(_) => Error::new(Kind::Repository, refused.to_string())
+            .transient()
+            .hint("Its segment is received again; look after the storage of the repository."),
     }
 }
 

@@ -123,18 +123,26 @@ impl Tail {
         self.current.as_ref().filter(|current| current.file.is_some()).map(|current| current.run.as_str())
     }
 
-    /// Keeps the bytes of the object (which begins at `start` of `segment` and has `raw` so far) up to `upto`. After an error nothing changed but that the
-    /// file is given up.
+    /// Gives back memory that is only needed while frames are sealed.
+    pub fn rest(&mut self) {
+        if let Some(current) = &mut self.current {
+            current.sealer.rest();
+        }
+    }
+
+    /// Keeps the next bytes of the object, which begins at `start` of `segment`. After an error nothing changed but that the file is given up.
     pub fn flush(
         &mut self,
         maker: &mut TailMaker,
         keys: &WriterKeys,
         (segment, start): (SegmentName, Lsn),
-        raw: &[u8],
-        upto: usize,
+        bytes: &[u8],
         wrote: &mut dyn FnMut(Lsn),
     ) -> Result<Option<Flushed>> {
-        let Some(bytes) = raw.get(self.kept..upto).filter(|b| !b.is_empty()) else { return Ok(None) };
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let upto = self.kept + bytes.len();
         let from = start + self.kept as u64;
         let to = start + upto as u64;
         let mut current = match self.current.take() {

@@ -24,6 +24,8 @@ pub enum Work {
     Flush(Flush),
     Merge(Merge),
     FlushInterval(Duration),
+    /// Nothing arrives: what these tails hold of the open object need not stay in memory.
+    Rest(Vec<String>),
     Finish,
 }
 
@@ -190,7 +192,7 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
                     return Err(Error::new(Kind::Interrupted, "the pipeline has ended").into());
                 }
             }
-            keeper.data(&bytes)
+            keeper.data(&bytes).await
         }
         Work::Flush(flush) => {
             keeper.flush(flush, budget.pieces());
@@ -204,7 +206,11 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
             keeper.set_flush_interval(interval);
             Ok(())
         }
-        Work::Finish => keeper.finish(),
+        Work::Rest(names) => {
+            keeper.rest(names, budget.pieces());
+            Ok(())
+        }
+        Work::Finish => keeper.finish().await,
     }
 }
 

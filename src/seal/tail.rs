@@ -102,6 +102,11 @@ impl TailSealer {
         self.hasher.finalize()
     }
 
+    /// Gives back memory that is only needed while frames are sealed.
+    pub fn rest(&mut self) {
+        self.scratch = Vec::new();
+    }
+
     /// Seals the next bytes (split into frames of at most 256 KiB) and says what to append. What one call returns must be written
     /// after the bytes of the call before were synced: a torn write is told from damage by that.
     pub fn seal(&mut self, bytes: &[u8]) -> Bytes {

@@ -45,6 +45,10 @@ impl Store {
         self.0.created.load(Ordering::SeqCst)
     }
 
+    pub fn remove(&self, name: &str) {
+        self.objects().remove(name);
+    }
+
     /// Names of all objects.
     pub fn names(&self) -> Vec<String> {
         self.objects().keys().cloned().collect()

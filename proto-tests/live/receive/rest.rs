@@ -1,0 +1,104 @@
+//! An idle stream keeps nothing of its segment in memory, and finishes the segment from its tail when WAL comes again.
+
+use std::time::Duration;
+
+use walrecv::pg::{Lsn, MajorVersion};
+use walrecv::receive::{Place, ReceiveEvent, ReceiveOptions};
+
+use super::harness::{self, Receiving, Vault};
+use super::kill::nothing_is_missing;
+use super::store::Store;
+use crate::support::{Server, require_servers, wait_for};
+
+const QUIET: Duration = Duration::from_millis(300);
+
+fn server() -> Server {
+    let server = Server::builder(MajorVersion::V18).segment_size_mb(16).start();
+    harness::create_slot(&server);
+    server.sql("create table t as select 0 as i, '' as filler");
+    server.switch_wal();
+    server
+}
+
+fn options(server: &Server) -> ReceiveOptions {
+    ReceiveOptions { rest_after: QUIET, flush_interval: Duration::from_millis(50), ..harness::options(server) }
+}
+
+/// Some 2.5 MB of WAL in several commits; its end.
+fn write(server: &Server) -> Lsn {
+    for _ in 0..4 {
+        server.sql("insert into t select i, repeat(md5(i::text), 20) from generate_series(1, 800) i");
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    server.lsn()
+}
+
+/// Waits until everything is durable and the stream holds nothing in memory.
+fn wait_rest(server: &Server, receiving: &Receiving, end: Lsn) {
+    harness::wait_acknowledged(server, end);
+    wait_for("the memory to be given back", Duration::from_secs(30), || {
+        (receiving.stats().held_bytes.get() == 0).then_some(())
+    });
+}
+
+fn rests_and_goes_on(place: Place, vault: &Vault, server: &Server) {
+    let archive = vault.archive_in(place.repo.clone(), server);
+    let from = harness::acknowledged(server);
+    let receiving = Receiving::start(options(server), place);
+    receiving.wait_streaming();
+    // Twice in one segment: what was in memory leaves it, and the tail goes on without it.
+    for _ in 0..2 {
+        let end = write(server);
+        wait_rest(server, &receiving, end);
+        nothing_is_missing(&archive, server, from, end);
+    }
+    write(server);
+    let end = server.switch_wal();
+    server.sql("insert into t values (1, 'in the next segment')");
+    harness::wait_acknowledged(server, end);
+    receiving.wait_event("the segment", |e| matches!(e, ReceiveEvent::SegmentStored { .. }));
+    nothing_is_missing(&archive, server, from, end);
+    let again = |e: &ReceiveEvent| matches!(e, ReceiveEvent::Reconnecting { .. } | ReceiveEvent::CorruptWal { .. });
+    assert!(!receiving.saw(again), "{:#?}", receiving.events());
+    receiving.stop();
+}
+
+#[test]
+fn from_a_local_tail() {
+    require_servers!(MajorVersion::V18);
+    let (server, vault) = (server(), Vault::new());
+    rests_and_goes_on(vault.place(), &vault, &server);
+}
+
+#[test]
+fn from_pieces() {
+    require_servers!(MajorVersion::V18);
+    let (server, vault, store) = (server(), Vault::new(), Store::default());
+    rests_and_goes_on(Place { repo: store.repository(), ..vault.place() }, &vault, &server);
+}
+
+/// What cannot be read back is received again: no hole, and no end of the run.
+#[test]
+fn a_tail_that_is_gone_is_received_again() {
+    require_servers!(MajorVersion::V18);
+    let (server, vault, store) = (server(), Vault::new(), Store::default());
+    let place = Place { repo: store.repository(), ..vault.place() };
+    let archive = vault.archive_in(store.repository(), &server);
+    let from = harness::acknowledged(&server);
+    let receiving = Receiving::start(options(&server), place);
+    receiving.wait_streaming();
+    let end = write(&server);
+    wait_rest(&server, &receiving, end);
+    let piece = store.names().into_iter().find(|name| name.contains("/tail/")).expect("a piece");
+    store.remove(&piece);
+    server.switch_wal();
+    server.sql("insert into t values (1, 'in the next segment')");
+    receiving.wait_event("the segment", |e| matches!(e, ReceiveEvent::SegmentStored { .. }));
+    harness::wait_acknowledged(&server, server.lsn());
+    nothing_is_missing(&archive, &server, from, server.lsn());
+    receiving.wait_event("the reason", |e| match e {
+        ReceiveEvent::Reconnecting { why, .. } => why.contains("cannot be read back"),
+        _ => false,
+    });
+    receiving.stop();
+}
