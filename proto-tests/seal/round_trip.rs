@@ -117,6 +117,42 @@ fn cut_ends_frames_where_it_is_told() {
 }
 
 #[test]
+fn frames_taken_from_a_growing_buffer_are_as_long_as_was_said() {
+    const FRAME: usize = 64 << 10;
+    let all = wal_like(5 * FRAME + 1, 4);
+    for len in [0, 1, FRAME - 1, FRAME, FRAME + 1, 3 * FRAME, 5 * FRAME + 1] {
+        for step in [1000, FRAME, FRAME + 1, 128 << 10, all.len()] {
+            let mut sealer = Sealer::new(&writer(), claims(ObjectKind::Segment), SALT, Compression::Lz4);
+            let mut taken = 0;
+            for end in (0..len).step_by(step).map(|at| len.min(at + step)) {
+                taken += sealer.take(&all[taken..end], FRAME);
+                assert_eq!(taken, (end - 1) / FRAME * FRAME, "all but the frame that may be the last");
+                assert_eq!(sealer.plain_len(), taken as u64);
+            }
+            sealer.push(&all[taken..len]);
+            let sealed = sealer.finish(b"summary");
+            let mut sizes = sealed.frames[1..].iter().map(|place| place.plain_len as usize).collect::<Vec<_>>();
+            assert_eq!(sizes.pop().unwrap_or(0), if len == 0 { 0 } else { (len - 1) % FRAME + 1 });
+            assert!(sizes.iter().all(|size| *size == FRAME));
+            check(&sealed, &all[..len], b"summary");
+        }
+    }
+}
+
+#[test]
+fn what_was_pushed_comes_before_what_is_taken() {
+    let all = wal_like(1000 + 3 * 4096, 6);
+    let mut sealer = Sealer::new(&writer(), claims(ObjectKind::Segment), SALT, Compression::None);
+    sealer.push(&all[..1000]);
+    assert_eq!(sealer.take(&all[1000..1000 + 2 * 4096 + 1], 4096), 2 * 4096);
+    sealer.push(&all[1000 + 2 * 4096..]);
+    let sealed = sealer.finish(&[]);
+    let sizes: Vec<u32> = sealed.frames.iter().map(|place| place.plain_len).collect();
+    assert_eq!(sizes, [0, 1000, 4096, 4096, 4096]);
+    check(&sealed, &all, &[]);
+}
+
+#[test]
 fn index_objects_open_with_the_secret_alone() {
     let content = wal_like(2 * FRAME_BYTES + 7, 2);
     let without_identity = FixedKeys { data_key: None, ..reader() };

@@ -57,7 +57,9 @@ fn run(line: &[OsString], fetch: bool) -> u8 {
     };
     start_tracing(cli.common.verbose);
     let format = cli.common.output;
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    // A stream is one conversation, and computes on a thread of its own: a second worker would only be woken for what the first one is about to do.
+    let workers = if matches!(cli.command, Command::Receive(_)) { 1 } else { 2 };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             let error = Error::new(Kind::Failed, "cannot start").caused_by(error);

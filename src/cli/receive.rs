@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinError;
 
 use super::args::{Common, ReceiveArgs};
 use super::context::{Context, Signals};
@@ -32,14 +33,15 @@ pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
     let shown = screen.clone();
     let observer = Observer::new(move |event| shown.show(&event));
     let mut signals = Signals::new()?;
-    let mut job = std::pin::pin!(receive(options, place, observer, stop));
+    // On a worker, where the sockets are polled: what arrives wakes no second thread.
+    let mut job = tokio::spawn(receive(options, place, observer, stop));
     let report = tokio::select! {
-        outcome = &mut job => outcome?,
+        outcome = &mut job => ended(outcome)?,
         name = signals.next() => {
             screen.say(&format!("{name}: making everything received durable; a second signal leaves at once"));
             let _ = ask.send(true);
             tokio::select! {
-                outcome = &mut job => outcome?,
+                outcome = &mut job => ended(outcome)?,
                 name = signals.next() => {
                     return Err(Error::new(Kind::Interrupted, format!("left at once by a second {name}"))
                         .hint("nothing acknowledged is lost; the slot holds what is not stored"));
@@ -49,6 +51,14 @@ pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
     };
     screen.stopped(&report);
     Ok(())
+}
+
+/// A panic of the job goes on as one.
+fn ended(outcome: std::result::Result<Result<ReceiveReport>, JoinError>) -> Result<ReceiveReport> {
+    outcome.unwrap_or_else(|died| match died.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(died) => Err(Error::new(Kind::Failed, "the receiver has ended").caused_by(died)),
+    })
 }
 
 fn options(context: &Context, args: &ReceiveArgs) -> Result<ReceiveOptions> {

@@ -28,6 +28,8 @@ use crate::stats::StreamStats;
 const KEY_AGE: Duration = Duration::from_secs(3600);
 /// After a tail could not be written, the next attempt waits so long.
 const TAIL_RETRY: Duration = Duration::from_secs(1);
+/// Without a flush interval, what has arrived together is made durable together; under a stream that never pauses a commit waits for others so long.
+const LATE: Duration = Duration::from_millis(20);
 /// Zeros that a local tail file begins with, where nobody waits for a single flush.
 const SLOW_PREALLOCATE: u64 = 1 << 20;
 /// Most tail pieces that are on their way to object storage.
@@ -275,6 +277,12 @@ impl Keeper {
             self.flush(Flush::Due, pieces);
         }
         self.announce(pieces);
+    }
+
+    /// Whether somebody waits for a flush, and has waited so long that it goes before what else has arrived.
+    pub fn is_late(&self) -> bool {
+        let oldest = self.open.as_ref().and_then(|open| open.oldest);
+        self.config.flush_interval.is_zero() && oldest.is_some_and(|oldest| oldest.elapsed() >= LATE)
     }
 
     pub fn flush(&mut self, flush: Flush, pieces: usize) {

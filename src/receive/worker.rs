@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::keep::{Flush, Keeper, Kept, Stop};
@@ -16,6 +15,8 @@ use crate::error::{Error, Kind, Result};
 
 /// Messages between the socket and the thread: at most 128 KiB each (`MAX_SEND_SIZE`, `walsender.c`).
 const QUEUE: usize = 16;
+/// Messages that the thread takes at a time: the socket's task is woken once for all of them, not for each.
+const BATCH: usize = 8;
 
 /// What the pipeline asks for, in order.
 #[derive(Debug)]
@@ -147,39 +148,31 @@ impl Out {
 
 async fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out, lane: Lane) {
     let budget = &*out.budget;
-    let mut next = queue.recv().await;
-    while let Some(work) = next {
-        lane.pace().await;
-        if let Err(stop) = step(&mut keeper, work, budget).await {
-            let last = match stop {
-                Stop::Refused(refused) => Kept::Refused(refused),
-                Stop::Failed(error) => Kept::Failed(error),
-            };
-            out.tell(last);
-            return;
-        }
-        next = match queue.try_recv() {
-            Ok(work) => Some(work),
-            Err(TryRecvError::Disconnected) => None,
-            Err(TryRecvError::Empty) => {
-                keeper.settle(budget.pieces());
-                idle(&mut keeper, &mut queue, &lane).await
+    let mut batch = Vec::with_capacity(BATCH);
+    while queue.recv_many(&mut batch, BATCH).await > 0 {
+        for work in batch.drain(..) {
+            lane.pace().await;
+            if let Err(stop) = step(&mut keeper, work, budget).await {
+                let last = match stop {
+                    Stop::Refused(refused) => Kept::Refused(refused),
+                    Stop::Failed(error) => Kept::Failed(error),
+                };
+                out.tell(last);
+                return;
             }
-        };
+        }
+        if queue.is_empty() || keeper.is_late() {
+            keeper.settle(budget.pieces());
+        }
+        idle(&mut keeper, &queue, &lane).await;
     }
 }
 
-/// The next message. Until it comes, what waits for such a moment is done, in steps so short that nobody waits for them.
-async fn idle(keeper: &mut Keeper, queue: &mut mpsc::Receiver<Work>, lane: &Lane) -> Option<Work> {
-    while keeper.idle_step() {
+/// What waits for a moment in which nothing arrives is done, in steps so short that nobody waits for them.
+async fn idle(keeper: &mut Keeper, queue: &mpsc::Receiver<Work>, lane: &Lane) {
+    while queue.is_empty() && !queue.is_closed() && keeper.idle_step() {
         lane.pace().await;
-        match queue.try_recv() {
-            Ok(work) => return Some(work),
-            Err(TryRecvError::Disconnected) => return None,
-            Err(TryRecvError::Empty) => {}
-        }
     }
-    queue.recv().await
 }
 
 async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), Stop> {

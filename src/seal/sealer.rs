@@ -97,8 +97,7 @@ impl Sealer {
     /// # Panics
     /// When the object would hold more than [`OBJECT_BYTES`], which no reader accepts.
     pub fn push(&mut self, mut bytes: &[u8]) {
-        self.plain_len += bytes.len() as u64;
-        assert!(self.plain_len <= OBJECT_BYTES, "an object holds at most {OBJECT_BYTES} bytes");
+        self.count(bytes.len());
         while !bytes.is_empty() {
             if self.closed || self.pending.len() == FRAME_BYTES {
                 self.seal_pending(false);
@@ -114,6 +113,26 @@ impl Sealer {
             self.pending.extend_from_slice(part);
             bytes = rest;
         }
+    }
+
+    /// Seals frames of `frame` bytes straight from `bytes`, without a copy, as long as at least one byte is left over: the last frame waits, since it carries
+    /// the last-frame flag. Says how many bytes it took; what is left is offered again once more has come, or pushed at the end.
+    ///
+    /// # Panics
+    /// As [`Sealer::push`].
+    pub fn take(&mut self, bytes: &[u8], frame: usize) -> usize {
+        if !self.pending.is_empty() && !bytes.is_empty() {
+            self.seal_pending(false);
+        }
+        let whole = bytes.len().saturating_sub(1) / frame * frame;
+        self.count(whole);
+        bytes[..whole].chunks_exact(frame).for_each(|plain| self.seal_frame(plain, false));
+        whole
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.plain_len += bytes as u64;
+        assert!(self.plain_len <= OBJECT_BYTES, "an object holds at most {OBJECT_BYTES} bytes");
     }
 
     /// Ends the current frame here (packs: a frame of pages); returns the number that the next frame will get. Frames are numbered
