@@ -1,8 +1,10 @@
 //! Streaming, side by side: how long it takes to drain the same backlog of WAL from a copied slot.
 //!
 //! `cargo bench --bench stream` (as root, servers installed by `pg-test-env/install`). Every round runs each receiver once, in turn, so that what else the
-//! machine does hits all of them alike. Printed are medians, ratios against `pg_receivewal` lz4, CPU seconds, peak memory and bytes stored.
-//! Options after `--`: `--mib N` backlog, `--rounds N`, `--version N`, `--json FILE`, `--only NAME` (several times).
+//! machine does hits all of them alike. Printed are medians, ratios against `pg_receivewal` lz4, CPU seconds, peak memory and bytes stored; then what checking
+//! the same bytes costs alone.
+//! Options after `--`: `--mib N` backlog, `--rounds N`, `--version N`, `--json FILE`, `--only NAME` (several times), `--also NAME=FILE` (another build of
+//! `walrecv`, measured beside this one).
 
 #[path = "../proto-tests/support/mod.rs"]
 mod support;
@@ -15,12 +17,16 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use support::{Server, TempDir};
 use walrecv::net::{Connection, Conninfo, Mode};
-use walrecv::pg::{Lsn, MajorVersion};
+use walrecv::pg::record::Record;
+use walrecv::pg::scan::{ScanConfig, WalScanner};
+use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentSize, SystemIdentifier, TimelineId, xact};
 use walrecv::wire::message::{Status, StreamEvent};
 
 const RECEIVERS: [&str; 5] = ["null", "pg_receivewal", "pg_receivewal-lz4", "walrecv-lz4", "walrecv-zstd"];
 /// What the ratios are against.
 const REFERENCE: &str = "pg_receivewal-lz4";
+/// Whose time the share of checking is taken of.
+const OURS: &str = "walrecv-lz4";
 
 struct Options {
     mib: u64,
@@ -28,6 +34,7 @@ struct Options {
     version: MajorVersion,
     json: Option<PathBuf>,
     only: Vec<String>,
+    also: Vec<(String, PathBuf)>,
 }
 
 /// One run of one receiver.
@@ -44,6 +51,7 @@ struct Row {
     receiver: String,
     median: Sample,
     wall_ratio: f64,
+    cpu_ratio: f64,
     samples: Vec<Sample>,
 }
 
@@ -69,21 +77,25 @@ fn main() {
         options.rounds
     );
 
-    let chosen: Vec<&str> =
-        RECEIVERS.into_iter().filter(|r| options.only.is_empty() || options.only.iter().any(|o| o == r)).collect();
+    let wanted = |r: &&str| options.only.is_empty() || options.only.iter().any(|o| o == r);
+    let mut chosen: Vec<&str> = RECEIVERS.into_iter().filter(wanted).collect();
+    chosen.extend(options.also.iter().map(|(name, _)| name.as_str()));
+    let mut checking = Vec::new();
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); chosen.len()];
     for round in 0..options.rounds {
+        checking.push(check_alone(&server, start, end));
         for (index, receiver) in chosen.iter().enumerate() {
-            let sample = run(&server, receiver, end);
+            let sample = run(&server, receiver, &options, end);
             eprintln!("round {round} {receiver:<18} {:.2} s", sample.wall_seconds);
             samples[index].push(sample);
         }
     }
-    report(&options, bytes, &chosen, samples);
+    report(&options, bytes, &chosen, samples, checking);
 }
 
 fn parse(args: &[String]) -> Options {
-    let mut options = Options { mib: 1024, rounds: 7, version: MajorVersion::V18, json: None, only: Vec::new() };
+    let mut options =
+        Options { mib: 1024, rounds: 7, version: MajorVersion::V18, json: None, only: Vec::new(), also: Vec::new() };
     let mut rest = args.iter();
     while let Some(name) = rest.next() {
         let mut value = || rest.next().unwrap_or_else(|| panic!("{name} needs a value"));
@@ -95,6 +107,10 @@ fn parse(args: &[String]) -> Options {
             }
             "--json" => options.json = Some(value().into()),
             "--only" => options.only.push(value().clone()),
+            "--also" => {
+                let (name, file) = value().split_once('=').expect("NAME=FILE");
+                options.also.push((name.to_owned(), file.into()));
+            }
             other => panic!("unknown option {other}"),
         }
     }
@@ -119,7 +135,39 @@ fn backlog(server: &Server, mib: u64) -> (Lsn, Lsn) {
     (start, end)
 }
 
-fn run(server: &Server, receiver: &str, end: Lsn) -> Sample {
+/// CPU seconds of checking the backlog alone, from memory, in messages as the server sends them.
+fn check_alone(server: &Server, start: Lsn, end: Lsn) -> f64 {
+    let system = server.sql("SELECT system_identifier FROM pg_control_system()").parse().expect("a number");
+    let segment_size = SegmentSize::new(16 << 20).expect("16 MiB");
+    let timeline = TimelineId(1);
+    let config = ScanConfig { version: server.version(), system: SystemIdentifier(system), timeline, segment_size };
+    let first = segment_size.segment_of(start);
+    let mut scanner = WalScanner::new(config, first.start(segment_size));
+    let (mut spent, mut records) = (0.0, 0u64);
+    while scanner.received() < end {
+        let name = SegmentName::new(timeline, segment_size.segment_of(scanner.received()), segment_size);
+        let bytes = fs::read(server.data_dir().join("pg_wal").join(name.to_string())).expect("read a segment");
+        let before = own_cpu_seconds();
+        for message in bytes.chunks(128 << 10) {
+            let counted = &mut |record: &Record<'_>| {
+                records += 1;
+                std::hint::black_box(xact::note(record, config.version)).expect("a record that can be read");
+            };
+            scanner.feed(message, counted).expect("valid WAL");
+        }
+        spent += own_cpu_seconds() - before;
+    }
+    assert!(records > 0);
+    spent
+}
+
+/// Of this thread so far (`Documentation/scheduler/sched-stats.rst`: the first number is nanoseconds on the CPU).
+fn own_cpu_seconds() -> f64 {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").expect("read the thread's times");
+    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).expect("nanoseconds") / 1e9
+}
+
+fn run(server: &Server, receiver: &str, options: &Options, end: Lsn) -> Sample {
     server.sql("SELECT pg_copy_physical_replication_slot('bench_base', 'bench_run')");
     let temp = TempDir::new("bench");
     let out = temp.join("out");
@@ -133,9 +181,12 @@ fn run(server: &Server, receiver: &str, end: Lsn) -> Sample {
         }
         "pg_receivewal" => pg_receivewal(server, &out, end, None),
         "pg_receivewal-lz4" => pg_receivewal(server, &out, end, Some("lz4")),
-        "walrecv-lz4" => walrecv_receive(&temp, &out, &conninfo, end, "lz4"),
-        "walrecv-zstd" => walrecv_receive(&temp, &out, &conninfo, end, "zstd:1"),
-        other => panic!("unknown receiver {other}"),
+        OURS => walrecv_receive(&temp, &out, &conninfo, end, "lz4", None),
+        "walrecv-zstd" => walrecv_receive(&temp, &out, &conninfo, end, "zstd:1", None),
+        other => {
+            let also = options.also.iter().find(|(name, _)| name == other).expect("a receiver");
+            walrecv_receive(&temp, &out, &conninfo, end, "lz4", Some(&also.1))
+        }
     };
     let mut sample = measure(command);
     sample.stored_bytes = size_of(&out);
@@ -156,7 +207,14 @@ fn pg_receivewal(server: &Server, out: &Path, end: Lsn, compress: Option<&str>) 
     command
 }
 
-fn walrecv_receive(temp: &TempDir, out: &Path, conninfo: &str, end: Lsn, compression: &str) -> Command {
+fn walrecv_receive(
+    temp: &TempDir,
+    out: &Path,
+    conninfo: &str,
+    end: Lsn,
+    compression: &str,
+    build: Option<&Path>,
+) -> Command {
     let config = temp.join("walrecv.toml");
     let url = format!("file://{}", out.display());
     let config_text = config.display().to_string();
@@ -172,7 +230,7 @@ fn walrecv_receive(temp: &TempDir, out: &Path, conninfo: &str, end: Lsn, compres
         "bench_run",
     ]);
     made.run().expect_code(0);
-    let mut command = Command::new(support::walrecv::path());
+    let mut command = Command::new(build.unwrap_or(support::walrecv::path()));
     command.args(["receive", "--config", &config_text, "--compression", compression, "--until", &end.to_string()]);
     command
 }
@@ -232,30 +290,38 @@ fn size_of(dir: &Path) -> u64 {
         .sum()
 }
 
-fn report(options: &Options, bytes: u64, chosen: &[&str], samples: Vec<Vec<Sample>>) {
+fn report(options: &Options, bytes: u64, chosen: &[&str], samples: Vec<Vec<Sample>>, mut checking: Vec<f64>) {
     let medians: Vec<Sample> = samples.iter().map(|s| median(s)).collect();
-    let reference = chosen.iter().position(|r| *r == REFERENCE).map(|i| medians[i].wall_seconds);
+    let of = |name: &str| chosen.iter().position(|r| *r == name).map(|i| &medians[i]);
+    let reference = of(REFERENCE).map(|m| (m.wall_seconds, m.cpu_seconds));
+    checking.sort_by(f64::total_cmp);
+    let checking = checking[checking.len() / 2];
+    let share = of(OURS).map(|m| checking / m.wall_seconds);
     println!(
-        "{:<18} {:>8} {:>8} {:>8} {:>9} {:>10} {:>7}",
-        "receiver", "wall s", "MiB/s", "CPU s", "peak MiB", "stored MiB", "ratio"
+        "{:<18} {:>8} {:>8} {:>8} {:>9} {:>10} {:>7} {:>7}",
+        "receiver", "wall s", "MiB/s", "CPU s", "peak MiB", "stored MiB", "ratio", "of CPU"
     );
     let mut rows = Vec::new();
-    for ((receiver, median), samples) in chosen.iter().zip(medians).zip(samples) {
-        let ratio = reference.map_or(f64::NAN, |r| median.wall_seconds / r);
+    for ((receiver, median), samples) in chosen.iter().zip(medians.iter().cloned()).zip(samples) {
+        let ratio = reference.map_or(f64::NAN, |r| median.wall_seconds / r.0);
+        let cpu_ratio = reference.map_or(f64::NAN, |r| median.cpu_seconds / r.1);
         println!(
-            "{receiver:<18} {:>8.2} {:>8.0} {:>8.2} {:>9.1} {:>10.1} {ratio:>7.2}",
+            "{receiver:<18} {:>8.2} {:>8.0} {:>8.2} {:>9.1} {:>10.1} {ratio:>7.2} {cpu_ratio:>7.2}",
             median.wall_seconds,
             bytes as f64 / median.wall_seconds / (1 << 20) as f64,
             median.cpu_seconds,
             median.peak_memory_kib as f64 / 1024.0,
             median.stored_bytes as f64 / (1 << 20) as f64,
         );
-        rows.push(Row { receiver: receiver.to_string(), median, wall_ratio: ratio, samples });
+        rows.push(Row { receiver: receiver.to_string(), median, wall_ratio: ratio, cpu_ratio, samples });
     }
+    let text = share.map_or(String::new(), |share| format!(", {:.1} % of the time of {OURS}", share * 100.0));
+    println!("checking alone     {checking:>8.2} s of CPU{text}");
     if let Some(path) = &options.json {
         let value = serde_json::json!({
             "bench": "stream", "postgresql": options.version.number(), "backlog_bytes": bytes,
             "rounds": options.rounds, "reference": REFERENCE, "rows": rows,
+            "checking_cpu_seconds": checking, "checking_share": share,
         });
         fs::write(path, format!("{value:#}\n")).expect("write the JSON file");
     }

@@ -1,0 +1,114 @@
+//! What the live benches share: options, receivers as processes, medians, tables.
+
+// Each bench uses its own part of this.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use walrecv::pg::MajorVersion;
+
+use crate::support::guard::Guard;
+use crate::support::{Server, TempDir, wait_for};
+
+/// What every live bench can be told.
+pub struct Options {
+    pub rounds: usize,
+    pub version: MajorVersion,
+    /// How long one measurement takes.
+    pub seconds: u64,
+    pub json: Option<PathBuf>,
+    pub only: Vec<String>,
+}
+
+impl Options {
+    /// From the command line, with this length of one measurement unless it says otherwise.
+    pub fn parse(seconds: u64) -> Options {
+        let mut options = Options { rounds: 7, version: MajorVersion::V18, seconds, json: None, only: Vec::new() };
+        let mut rest = std::env::args().skip(1).filter(|a| a != "--bench");
+        while let Some(name) = rest.next() {
+            let mut value = || rest.next().unwrap_or_else(|| panic!("{name} needs a value"));
+            match name.as_str() {
+                "--rounds" => options.rounds = value().parse().expect("a number of rounds"),
+                "--seconds" => options.seconds = value().parse().expect("a number of seconds"),
+                "--version" => {
+                    options.version = MajorVersion::from_number(value().parse().expect("a version")).expect("13 to 18")
+                }
+                "--json" => options.json = Some(value().into()),
+                "--only" => options.only.push(value()),
+                other => panic!("unknown option {other}"),
+            }
+        }
+        options
+    }
+
+    pub fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+
+    pub fn write_json(&self, value: &serde_json::Value) {
+        if let Some(path) = &self.json {
+            std::fs::write(path, format!("{value:#}\n")).expect("write the JSON file");
+        }
+    }
+}
+
+/// A receiver that runs beside the load; asked to stop, and waited for, when dropped.
+pub struct Receiver {
+    child: Child,
+    _guard: Guard,
+}
+
+impl Receiver {
+    pub fn start(mut command: Command) -> Receiver {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
+        Receiver { _guard: Guard::new(child.id()), child }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).expect("a process id");
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        let _ = self.child.wait();
+    }
+}
+
+/// `walrecv receive` into `url` through `slot`, with what `init` makes and nothing else; `more` is added to the command.
+pub fn walrecv(temp: &TempDir, url: &str, dsn: &str, slot: &str, env: &[(&'static str, String)]) -> Command {
+    let config = temp.join(format!("{slot}.toml")).display().to_string();
+    let init = ["init", "--config", &config, "--repo", url, "--dsn", dsn, "--slot", slot];
+    crate::support::Walrecv::new(init).envs(env.iter().cloned()).run().expect_code(0);
+    let mut command = Command::new(crate::support::walrecv::path());
+    command.args(["receive", "--config", &config]).envs(env.iter().cloned());
+    command
+}
+
+/// A slot that holds WAL from here on; an old one of this name goes as soon as its walsender has noticed that its client has.
+pub fn fresh_slot(server: &Server, slot: &str) {
+    wait_for("the slot to be free", Duration::from_secs(20), || {
+        let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ";
+        server.try_sql(&format!("{drop}'{slot}'")).ok()
+    });
+    server.sql(&format!("SELECT pg_create_physical_replication_slot('{slot}', true)"));
+}
+
+/// The kind of file system of a folder, as `stat -f` names it. Memory is no disk: that is refused.
+pub fn file_system(folder: &Path) -> String {
+    let output = Command::new("stat").args(["-f", "-c", "%T"]).arg(folder).output().expect("run stat");
+    let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(!name.starts_with("tmpfs") && name != "ramfs", "{} is in memory: name a disk", folder.display());
+    name
+}
+
+/// `values` in order: the one below which this share of them lies.
+pub fn percentile(values: &mut [f64], share: f64) -> f64 {
+    assert!(!values.is_empty(), "nothing was measured");
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * share).round() as usize]
+}
+
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    percentile(&mut values.into_iter().collect::<Vec<f64>>(), 0.5)
+}
