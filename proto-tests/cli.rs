@@ -16,6 +16,8 @@ mod refusals;
 mod server_refusals;
 #[path = "cli/site.rs"]
 mod site;
+#[path = "cli/status.rs"]
+mod status;
 #[path = "cli/stories.rs"]
 mod stories;
 mod support;

@@ -46,6 +46,7 @@ pub mod restore;
 
 // Floor 6
 pub mod config;
+pub mod daemon;
 
 // Floor 7
 pub mod cli;

@@ -19,7 +19,8 @@ pub struct Cli {
 const AFTER: &str = "\
 The usual order:
   walrecv init --repo file:///srv/walrecv --dsn 'host=db1 user=walrecv' --slot walrecv_main --create-slot
-  walrecv receive        keep this running: it streams WAL, durable within a second
+  walrecv receive        keep this running: it streams WAL, durable within a second (`run`: all clusters)
+  walrecv status         how it goes
   walrecv backup         a base backup, while receive runs
   walrecv list           what can be restored
   walrecv restore --target-time '2026-11-21 14:05:00+00' --pgdata /srv/restored --start
@@ -51,6 +52,8 @@ pub struct Common {
 pub enum Command {
     /// Make a repository, its keys and walrecv.toml, after checking the server
     Init(InitArgs),
+    /// Stream every configured cluster, in one process
+    Run,
     /// Stream WAL into the repository, in the foreground
     Receive(ReceiveArgs),
     /// Take a base backup now (while `walrecv receive` streams the same cluster)
@@ -61,6 +64,8 @@ pub enum Command {
     WalFetch(WalFetchArgs),
     /// Backups, and the range of WAL that each can be restored to
     List,
+    /// How the streams are: state, lag, time to durable, slots (exit 1 when one needs attention)
+    Status(StatusArgs),
     /// Can this server be streamed, is the slot healthy, can the repository be written
     Check,
     /// The replication slot: create, show, drop
@@ -104,6 +109,13 @@ pub struct ReceiveArgs {
     /// Stop once everything up to this LSN is durable
     #[arg(long, value_name = "LSN")]
     pub until: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Look again every second until a signal
+    #[arg(long)]
+    pub watch: bool,
 }
 
 #[derive(Debug, Args)]

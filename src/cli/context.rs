@@ -20,6 +20,7 @@ use crate::seal::content::repository::{Encryption, RepositoryFile};
 use crate::seal::key::RepositorySecret;
 
 /// Settings, and the repository they name, opened.
+#[derive(Clone)]
 pub struct Context {
     pub settings: Settings,
     pub cluster: ClusterSettings,
@@ -48,6 +49,19 @@ impl Context {
         let secret = secret(&settings, &about)?;
         known_identity(&settings, &repo).await?;
         Ok(Context { settings, cluster, repo, about, secret })
+    }
+
+    /// One for each cluster that is meant: the named one, else all. Keys and repository are opened once.
+    pub async fn open_all(common: &Common) -> Result<Vec<Context>> {
+        let all = settings(common, None)?;
+        let meant: Vec<ClusterSettings> = match (common.cluster.as_deref(), all.clusters.as_slice()) {
+            (None, [_, _, ..]) => all.clusters.clone(),
+            (named, _) => vec![all.cluster(named)?.clone()],
+        };
+        let mut first = common.clone();
+        first.cluster = meant.first().map(|cluster| cluster.name.clone());
+        let context = Context::open(&first).await?;
+        Ok(meant.into_iter().map(|cluster| Context { cluster, ..context.clone() }).collect())
     }
 
     /// Whether objects are encrypted: as configured. Whoever can write to the repository can write `walrecv.json`.

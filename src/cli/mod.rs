@@ -5,13 +5,17 @@ mod backup;
 mod catalog;
 mod check;
 mod context;
+mod events;
 pub mod exit;
+mod health;
 mod init;
 mod list;
 mod output;
 mod receive;
 mod restore;
+mod run;
 mod slot;
+mod status;
 mod target;
 mod wal_fetch;
 
@@ -101,6 +105,8 @@ async fn command(cli: Cli) -> Result<u8> {
     let common = cli.common;
     match cli.command {
         Command::Init(args) => init::run(&common, &args).await.map(done),
+        Command::Run => run::run(&common).await.map(done),
+        Command::Status(args) => status::run(&common, &args).await,
         Command::Receive(args) => receive::run(&common, &args).await.map(done),
         Command::Backup(args) => interruptible(backup::run(&common, &args)).await.map(done),
         Command::Restore(args) => interruptible(restore::run(&common, &args)).await.map(done),

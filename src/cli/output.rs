@@ -40,6 +40,22 @@ pub fn watched() -> bool {
     std::io::stderr().is_terminal()
 }
 
+/// Whether a person watches standard output.
+pub fn paged() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Whether standard output may have colours (<https://no-color.org>).
+pub fn coloured() -> bool {
+    paged() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Columns to print in: as `COLUMNS` says, else 80 on a terminal, and elsewhere enough for everything.
+pub fn width() -> usize {
+    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    told.unwrap_or(if paged() { 80 } else { 200 })
+}
+
 /// An error as its last words: one line, a hint, or one JSON object on standard error.
 pub fn error(error: &Error, format: Format) {
     match format {

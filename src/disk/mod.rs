@@ -7,4 +7,5 @@ pub mod lane;
 pub mod lay;
 pub mod lock;
 pub mod medium;
+pub mod private;
 pub mod tail_file;

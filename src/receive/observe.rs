@@ -42,6 +42,8 @@ pub enum ReceiveEvent {
         timeline: TimelineId,
         from: Lsn,
         slot: Option<String>,
+        /// The server is in recovery: what is told of it is as of the standby.
+        standby: bool,
     },
     /// Another receiver has the slot: this one waits for it, with one idle connection. Told once, until it streams.
     StandingBy {
@@ -108,6 +110,11 @@ pub struct Observer {
 impl Observer {
     pub fn new(observer: impl Fn(ReceiveEvent) + Send + Sync + 'static) -> Observer {
         Observer { tell: Arc::new(observer), stats: Arc::default() }
+    }
+
+    /// As [`Observer::new`], with numbers that somebody else has in hand.
+    pub fn with_stats(stats: Arc<StreamStats>, observer: impl Fn(ReceiveEvent) + Send + Sync + 'static) -> Observer {
+        Observer { tell: Arc::new(observer), stats }
     }
 
     /// The numbers of the stream: written by the run, read by anybody.

@@ -278,7 +278,7 @@ impl Run {
         }
         self.standing_by = false;
         self.patience = patience(getrandom::u64().unwrap_or_default());
-        self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot });
+        self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot, standby: server.standby });
         if server.synchronous {
             self.observer.tell(ReceiveEvent::Synchronous(true));
         }

@@ -1,0 +1,174 @@
+//! What `walrecv status` says of receivers that run, that have ended, and that never began; and many clusters in one process.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use walrecv::pg::MajorVersion;
+
+use crate::site::{Site, end, wait_durable};
+use crate::support::walrecv::Running;
+use crate::support::{Server, Walrecv, require_servers, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// The only cluster, and the exit code.
+fn status(site: &Site, args: &[&str]) -> (Value, i32) {
+    let output = site.walrecv(&["status", "--output", "json"]).args(args).run();
+    let told = output.json();
+    assert_eq!(told["healthy"] == true, output.code() == 0, "{told}");
+    assert!(matches!(output.code(), 0 | 1), "{}", output.stderr);
+    (told["clusters"][0].clone(), output.code())
+}
+
+/// Waits until the cluster is in a state, and everything that it was asked to be.
+fn wait_state(site: &Site, args: &[&str], wanted: impl Fn(&Value) -> bool) -> (Value, i32) {
+    let mut last = Value::Null;
+    let found = wait_for("a state", PATIENCE, || {
+        let (cluster, code) = status(site, args);
+        last = cluster.clone();
+        if std::env::var_os("WALRECV_SHOW").is_some() {
+            eprintln!("{}", site.walrecv(&["status"]).args(args).run().stdout);
+        }
+        wanted(&cluster).then_some((cluster, code))
+    });
+    assert!(found.0["cluster"].is_string(), "{last}");
+    found
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+#[test]
+fn a_receiver_is_seen_streaming_without_its_server_and_dead() {
+    require_servers!(MajorVersion::V17);
+    let mut server = Server::start(MajorVersion::V17);
+    let site = Site::new(&server);
+    let (before, code) = status(&site, &[]);
+    assert_eq!((before["state"].as_str(), code), (Some("not_running"), 1));
+    assert!(before["problem"].as_str().is_some_and(|problem| problem.contains("nothing is stored")), "{before}");
+
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("create table t as select 1");
+    wait_durable(&server, server.lsn());
+    let quiet = |cluster: &Value| cluster["behind"]["seconds"] == 0.0 && cluster["complete_through"].is_string();
+    let (streaming, code) = wait_state(&site, &[], quiet);
+    assert_eq!((streaming["state"].as_str(), code), (Some("streaming"), 0), "{streaming}");
+    assert_eq!(
+        (&streaming["behind"]["bytes"], &streaming["behind"]["oldest_commit_seconds"]),
+        (&0.into(), &Value::Null)
+    );
+    assert_eq!(streaming["positions"]["durable"], streaming["positions"]["verified"]);
+    assert_eq!(streaming["positions"]["server"], server.lsn().to_string());
+    assert_eq!((&streaming["server"]["version"], &streaming["server"]["standby"]), (&17.into(), &false.into()));
+    let recent = &streaming["time_to_durable"]["recent"];
+    assert!(number(&recent["count"]) >= 1.0 && number(&recent["p50"]) < 5000.0, "{recent}");
+    assert!(number(&streaming["clock_skew_seconds"]).abs() < 1.0, "both clocks are this host's");
+    assert_eq!(
+        (&streaming["process"]["command"], number(&streaming["process"]["pid"])),
+        (&"receive".into(), f64::from(receiver.pid()))
+    );
+    assert_eq!((&streaming["slot"]["name"], &streaming["synchronous"]), (&"walrecv_main".into(), &false.into()));
+    let text = site.walrecv(&["status"]).run().expect_code(0).stdout;
+    for said in [
+        "cluster main: streaming since",
+        "0 B, 0.0 s by the server's clock",
+        "complete through",
+        "time to durable",
+        "no commit waits",
+    ] {
+        assert!(text.contains(said), "{said:?} is not said: {text}");
+    }
+
+    server.kill9();
+    let (away, _) = wait_state(&site, &[], |cluster| cluster["healthy"] == false);
+    assert_eq!(away["state"], "server_away", "{away}");
+    assert!(number(&away["behind"]["seconds"]) > 5.0, "its clock goes on: {away}");
+    server.start_again();
+    server.sql("insert into t values (2)");
+    let (again, _) = wait_state(&site, &[], |cluster| cluster["state"] == "streaming");
+    assert!(number(&again["reconnects"]) >= 1.0, "{again}");
+    wait_durable(&server, server.lsn());
+    let durable = server.lsn().to_string();
+
+    receiver.kill();
+    let (dead, code) = status(&site, &[]);
+    assert_eq!((dead["state"].as_str(), code), (Some("not_running"), 1), "{dead}");
+    assert_eq!(dead["positions"]["durable"], durable, "the repository knows");
+    assert!(number(&dead["behind"]["seconds"]) < 60.0 && dead["since"].is_string(), "{dead}");
+    let leftover = || std::fs::read_dir(site.etc().join("walrecv-state/status")).expect("a folder").count();
+    assert_eq!(leftover(), 1, "a killed process cannot clear away");
+    end(site.receive(&[]));
+    assert!(leftover() <= 1, "the next one clears away what is old enough");
+}
+
+/// Another cluster in the site's configuration.
+fn add_cluster(site: &Site, name: &str, server: &Server, slot: &str) {
+    let mut text = std::fs::read_to_string(site.config()).expect("a configuration");
+    let dsn = toml::Value::String(server.conninfo("postgres"));
+    text.push_str(&format!("\n[clusters.{name}]\ndsn = {dsn}\nslot = \"{slot}\"\nflush_interval = \"200ms\"\n"));
+    std::fs::write(site.config(), text).expect("write the configuration");
+}
+
+fn start_all(site: &Site) -> Running {
+    let mut running = site.walrecv(&["run"]).spawn();
+    running.wait_logged("main: streaming timeline", PATIENCE);
+    running
+}
+
+fn ended(running: Running, signal: Signal, code: i32) -> String {
+    running.signal(signal);
+    running.wait(Duration::from_secs(20)).expect_code(code).stderr
+}
+
+#[test]
+fn one_cluster_that_fails_leaves_the_others_alone() {
+    require_servers!(MajorVersion::V17);
+    let (first, second) = (Server::start(MajorVersion::V17), Server::start(MajorVersion::V17));
+    let site = Site::new(&first);
+    add_cluster(&site, "second", &second, "absent");
+    let running = start_all(&site);
+    let (failed, code) = wait_state(&site, &["--cluster", "second"], |cluster| cluster["state"] == "failed");
+    assert_eq!((failed["kind"].as_str(), code), (Some("slot"), 1), "{failed}");
+    assert!(failed["hint"].as_str().is_some_and(|hint| hint.contains("slot create")), "{failed}");
+    first.sql("create table t as select 1");
+    wait_durable(&first, first.lsn());
+    let (main, code) = status(&site, &["--cluster", "main"]);
+    assert_eq!((main["state"].as_str(), code), (Some("streaming"), 0), "{main}");
+    let table = site.walrecv(&["status"]).env("COLUMNS", "80").run().expect_code(1).stdout;
+    assert!(table.contains("CLUSTER") && table.contains("cluster second: failed"), "{table}");
+    let said = ended(running, Signal::TERM, 18);
+    assert!(said.contains("second: FAILED") && said.contains("main: stopped: durable through"), "{said}");
+
+    second.sql("select pg_create_physical_replication_slot('absent', true)");
+    let running = start_all(&site);
+    wait_state(&site, &["--cluster", "second"], |cluster| cluster["state"] == "streaming");
+    let all = site.walrecv(&["status", "--output", "json"]).run().expect_code(0).json();
+    let pids: Vec<&Value> = all["clusters"].as_array().expect("a list").iter().map(|c| &c["process"]["pid"]).collect();
+    assert_eq!(pids, [running.pid(), running.pid()]);
+    second.sql("create table t as select 1");
+    wait_durable(&second, second.lsn());
+    ended(running, Signal::INT, 0);
+    let (one, _) = status(&site, &["--cluster", "second"]);
+    assert_eq!(one["positions"]["durable"], second.lsn().to_string());
+}
+
+#[test]
+fn events_for_scripts_carry_their_time_and_cluster() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::start(MajorVersion::V17);
+    let site = Site::new(&server);
+    let lsn = server.lsn().to_string();
+    let args = ["receive", "--output", "json", "--flush-interval", "100ms", "--until", &lsn];
+    let told = Walrecv::run(site.walrecv(&args)).expect_code(0).stdout;
+    let events: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect();
+    for event in &events {
+        let time = event["time"].as_str().expect("a time");
+        assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok(), "{event}");
+        assert_eq!(event["cluster"], "main", "{event}");
+    }
+    for name in ["connected", "watching", "streaming", "durable", "stopped", "report"] {
+        assert!(events.iter().any(|event| event["event"] == name), "no {name}: {told}");
+    }
+}

@@ -1,0 +1,288 @@
+//! The board of one cluster: events and numbers in, its report out.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::report::{Behind, ClusterReport, Positions, Remark, ServerReport, SlotReport, State, Times, Work};
+use crate::error::Error;
+use crate::pg::Lsn;
+use crate::receive::{ReceiveEvent, SlotHealth};
+use crate::stats::{StreamStats, Timing};
+
+/// More than this to fetch is more than a moment's work.
+const CATCHING_UP: u64 = 16 << 20;
+/// The server speaks about once a second. After so long without a word, what it said last says nothing of now.
+const FRESH: Duration = Duration::from_secs(3);
+/// A reconnect that lasts so long is no passing matter.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A commit that is not durable after this, and three flush intervals, needs attention.
+const LATE: Duration = Duration::from_secs(30);
+
+/// Shared by whoever tells and whoever asks.
+pub struct Board {
+    cluster: String,
+    slot: Option<String>,
+    flush_interval: Duration,
+    stats: Arc<StreamStats>,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    state: State,
+    since: Timestamp,
+    since_instant: Instant,
+    server: Option<ServerReport>,
+    timeline: Option<u32>,
+    problem: Option<Problem>,
+    slot: Option<SlotHealth>,
+    synchronous: bool,
+    warning: Option<Remark>,
+}
+
+struct Problem {
+    text: String,
+    hint: Option<String>,
+    kind: Option<String>,
+}
+
+impl Known {
+    fn enter(&mut self, state: State) {
+        if self.state != state {
+            (self.state, self.since, self.since_instant) = (state, Timestamp::now(), Instant::now());
+        }
+    }
+}
+
+impl Board {
+    pub fn new(cluster: &str, slot: Option<&str>, flush_interval: Duration, stats: Arc<StreamStats>) -> Board {
+        let known = Known {
+            state: State::Starting,
+            since: Timestamp::now(),
+            since_instant: Instant::now(),
+            server: None,
+            timeline: None,
+            problem: None,
+            slot: None,
+            synchronous: false,
+            warning: None,
+        };
+        let (cluster, slot) = (cluster.to_owned(), slot.map(str::to_owned));
+        Board { cluster, slot, flush_interval, stats, known: Mutex::new(known) }
+    }
+
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a run tells.
+    pub fn see(&self, event: &ReceiveEvent) {
+        let mut known = self.known();
+        match event {
+            ReceiveEvent::Connected { server, version, system, timeline } => {
+                known.server = Some(ServerReport {
+                    name: server.clone(),
+                    version: version.number(),
+                    system_identifier: system.to_string(),
+                    ..ServerReport::default()
+                });
+                known.timeline = Some(timeline.0);
+            }
+            ReceiveEvent::Streaming { timeline, standby, .. } => {
+                known.timeline = Some(timeline.0);
+                known.synchronous = false;
+                known.problem = None;
+                known.enter(State::Streaming);
+                if let Some(server) = &mut known.server {
+                    server.standby = *standby;
+                }
+            }
+            ReceiveEvent::StandingBy { .. } => known.enter(State::StandingBy),
+            ReceiveEvent::TimelineSwitch { to, .. } => known.timeline = Some(to.0),
+            ReceiveEvent::Synchronous(listed) => known.synchronous = *listed,
+            ReceiveEvent::Slot(slot) => known.slot = Some(slot.clone()),
+            ReceiveEvent::ServerStopping => {
+                known.problem = Some(Problem::of("the server is shutting down"));
+                known.enter(State::ServerAway);
+            }
+            ReceiveEvent::Reconnecting { why, .. } => {
+                known.problem = Some(Problem::of(why));
+                // A standby-by that polls, or a failed attempt to get out of a stall, is still what it was.
+                known.enter(State::ServerAway);
+            }
+            ReceiveEvent::Stalled { .. } => {
+                known.problem =
+                    Some(Problem::of("the repository takes nothing; the server is left alone until it does"));
+                known.enter(State::Stalled);
+            }
+            ReceiveEvent::CorruptWal { problem } => known.problem = Some(Problem::of(problem)),
+            ReceiveEvent::Warning(text) => {
+                known.warning = Some(Remark { at: rfc3339(Timestamp::now()), text: text.clone() });
+            }
+            ReceiveEvent::Stopped { .. } => known.enter(State::Stopped),
+            _ => {}
+        }
+    }
+
+    /// The run ended with an error.
+    pub fn failed(&self, error: &Error) {
+        let mut known = self.known();
+        known.problem = Some(Problem {
+            text: error.to_string(),
+            hint: error.advice().map(str::to_owned),
+            kind: Some(format!("{:?}", error.kind()).to_lowercase()),
+        });
+        known.enter(State::Failed);
+    }
+
+    /// How it is now.
+    pub fn report(&self) -> ClusterReport {
+        let (now, wall, known, stats) = (Instant::now(), Timestamp::now(), self.known(), &*self.stats);
+        let behind = self.behind(&known, now);
+        let late = LATE.max(self.flush_interval * 3).as_secs_f64();
+        let catching_up = behind.bytes.is_some_and(|bytes| bytes > CATCHING_UP)
+            || behind.seconds.is_some_and(|seconds| seconds > late);
+        let state = if known.state == State::Streaming && catching_up { State::CatchingUp } else { known.state };
+        let (heart, mut server) = (stats.heart(), known.server.clone());
+        if let (Some(server), Some((_, at))) = (&mut server, heart.clock) {
+            server.heard_seconds_ago = Some(seconds(now.saturating_duration_since(at)));
+        }
+        let mut report = ClusterReport {
+            cluster: self.cluster.clone(),
+            state,
+            since: Some(rfc3339(known.since)),
+            problem: known.problem.as_ref().map(|problem| problem.text.clone()),
+            hint: known.problem.as_ref().and_then(|problem| problem.hint.clone()),
+            kind: known.problem.as_ref().and_then(|problem| problem.kind.clone()),
+            server,
+            timeline: known.timeline,
+            positions: self.positions(),
+            complete_through: heart.complete.and_then(|(_, time)| moment(time)).map(rfc3339),
+            clock_skew_seconds: heart.clock.and_then(|(time, at)| {
+                let there = moment(time)?.as_microsecond() + now.saturating_duration_since(at).as_micros() as i64;
+                Some((there - wall.as_microsecond()) as f64 / 1e6)
+            }),
+            time_to_durable: times(&stats.time_to_durable, now),
+            flushes: work(stats.flushes.get(), stats.flushed_bytes.get(), &stats.flush_time, now),
+            puts: work(stats.puts.get(), stats.put_bytes.get(), &stats.put_time, now),
+            put_errors: stats.put_errors.get(),
+            received_bytes: stats.bytes_received.get(),
+            durable_bytes: stats.bytes_durable.get(),
+            commits: stats.commits.get(),
+            reconnects: stats.reconnects.get(),
+            stalls: stats.stalls.get(),
+            held_bytes: stats.held_bytes.get(),
+            queued_bytes: stats.queued_bytes.get(),
+            slot: self.slot(&known, now),
+            synchronous: known.synchronous,
+            warning: known.warning.clone(),
+            behind,
+            healthy: true,
+        };
+        if let Some(problem) = unhealthy(&report, now.saturating_duration_since(known.since_instant), late) {
+            report.healthy = false;
+            report.problem.get_or_insert(problem);
+        }
+        report
+    }
+
+    fn behind(&self, known: &Known, now: Instant) -> Behind {
+        let (stats, heart) = (&*self.stats, self.stats.heart());
+        let held = known.server.as_ref().map(|_| stats.server_end.get()).filter(|end| *end > 0);
+        let bytes = held.map(|end| end.saturating_sub(stats.durable.get()));
+        let seconds = match (heart.clock, heart.complete) {
+            (Some((_, at)), Some(_)) if bytes == Some(0) && now.saturating_duration_since(at) < FRESH => Some(0.0),
+            (Some((time, at)), Some((_, complete))) => {
+                let there = now.saturating_duration_since(at).as_micros() as i64 + time;
+                Some((there.saturating_sub(complete)).max(0) as f64 / 1e6)
+            }
+            _ => None,
+        };
+        let oldest_commit_seconds = stats.oldest_commit_age(now).map(self::seconds);
+        Behind { bytes, seconds, oldest_commit_seconds }
+    }
+
+    fn positions(&self) -> Positions {
+        let lsn = |number: &crate::stats::Number| Some(number.get()).filter(|n| *n > 0).map(|n| Lsn(n).to_string());
+        let stats = &*self.stats;
+        Positions {
+            received: lsn(&stats.received),
+            verified: lsn(&stats.verified),
+            durable: lsn(&stats.durable),
+            reported: lsn(&stats.reported),
+            server: lsn(&stats.server_end),
+        }
+    }
+
+    fn slot(&self, known: &Known, now: Instant) -> Option<SlotReport> {
+        let name = self.slot.clone();
+        match &known.slot {
+            Some(slot) => Some(SlotReport {
+                name,
+                restart_lsn: slot.restart_lsn.map(|lsn| lsn.to_string()),
+                retained_bytes: slot.retained_bytes,
+                wal_status: slot.wal_status.clone(),
+                safe_wal_size: slot.safe_wal_size,
+                limit_bytes: slot.limit,
+                full_in_seconds: slot.full_in_seconds,
+                asked_seconds_ago: seconds(now.saturating_duration_since(slot.polled_at)),
+            }),
+            None => name.map(|name| SlotReport { name: Some(name), ..SlotReport::default() }),
+        }
+    }
+}
+
+impl Problem {
+    fn of(text: impl Into<String>) -> Problem {
+        Problem { text: text.into(), hint: None, kind: None }
+    }
+}
+
+/// What needs somebody's attention; `None` when all is well.
+fn unhealthy(report: &ClusterReport, lasted: Duration, late: f64) -> Option<String> {
+    let text = match report.state {
+        State::Stalled => "the repository takes nothing",
+        State::Failed => "the stream has ended with an error",
+        State::Stopped => "the receiver is stopping",
+        State::NotRunning => "no receiver is running",
+        State::ServerAway if lasted >= PATIENCE => "the server is away",
+        State::Starting if lasted >= PATIENCE => "the server could not be reached yet",
+        _ => "",
+    };
+    if !text.is_empty() {
+        return Some(text.to_owned());
+    }
+    if let Some(status @ ("lost" | "unreserved")) = report.slot.as_ref().and_then(|slot| slot.wal_status.as_deref()) {
+        return Some(format!("the slot's WAL is {status}: the server may remove WAL that is not stored"));
+    }
+    let age = report.behind.oldest_commit_seconds.filter(|age| *age > late)?;
+    Some(format!("a commit has waited for {age:.0} s to become durable"))
+}
+
+fn times(timing: &Timing, now: Instant) -> Times {
+    Times { recent: timing.recent(now).into(), total: timing.total().into() }
+}
+
+fn work(count: u64, bytes: u64, timing: &Timing, now: Instant) -> Work {
+    Work { count, bytes, milliseconds: times(timing, now) }
+}
+
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// From microseconds since 2000.
+fn moment(time: i64) -> Option<Timestamp> {
+    Timestamp::from_microsecond(crate::pg::xact::PgTime(time).to_unix_micros()).ok()
+}
+
+/// RFC 3339 in UTC with microseconds.
+pub fn rfc3339(moment: Timestamp) -> String {
+    moment.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}

@@ -1,0 +1,6 @@
+//! Floor 6: what runs for long: many clusters in one process, and the socket that tells how they are.
+
+pub mod board;
+pub mod fleet;
+pub mod report;
+pub mod socket;
