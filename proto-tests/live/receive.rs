@@ -14,6 +14,8 @@ mod failing;
 pub mod harness;
 #[path = "receive/heartbeats.rs"]
 mod heartbeats;
+#[path = "receive/holes.rs"]
+mod holes;
 #[path = "receive/kill.rs"]
 mod kill;
 #[path = "receive/loss.rs"]

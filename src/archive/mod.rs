@@ -2,6 +2,7 @@
 
 pub mod backups;
 pub mod cluster;
+pub mod events;
 pub mod extent;
 pub mod group;
 pub mod heartbeat;

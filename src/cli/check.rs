@@ -216,7 +216,7 @@ async fn slot_health(context: &Context, report: &mut Report) {
         Ok(Some(view)) if view.wal_status.as_deref() == Some("lost") => report.fail(
             "slot",
             &Error::new(Kind::Slot, format!("slot {name} is lost: the server removed WAL that was not stored")).hint(
-                "drop and create the slot, then go on under a new cluster name (docs/guide/restoring.md, After a gap)",
+                "set on_gap = \"new-range\" to let walrecv make it anew and go on behind a recorded hole (docs/guide/gaps.md)",
             ),
         ),
         Ok(Some(view)) if view.restart_lsn.is_none() => {

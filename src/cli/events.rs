@@ -142,6 +142,15 @@ fn as_text(event: &ReceiveEvent) -> Option<String> {
         ReceiveEvent::Durable { durable, server_end, .. } => {
             format!("durable through {durable}, {} behind", output::bytes(server_end.since(*durable)))
         }
+        ReceiveEvent::SlotCreated { slot, reason } => format!("created slot {slot}: {reason}"),
+        ReceiveEvent::GaveUp { slot, retained } => format!(
+            "GAVE UP: {} of WAL waited on slot {slot} while nothing could be stored; it was dropped and created anew, which leaves a hole",
+            output::bytes(*retained)
+        ),
+        ReceiveEvent::Hole(hole) => format!(
+            "HOLE: WAL from {} (timeline {}) to {} (timeline {}) is not stored and never will be ({}); TAKE A NEW BACKUP: nothing older can be restored past {}",
+            hole.from, hole.from_timeline, hole.to, hole.to_timeline, hole.reason, hole.from
+        ),
         ReceiveEvent::SegmentStored { segment, stored_bytes } => {
             format!("stored {segment} ({})", output::bytes(*stored_bytes))
         }
@@ -186,6 +195,15 @@ fn as_json(event: &ReceiveEvent) -> Value {
             "event": "durable", "timeline": timeline.0, "durable": durable.to_string(), "verified": verified.to_string(),
             "server_end": server_end.to_string(),
             "behind_bytes": server_end.since(*durable) }),
+        ReceiveEvent::SlotCreated { slot, reason } => {
+            json!({ "event": "slot_created", "slot": slot, "reason": reason })
+        }
+        ReceiveEvent::GaveUp { slot, retained } => {
+            json!({ "event": "gave_up", "slot": slot, "retained_bytes": retained })
+        }
+        ReceiveEvent::Hole(hole) => json!({
+            "event": "hole", "from_timeline": hole.from_timeline.0, "from": hole.from.to_string(),
+            "to_timeline": hole.to_timeline.0, "to": hole.to.to_string(), "reason": hole.reason }),
         ReceiveEvent::SegmentStored { segment, stored_bytes } => {
             json!({ "event": "segment_stored", "segment": segment.to_string(), "stored_bytes": stored_bytes })
         }

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::restore::stock;
+use crate::seal::content::event::Hole;
 use crate::seal::content::manifest::Manifest;
 
 /// How many segments are looked back through for the newest commit.
@@ -38,16 +39,29 @@ pub async fn run(common: &Common) -> Result<()> {
     for manifest in stock::complete_backups(&archive).await? {
         windows.push(window(&archive, &inventory, manifest).await?);
     }
+    let holes = archive.holes().await?;
+    let corrupt = archive.corrupt_wal().await?;
     if common.output == output::Format::Json {
         let stored: Vec<Value> = inventory.timelines.keys().map(|t| timeline_json(&inventory, *t, &archive)).collect();
         let backups: Vec<Value> = windows.iter().map(window_json).collect();
         output::json(&json!({
             "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
+            "holes": holes.iter().map(|hole| hole_json(hole, &windows)).collect::<Vec<_>>(),
+            "corrupt_wal": corrupt.iter().map(|(at, found)| json!({
+                "timeline": found.timeline.0, "at": found.at.to_string(), "problem": found.problem, "found_at": at.to_string(),
+            })).collect::<Vec<_>>(),
         }));
         return Ok(());
     }
     show(&archive, &inventory, &windows);
+    holes.iter().for_each(|hole| output::line(hole_text(hole, &windows)));
+    for (at, found) in &corrupt {
+        output::line(format!(
+            "CORRUPT WAL was sent at {} of timeline {} and not acknowledged ({at}): {}",
+            found.at, found.timeline, found.problem
+        ));
+    }
     Ok(())
 }
 
@@ -130,6 +144,33 @@ fn show(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
     output::line(
         "COMMITS THROUGH is what complete segments and heartbeats tell; the open segment may hold newer ones. `walrecv restore --latest --plan` looks.",
     );
+}
+
+/// Whether a backup behind the hole makes it a matter of the past.
+fn is_closed(hole: &Hole, windows: &[Window]) -> bool {
+    let behind = |window: &Window| {
+        let manifest = &window.manifest;
+        (manifest.timeline, manifest.start) >= (hole.to_timeline, hole.to) && window.end.is_some()
+    };
+    windows.iter().any(behind)
+}
+
+fn hole_text(hole: &Hole, windows: &[Window]) -> String {
+    let advice = match is_closed(hole, windows) {
+        true => "a backup behind it is complete",
+        false => "TAKE A NEW BACKUP: no backup reaches past it",
+    };
+    format!(
+        "HOLE from {} (timeline {}) to {} (timeline {}): {}; {advice}",
+        hole.from, hole.from_timeline, hole.to, hole.to_timeline, hole.reason
+    )
+}
+
+fn hole_json(hole: &Hole, windows: &[Window]) -> Value {
+    json!({
+        "from_timeline": hole.from_timeline.0, "from": hole.from.to_string(), "to_timeline": hole.to_timeline.0,
+        "to": hole.to.to_string(), "reason": hole.reason, "closed_by_backup": is_closed(hole, windows),
+    })
 }
 
 fn row(window: &Window) -> Vec<String> {

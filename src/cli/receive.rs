@@ -120,6 +120,9 @@ pub fn options(context: &Context) -> Result<ReceiveOptions> {
     options.compression = cluster.compression;
     options.shutdown_grace = cluster.shutdown_grace;
     options.stall_timeout = cluster.stall_timeout;
+    options.on_gap = cluster.on_gap;
+    options.after_failover = cluster.after_failover;
+    options.give_up_at = cluster.give_up_at;
     Ok(options)
 }
 
@@ -127,6 +130,8 @@ fn flags(mut options: ReceiveOptions, args: &ReceiveArgs) -> Result<ReceiveOptio
     let usage = |flag: &str, problem: String| Error::new(Kind::Usage, format!("{flag}: {problem}"));
     if let Some(text) = &args.flush_interval {
         options.flush_interval = duration::parse(text).map_err(|problem| usage("--flush-interval", problem))?;
+        settings::check_stall(options.flush_interval, options.stall_timeout)
+            .map_err(|problem| usage("--flush-interval", format!("stall_timeout: {problem}")))?;
     }
     if let Some(text) = &args.compression {
         options.compression = settings::compression(text).map_err(|problem| usage("--compression", problem))?;

@@ -46,6 +46,15 @@ pub struct ClusterTable {
     pub shutdown_grace: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_timeout: Option<String>,
+    /// `stop` or `new-range`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_gap: Option<String>,
+    /// `create` or `stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_after_failover: Option<String>,
+    /// A size such as `50GB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub give_up_at: Option<String>,
 }
 
 impl ConfigFile {
@@ -84,6 +93,9 @@ impl ConfigFile {
                 ("compression", &table.compression),
                 ("shutdown_grace", &table.shutdown_grace),
                 ("stall_timeout", &table.stall_timeout),
+                ("on_gap", &table.on_gap),
+                ("slot_after_failover", &table.slot_after_failover),
+                ("give_up_at", &table.give_up_at),
             ];
             for (name, value) in optional {
                 if let Some(value) = value {
@@ -118,6 +130,9 @@ mod tests {
             compression: None,
             shutdown_grace: None,
             stall_timeout: None,
+            on_gap: None,
+            slot_after_failover: None,
+            give_up_at: None,
         };
         ConfigFile {
             repo: "file:///r".into(),

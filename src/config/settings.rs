@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::duration;
 use super::file::{ClusterTable, ConfigFile};
+use super::{duration, size};
 use crate::error::{Error, Kind, Result};
+use crate::receive::{AfterFailover, OnGap};
 use crate::seal::sealer::Compression;
 
 /// The configuration in the working directory: where `init` writes it, and looked for first when neither `--config` nor `WALRECV_CONFIG` is given.
@@ -53,6 +54,9 @@ pub struct ClusterSettings {
     pub compression: Compression,
     pub shutdown_grace: Duration,
     pub stall_timeout: Duration,
+    pub on_gap: OnGap,
+    pub after_failover: AfterFailover,
+    pub give_up_at: Option<u64>,
 }
 
 impl Settings {
@@ -125,18 +129,50 @@ fn cluster(path: &Path, name: &str, table: &ClusterTable) -> Result<ClusterSetti
     if let Some(slot) = &table.slot {
         check_slot_name(slot).map_err(|problem| place("slot", problem))?;
     }
+    let on_gap = match table.on_gap.as_deref() {
+        None | Some("stop") => OnGap::Stop,
+        Some("new-range") => OnGap::NewRange,
+        Some(other) => return Err(place("on_gap", format!("expected stop or new-range, found {other:?}"))),
+    };
+    let give_up_at = table.give_up_at.as_deref().map(size::parse).transpose();
+    let give_up_at = give_up_at.map_err(|problem| place("give_up_at", problem))?;
+    if give_up_at.is_some() && on_gap == OnGap::Stop {
+        let problem =
+            "giving up leaves a hole, behind which nothing would be streamed: it needs on_gap = \"new-range\"";
+        return Err(place("give_up_at", problem.to_owned()));
+    }
+    let flush_interval = time("flush_interval", &table.flush_interval, FLUSH_INTERVAL)?;
+    let stall_timeout = time("stall_timeout", &table.stall_timeout, STALL_TIMEOUT)?;
+    check_stall(flush_interval, stall_timeout).map_err(|problem| place("stall_timeout", problem))?;
     Ok(ClusterSettings {
+        on_gap,
+        give_up_at,
+        after_failover: match table.slot_after_failover.as_deref() {
+            None | Some("create") => AfterFailover::Create,
+            Some("stop") => AfterFailover::Stop,
+            Some(other) => {
+                return Err(place("slot_after_failover", format!("expected create or stop, found {other:?}")));
+            }
+        },
         name: name.to_owned(),
         dsn: table.dsn.clone(),
         slot: table.slot.clone(),
-        flush_interval: time("flush_interval", &table.flush_interval, FLUSH_INTERVAL)?,
+        flush_interval,
         compression: match &table.compression {
             Some(text) => compression(text).map_err(|problem| place("compression", problem))?,
             None => COMPRESSION,
         },
         shutdown_grace: time("shutdown_grace", &table.shutdown_grace, SHUTDOWN_GRACE)?,
-        stall_timeout: time("stall_timeout", &table.stall_timeout, STALL_TIMEOUT)?,
+        stall_timeout,
     })
+}
+
+/// WAL that only waits for its flush must not look like a repository that takes nothing.
+pub fn check_stall(flush_interval: Duration, stall_timeout: Duration) -> Result<(), String> {
+    if stall_timeout > flush_interval {
+        return Ok(());
+    }
+    Err(format!("expected more than flush_interval ({flush_interval:?}), found {stall_timeout:?}"))
 }
 
 /// `none`, `lz4`, `zstd` or `zstd:LEVEL` (1 to 19).
@@ -198,6 +234,12 @@ mod tests {
             ("slot = \"Upper\"", "clusters.main.slot"),
             ("flush_interval = \"1\"", "clusters.main.flush_interval"),
             ("compression = \"gzip\"", "clusters.main.compression"),
+            ("on_gap = \"jump\"", "clusters.main.on_gap"),
+            ("slot_after_failover = \"maybe\"", "clusters.main.slot_after_failover"),
+            ("give_up_at = \"50GB\"", "clusters.main.give_up_at"),
+            ("on_gap = \"new-range\"\ngive_up_at = \"many\"", "clusters.main.give_up_at"),
+            ("flush_interval = \"10s\"", "clusters.main.stall_timeout"),
+            ("flush_interval = \"0\"\nstall_timeout = \"0\"", "clusters.main.stall_timeout"),
             ("compression = \"zstd:99\"", "clusters.main.compression"),
         ] {
             let error = load(&format!("repo = \"file:///r\"\n[clusters.main]\ndsn = \"\"\n{line}\n")).unwrap_err();
@@ -205,6 +247,16 @@ mod tests {
             assert!(error.to_string().contains(key), "{error}");
         }
         assert!(load("repo = \"file:///r\"\n[clusters.\"../x\"]\ndsn = \"\"\n").is_err());
+    }
+
+    #[test]
+    fn giving_up_is_off_until_both_keys_say_so() {
+        let given =
+            |lines: &str| load(&format!("repo = \"file:///r\"\n[clusters.main]\ndsn = \"\"\n{lines}\n")).unwrap();
+        let main = given("").cluster(None).unwrap().clone();
+        assert_eq!((main.on_gap, main.after_failover, main.give_up_at), (OnGap::Stop, AfterFailover::Create, None));
+        let main = given("on_gap = \"new-range\"\ngive_up_at = \"50GB\"").cluster(None).unwrap().clone();
+        assert_eq!((main.on_gap, main.give_up_at), (OnGap::NewRange, Some(50 << 30)));
     }
 
     #[test]

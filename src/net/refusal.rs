@@ -207,10 +207,15 @@ pub(super) fn server(error: &ServerError, command: &'static str, scene: &Scene) 
 fn command_error(error: &ServerError, command: &str, plain: Error, new: &dyn Fn(Kind) -> Error) -> Error {
     match (command, error.sqlstate.as_str()) {
         (_, "55006") => new(Kind::Slot).transient().hint("another receiver uses the slot; it is tried again"),
-        ("START_REPLICATION", "58P01") => new(Kind::Slot)
-            .hint("the server has removed WAL that is not in the archive: go on under a new cluster name (docs/guide/restoring.md, After a gap)"),
-        ("START_REPLICATION" | "DROP_REPLICATION_SLOT" | "READ_REPLICATION_SLOT", "42704") => new(Kind::Slot).hint("create the slot with: walrecv slot create"),
-        ("CREATE_REPLICATION_SLOT", "42710") => new(Kind::Slot).hint("the slot exists already; use it, or drop it with: walrecv slot drop"),
+        ("START_REPLICATION", "58P01") => {
+            new(Kind::Gap).hint("the server has removed WAL that is asked for (docs/guide/gaps.md)")
+        }
+        ("START_REPLICATION" | "DROP_REPLICATION_SLOT" | "READ_REPLICATION_SLOT", "42704") => {
+            new(Kind::Slot).hint("create the slot with: walrecv slot create")
+        }
+        ("CREATE_REPLICATION_SLOT", "42710") => {
+            new(Kind::Slot).hint("the slot exists already; use it, or drop it with: walrecv slot drop")
+        }
         ("READ_REPLICATION_SLOT", "0A000") | ("START_REPLICATION", "55000") => {
             new(Kind::Slot).hint("the slot is invalid or not a physical one: drop it and create it anew")
         }

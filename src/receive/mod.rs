@@ -10,12 +10,14 @@
 pub mod acknowledge;
 mod arrivals;
 mod beats;
+mod begin;
 mod check;
 mod clear;
 mod compare;
 mod follow;
 pub mod forecast;
 mod heart;
+mod hole;
 mod keep;
 mod merge;
 mod object;
@@ -53,6 +55,26 @@ use crate::seal::sealer::Compression;
 /// After so long a put that is not settled is reported, and tried again.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
+/// What to do where the server has removed WAL that the archive needs, or the slot that should hold it is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnGap {
+    /// End the run.
+    #[default]
+    Stop,
+    /// Make the slot anew, record the hole, go on behind it.
+    NewRange,
+}
+
+/// What to do where the new primary of a failover has no slot: physical slots are not copied to standbys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AfterFailover {
+    /// Make it; where the new primary lacks WAL that the archive needs, what [`OnGap`] says happens.
+    #[default]
+    Create,
+    /// End the run.
+    Stop,
+}
+
 /// How to receive.
 #[derive(Clone, Debug)]
 pub struct ReceiveOptions {
@@ -74,6 +96,10 @@ pub struct ReceiveOptions {
     pub rest_after: Duration,
     /// Stop once all WAL up to here is durable and reported.
     pub until: Option<Lsn>,
+    pub on_gap: OnGap,
+    pub after_failover: AfterFailover,
+    /// While nothing can be stored: once the server holds back so many bytes for the slot, it is dropped and made anew, so that the server lives.
+    pub give_up_at: Option<u64>,
 }
 
 impl ReceiveOptions {
@@ -90,6 +116,9 @@ impl ReceiveOptions {
             memory: 36 << 20,
             rest_after: Duration::from_secs(8),
             until: None,
+            on_gap: OnGap::default(),
+            after_failover: AfterFailover::default(),
+            give_up_at: None,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::pg::{Lsn, MajorVersion, SegmentName, SystemIdentifier, TimelineId};
+use crate::seal::content::event::Hole;
 use crate::stats::StreamStats;
 
 /// The slot as the server shows it (`pg_replication_slots`), asked through the second connection.
@@ -59,6 +60,18 @@ pub enum ReceiveEvent {
         verified: Lsn,
         server_end: Lsn,
     },
+    /// The slot was made, with reserved WAL.
+    SlotCreated {
+        slot: String,
+        reason: String,
+    },
+    /// So many bytes waited on the slot while nothing could be stored that it was dropped and made anew.
+    GaveUp {
+        slot: String,
+        retained: u64,
+    },
+    /// WAL that was never received is gone for good; streaming goes on behind it, and a new base backup is needed.
+    Hole(Hole),
     SegmentStored {
         segment: SegmentName,
         stored_bytes: u64,

@@ -448,9 +448,8 @@ impl Pipeline {
         Ok(None)
     }
 
-    /// Works on until more is durable than when it was called, or only the server can bring that about.
-    pub async fn progress(&mut self) -> Result<Option<Refused>> {
-        let before = self.ledger.durable();
+    /// Works on until more is durable than `before`, or only the server can bring that about. Cancel safe.
+    pub async fn progress(&mut self, before: Lsn) -> Result<Option<Refused>> {
         while self.ledger.durable() <= before && !(self.is_quiet() && self.only_compares()) {
             if let Turn::Refused(refused) = self.turn().await? {
                 return Ok(Some(refused));

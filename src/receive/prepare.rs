@@ -5,13 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::compare::OldTail;
 use super::observe::Observer;
 use super::put::read_summary;
-use super::resume::{self, ServerView, SlotPosition, Start};
+use super::resume::{self, Known, ServerView, SlotPosition, Start};
 use super::server::Server;
-use super::slot;
 use crate::archive::Archive;
 use crate::archive::inventory::{Inventory, TimelineStock};
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineId};
+use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::{OpenFailed, read_header};
 use crate::seal::tail::{piece_marks, tail_marks};
@@ -26,8 +25,8 @@ pub struct Stored {
     pub litter: BTreeSet<SegmentNumber>,
 }
 
-/// Where this run begins.
-pub async fn start(archive: &Archive, server: &Server, name: Option<&str>) -> Result<(Start, Inventory)> {
+/// Where this run begins, and what is stored of the newest WAL.
+pub async fn start(archive: &Archive, server: &Server) -> Result<(Start, Inventory)> {
     let needed = match server.slot {
         SlotPosition::At(lsn) => lsn.min(server.identity.position),
         _ => server.identity.position,
@@ -36,6 +35,7 @@ pub async fn start(archive: &Archive, server: &Server, name: Option<&str>) -> Re
     let left = |timeline| server.history.switch_point_of(timeline).unwrap_or(needed);
     let inventory = archive.newest(|timeline| needed.min(left(timeline))).await?;
     let partial_ends = partial_ends(archive, server, &inventory).await?;
+    let holes = archive.holes().await?;
     let view = ServerView {
         timeline: server.identity.timeline,
         position: server.identity.position,
@@ -43,13 +43,8 @@ pub async fn start(archive: &Archive, server: &Server, name: Option<&str>) -> Re
         slot: server.slot,
         segment_size: server.segment_size,
     };
-    let start = resume::decide(&view, &inventory, &partial_ends);
-    // 16 and 17 show a lost slot like one that never reserved WAL, and stream on it.
-    let may_be_lost = server.slot == SlotPosition::Unreserved { certain: false } && server.version >= MajorVersion::V16;
-    match name {
-        Some(name) if may_be_lost && start.stored.is_some() => Err(slot::lost(name, None)),
-        _ => Ok((start, inventory)),
-    }
+    let known = Known { inventory: &inventory, partial_ends: &partial_ends, holes: &holes };
+    Ok((resume::decide(&view, &known), inventory))
 }
 
 /// Per left timeline, the end of the stored `.partial` of the segment with the switch point.

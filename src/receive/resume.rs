@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::archive::inventory::{Inventory, NEWEST, TimelineStock};
 use crate::pg::{Lsn, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
+use crate::seal::content::event::Hole;
 use crate::seal::sealer::OBJECT_BYTES;
 
 /// Segments that a killed run may have stored above a hole: its puts in flight.
@@ -40,6 +41,16 @@ pub struct ServerView<'a> {
     pub segment_size: SegmentSize,
 }
 
+/// What is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    pub inventory: &'a Inventory,
+    /// Per timeline, the end of the stored `.partial` of the segment that holds its switch point.
+    pub partial_ends: &'a BTreeMap<TimelineId, Lsn>,
+    /// Holes that were given up: what is in them is not asked for again.
+    pub holes: &'a [Hole],
+}
+
 /// Where to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
@@ -53,9 +64,9 @@ pub struct Start {
     pub dead_branch: Option<(TimelineId, Lsn)>,
 }
 
-/// Decides the start. `partial_ends` gives, per timeline, the end of the stored `.partial` of the segment that holds its switch point.
-pub fn decide(server: &ServerView<'_>, inventory: &Inventory, partial_ends: &BTreeMap<TimelineId, Lsn>) -> Start {
-    let archive = archive_end(server, inventory, partial_ends);
+/// Decides the start.
+pub fn decide(server: &ServerView<'_>, known: &Known<'_>) -> Start {
+    let archive = archive_end(server, known);
     let size = server.segment_size;
     let whole = |lsn: Lsn| lsn.align_down(size.bytes());
     let mut start = match (&archive, server.slot) {
@@ -72,12 +83,17 @@ pub fn decide(server: &ServerView<'_>, inventory: &Inventory, partial_ends: &BTr
         lower(lsn);
     }
     lower(server.position);
+    if let (SlotPosition::Unknown, Some(end)) = (server.slot, &archive) {
+        // Where the slot stands is not known, and the first status may move it forward past what an earlier run stored and never reported. What is
+        // stored further down than that run's puts in flight, it saw durable itself.
+        lower(proven(known.inventory.timelines.get(&end.timeline), end.lsn, size));
+    }
     let on_path = |timeline: &TimelineId| server.history.begin_of(*timeline).is_some();
     Start {
         timeline: start.0,
         lsn: start.1,
         stored: archive.as_ref().map(|end| end.lsn),
-        strangers: inventory.timelines.keys().copied().filter(|t| !on_path(t)).collect(),
+        strangers: known.inventory.timelines.keys().copied().filter(|t| !on_path(t)).collect(),
         dead_branch: archive.and_then(|end| end.dead_branch),
     }
 }
@@ -88,23 +104,35 @@ struct ArchiveEnd {
     dead_branch: Option<(TimelineId, Lsn)>,
 }
 
+/// The lowest start from which on everything that puts in flight may have left behind is received again.
+fn proven(stock: Option<&TimelineStock>, end: Lsn, size: SegmentSize) -> Lsn {
+    let number = size.segment_of(end);
+    let back = |n: &u64| SegmentNumber(number.0.saturating_sub(*n));
+    let stored = |n: SegmentNumber| stock.is_some_and(|stock| stock.complete.contains(&n));
+    let run = (1..=PUTS_IN_FLIGHT).take_while(|n| stored(back(n))).count() as u64;
+    back(&run).start(size)
+}
+
 /// Where the stored WAL on the server's path ends, as a place to go on from.
-fn archive_end(
-    server: &ServerView<'_>,
-    inventory: &Inventory,
-    partial_ends: &BTreeMap<TimelineId, Lsn>,
-) -> Option<ArchiveEnd> {
+fn archive_end(server: &ServerView<'_>, known: &Known<'_>) -> Option<ArchiveEnd> {
     let size = server.segment_size;
     let mut path: Vec<TimelineId> = server.history.ancestors.iter().map(|a| a.timeline).collect();
     path.push(server.timeline);
     let (index, timeline, end) = path.iter().enumerate().rev().find_map(|(index, timeline)| {
-        let stock = inventory.timelines.get(timeline)?;
-        Some((index, *timeline, stored_end(stock, size)?))
+        let behind_hole = known.holes.iter().filter(|h| h.to_timeline == *timeline).map(|h| h.to).max();
+        let stock = known.inventory.timelines.get(timeline);
+        let stored = stock.and_then(|stock| stored_end(stock, size, behind_hole));
+        Some((index, *timeline, stored.or(behind_hole)?))
     })?;
     let Some(switch_point) = server.history.switch_point_of(timeline) else {
         return Some(ArchiveEnd { timeline, lsn: end, dead_branch: None });
     };
-    let partial_end = partial_ends.get(&timeline).copied().unwrap_or_default();
+    // A hole that was given up on the way to another branch's WAL is none here if this server still has what is missing.
+    let crossed = known.holes.iter().filter(|h| h.from_timeline == timeline && h.from < switch_point);
+    if let Some(hole) = crossed.filter(|h| h.to > switch_point && h.to_timeline == timeline).min_by_key(|h| h.from) {
+        return Some(ArchiveEnd { timeline, lsn: hole.from.align_down(size.bytes()), dead_branch: None });
+    }
+    let partial_end = known.partial_ends.get(&timeline).copied().unwrap_or_default();
     if end.max(partial_end) < switch_point {
         return Some(ArchiveEnd { timeline, lsn: end, dead_branch: None });
     }
@@ -115,15 +143,22 @@ fn archive_end(
 }
 
 /// End of the stored WAL of one timeline, at the border of an object. A hole among the highest segments, which a killed run leaves when a later put was
-/// faster than an earlier one, counts as the end. What only tails hold does not count: it is received again.
-pub fn stored_end(stock: &TimelineStock, size: SegmentSize) -> Option<Lsn> {
-    let first_missing = match (stock.complete.first(), stock.complete.last()) {
+/// faster than an earlier one, counts as the end. What only tails hold does not count: it is received again. Nothing below `from` counts: it lies before a
+/// hole that was given up.
+pub fn stored_end(stock: &TimelineStock, size: SegmentSize, from: Option<Lsn>) -> Option<Lsn> {
+    let floor = from.map_or(SegmentNumber(0), |lsn| size.segment_of(lsn));
+    let mut complete = stock.complete.range(floor..);
+    let first_missing = match (complete.next(), complete.next_back().or(stock.complete.last())) {
         (Some(&lowest), Some(&highest)) => {
             let in_flight = SegmentNumber(highest.0.saturating_sub(PUTS_IN_FLIGHT)).max(lowest);
             (in_flight.0..=highest.0 + 1).map(SegmentNumber).find(|n| !stock.complete.contains(n))
         }
         _ => {
-            let begun = [stock.parts.keys().next(), stock.partial.first(), stock.tails.keys().next()];
+            let begun = [
+                stock.parts.range(floor..).next().map(|(number, _)| number),
+                stock.partial.range(floor..).next(),
+                stock.tails.range(floor..).next().map(|(number, _)| number),
+            ];
             begun.into_iter().flatten().min().copied()
         }
     }?;
@@ -172,8 +207,60 @@ mod tests {
         partials: &[(u32, u64)],
     ) -> (u32, u64) {
         let partials = partials.iter().map(|(t, l)| (TimelineId(*t), Lsn(*l))).collect();
-        let start = decide(&server(history, position, slot), &inventory(timelines), &partials);
+        let stored = inventory(timelines);
+        let known = Known { inventory: &stored, partial_ends: &partials, holes: &[] };
+        let start = decide(&server(history, position, slot), &known);
         (start.timeline.0, start.lsn.0)
+    }
+
+    fn decided(view: &ServerView<'_>, timelines: Vec<(u32, TimelineStock)>, holes: &[Hole]) -> Start {
+        let stored = inventory(timelines);
+        decide(view, &Known { inventory: &stored, partial_ends: &BTreeMap::new(), holes })
+    }
+
+    fn hole(from: (u32, u64), to: (u32, u64)) -> Hole {
+        Hole {
+            from_timeline: TimelineId(from.0),
+            from: Lsn(from.1),
+            to_timeline: TimelineId(to.0),
+            to: Lsn(to.1),
+            reason: String::new(),
+        }
+    }
+
+    #[test]
+    fn behind_a_hole_that_was_given_up_only_what_is_stored_there_counts() {
+        let one = history(1, &[]);
+        let holes = [hole((1, 5 * MIB + 9), (1, 8 * MIB))];
+        let go = |slot, stored: &[u64]| {
+            let start = decided(&server(&one, 99 * MIB, slot), vec![(1, stock(stored))], &holes);
+            (start.timeline.0, start.lsn.0)
+        };
+        let at = |mib| SlotPosition::At(Lsn(mib * MIB));
+        assert_eq!(go(at(8), &[3, 4]), (1, 8 * MIB), "nothing is stored behind it yet");
+        assert_eq!(go(at(20), &[3, 4, 8, 9]), (1, 10 * MIB), "the hole is not taken for puts of a killed run");
+        assert_eq!(go(at(20), &[3, 4, 8, 10]), (1, 9 * MIB), "but a new one is");
+        assert_eq!(go(at(9), &[3, 4, 8, 9, 10]), (1, 9 * MIB), "never above the slot");
+    }
+
+    #[test]
+    fn a_hole_up_to_another_timeline_and_one_on_a_dead_branch() {
+        let two = history(2, &[(1, 8 * MIB + 100)]);
+        let view = server(&two, 20 * MIB, SlotPosition::At(Lsn(12 * MIB)));
+        let start = decided(&view, vec![(1, stock(&[3, 4]))], &[hole((1, 5 * MIB), (2, 11 * MIB))]);
+        assert_eq!((start.timeline, start.lsn), (TimelineId(2), Lsn(11 * MIB)));
+        // Given up on timeline 1 past the fork; this server may still have what is missing before the fork.
+        let start = decided(&view, vec![(1, stock(&[3, 4, 10, 11]))], &[hole((1, 5 * MIB), (1, 10 * MIB))]);
+        assert_eq!((start.timeline, start.lsn), (TimelineId(1), Lsn(5 * MIB)));
+    }
+
+    #[test]
+    fn where_the_slot_is_unknown_what_puts_in_flight_may_have_left_is_received_again() {
+        let one = history(1, &[]);
+        let go = |stored: &[u64]| start(&one, 99 * MIB, SlotPosition::Unknown, vec![(1, stock(stored))], &[]);
+        assert_eq!(go(&[2, 3, 4, 5, 6, 7]), (1, 4 * MIB));
+        assert_eq!(go(&[6, 7]), (1, 6 * MIB));
+        assert_eq!(go(&[3, 4, 6, 7]), (1, 3 * MIB), "from the hole that a killed run left");
     }
 
     #[test]
@@ -193,7 +280,6 @@ mod tests {
         assert_eq!(start(&one, 99 * MIB, SlotPosition::At(Lsn(5 * MIB + 1)), stored(), &[]), (1, 5 * MIB));
         assert_eq!(start(&one, 99 * MIB, SlotPosition::At(Lsn(8 * MIB + 1)), stored(), &[]), (1, 6 * MIB));
         assert_eq!(start(&one, 99 * MIB, SlotPosition::NoSlot, stored(), &[]), (1, 6 * MIB));
-        assert_eq!(start(&one, 99 * MIB, SlotPosition::Unknown, stored(), &[]), (1, 6 * MIB));
     }
 
     #[test]
@@ -204,25 +290,25 @@ mod tests {
 
     #[test]
     fn a_hole_that_a_killed_run_left_is_filled_an_old_one_is_not_asked_for() {
-        assert_eq!(stored_end(&stock(&[3, 4, 6, 7]), size(1)), Some(Lsn(5 * MIB)));
-        assert_eq!(stored_end(&stock(&[3, 4, 9]), size(1)), Some(Lsn(5 * MIB)));
-        assert_eq!(stored_end(&stock(&[3, 4, 6, 7, 8, 9, 10]), size(1)), Some(Lsn(11 * MIB)));
-        assert_eq!(stored_end(&stock(&[3]), size(1)), Some(Lsn(4 * MIB)));
-        assert_eq!(stored_end(&stock(&[]), size(1)), None);
+        assert_eq!(stored_end(&stock(&[3, 4, 6, 7]), size(1), None), Some(Lsn(5 * MIB)));
+        assert_eq!(stored_end(&stock(&[3, 4, 9]), size(1), None), Some(Lsn(5 * MIB)));
+        assert_eq!(stored_end(&stock(&[3, 4, 6, 7, 8, 9, 10]), size(1), None), Some(Lsn(11 * MIB)));
+        assert_eq!(stored_end(&stock(&[3]), size(1), None), Some(Lsn(4 * MIB)));
+        assert_eq!(stored_end(&stock(&[]), size(1), None), None);
     }
 
     #[test]
     fn only_a_tail_is_stored() {
         let mut only_tail = stock(&[]);
         only_tail.tails.insert(SegmentNumber(7), vec!["tail".to_owned()]);
-        assert_eq!(stored_end(&only_tail, size(1)), Some(Lsn(7 * MIB)));
+        assert_eq!(stored_end(&only_tail, size(1), None), Some(Lsn(7 * MIB)));
     }
 
     #[test]
     fn whole_parts_of_a_large_segment_count() {
         let mut large = stock(&[3]);
         large.parts.insert(SegmentNumber(4), [0, 1, 3].into_iter().collect());
-        assert_eq!(stored_end(&large, size(64)), Some(Lsn(4 * 64 * MIB + 32 * MIB)));
+        assert_eq!(stored_end(&large, size(64), None), Some(Lsn(4 * 64 * MIB + 32 * MIB)));
     }
 
     #[test]
@@ -241,9 +327,9 @@ mod tests {
     fn stored_past_the_fork_is_a_dead_branch_and_the_new_timeline_begins_at_the_fork() {
         let two = history(2, &[(1, 8 * MIB + 100)]);
         let view = server(&two, 20 * MIB, SlotPosition::At(Lsn(12 * MIB)));
-        let decided = decide(&view, &inventory(vec![(1, stock(&[7, 8, 9, 10]))]), &BTreeMap::new());
-        assert_eq!((decided.timeline, decided.lsn), (TimelineId(2), Lsn(8 * MIB)));
-        assert_eq!(decided.dead_branch, Some((TimelineId(1), Lsn(8 * MIB + 100))));
+        let start = decided(&view, vec![(1, stock(&[7, 8, 9, 10]))], &[]);
+        assert_eq!((start.timeline, start.lsn), (TimelineId(2), Lsn(8 * MIB)));
+        assert_eq!(start.dead_branch, Some((TimelineId(1), Lsn(8 * MIB + 100))));
     }
 
     #[test]
@@ -251,13 +337,13 @@ mod tests {
         let three = history(3, &[(1, 8 * MIB + 100), (2, 12 * MIB)]);
         let stored = vec![(1, stock(&[6, 7])), (2, stock(&[8, 9])), (4, stock(&[8]))];
         let view = server(&three, 20 * MIB, SlotPosition::NoSlot);
-        let decided = decide(&view, &inventory(stored), &BTreeMap::new());
-        assert_eq!((decided.timeline, decided.lsn), (TimelineId(2), Lsn(10 * MIB)));
-        assert_eq!(decided.strangers, vec![TimelineId(4)]);
+        let start = decided(&view, stored, &[]);
+        assert_eq!((start.timeline, start.lsn), (TimelineId(2), Lsn(10 * MIB)));
+        assert_eq!(start.strangers, vec![TimelineId(4)]);
         // Timeline 2 ended exactly at a border: nothing of it is left to receive.
         let stored = vec![(2, stock(&[8, 9, 10, 11]))];
-        let decided = decide(&view, &inventory(stored), &BTreeMap::new());
-        assert_eq!((decided.timeline, decided.lsn, decided.dead_branch), (TimelineId(3), Lsn(12 * MIB), None));
+        let start = decided(&view, stored, &[]);
+        assert_eq!((start.timeline, start.lsn, start.dead_branch), (TimelineId(3), Lsn(12 * MIB), None));
     }
 
     #[test]

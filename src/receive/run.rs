@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use super::check::Refused;
 use super::follow::Followed;
 use super::observe::{Observer, ReceiveEvent};
-use super::pipeline::{Begin, Pipeline};
+use super::pipeline::Pipeline;
 use super::prepare;
-use super::resume::{SlotPosition, Start};
-use super::server::{self, Access, Server, Told};
+use super::sentinel::{Sentinel, Sign};
+use super::server::{self, Access, Server, Told, answered};
 use super::slot;
 use super::stream::{End, Stream, asked_to_stop};
 use super::{Place, ReceiveOptions, ReceiveReport};
@@ -38,18 +38,26 @@ enum Next {
 
 /// The state of a run between connections.
 pub struct Run {
-    options: ReceiveOptions,
-    place: Place,
-    observer: Observer,
+    pub(super) options: ReceiveOptions,
+    pub(super) place: Place,
+    pub(super) observer: Observer,
     stop: watch::Receiver<bool>,
     archive: Option<Archive>,
-    pipeline: Option<Pipeline>,
+    pub(super) pipeline: Option<Pipeline>,
     followed: Followed,
     /// The segment in which WAL was refused the last time.
     refused_in: Option<(TimelineId, SegmentNumber)>,
     backoff: Backoff,
     /// Another receiver has the slot, and that was told.
-    standing_by: Told,
+    pub(super) standing_by: Told,
+    /// The slot was made by this run and nothing was streamed on it yet.
+    pub(super) made_slot: bool,
+    /// Where the slot's position is not known: the end of the archive, below which a start may be too low for what the server still has.
+    pub(super) climb_to: Option<Lsn>,
+    /// The second connection of a server that was left, while nothing can be put.
+    pub(super) watch: Option<Sentinel>,
+    /// When the forecast for the slot was last told as a warning.
+    pub(super) warned: Option<Instant>,
     /// For the waits of a receiver that may not ask whether the slot is free.
     patience: Backoff,
 }
@@ -68,6 +76,10 @@ impl Run {
             refused_in: None,
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed),
             standing_by: false,
+            made_slot: false,
+            climb_to: None,
+            watch: None,
+            warned: None,
             patience: patience(seed),
         })
     }
@@ -120,10 +132,14 @@ impl Run {
             self.observer.tell(ReceiveEvent::Reconnecting { why, wait_ms: delay.as_millis() as u64 });
             delay
         };
-        tokio::select! {
-            () = tokio::time::sleep(delay) => Ok(true),
-            refused = tend(&mut self.pipeline) => Err(corrupt(&refused?)),
-            () = asked_to_stop(&mut self.stop) => Ok(false),
+        let until = Instant::now() + delay;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return Ok(true),
+                refused = tend(&mut self.pipeline) => return Err(corrupt(&refused?)),
+                sign = next_sign(&mut self.watch) => self.while_away(sign).await,
+                () = asked_to_stop(&mut self.stop) => return Ok(false),
+            }
         }
     }
 
@@ -141,12 +157,18 @@ impl Run {
         let Some(pipeline) = &mut self.pipeline else { return Ok(true) };
         self.observer.stats().stalls.add(1);
         self.observer.tell(ReceiveEvent::Stalled { behind: pipeline.ledger.behind() });
-        let went = tokio::select! {
-            refused = pipeline.progress() => match refused? {
-                Some(refused) => return Err(corrupt(&refused)),
-                None => true,
-            },
-            () = asked_to_stop(&mut self.stop) => false,
+        let before = pipeline.ledger.durable();
+        let went = loop {
+            let Some(pipeline) = &mut self.pipeline else { break true };
+            let sign = tokio::select! {
+                refused = pipeline.progress(before) => match refused? {
+                    Some(refused) => return Err(corrupt(&refused)),
+                    None => break true,
+                },
+                sign = next_sign(&mut self.watch) => sign,
+                () = asked_to_stop(&mut self.stop) => break false,
+            };
+            self.while_away(sign).await;
         };
         self.observer.tell(ReceiveEvent::Resumed);
         Ok(went)
@@ -154,26 +176,58 @@ impl Run {
 
     /// Everything that is done with one connection, timeline after timeline.
     async fn serve(&mut self, mut server: Server) -> Result<Next> {
-        match self.serve_until_error(&mut server).await {
-            Err(error) if error.is_transient() => Ok(Next::Again(Some(error))),
-            other => other,
-        }
+        self.watch = None;
+        let next = match self.serve_until_error(&mut server).await {
+            // Nobody else looks after the slot until the repository is back.
+            Ok(Next::AwaitRepository) => Next::AwaitRepository,
+            Err(error) if error.is_transient() && error.kind() == Kind::Repository => Next::Again(Some(error)),
+            Err(error) if error.is_transient() => return Ok(Next::Again(Some(error))),
+            other => return other,
+        };
+        server.sentinel.left();
+        self.watch = Some(server.sentinel);
+        Ok(next)
     }
 
     async fn serve_until_error(&mut self, server: &mut Server) -> Result<Next> {
-        let archive = self.archive(server).await?;
-        self.followed.store_all(&archive, &self.place.writer, server, &self.observer).await?;
-        self.continue_or_begin(&archive, server).await?;
+        let mut stop = self.stop.clone();
+        let archive = tokio::select! {
+            archive = self.begin_with(server) => archive?,
+            () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
+        };
         loop {
-            match self.stream(server).await? {
-                End::Timeline { next, switch_point } => self.follow(&archive, server, next, switch_point).await?,
-                End::Refused(refused) => return self.receive_again(refused).await,
+            let end = match self.stream(server).await {
+                // Removed WAL: the only `Kind::Gap` that a server's answer has.
+                Err(error) if error.kind() == Kind::Gap => {
+                    tokio::select! {
+                        outcome = self.at_a_gap(&archive, server, error) => outcome?,
+                        () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
+                    }
+                    continue;
+                }
+                end => end?,
+            };
+            match end {
+                End::Timeline { next, switch_point } => tokio::select! {
+                    outcome = self.follow(&archive, server, next, switch_point) => outcome?,
+                    () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
+                },
+                End::Refused(refused) => return self.receive_again(&archive, refused).await,
                 End::Lost(error) => return Ok(Next::Again(Some(error))),
                 End::ServerStopping => return Ok(Next::Again(None)),
                 End::Stalled => return Ok(Next::AwaitRepository),
                 End::Stop => return self.farewell(server).await,
             }
         }
+    }
+
+    /// All that has to be known and stored before the first byte is asked for. What it waits for, a stop does not.
+    async fn begin_with(&mut self, server: &mut Server) -> Result<Archive> {
+        let archive = self.archive(server).await?;
+        self.followed.store_all(&archive, &self.place.writer, server, &self.observer).await?;
+        self.ready_slot(&archive, server).await?;
+        self.continue_or_begin(&archive, server).await?;
+        Ok(archive)
     }
 
     /// The part of the repository that this server's WAL belongs to. A cluster's name stands for one system and segment size.
@@ -195,84 +249,16 @@ impl Run {
         Ok(archive)
     }
 
-    /// Goes on with the pipeline where this server can give its next byte; else ends it and begins where the archive and the slot say.
-    async fn continue_or_begin(&mut self, archive: &Archive, server: &mut Server) -> Result<()> {
-        if let Some(mut pipeline) = self.pipeline.take() {
-            let (timeline, received) = (pipeline.timeline(), pipeline.received());
-            let known = server.history.begin_of(timeline).is_some();
-            let switch_point = server.history.switch_point_of(timeline);
-            // A standby that restarted may hold less than was received from it, and refuses to stream from further on: then it is begun anew below.
-            if known && received <= held(server, switch_point) {
-                pipeline.set_flush_interval(self.interval(server));
-                pipeline.connected(held(server, switch_point), switch_point);
-                self.pipeline = Some(pipeline);
-                return Ok(());
-            }
-            let ended = match switch_point {
-                Some(at) => {
-                    self.observer.warn(format!(
-                        "timeline {timeline} was received up to {received}, but this server left it at {at}: the rest is kept as a dead branch"
-                    ));
-                    self.until_stopped(pipeline.finish()).await?
-                }
-                None => self.until_stopped(pipeline.settle()).await?,
-            };
-            ended.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
-        }
-        let (start, inventory) = prepare::start(archive, server, self.options.slot.as_deref()).await?;
-        self.tell_start(&start);
-        let stored = prepare::stored(archive, &inventory, start.timeline, start.lsn, &self.observer).await?;
-        self.begin(archive, server, start.timeline, start.lsn, stored)
-    }
-
-    fn tell_start(&self, start: &Start) {
-        for stranger in &start.strangers {
-            self.observer
-                .warn(format!("timeline {stranger} is stored, but not in this server's history: it is left as it is"));
-        }
-        if let Some((timeline, at)) = start.dead_branch {
-            self.observer.warn(format!(
-                "timeline {timeline} is stored past {at}, where this server left it: the rest is kept as a dead branch"
-            ));
-        }
-    }
-
-    fn begin(
-        &mut self,
-        archive: &Archive,
-        server: &Server,
-        timeline: TimelineId,
-        start: Lsn,
-        mut stored: prepare::Stored,
-    ) -> Result<()> {
-        if !matches!(server.slot, SlotPosition::At(_)) {
-            // Without a slot nobody has said that what was found below the start is durable.
-            stored.litter.clear();
-        }
-        let begin = Begin {
-            archive: archive.clone(),
-            writer: self.place.writer.clone(),
-            version: server.version,
-            timeline,
-            start,
-            stored,
-        };
-        let mut pipeline = Pipeline::begin(&self.options, server.synchronous, begin, self.observer.clone())?;
-        let switch_point = server.history.switch_point_of(timeline);
-        pipeline.connected(held(server, switch_point), switch_point);
-        self.pipeline = Some(pipeline);
-        Ok(())
-    }
-
-    fn interval(&self, server: &Server) -> Duration {
-        if server.synchronous { Duration::ZERO } else { self.options.flush_interval }
-    }
-
     async fn stream(&mut self, server: &mut Server) -> Result<End> {
         let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
         let (timeline, from, slot) = (pipeline.timeline(), pipeline.received(), self.options.slot.clone());
-        server.look_whether_standby().await?;
-        match server.stream.start_replication(slot.as_deref(), from, timeline).await.map_err(|e| gone(e, from))? {
+        answered("SHOW", server.look_whether_standby()).await?;
+        let started = answered("START_REPLICATION", server.stream.start_replication(slot.as_deref(), from, timeline));
+        let started = tokio::select! {
+            started = started => started?,
+            () = asked_to_stop(&mut self.stop) => return Ok(End::Stop),
+        };
+        match started {
             Started::NextTimeline { next, switch_point } => return Ok(End::Timeline { next, switch_point }),
             Started::Streaming => {}
         }
@@ -284,9 +270,11 @@ impl Run {
         }
         let (before, begun) = (pipeline.received(), Instant::now());
         let stream = Stream::new(&self.options, server, pipeline, &self.observer);
-        let end = stream.run(&mut self.stop).await.map_err(|e| gone(e, from));
+        let end = stream.run(&mut self.stop).await;
         if pipeline.received() > before || begun.elapsed() > STABLE {
             self.backoff.reset();
+            self.made_slot = false;
+            self.climb_to = None;
         }
         end
     }
@@ -299,7 +287,7 @@ impl Run {
         next: TimelineId,
         switch_point: Lsn,
     ) -> Result<()> {
-        let Some(mut pipeline) = self.pipeline.take() else { return Ok(()) };
+        let Some(pipeline) = &mut self.pipeline else { return Ok(()) };
         let (from, received) = (pipeline.timeline(), pipeline.received());
         if received < switch_point {
             let text =
@@ -307,13 +295,13 @@ impl Run {
             return Err(Error::new(Kind::Corrupt, text)
                 .hint("Going on would leave a hole: check the server and the network path, then start again."));
         }
-        self.until_stopped(pipeline.finish()).await?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
+        pipeline.finish().await?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
         self.observer.tell(ReceiveEvent::TimelineSwitch { from, to: next, at: switch_point });
         let writer = self.place.writer.clone();
         let history = self.followed.store_next(archive, &writer, &mut server.stream, next, &self.observer).await?;
         if next > server.identity.timeline {
             server.history = history;
-            server.identity = server.stream.identify_system().await?;
+            server.identity = answered("IDENTIFY_SYSTEM", server.stream.identify_system()).await?;
         }
         let start = switch_point.align_down(archive.names.segment_size.bytes());
         let inventory = archive.newest(|_| start).await?;
@@ -321,18 +309,8 @@ impl Run {
         self.begin(archive, server, next, start, stored)
     }
 
-    /// What is done here may need the repository for longer than a stop can wait: then it is left undone, and the next run begins where this one began.
-    async fn until_stopped<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            done = work => done,
-            () = asked_to_stop(&mut self.stop) => {
-                Err(Error::new(Kind::Interrupted, "stopped while a timeline was being ended").transient())
-            }
-        }
-    }
-
     /// WAL that fails its checks may have been damaged on the way: it is received once more, as after a restart. In the same segment again, it is the server's.
-    async fn receive_again(&mut self, refused: Refused) -> Result<Next> {
+    async fn receive_again(&mut self, archive: &Archive, refused: Refused) -> Result<Next> {
         let Some(pipeline) = self.pipeline.take() else { return Ok(Next::Again(None)) };
         let at = match &refused {
             Refused::Invalid(invalid) => invalid.at,
@@ -344,8 +322,12 @@ impl Run {
         };
         let size = pipeline.segment_size();
         let place = (pipeline.timeline(), size.segment_of(at));
-        pipeline.abandon().await;
+        tokio::select! {
+            () = pipeline.abandon() => {}
+            () = asked_to_stop(&mut self.stop) => return Ok(Next::Stop),
+        }
         if self.refused_in.replace(place) == Some(place) {
+            self.note_corrupt(archive, place.0, at, &refused).await;
             return Err(corrupt(&refused));
         }
         self.observer.tell(ReceiveEvent::CorruptWal { problem: refused.to_string() });
@@ -389,16 +371,19 @@ impl Run {
     }
 }
 
+/// The next sign of a server that was left; never without one.
+async fn next_sign(watch: &mut Option<Sentinel>) -> Sign {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// From one second to half a minute, the first time too.
 fn patience(seed: u64) -> Backoff {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), seed);
     backoff.next_delay();
     backoff
-}
-
-/// What this server holds of a timeline: up to its current position, or where it left it.
-fn held(server: &Server, switch_point: Option<Lsn>) -> Lsn {
-    switch_point.unwrap_or(server.identity.position)
 }
 
 /// Works on with what is in hand, for ever.
@@ -409,7 +394,7 @@ async fn tend(pipeline: &mut Option<Pipeline>) -> Result<Refused> {
     }
 }
 
-fn corrupt(refused: &Refused) -> Error {
+pub(super) fn corrupt(refused: &Refused) -> Error {
     match refused {
         Refused::Invalid(_) => Error::new(Kind::Corrupt, format!("the server sent WAL that fails its checks: {refused}"))
             .hint("Nothing from there on was acknowledged; check the server's storage (pg_waldump) before anything else."),
@@ -419,12 +404,4 @@ fn corrupt(refused: &Refused) -> Error {
             .transient()
             .hint("Its segment is received again; look after the storage of the repository."),
     }
-}
-
-/// WAL that the server has removed is a hole in the archive: says where it begins.
-fn gone(error: Error, from: Lsn) -> Error {
-    if error.kind() == Kind::Slot && !error.is_transient() {
-        return error.context(format!("the archive needs WAL from {from} on"));
-    }
-    error
 }

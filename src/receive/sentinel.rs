@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -24,6 +24,8 @@ use crate::pg::MajorVersion;
 const LOOK: Duration = Duration::from_secs(60);
 /// The first look comes sooner, so that the pace of the server is known soon.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// While nothing is streamed, the slot only grows.
+const LOOK_AWAY: Duration = Duration::from_secs(5);
 /// SQLSTATE `admin_shutdown`.
 const ADMIN_SHUTDOWN: &str = "57P01";
 
@@ -71,6 +73,7 @@ impl Second {
 /// A watched second connection; it is closed when this is dropped.
 pub struct Sentinel {
     signs: mpsc::UnboundedReceiver<Sign>,
+    away: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -86,9 +89,16 @@ impl Sentinel {
     /// Watches `connection`; without one, tries to open it from time to time.
     pub fn watch(info: Conninfo, slot: Option<String>, second: Option<Second>, observer: Observer) -> Sentinel {
         let (out, signs) = mpsc::unbounded_channel();
-        let watcher = Watcher { info, slot, out, observer, pace: Pace::default(), last: Notes::default() };
+        let (away, is_away) = watch::channel(false);
+        let (pace, last) = (Pace::default(), Notes::default());
+        let watcher = Watcher { info, slot, out, is_away, observer, pace, last };
         let task = tokio::spawn(watcher.run(second));
-        Sentinel { signs, task }
+        Sentinel { signs, away, task }
+    }
+
+    /// The stream was left: looks more often from now on.
+    pub fn left(&self) {
+        self.away.send_replace(true);
     }
 }
 
@@ -109,6 +119,7 @@ struct Watcher {
     info: Conninfo,
     slot: Option<String>,
     out: mpsc::UnboundedSender<Sign>,
+    is_away: watch::Receiver<bool>,
     observer: Observer,
     pace: Pace,
     last: Notes,
@@ -154,8 +165,9 @@ impl Watcher {
                         return second.connection.closed().await;
                     }
                 }
+                Ok(()) = self.is_away.changed() => {}
             }
-            pause = LOOK;
+            pause = if *self.is_away.borrow() { LOOK_AWAY } else { LOOK };
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Server {
     pub history: TimelineHistory,
     pub history_file: Option<HistoryFile>,
     pub slot: SlotPosition,
+    /// The slot cannot hold WAL as it is.
+    pub unfit: Option<Unfit>,
     /// Listed in `synchronous_standby_names`.
     pub synchronous: bool,
     /// In recovery: what it holds says nothing of its primary.
@@ -41,6 +43,13 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Whether the wait for the slot was told; until something is streamed it is told once.
 pub type Told = bool;
+
+/// Why a slot is of no use as it is.
+#[derive(Debug)]
+pub enum Unfit {
+    Missing(Error),
+    Lost(Error),
+}
 
 /// What it takes to reach the server.
 pub struct Access<'a> {
@@ -96,7 +105,7 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
             problem.map_or(String::new(), |problem| format!(": {problem}"))
         )),
     }
-    let position = position(&mut stream, second.as_mut(), slot).await?;
+    let (position, unfit) = position(&mut stream, second.as_mut(), slot).await?;
     let names = answered("SHOW", stream.show("synchronous_standby_names")).await?;
     let synchronous = sentinel::lists(&names, info.application_name());
     let (history, history_file) = history(&mut stream, &identity).await?;
@@ -111,6 +120,7 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
         history,
         history_file,
         slot,
+        unfit,
         synchronous,
         standby: true,
     })
@@ -124,19 +134,72 @@ impl Server {
         self.standby = answered("SHOW", self.stream.show(setting)).await? == "on";
         Ok(())
     }
+
+    /// Where a slot that was just created stands.
+    pub async fn look_at_new_slot(&mut self, name: &str) -> Result<()> {
+        let found = if self.version >= MajorVersion::V15 {
+            by_command(&mut self.stream, name).await?
+        } else {
+            let mut second = Second::open(self.stream.same_server()).await?;
+            if second.sql { by_sql(&mut second.connection, name).await? } else { Found::Fit(SlotPosition::Unknown) }
+        };
+        match found {
+            // It was created a moment ago: nothing is lost yet.
+            Found::Fit(SlotPosition::Unreserved { .. }) => self.slot = SlotPosition::Unreserved { certain: true },
+            Found::Fit(position) => self.slot = position,
+            Found::Unfit(Unfit::Missing(error) | Unfit::Lost(error)) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// What is known of a slot.
+enum Found {
+    Fit(SlotPosition),
+    Unfit(Unfit),
 }
 
 /// Where the slot stands, by the best means that there is.
-async fn position(stream: &mut Connection, second: Option<&mut Second>, slot: Option<&str>) -> Result<SlotPosition> {
-    let Some(name) = slot else { return Ok(SlotPosition::NoSlot) };
-    let position = match second.filter(|second| second.sql) {
-        Some(second) => slot_by_sql(&mut second.connection, name).await?,
-        None => slot_by_command(stream, name).await?,
+async fn position(
+    stream: &mut Connection,
+    second: Option<&mut Second>,
+    slot: Option<&str>,
+) -> Result<(SlotPosition, Option<Unfit>)> {
+    let Some(name) = slot else { return Ok((SlotPosition::NoSlot, None)) };
+    let found = match second.filter(|second| second.sql) {
+        Some(second) => by_sql(&mut second.connection, name).await?,
+        None => by_command(stream, name).await?,
     };
-    if let SlotPosition::At(lsn) = position {
-        possible(lsn)?;
+    match found {
+        Found::Unfit(unfit) => Ok((SlotPosition::Unknown, Some(unfit))),
+        Found::Fit(position) => {
+            if let SlotPosition::At(lsn) = position {
+                possible(lsn)?;
+            }
+            Ok((position, None))
+        }
     }
-    Ok(position)
+}
+
+async fn by_sql(connection: &mut Connection, name: &str) -> Result<Found> {
+    Ok(match answered("pg_replication_slots", slot::read(connection, name)).await? {
+        None => Found::Unfit(Unfit::Missing(slot::missing(name))),
+        Some(row) if row.is_lost() => Found::Unfit(Unfit::Lost(slot::lost(name, Some(&row)))),
+        Some(row) if row.active_pid.is_some() => return Err(slot::in_use(name)),
+        Some(row) => Found::Fit(row.restart_lsn.map_or(SlotPosition::Unreserved { certain: true }, SlotPosition::At)),
+    })
+}
+
+async fn by_command(stream: &mut Connection, name: &str) -> Result<Found> {
+    if stream.version() < MajorVersion::V15 {
+        return Ok(Found::Fit(SlotPosition::Unknown));
+    }
+    Ok(match answered("READ_REPLICATION_SLOT", stream.read_slot(name)).await? {
+        None => Found::Unfit(Unfit::Missing(slot::missing(name))),
+        Some(state) => {
+            Found::Fit(state.restart_lsn.map_or(SlotPosition::Unreserved { certain: false }, SlotPosition::At))
+        }
+    })
 }
 
 /// Returns once no other connection uses the slot.
@@ -177,27 +240,6 @@ async fn history(stream: &mut Connection, identity: &Identity) -> Result<(Timeli
 pub fn parse_history(timeline: crate::pg::TimelineId, content: &[u8]) -> Result<TimelineHistory> {
     TimelineHistory::parse(timeline, content)
         .map_err(|e| Error::new(Kind::Corrupt, "the server's history file is invalid").caused_by(e))
-}
-
-async fn slot_by_sql(connection: &mut Connection, name: &str) -> Result<SlotPosition> {
-    let row = answered("pg_replication_slots", slot::read(connection, name)).await?;
-    let row = row.ok_or_else(|| slot::missing(name))?;
-    if row.is_lost() {
-        return Err(slot::lost(name, Some(&row)));
-    }
-    if row.active_pid.is_some() {
-        return Err(slot::in_use(name));
-    }
-    Ok(row.restart_lsn.map_or(SlotPosition::Unreserved { certain: true }, SlotPosition::At))
-}
-
-async fn slot_by_command(stream: &mut Connection, name: &str) -> Result<SlotPosition> {
-    if stream.version() < MajorVersion::V15 {
-        return Ok(SlotPosition::Unknown);
-    }
-    let state = answered("READ_REPLICATION_SLOT", stream.read_slot(name)).await?;
-    let state = state.ok_or_else(|| slot::missing(name))?;
-    Ok(state.restart_lsn.map_or(SlotPosition::Unreserved { certain: false }, SlotPosition::At))
 }
 
 #[cfg(test)]

@@ -16,6 +16,21 @@ pub fn key_file(identity: &str, recipient: &str) -> String {
     format!("keys/{identity}/{recipient}.age")
 }
 
+/// `events/<yyyy-mm>/<time>-<kind>-<16 hexadecimal digits>`: the time is UTC, `yyyymmddThhmmssZ`.
+pub fn event(month: &str, time: &str, kind: &str, token: &str) -> String {
+    format!("events/{month}/{time}-{kind}-{token}")
+}
+
+/// The kind of event that an object below `events/` is called after; `None` for anything else.
+pub fn event_kind(name: &str) -> Option<&str> {
+    let (month, file) = name.strip_prefix("events/")?.split_once('/')?;
+    let (time, rest) = file.split_once('-')?;
+    let (kind, token) = rest.rsplit_once('-')?;
+    let placed = month.len() == 7 && time.len() == 16 && time.get(..6) == Some(month.replace('-', "").as_str());
+    let plain = token.len() == 16 && token.bytes().all(|b| b.is_ascii_hexdigit());
+    (placed && plain && !file.contains('/') && !kind.is_empty()).then_some(kind)
+}
+
 /// Whether `name` may name an object: components of ASCII letters, digits and `.`, `_`, `-`, `+`, `=`, separated by single slashes,
 /// none of them beginning with a dot. Such a name means the same on a file system, in a URL and in a bucket.
 pub fn valid_name(name: &str) -> bool {
@@ -359,6 +374,22 @@ mod tests {
         );
         assert!(!group.ends_by(Lsn((0xB << 32) - 1)) && group.ends_by(Lsn(0xB << 32)));
         assert_eq!(parse_wal_object("wal/00000002/000000030000000A/summary", size), None);
+    }
+
+    #[test]
+    fn events_say_what_they_are() {
+        let name = event("2026-03", "20260304T050607Z", "corrupt-wal", "0123456789abcdef");
+        assert!(valid_name(&name), "{name}");
+        assert_eq!(event_kind(&name), Some("corrupt-wal"));
+        for bad in [
+            "events/2026-04/20260304T050607Z-hole-0123456789abcdef",
+            "events/2026-03/20260304T050607Z-hole-0123456789abcde",
+            "events/2026-03/20260304T050607Z-hole",
+            "events/2026-03/x/20260304T050607Z-hole-0123456789abcdef",
+            "wal/2026-03/20260304T050607Z-hole-0123456789abcdef",
+        ] {
+            assert_eq!(event_kind(bad), None, "{bad}");
+        }
     }
 
     #[test]

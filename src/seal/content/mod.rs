@@ -2,6 +2,7 @@
 
 pub mod backup_id;
 pub mod contents;
+pub mod event;
 pub mod group;
 pub mod heartbeat;
 pub mod intent;

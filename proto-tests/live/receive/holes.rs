@@ -1,0 +1,212 @@
+//! Slots that lost their WAL, and holes: refused in clear words, or recorded and left behind, and never crossed.
+
+use std::time::Duration;
+
+use walrecv::error::Kind;
+use walrecv::pg::{Lsn, MajorVersion, SegmentNumber, TimelineId};
+use walrecv::receive::{OnGap, ReceiveEvent, ReceiveOptions};
+use walrecv::seal::content::event::Hole;
+
+use super::harness::{self, Receiving, Vault};
+use super::store::Store;
+use crate::support::{Server, require_servers, wait_for};
+
+const ONE: TimelineId = TimelineId(1);
+
+/// A server that removes WAL soon, and invalidates slots that hold back more than a few segments.
+fn forgetful(version: MajorVersion) -> Server {
+    let small = Server::builder(version).setting("max_wal_size", "4MB").setting("min_wal_size", "2MB");
+    small.setting("max_slot_wal_keep_size", "3MB").start()
+}
+
+/// Writes until nothing below `segments` segments from now is left.
+fn forget(server: &Server, segments: u32) {
+    for _ in 0..segments {
+        server.switch_wal();
+        server.sql("checkpoint");
+    }
+}
+
+fn lost(server: &Server) -> bool {
+    server.sql("select wal_status = 'lost' from pg_replication_slots where slot_name = 'walrecv'") == "t"
+}
+
+fn first_run(server: &Server, vault: &Vault) -> Lsn {
+    harness::create_slot(server);
+    let receiving = Receiving::start(harness::options(server), vault.place());
+    receiving.wait_streaming();
+    server.sql("create table t (id int, filler text); insert into t values (1, 'before the hole')");
+    let end = server.switch_wal();
+    server.sql("insert into t values (2, 'in the tail')");
+    let tail = server.lsn();
+    harness::wait_acknowledged(server, tail);
+    receiving.stop();
+    assert!(tail > end);
+    tail
+}
+
+fn on_gap(server: &Server) -> ReceiveOptions {
+    ReceiveOptions { on_gap: OnGap::NewRange, ..harness::options(server) }
+}
+
+fn holes(vault: &Vault, server: &Server) -> Vec<Hole> {
+    harness::runtime().block_on(vault.archive(server).holes()).expect("the holes")
+}
+
+/// Everything behind the hole, and nothing inside it.
+fn stored_behind(vault: &Vault, server: &Server, hole: &Hole, upto: Lsn) {
+    let (runtime, archive) = (harness::runtime(), vault.archive(server));
+    let size = archive.names.segment_size;
+    for number in (size.segment_of(hole.to).0..=size.segment_before(upto).0).map(SegmentNumber) {
+        let (stored, _) = harness::segment(&runtime, &archive, hole.to_timeline, number);
+        let wanted = upto.since(number.start(size)).min(size.bytes()) as usize;
+        assert!(stored.len() >= wanted, "segment {number:?} behind the hole");
+        // A segment that the server still has is what it has.
+        let name = walrecv::pg::SegmentName::new(hole.to_timeline, number, size);
+        if let Ok(own) = std::fs::read(server.data_dir().join("pg_wal").join(name.to_string())) {
+            assert!(stored[..wanted] == own[..wanted], "segment {name} differs");
+        }
+    }
+    let crossed = runtime.block_on(archive.contiguous_from(hole.from_timeline, Lsn(hole.from.0 - 8)));
+    assert_eq!(crossed.expect("measure"), Some(hole.from), "the archive is whole up to the hole and no further");
+}
+
+#[test]
+fn a_lost_slot_is_never_streamed_on_and_made_anew_where_that_is_wanted() {
+    for version in [MajorVersion::V13, MajorVersion::V16, MajorVersion::V17, MajorVersion::V18] {
+        require_servers!(version);
+        let server = forgetful(version);
+        let vault = Vault::new();
+        let tail = first_run(&server, &vault);
+        forget(&server, 8);
+        wait_for("the slot to be lost", Duration::from_secs(20), || {
+            forget(&server, 1);
+            lost(&server).then_some(())
+        });
+        let error = Receiving::start(harness::options(&server), vault.place()).end().expect_err("a refusal");
+        assert_eq!(error.kind(), Kind::Slot, "{version}: {error}");
+        assert!(error.advice().is_some_and(|a| a.contains("on_gap")), "{version}: {error:?}");
+        assert!(lost(&server), "{version}: nothing was streamed on it, which would hide that it was lost");
+        assert_eq!(holes(&vault, &server), [], "{version}");
+
+        let receiving = Receiving::start(on_gap(&server), vault.place());
+        receiving.wait_event("the hole", |e| matches!(e, ReceiveEvent::Hole(_)));
+        receiving.wait_streaming();
+        server.sql("insert into t values (3, 'behind the hole')");
+        let end = server.switch_wal();
+        harness::wait_acknowledged(&server, end);
+        receiving.stop();
+        let found = holes(&vault, &server);
+        let [hole] = found.as_slice() else { panic!("{version}: {found:?}") };
+        assert_eq!((hole.from_timeline, hole.from, hole.to_timeline), (ONE, tail, ONE), "{version}");
+        assert!(!lost(&server), "{version}: the new slot holds WAL back");
+        stored_behind(&vault, &server, hole, end);
+
+        // The next run knows of the hole: it neither asks for what is in it nor records it again, whatever the policy.
+        let receiving = Receiving::start(harness::options(&server), vault.place());
+        server.sql("insert into t values (4, 'later')");
+        let end = server.switch_wal();
+        harness::wait_acknowledged(&server, end);
+        receiving.stop();
+        assert_eq!(holes(&vault, &server).len(), 1, "{version}");
+        stored_behind(&vault, &server, hole, end);
+    }
+}
+
+/// Without SQL a lost slot of 16 and 17 looks like one that never reserved WAL, and the server would stream on it.
+#[test]
+fn without_sql_a_lost_slot_is_told_from_its_missing_position() {
+    require_servers!(MajorVersion::V16);
+    let version = MajorVersion::V16;
+    let small = Server::builder(version).setting("max_wal_size", "4MB").setting("min_wal_size", "2MB");
+    let server = small.setting("max_slot_wal_keep_size", "3MB").hba("local nowhere walonly trust").start();
+    server.sql("create role walonly login replication");
+    let vault = Vault::new();
+    first_run(&server, &vault);
+    forget(&server, 8);
+    wait_for("the slot to be lost", Duration::from_secs(20), || {
+        forget(&server, 1);
+        lost(&server).then_some(())
+    });
+    // A database that does not exist refuses SQL.
+    let physical = |options: ReceiveOptions| {
+        let conninfo = format!("{} dbname=nowhere", server.conninfo("postgres"));
+        ReceiveOptions { conninfo: harness::options_for(&conninfo).conninfo, ..options }
+    };
+    let error = Receiving::start(physical(harness::options(&server)), vault.place()).end().expect_err("a refusal");
+    assert_eq!(error.kind(), Kind::Slot, "{error}");
+    assert!(lost(&server));
+    let receiving = Receiving::start(physical(on_gap(&server)), vault.place());
+    receiving.wait_event("the hole", |e| matches!(e, ReceiveEvent::Hole(_)));
+    assert!(receiving.saw(|e| matches!(e, ReceiveEvent::Watching { sql: false })));
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    receiving.stop();
+    stored_behind(&vault, &server, &holes(&vault, &server)[0], end);
+}
+
+/// Nobody used the slot for too long, but the WAL is still there: made anew, and no hole.
+#[test]
+fn a_slot_that_was_idle_for_too_long_leaves_no_hole_while_the_wal_is_there() {
+    require_servers!(MajorVersion::V18);
+    let version = MajorVersion::V18;
+    let idle = Server::builder(version).setting("idle_replication_slot_timeout", "1s");
+    let server = idle.setting("wal_keep_size", "512MB").start();
+    let vault = Vault::new();
+    first_run(&server, &vault);
+    std::thread::sleep(Duration::from_millis(1500));
+    wait_for("the slot to be invalid", Duration::from_secs(20), || {
+        forget(&server, 1);
+        lost(&server).then_some(())
+    });
+    let error = Receiving::start(harness::options(&server), vault.place()).end().expect_err("a refusal");
+    assert_eq!(error.kind(), Kind::Slot, "{error}");
+    assert!(error.to_string().contains("idle_replication_slot_timeout"), "{error}");
+    let receiving = Receiving::start(on_gap(&server), vault.place());
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    assert!(receiving.saw(|e| matches!(e, ReceiveEvent::SlotCreated { .. })), "{:#?}", receiving.events());
+    receiving.stop();
+    assert_eq!(holes(&vault, &server), []);
+}
+
+/// The repository is away for so long that the server is let go; what it removes then is a hole, and not a byte of it is ever reported.
+#[test]
+fn a_server_is_given_up_while_nothing_can_be_stored() {
+    require_servers!(MajorVersion::V15);
+    let small = Server::builder(MajorVersion::V15).setting("max_wal_size", "4MB").setting("min_wal_size", "2MB");
+    let server = small.start();
+    harness::create_slot(&server);
+    let vault = Vault::new();
+    let store = Store::default();
+    let mut options = on_gap(&server);
+    options.stall_timeout = Duration::from_secs(1);
+    options.flush_interval = Duration::from_millis(100);
+    options.give_up_at = Some(6 << 20);
+    let place = walrecv::receive::Place { repo: store.repository(), ..vault.place() };
+    let receiving = Receiving::start(options, place);
+    receiving.wait_streaming();
+    server.sql("create table t (id int); insert into t values (1)");
+    let stored = server.lsn();
+    harness::wait_acknowledged(&server, stored);
+    store.away(true);
+    server.sql("insert into t values (2)");
+    receiving.wait_event("a stall", |e| matches!(e, ReceiveEvent::Stalled { .. }));
+    let before = harness::acknowledged(&server);
+    forget(&server, 8);
+    assert_eq!(harness::acknowledged(&server), before, "the slot holds everything that is not stored");
+    receiving.wait_event("giving up", |e| matches!(e, ReceiveEvent::GaveUp { .. }));
+    forget(&server, 4);
+    let retained = server.lsn().since(harness::acknowledged(&server));
+    assert!(retained < 6 << 20, "the server was let go: {retained} bytes");
+    store.away(false);
+    receiving.wait_event("the hole", |e| matches!(e, ReceiveEvent::Hole(_)));
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    let (report, _) = receiving.stop();
+    assert_eq!(report.behind, 0);
+    let archive = vault.archive_in(store.repository(), &server);
+    let found = harness::runtime().block_on(archive.holes()).expect("the holes");
+    let [hole] = found.as_slice() else { panic!("{found:?}") };
+    assert!(hole.from >= stored && hole.to <= end, "{hole:?}, stored {stored}, end {end}");
+}

@@ -1,0 +1,92 @@
+//! Events of a cluster: written once, listed by whoever has to know.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Archive, refused};
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, TimelineId};
+use crate::repo::{Found, names};
+use crate::seal::content::event::{CorruptWal, Event, Hole, What};
+use crate::seal::header::{Claims, ObjectKind};
+use crate::seal::key::WriterKeys;
+use crate::seal::opener::{OpenFailed, open_index, read_header};
+use crate::seal::sealer::{Compression, seal_index};
+
+impl Archive {
+    fn event_claims(&self) -> Claims {
+        self.claims(ObjectKind::Event, TimelineId(0), Lsn(0))
+    }
+
+    /// Stores what happened, now; it is durable when this returns.
+    pub async fn put_event(&self, keys: &WriterKeys, what: What, give_up: Duration) -> Result<()> {
+        let at = Timestamp::now();
+        let event = Event {
+            version: Event::VERSION,
+            at,
+            cluster: self.names.cluster.clone(),
+            system: self.names.system,
+            made_by: concat!("walrecv ", env!("CARGO_PKG_VERSION")).to_owned(),
+            what,
+        };
+        let mut salt = [0; 32];
+        getrandom::fill(&mut salt).map_err(|e| Error::new(Kind::Failed, "no random bytes").caused_by(e))?;
+        let name = names::event(
+            &at.strftime("%Y-%m").to_string(),
+            &at.strftime("%Y%m%dT%H%M%SZ").to_string(),
+            event.what.name(),
+            &salt[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+        );
+        let sealed = seal_index(keys, self.event_claims(), salt, Compression::None, &event.encode());
+        let judge = move |head: &[u8]| match read_header(head) {
+            Ok((header, _)) if header.salt == salt => Found::Ours,
+            _ => Found::Different,
+        };
+        self.repo.put_once(&name, &sealed.bytes, &judge, give_up).await.map(|_| ())
+    }
+
+    /// All events of this cluster whose object is named after `kind`, oldest first. One that cannot be opened is an error: it may be a hole.
+    pub async fn events(&self, kind: &str) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        let mut listed = self.repo.list("events").await?;
+        listed.retain(|entry| names::event_kind(&entry.name) == Some(kind));
+        for entry in listed {
+            // Gone since it was listed: expired.
+            let Some(object) = self.repo.get(&entry.name).await? else { continue };
+            match open_index(&object, &self.event_claims(), &*self.keys) {
+                Ok(content) => {
+                    let event = Event::decode(&content)
+                        .map_err(|e| Error::new(Kind::Corrupt, format!("{}: {e}", entry.name)))?;
+                    // Two clusters of one system under two names are two archives.
+                    if event.cluster == self.names.cluster {
+                        events.push(event);
+                    }
+                }
+                // Of another cluster.
+                Err(OpenFailed::Claims { .. }) => {}
+                Err(problem) => return Err(refused(&entry.name, problem)),
+            }
+        }
+        events.sort_by_key(|event| event.at);
+        Ok(events)
+    }
+
+    /// Where this archive has holes that were given up, in the order in which that happened.
+    pub async fn holes(&self) -> Result<Vec<Hole>> {
+        let of = |event: Event| match event.what {
+            What::Hole(hole) => Some(hole),
+            _ => None,
+        };
+        Ok(self.events("hole").await?.into_iter().filter_map(of).collect())
+    }
+
+    /// WAL that a server sent and that failed its checks, with the time at which that was found.
+    pub async fn corrupt_wal(&self) -> Result<Vec<(Timestamp, CorruptWal)>> {
+        let of = |event: Event| match event.what {
+            What::CorruptWal(found) => Some((event.at, found)),
+            _ => None,
+        };
+        Ok(self.events("corrupt-wal").await?.into_iter().filter_map(of).collect())
+    }
+}

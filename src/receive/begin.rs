@@ -1,0 +1,154 @@
+//! Before the first byte: the slot is fit to hold WAL, and the place to begin is known.
+
+use std::time::Duration;
+
+use super::observe::ReceiveEvent;
+use super::pipeline::{Begin, Pipeline};
+use super::prepare;
+use super::resume::{SlotPosition, Start};
+use super::run::{Run, corrupt};
+use super::server::{Server, Unfit};
+use super::slot;
+use super::{AfterFailover, OnGap};
+use crate::archive::Archive;
+use crate::error::Result;
+use crate::pg::{Lsn, MajorVersion, TimelineId};
+
+impl Run {
+    /// Sees to it that the slot holds WAL back: makes one on the new primary of a failover, and anew where it was lost, as far as the options allow.
+    pub(super) async fn ready_slot(&mut self, archive: &Archive, server: &mut Server) -> Result<()> {
+        let Some(name) = self.options.slot.clone() else { return Ok(()) };
+        // 16 and 17 show a lost slot like one that never reserved WAL, and stream on it.
+        let may_be_lost = server.slot == SlotPosition::Unreserved { certain: false };
+        let unfit = match server.unfit.take() {
+            Some(unfit) => unfit,
+            None if may_be_lost && server.version >= MajorVersion::V16 => Unfit::Lost(slot::lost(&name, None)),
+            None => return Ok(()),
+        };
+        let inventory = archive.newest(|_| server.identity.position).await?;
+        let on_path = |timeline: &&TimelineId| server.history.begin_of(**timeline).is_some();
+        let stored = inventory.timelines.keys().any(|timeline| on_path(&timeline));
+        let new_timeline = stored && !inventory.timelines.contains_key(&server.identity.timeline);
+        let anew = self.options.on_gap == OnGap::NewRange;
+        let reason = match unfit {
+            // Nothing was acknowledged on it: it waits for its first use.
+            Unfit::Lost(_) if may_be_lost && !stored => return Ok(()),
+            Unfit::Lost(error) if !anew => return Err(error),
+            Unfit::Lost(error) => {
+                server.stream.drop_slot(&name).await?;
+                error.to_string()
+            }
+            Unfit::Missing(error) if !stored => return Err(error),
+            Unfit::Missing(_) if new_timeline && self.options.after_failover == AfterFailover::Create => {
+                if server.stream.is_standby().await? {
+                    return Err(
+                        slot::missing(&name).context("this server is a standby, where walrecv makes no slot by itself")
+                    );
+                }
+                format!("timeline {} is new and its primary has no slot {name:?}", server.identity.timeline)
+            }
+            Unfit::Missing(error) if !anew => return Err(error),
+            Unfit::Missing(error) => error.to_string(),
+        };
+        self.make_slot(server, &name, reason).await
+    }
+
+    /// Creates the slot with reserved WAL, and looks where it stands.
+    pub(super) async fn make_slot(&mut self, server: &mut Server, name: &str, reason: String) -> Result<()> {
+        server.stream.create_slot(name, false, true).await?;
+        self.made_slot = true;
+        server.look_at_new_slot(name).await?;
+        self.observer.tell(ReceiveEvent::SlotCreated { slot: name.to_owned(), reason });
+        Ok(())
+    }
+
+    /// Goes on with the pipeline where this server can give its next byte; else ends it and begins where the archive and the slot say.
+    pub(super) async fn continue_or_begin(&mut self, archive: &Archive, server: &mut Server) -> Result<()> {
+        let interval = self.interval(server);
+        if let Some(pipeline) = &mut self.pipeline {
+            let (timeline, received) = (pipeline.timeline(), pipeline.received());
+            let known = server.history.begin_of(timeline).is_some();
+            let switch_point = server.history.switch_point_of(timeline);
+            // Past what this run made durable the slot was moved by another receiver, whose WAL this server may have let go of since.
+            let moved = matches!(server.slot, SlotPosition::At(lsn) if lsn > pipeline.ledger.durable());
+            // Where the slot's position is not told, it may have been.
+            let moved = moved || self.standing_by && !matches!(server.slot, SlotPosition::At(_));
+            // A standby that restarted may hold less than was received from it, and refuses to stream from further on: then it is begun anew below.
+            if known && !moved && received <= held(server, switch_point) {
+                pipeline.set_flush_interval(interval);
+                pipeline.connected(held(server, switch_point), switch_point);
+                return Ok(());
+            }
+            let ended = match switch_point {
+                Some(at) if received > at => {
+                    self.observer.warn(format!(
+                        "timeline {timeline} was received up to {received}, but this server left it at {at}: the rest is kept as a dead branch"
+                    ));
+                    pipeline.finish().await?
+                }
+                _ => pipeline.settle().await?,
+            };
+            ended.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
+            self.pipeline = None;
+        }
+        let (start, inventory) = prepare::start(archive, server).await?;
+        self.tell_start(&start, server);
+        self.climb_to = start.stored.filter(|_| server.slot == SlotPosition::Unknown);
+        let stored = prepare::stored(archive, &inventory, start.timeline, start.lsn, &self.observer).await?;
+        self.begin(archive, server, start.timeline, start.lsn, stored)
+    }
+
+    fn tell_start(&self, start: &Start, server: &Server) {
+        let position = server.identity.position;
+        if let Some(stored) = start.stored.filter(|stored| *stored > position) {
+            self.observer.warn(format!(
+                "this server is at {position}, behind {stored}, which is stored already: it lags, or was put back; what it sends is compared"
+            ));
+        }
+        for stranger in &start.strangers {
+            self.observer
+                .warn(format!("timeline {stranger} is stored, but not in this server's history: it is left as it is"));
+        }
+        if let Some((timeline, at)) = start.dead_branch {
+            self.observer.warn(format!(
+                "timeline {timeline} is stored past {at}, where this server left it: the rest is kept as a dead branch"
+            ));
+        }
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        archive: &Archive,
+        server: &Server,
+        timeline: TimelineId,
+        start: Lsn,
+        mut stored: prepare::Stored,
+    ) -> Result<()> {
+        if !matches!(server.slot, SlotPosition::At(_)) {
+            // Without a slot nobody has said that what was found below the start is durable.
+            stored.litter.clear();
+        }
+        let begin = Begin {
+            archive: archive.clone(),
+            writer: self.place.writer.clone(),
+            version: server.version,
+            timeline,
+            start,
+            stored,
+        };
+        let mut pipeline = Pipeline::begin(&self.options, server.synchronous, begin, self.observer.clone())?;
+        let switch_point = server.history.switch_point_of(timeline);
+        pipeline.connected(held(server, switch_point), switch_point);
+        self.pipeline = Some(pipeline);
+        Ok(())
+    }
+
+    fn interval(&self, server: &Server) -> Duration {
+        if server.synchronous { Duration::ZERO } else { self.options.flush_interval }
+    }
+}
+
+/// What this server holds of a timeline: up to its current position, or where it left it.
+pub(super) fn held(server: &Server, switch_point: Option<Lsn>) -> Lsn {
+    switch_point.unwrap_or(server.identity.position)
+}

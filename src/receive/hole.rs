@@ -1,0 +1,139 @@
+//! WAL that the archive needs and the server has let go of: a hole. By default it ends the run, in clear words; where the options say so, the hole is
+//! recorded and streaming goes on behind it. Nothing that was not stored is ever reported: what is given up is the slot's claim, never the truth.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::forecast::Outlook;
+use super::observe::ReceiveEvent;
+use super::resume::SlotPosition;
+use super::run::{Run, corrupt};
+use super::sentinel::Sign;
+use super::server::{Server, answered};
+use super::{GIVE_UP, OnGap, check::Refused, prepare};
+use crate::archive::Archive;
+use crate::error::{Context, Error, Kind, Result};
+use crate::net::{Connection, Mode};
+use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::event::{CorruptWal, Hole, What};
+
+/// How often the forecast for the slot is told as a warning, while nothing is stored.
+const WARN: Duration = Duration::from_secs(60);
+
+impl Run {
+    /// The server has removed WAL that the archive needs. When this returns, streaming can go on; else the run ends, and the error says what is missing.
+    pub(super) async fn at_a_gap(&mut self, archive: &Archive, server: &mut Server, error: Error) -> Result<()> {
+        let Some(pipeline) = &mut self.pipeline else { return Err(error) };
+        // What was taken counts.
+        pipeline.settle().await?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
+        let (timeline, asked) = (pipeline.timeline(), pipeline.received());
+        self.pipeline = None;
+        let size = archive.names.segment_size;
+        let whole = |lsn: Lsn| lsn.align_down(size.bytes());
+        if let Some(end) = self.climb_to.filter(|end| server.slot == SlotPosition::Unknown && asked < whole(*end)) {
+            // The start was lowered to be safe, and the server has let go of that much: the slot stands further up.
+            let next = (whole(asked) + size.bytes()).min(whole(end));
+            return self.begin_at(archive, server, timeline, next).await;
+        }
+        let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked);
+        if self.options.on_gap == OnGap::Stop {
+            self.unmake_slot(server).await;
+            return Err(gone(error, from));
+        }
+        let position = match (server.slot, self.options.slot.clone()) {
+            // It holds WAL back already, from further on.
+            (SlotPosition::At(lsn), _) if whole(lsn) > asked => lsn,
+            (_, None) => server.identity.position,
+            (_, Some(name)) => {
+                server.stream.drop_slot(&name).await?;
+                self.make_slot(server, &name, format!("the server has no WAL from {from} on any more")).await?;
+                match server.slot {
+                    SlotPosition::At(lsn) => lsn,
+                    _ => answered("IDENTIFY_SYSTEM", server.stream.identify_system()).await?.position,
+                }
+            }
+        };
+        let (to_timeline, to) = (server.history.timeline_at(position), whole(position));
+        if (to_timeline, to) <= (timeline, from) {
+            return Err(gone(error, from));
+        }
+        let hole = Hole { from_timeline: timeline, from, to_timeline, to, reason: error.to_string() };
+        archive.put_event(&self.place.writer.fresh()?, What::Hole(hole.clone()), GIVE_UP).await?;
+        self.observer.tell(ReceiveEvent::Hole(hole));
+        self.begin_at(archive, server, to_timeline, to).await
+    }
+
+    async fn begin_at(
+        &mut self,
+        archive: &Archive,
+        server: &mut Server,
+        timeline: TimelineId,
+        start: Lsn,
+    ) -> Result<()> {
+        let inventory = archive.newest(|_| start).await?;
+        let stored = prepare::stored(archive, &inventory, timeline, start, &self.observer).await?;
+        self.begin(archive, server, timeline, start, stored)
+    }
+
+    /// A slot that this run made, and does not use, would fill the server's disk.
+    async fn unmake_slot(&mut self, server: &mut Server) {
+        if let (true, Some(name)) = (std::mem::take(&mut self.made_slot), self.options.slot.clone())
+            && let Err(error) = answered("DROP_REPLICATION_SLOT", server.stream.drop_slot(&name)).await
+        {
+            self.observer.warn(format!("slot {name:?} was made and is of no use, but cannot be dropped: {error}"));
+        }
+    }
+
+    /// Something is noticed of a server that was left because nothing can be stored.
+    pub(super) async fn while_away(&mut self, sign: Sign) {
+        let Sign::Slot(outlook) = sign else { return };
+        if self.warned.is_none_or(|at| at.elapsed() >= WARN) {
+            self.warned = Some(Instant::now());
+            self.observer.warn(format!("nothing is stored: {}", outlook.describe()));
+        }
+        let retained = outlook.row.retained().unwrap_or(0);
+        if self.options.give_up_at.is_some_and(|limit| retained >= limit)
+            && outlook.row.active_pid.is_none()
+            && let Err(error) = self.give_up(&outlook).await
+        {
+            self.observer.warn(format!("{retained} bytes of WAL wait on the slot, and giving it up failed: {error}"));
+        }
+    }
+
+    /// Lets the server go: its slot is dropped and made anew, so that it can remove what was held back. What that leaves out shows as a hole when something
+    /// can be stored again.
+    async fn give_up(&mut self, outlook: &Outlook) -> Result<()> {
+        let Some(name) = self.options.slot.clone() else { return Ok(()) };
+        let mut connection = Connection::connect(&self.options.conninfo, Mode::Physical, "").await?;
+        let dropped = answered("DROP_REPLICATION_SLOT", connection.drop_slot(&name)).await;
+        dropped.context("the slot is as it was")?;
+        let made = answered("CREATE_REPLICATION_SLOT", connection.create_slot(&name, false, true)).await;
+        connection.close().await;
+        self.observer.tell(ReceiveEvent::GaveUp { slot: name, retained: outlook.row.retained().unwrap_or(0) });
+        made.context("it was dropped, and cannot be created")
+    }
+
+    /// A service manager that starts the receiver again and again must not hide why it ends: the damage is noted where everybody looks.
+    pub(super) async fn note_corrupt(&self, archive: &Archive, timeline: TimelineId, at: Lsn, refused: &Refused) {
+        let noted = async {
+            let known = archive.corrupt_wal().await?;
+            if known.iter().any(|(_, found)| (found.timeline, found.at) == (timeline, at)) {
+                return Ok(());
+            }
+            let found = CorruptWal { timeline, at, problem: refused.to_string() };
+            archive.put_event(&self.place.writer.fresh()?, What::CorruptWal(found), GIVE_UP).await
+        };
+        let late = |_| Err(Error::new(Kind::Repository, "no answer in time"));
+        if let Err(error) = tokio::time::timeout(GIVE_UP, noted).await.unwrap_or_else(late) {
+            self.observer.warn(format!("the damage cannot be noted in the repository: {error}"));
+        }
+    }
+}
+
+/// WAL that the server has removed: says from where on, and what to do.
+fn gone(error: Error, from: Lsn) -> Error {
+    Error::new(Kind::Slot, format!("the archive needs WAL from {from} on, which the server has removed: {error}")).hint(
+        "Everything before is safe. Set on_gap = \"new-range\" to go on behind the hole, then take a new backup (docs/guide/gaps.md).",
+    )
+}

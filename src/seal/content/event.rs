@@ -1,0 +1,129 @@
+//! Events: what happened to an archive that nobody may overlook later. Small index objects, one for each.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Malformed;
+use super::text::{self, shown};
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+
+const VERSION: u32 = 1;
+
+/// JSON; fields that a reader does not know are ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    pub version: u32,
+    #[serde(with = "shown")]
+    pub at: Timestamp,
+    pub cluster: String,
+    #[serde(with = "text::system")]
+    pub system: SystemIdentifier,
+    /// Program and version.
+    pub made_by: String,
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What happened: `"event"` names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum What {
+    Hole(Hole),
+    CorruptWal(CorruptWal),
+    /// Of a later version of walrecv.
+    #[serde(other)]
+    Unknown,
+}
+
+/// WAL that the archive lacks and never gets: given up, so that streaming could go on behind it. Nothing is restored across it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hole {
+    #[serde(with = "text::timeline")]
+    pub from_timeline: TimelineId,
+    /// First byte that is missing.
+    #[serde(with = "shown")]
+    pub from: Lsn,
+    #[serde(with = "text::timeline")]
+    pub to_timeline: TimelineId,
+    /// First byte behind the hole: the start of a segment.
+    #[serde(with = "shown")]
+    pub to: Lsn,
+    pub reason: String,
+}
+
+/// WAL that failed its checks twice. Nothing from there on was acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorruptWal {
+    #[serde(with = "text::timeline")]
+    pub timeline: TimelineId,
+    #[serde(with = "shown")]
+    pub at: Lsn,
+    pub problem: String,
+}
+
+impl What {
+    /// As it stands in the object's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            What::Hole(_) => "hole",
+            What::CorruptWal(_) => "corrupt-wal",
+            What::Unknown => "unknown",
+        }
+    }
+}
+
+impl Event {
+    pub const VERSION: u32 = VERSION;
+
+    pub fn encode(&self) -> Vec<u8> {
+        super::manifest::json(self)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Event, Malformed> {
+        super::manifest::read_json("event", bytes, VERSION)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(what: What) -> Event {
+        Event {
+            version: VERSION,
+            at: "2026-03-04T05:06:07Z".parse().unwrap(),
+            cluster: "main".to_owned(),
+            system: SystemIdentifier(u64::MAX),
+            made_by: "walrecv".to_owned(),
+            what,
+        }
+    }
+
+    #[test]
+    fn every_event_reads_back() {
+        let hole = Hole {
+            from_timeline: TimelineId(1),
+            from: Lsn(0x1000028),
+            to_timeline: TimelineId(2),
+            to: Lsn(0x5000000),
+            reason: "r".to_owned(),
+        };
+        let corrupt = CorruptWal { timeline: TimelineId(1), at: Lsn(7), problem: "p".to_owned() };
+        for what in [What::Hole(hole), What::CorruptWal(corrupt)] {
+            let event = event(what);
+            let text = String::from_utf8(event.encode()).unwrap();
+            assert!(text.contains(&format!("\"event\": \"{}\"", event.what.name())), "{text}");
+            assert_eq!(Event::decode(text.as_bytes()).unwrap(), event);
+        }
+    }
+
+    #[test]
+    fn a_later_event_is_no_error_and_a_bad_one_is() {
+        let head = r#"{"version":1,"at":"2026-03-04T05:06:07Z","cluster":"m","system":"7","made_by":"x","#;
+        let later = format!(r#"{head}"event":"moon-landing","crew":3}}"#);
+        assert_eq!(Event::decode(later.as_bytes()).unwrap().what, What::Unknown);
+        for bad in [format!(r#"{head}"event":"hole"}}"#), format!("{head}\"x\":1}}"), "{\"version\":2}".to_owned()] {
+            assert!(Event::decode(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}
