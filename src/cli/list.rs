@@ -49,7 +49,7 @@ pub async fn run(common: &Common) -> Result<()> {
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
             "holes": holes.iter().map(|hole| hole_json(hole, &windows)).collect::<Vec<_>>(),
             "corrupt_wal": corrupt.iter().map(|(at, found)| json!({
-                "timeline": found.timeline.0, "at": found.at.to_string(), "problem": found.problem, "found_at": at.to_string(),
+                "timeline": found.timeline.0, "lsn": found.lsn.to_string(), "problem": found.problem, "found_at": at.to_string(),
             })).collect::<Vec<_>>(),
         }));
         return Ok(());
@@ -59,7 +59,7 @@ pub async fn run(common: &Common) -> Result<()> {
     for (at, found) in &corrupt {
         output::line(format!(
             "CORRUPT WAL was sent at {} of timeline {} and not acknowledged ({at}): {}",
-            found.at, found.timeline, found.problem
+            found.lsn, found.timeline, found.problem
         ));
     }
     Ok(())

@@ -118,10 +118,10 @@ impl Run {
     pub(super) async fn note_corrupt(&self, archive: &Archive, timeline: TimelineId, at: Lsn, refused: &Refused) {
         let noted = async {
             let known = archive.corrupt_wal().await?;
-            if known.iter().any(|(_, found)| (found.timeline, found.at) == (timeline, at)) {
+            if known.iter().any(|(_, found)| (found.timeline, found.lsn) == (timeline, at)) {
                 return Ok(());
             }
-            let found = CorruptWal { timeline, at, problem: refused.to_string() };
+            let found = CorruptWal { timeline, lsn: at, problem: refused.to_string() };
             archive.put_event(&self.place.writer.fresh()?, What::CorruptWal(found), GIVE_UP).await
         };
         let late = |_| Err(Error::new(Kind::Repository, "no answer in time"));

@@ -111,6 +111,7 @@ impl Run {
 
     /// Connects; `None` when asked to stop meanwhile. What was received is kept and put all the while.
     async fn connect(&mut self) -> Result<Option<Server>> {
+        self.watch = None;
         let access =
             Access { info: &self.options.conninfo, slot: self.options.slot.as_deref(), observer: &self.observer };
         let connecting = server::connect(&access, &mut self.standing_by);
@@ -176,7 +177,6 @@ impl Run {
 
     /// Everything that is done with one connection, timeline after timeline.
     async fn serve(&mut self, mut server: Server) -> Result<Next> {
-        self.watch = None;
         let next = match self.serve_until_error(&mut server).await {
             // Nobody else looks after the slot until the repository is back.
             Ok(Next::AwaitRepository) => Next::AwaitRepository,

@@ -64,6 +64,12 @@ fn damaged_again_is_refused_and_never_acknowledged() {
     assert_eq!(error.kind(), Kind::Corrupt, "{error}");
     let told = harness::acknowledged(&server);
     assert!(told < bad, "acknowledged {told}, damaged before {bad}");
+    // A service manager starts it again: the same refusal, and one note in the repository for whoever looks later.
+    let error = Receiving::start(through(&server, &proxy), vault.place()).end().expect_err("a refusal");
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+    let noted = harness::runtime().block_on(vault.archive(&server).corrupt_wal()).expect("the notes");
+    let [(_, found)] = noted.as_slice() else { panic!("{noted:?}") };
+    assert!(found.lsn >= good && found.lsn < bad && found.timeline == TimelineId(1), "{found:?}");
     // What was good is still there.
     let size = harness::segment_size_of(&server);
     let number = size.segment_of(good);

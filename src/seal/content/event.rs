@@ -57,7 +57,7 @@ pub struct CorruptWal {
     #[serde(with = "text::timeline")]
     pub timeline: TimelineId,
     #[serde(with = "shown")]
-    pub at: Lsn,
+    pub lsn: Lsn,
     pub problem: String,
 }
 
@@ -108,7 +108,7 @@ mod tests {
             to: Lsn(0x5000000),
             reason: "r".to_owned(),
         };
-        let corrupt = CorruptWal { timeline: TimelineId(1), at: Lsn(7), problem: "p".to_owned() };
+        let corrupt = CorruptWal { timeline: TimelineId(1), lsn: Lsn(7), problem: "p".to_owned() };
         for what in [What::Hole(hole), What::CorruptWal(corrupt)] {
             let event = event(what);
             let text = String::from_utf8(event.encode()).unwrap();
