@@ -18,6 +18,8 @@ mod heartbeats;
 mod holes;
 #[path = "receive/kill.rs"]
 mod kill;
+#[path = "receive/lag.rs"]
+mod lag;
 #[path = "receive/loss.rs"]
 mod loss;
 #[path = "receive/memory.rs"]
@@ -28,6 +30,8 @@ mod outages;
 mod pair;
 #[path = "receive/pieces.rs"]
 mod pieces;
+#[path = "receive/readers.rs"]
+mod readers;
 #[path = "receive/refusals.rs"]
 mod refusals;
 #[path = "receive/rest.rs"]

@@ -28,6 +28,7 @@ pub struct Proxy {
 
 #[derive(Default)]
 struct Shared {
+    target: AtomicU32,
     refuses: AtomicBool,
     gone: AtomicBool,
     /// New connections stall too.
@@ -104,7 +105,7 @@ impl Proxy {
     pub fn start(target: u16) -> Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
         let port = listener.local_addr().expect("an address").port();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { target: AtomicU32::new(u32::from(target)), ..Shared::default() });
         let proxy = Proxy { port, shared: shared.clone() };
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -114,12 +115,18 @@ impl Proxy {
                 if shared.refuses.load(Ordering::SeqCst) {
                     continue;
                 }
+                let target = shared.target.load(Ordering::SeqCst) as u16;
                 if let Ok(server) = TcpStream::connect(("127.0.0.1", target)) {
                     join(&shared, client, server);
                 }
             }
         });
         proxy
+    }
+
+    /// New connections go to another port.
+    pub fn lead_to(&self, target: u16) {
+        self.shared.target.store(u32::from(target), Ordering::SeqCst);
     }
 
     /// Changes one bit behind each of the next `times` places where `marker` passes back, from now on.

@@ -145,6 +145,25 @@ fn writes_that_find_no_room_are_made_again_elsewhere() {
     scene.end();
 }
 
+/// Threads are a convenience where the file for the next tail is made; whatever needs one must not end the process.
+#[test]
+fn a_thread_that_cannot_start_is_done_without() {
+    require_servers!(MajorVersion::V16);
+    if !strace::possible() {
+        return;
+    }
+    let scene = Scene::new(MajorVersion::V16);
+    // A thread for files is there and waits for more, for some seconds.
+    harness::wait_acknowledged(&scene.server, scene.server.switch_wal());
+    let interfered = scene.interfere("clone3:error=EAGAIN");
+    for _ in 0..3 {
+        harness::wait_acknowledged(&scene.server, scene.write());
+        harness::wait_acknowledged(&scene.server, scene.server.switch_wal());
+    }
+    drop(interfered);
+    scene.end();
+}
+
 /// A sync that takes long is waited for, and nothing else is: no acknowledgement before it, and the server may stop meanwhile.
 #[test]
 fn a_sync_that_hangs_is_not_acknowledged_and_holds_no_server_up() {

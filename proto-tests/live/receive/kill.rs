@@ -28,6 +28,9 @@ fn receiver_process() {
     let place = harness::place(repo, RepositoryId([7; 16]), secret, &text("VAULT_PUBLIC"));
     let mut options = harness::options_for(&conninfo);
     options.flush_interval = Duration::from_millis(text("VAULT_FLUSH_MS").parse().expect("milliseconds"));
+    if let Ok(grace) = std::env::var("VAULT_GRACE_MS") {
+        options.shutdown_grace = Duration::from_millis(grace.parse().expect("milliseconds"));
+    }
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let observer = Observer::new(|event| eprintln!("{event:?}"));
     let outcome = harness::runtime().block_on(receive(options, place, observer, stopped));
@@ -52,7 +55,8 @@ impl Process {
         Process::start_with(vault, server, flush_ms, &place)
     }
 
-    fn start_with(vault: &Vault, server: &Server, flush_ms: u64, place: &[(&str, String)]) -> Process {
+    /// As [`Process::start`], with more in its environment.
+    pub fn start_with(vault: &Vault, server: &Server, flush_ms: u64, place: &[(&str, String)]) -> Process {
         let said = TempDir::new("said");
         let log = std::fs::File::create(said.join("stderr")).expect("make a file for what it says");
         let mut command = Command::new(std::env::current_exe().expect("this program"));

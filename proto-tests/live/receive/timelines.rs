@@ -102,6 +102,47 @@ fn after_a_failover_the_old_timeline_is_finished_first() {
     both_timelines_are_stored(&vault, &standby, end);
 }
 
+/// The fork and the dead end lie in one segment: the timeline's last object ends at the fork, and only the tail of the earlier run has what came after it.
+#[test]
+fn a_branch_that_died_in_the_segment_of_the_fork_is_kept_in_its_tail() {
+    require_servers!(MajorVersion::V17);
+    let mut primary = Server::start(MajorVersion::V17);
+    primary.sql("create table t (id int, filler text)");
+    harness::create_slot(&primary);
+    let mut standby = primary.standby().setting("wal_keep_size", "100MB").start();
+    primary.sql("insert into t values (0, 'of both')");
+    caught_up(&primary, &standby);
+    let vault = Vault::new();
+    let mut options = harness::options(&primary);
+    options.flush_interval = Duration::from_millis(50);
+    let receiving = Receiving::start(options, vault.place());
+    receiving.wait_streaming();
+    standby.stop(Stop::Fast);
+    primary.sql("insert into t values (1, 'lost')");
+    let dead_end = primary.lsn();
+    harness::wait_acknowledged(&primary, dead_end);
+    receiving.stop();
+    primary.kill9();
+    standby.start_again();
+    standby.promote();
+    harness::create_slot(&standby);
+    standby.sql("insert into t values (2, 'new')");
+    let end = standby.lsn();
+    let receiving = Receiving::start(harness::options(&standby), vault.place());
+    harness::wait_acknowledged(&standby, end);
+    receiving.stop();
+    let (runtime, archive) = (harness::runtime(), vault.archive(&standby));
+    let size = archive.names.segment_size;
+    let number = size.segment_of(fork(&standby));
+    assert_eq!(number, size.segment_of(dead_end), "one segment");
+    let inventory = runtime.block_on(archive.inventory()).expect("list");
+    assert!(inventory.timelines[&OLD].partial.contains(&number), "the end of the timeline is an object");
+    let (stored, _) = harness::segment(&runtime, &archive, OLD, number);
+    let wanted = size.offset_of(dead_end) as usize;
+    assert!(stored.len() >= wanted, "{} bytes are left of {wanted} that were acknowledged", stored.len());
+    assert!(stored[..wanted] == harness::own_segment(&primary, OLD, number, size)[..wanted]);
+}
+
 #[test]
 fn a_branch_that_died_is_kept_and_the_new_timeline_begins_at_the_fork() {
     require_servers!(MajorVersion::V18);

@@ -1,0 +1,155 @@
+//! Servers that are behind: a standby that has less than what is stored, or less than what was received from another one, or only the head of a record.
+
+use std::time::Duration;
+
+use walrecv::pg::{Lsn, MajorVersion};
+use walrecv::receive::ReceiveEvent;
+
+use super::harness::{self, Receiving, Vault};
+use super::kill::{Process, nothing_is_missing, told};
+use crate::support::proxy::Proxy;
+use crate::support::strace::{self, Strace};
+use crate::support::{Server, Stop, require_servers, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A primary, and a standby that gets its WAL through a proxy: it can be left behind. Both have the slot.
+struct Scene {
+    primary: Server,
+    standby: Server,
+    wire: Proxy,
+    vault: Vault,
+}
+
+impl Scene {
+    fn new(version: MajorVersion) -> Scene {
+        let primary = Server::builder(version).setting("wal_keep_size", "1GB").setting("max_wal_size", "1GB").start();
+        primary.sql("create table t (id int, filler text)");
+        harness::create_slot(&primary);
+        let wire = Proxy::start(primary.port());
+        let conninfo = format!("host=127.0.0.1 port={} user=postgres sslmode=disable", wire.port);
+        let standby = primary.standby().setting("wal_keep_size", "1GB").start();
+        // What pg_basebackup wrote leads past the proxy.
+        standby.sql(&format!("alter system set primary_conninfo = '{conninfo}'"));
+        standby.sql("select pg_reload_conf()");
+        primary.wait_sql("select count(*) from pg_stat_replication where client_addr is not null", "1");
+        harness::create_slot(&standby);
+        Scene { primary, standby, wire, vault: Vault::new() }
+    }
+
+    fn write(&self, rows: u32) -> Lsn {
+        self.primary.sql(&format!("insert into t select i, md5(random()::text) from generate_series(1, {rows}) i"));
+        self.primary.sql("select pg_current_wal_flush_lsn()").parse().expect("an LSN")
+    }
+
+    fn standby_has(&self, lsn: Lsn) {
+        self.standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'"), "t");
+    }
+}
+
+fn begun_at(receiving: &Receiving) -> Vec<Lsn> {
+    let start = |event: &ReceiveEvent| match event {
+        ReceiveEvent::Streaming { from, .. } => Some(*from),
+        _ => None,
+    };
+    receiving.events().iter().filter_map(start).collect()
+}
+
+/// The segment that this server is in is stored complete, from another one: nothing of it can become durable here before it has arrived whole, and no
+/// repository is to blame.
+#[test]
+fn a_server_in_the_middle_of_a_stored_segment_is_no_stall() {
+    require_servers!(MajorVersion::V18);
+    let scene = Scene::new(MajorVersion::V18);
+    let receiving = Receiving::start(harness::options(&scene.primary), scene.vault.place());
+    receiving.wait_streaming();
+    scene.standby_has(scene.write(100));
+    scene.wire.stall(true);
+    scene.write(100);
+    let end = scene.primary.switch_wal();
+    harness::wait_acknowledged(&scene.primary, end);
+    receiving.stop();
+    let mut options = harness::options(&scene.standby);
+    options.stall_timeout = Duration::from_millis(500);
+    options.flush_interval = Duration::from_millis(100);
+    let receiving = Receiving::start(options, scene.vault.place());
+    receiving.wait_streaming();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!receiving.saw(|e| matches!(e, ReceiveEvent::Stalled { .. })), "{:#?}", receiving.events());
+    scene.wire.stall(false);
+    let end = scene.write(100);
+    harness::wait_acknowledged(&scene.standby, end);
+    assert_eq!(begun_at(&receiving).len(), 1, "{:#?}", receiving.events());
+    receiving.stop();
+}
+
+/// The same address leads to another host, which has less than what was received already.
+#[test]
+fn a_host_that_lags_behind_what_was_received_is_begun_anew() {
+    require_servers!(MajorVersion::V16);
+    let scene = Scene::new(MajorVersion::V16);
+    let address = Proxy::start(scene.primary.port());
+    let mut options = harness::options_through(&scene.primary, &address);
+    options.flush_interval = Duration::from_millis(100);
+    let receiving = Receiving::start(options, scene.vault.place());
+    receiving.wait_streaming();
+    scene.standby_has(scene.write(100));
+    scene.wire.stall(true);
+    let from = harness::acknowledged(&scene.standby);
+    let ahead = scene.write(20_000);
+    harness::wait_acknowledged(&scene.primary, ahead);
+    address.lead_to(scene.standby.port());
+    address.cut();
+    wait_for("a stream from the standby", LIMIT, || (begun_at(&receiving).len() > 1).then_some(()));
+    let starts = begun_at(&receiving);
+    assert!(starts[1] <= scene.standby.lsn(), "{starts:?}: the standby has nothing from there");
+    // What is stored already was never told to this server as its own.
+    std::thread::sleep(Duration::from_millis(1500));
+    let has: Lsn = scene.standby.sql("select pg_last_wal_receive_lsn()").parse().expect("an LSN");
+    assert!(told(&scene.standby) <= has, "told {} to a server that has {has}", told(&scene.standby));
+    scene.wire.stall(false);
+    let end = scene.write(100);
+    harness::wait_acknowledged(&scene.standby, end);
+    nothing_is_missing(&scene.vault.archive(&scene.primary), &scene.primary, from, end);
+    receiving.stop();
+}
+
+/// A standby ends in the middle of a record when its primary is lost. It waits at its shutdown for all that it has sent, and the sync that would allow the
+/// answer fails once.
+#[test]
+fn the_head_of_a_record_is_flushed_again_for_a_server_that_stops() {
+    require_servers!(MajorVersion::V15);
+    if !strace::possible() {
+        return;
+    }
+    let mut scene = Scene::new(MajorVersion::V15);
+    let grace = [("VAULT_GRACE_MS", "15000".to_owned())];
+    let process = Process::start_with(&scene.vault, &scene.standby, 100, &grace);
+    let whole = scene.write(10);
+    scene.standby_has(whole);
+    harness::wait_acknowledged(&scene.standby, whole);
+    // A record of megabytes through a narrow wire, cut in its middle.
+    scene.wire.trickle(500_000);
+    scene.primary.sql("select pg_logical_emit_message(false, 'large', repeat(md5(random()::text), 200000))");
+    scene.primary.sql("insert into t values (1, 'behind it')");
+    let received = "select pg_last_wal_receive_lsn()";
+    wait_for("a part of the record", LIMIT, || {
+        let lsn: Lsn = scene.standby.sql(received).parse().expect("an LSN");
+        (lsn.since(whole) > 300_000).then_some(())
+    });
+    scene.wire.stall(true);
+    std::thread::sleep(Duration::from_millis(500));
+    let head: Lsn = scene.standby.sql(received).parse().expect("an LSN");
+    assert!(head < scene.primary.lsn(), "all of it arrived");
+    let streams = |column: &str| -> Lsn {
+        let asked = format!("select max({column}) from pg_stat_replication where application_name = 'walrecv'");
+        scene.standby.sql(&asked).parse().unwrap_or_default()
+    };
+    wait_for("the head to be sent", LIMIT, || (streams("sent_lsn") >= head).then_some(()));
+    assert!(streams("flush_lsn") < head, "half a record is no news");
+    let interfered = Strace::attach(process.pid(), "fdatasync:error=EIO:when=1", None);
+    let took = scene.standby.stop(Stop::Fast);
+    drop(interfered);
+    assert!(process.said().contains("cannot sync: Input/output"), "the sync failed: {}", process.said());
+    assert!(took < Duration::from_secs(8), "the stop took {took:?}: it was left, not answered");
+}
