@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::future::try_join_all;
+
 use super::compare::OldTail;
 use super::observe::Observer;
 use super::put::read_summary;
@@ -14,6 +16,9 @@ use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::{OpenFailed, read_header};
 use crate::seal::tail::{piece_marks, tail_marks};
+
+/// Tails that are read at once: a killed run may have left many pieces, and the next one streams only after it has them all.
+const READS: usize = 8;
 
 /// What is stored of one timeline from a start on.
 pub struct Stored {
@@ -98,8 +103,12 @@ async fn old_tails(
     observer: &Observer,
 ) -> Result<Vec<OldTail>> {
     let mut runs: BTreeMap<[u8; 32], OldTail> = BTreeMap::new();
-    for name in names {
-        let Some(bytes) = archive.repo.get(name).await? else { continue };
+    let mut read = Vec::new();
+    for some in names.chunks(READS) {
+        read.extend(try_join_all(some.iter().map(|name| archive.repo.get(name))).await?);
+    }
+    for (name, bytes) in names.iter().zip(read) {
+        let Some(bytes) = bytes else { continue };
         if bytes.iter().all(|b| *b == 0) {
             continue;
         }

@@ -58,3 +58,24 @@ fn a_store_that_comes_and_goes_with_a_flush_interval() {
     require_servers!(MajorVersion::V14);
     comes_and_goes(MajorVersion::V14, Duration::from_millis(150), rounds(15, 200));
 }
+
+/// What waits for its flush, as it was told to, has no storage to blame.
+#[test]
+fn a_flush_interval_longer_than_the_limit_is_no_stall() {
+    require_servers!(MajorVersion::V15);
+    let server = Server::start(MajorVersion::V15);
+    harness::create_slot(&server);
+    let vault = Vault::new();
+    let mut options = harness::options(&server);
+    options.flush_interval = Duration::from_secs(4);
+    options.stall_timeout = Duration::from_millis(500);
+    options.status_interval = Duration::from_millis(100);
+    let receiving = Receiving::start(options, vault.place());
+    receiving.wait_streaming();
+    for _ in 0..2 {
+        server.sql("create table if not exists t (id int); insert into t values (1)");
+        harness::wait_acknowledged(&server, server.lsn());
+    }
+    assert!(!receiving.saw(|e| matches!(e, ReceiveEvent::Stalled { .. })), "{:#?}", receiving.events());
+    receiving.stop();
+}
