@@ -5,7 +5,7 @@ use std::fs;
 use walrecv::pg::MajorVersion;
 
 use super::source::{read_all, root};
-use super::{Finding, Source, exceptions, floors, habits, packages, purity, shape, tables, tree};
+use super::{Finding, Source, exceptions, floors, habits, packages, purity, scenarios, shape, tables, tree};
 
 fn everything() -> Vec<Source> {
     [read_all("src"), read_all("proto-tests")].into_iter().flatten().collect()
@@ -77,6 +77,13 @@ fn nothing_strange_lies_at_the_top() {
 fn the_test_servers_are_the_supported_versions() {
     let table = fs::read_to_string(root().join("pg-test-env/versions")).expect("read pg-test-env/versions");
     assert_eq!(tables::majors(&table), MajorVersion::ALL.map(MajorVersion::number));
+}
+
+#[test]
+fn every_test_that_the_page_of_scenarios_names_is_there() {
+    let page = fs::read_to_string(root().join("docs/internals/testing.md")).expect("read docs/internals/testing.md");
+    let wrong = scenarios::check(&page, &everything());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod lex;
 mod packages;
 mod paths;
 mod purity;
+mod scenarios;
 mod shape;
 mod source;
 mod tables;
