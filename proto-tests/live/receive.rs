@@ -2,6 +2,8 @@
 
 #[path = "receive/bucket.rs"]
 mod bucket;
+#[path = "receive/catalog.rs"]
+mod catalog;
 #[path = "receive/damage.rs"]
 mod damage;
 #[path = "receive/disks.rs"]

@@ -85,7 +85,8 @@ impl Archive {
     /// Reads the beginnings of objects, several at once. One that is gone is in neither list.
     pub async fn heads(&self, group: WalGroup, entries: &[&WalEntry]) -> Result<Heads> {
         let mut heads = Heads { read: entries.len() as u64, ..Heads::default() };
-        let mut reading = stream::iter(entries).map(|entry| self.head_of(group, entry)).buffer_unordered(AT_ONCE);
+        let reads: Vec<_> = entries.iter().map(|entry| self.head_of(group, entry)).collect();
+        let mut reading = stream::iter(reads).buffer_unordered(AT_ONCE);
         while let Some((name, found)) = reading.next().await {
             match found {
                 Ok(Some(summary)) => _ = heads.found.insert(name, summary),
@@ -109,11 +110,12 @@ impl Archive {
         (entry.name.clone(), found)
     }
 
-    /// Makes the summary of a group from what is stored in it now, and stores it; `false` when one is stored already. The caller knows that no more will come: what
+    /// Makes the summary of a group from what is stored in it now, and stores it; `false` when one is stored already, or nothing that it could speak of. The caller
+    /// knows that no more will come: what does is not in it, and costs its readers a read each.
     /// does is not in it, and costs its readers a read each.
     pub async fn put_group_summary(&self, keys: &WriterKeys, group: WalGroup, give_up: Duration) -> Result<bool> {
         let listing = self.list_group(group).await?;
-        if listing.summary {
+        if listing.summary || listing.entries.is_empty() {
             return Ok(false);
         }
         let entries: Vec<&WalEntry> = listing.entries.iter().collect();

@@ -92,7 +92,8 @@ impl Archive {
             groups.extend(folders);
         }
         learned.all_folders = groups.len() as u64;
-        let mut looking = stream::iter(groups).map(|group| self.learn_group(catalog, group)).buffered(FOLDERS);
+        let folders: Vec<_> = groups.into_iter().map(|group| self.learn_group(catalog, group)).collect();
+        let mut looking = stream::iter(folders).buffered(FOLDERS);
         while let Some(folder) = looking.next().await {
             let folder = folder?;
             if !folder.facts.is_empty() {

@@ -12,7 +12,7 @@ pub const TABLE: [(u8, &str); 15] = [
     (1, "failed, see the message; in `wal-fetch`: known not to exist"),
     (2, "wrong usage, or the target directory is occupied"),
     (10, "no or unusable repository"),
-    (11, "a backup or expiry is already running"),
+    (11, "a backup or expiry is already running, or a receiver has the catalog"),
     (12, "wrong or missing key"),
     (13, "other cluster or diverging history"),
     (14, "server version not supported"),

@@ -7,9 +7,11 @@ use super::context::Context;
 use super::{output, target};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
+use crate::catalog::{Catalog, path_in};
 use crate::error::Result;
 use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use crate::repo::names::{PART_BYTES, parts_of};
 use crate::restore::stock;
 use crate::seal::content::event::Hole;
 use crate::seal::content::manifest::Manifest;
@@ -35,9 +37,11 @@ pub async fn run(common: &Common) -> Result<()> {
     for (timeline, problem) in &inventory.damaged {
         output::note(format!("warning: windows do not go on into timeline {timeline}: {problem}"));
     }
+    let catalog = noted(&context, &archive);
+    let shelf = Shelf { archive: &archive, inventory: &inventory, catalog: catalog.as_ref() };
     let mut windows = Vec::new();
     for manifest in stock::complete_backups(&archive).await? {
-        windows.push(window(&archive, &inventory, manifest).await?);
+        windows.push(window(&shelf, manifest).await?);
     }
     let holes = archive.holes().await?;
     let corrupt = archive.corrupt_wal().await?;
@@ -65,7 +69,25 @@ pub async fn run(common: &Common) -> Result<()> {
     Ok(())
 }
 
-async fn window(archive: &Archive, inventory: &Inventory, manifest: Manifest) -> Result<Window> {
+/// What windows are made from.
+struct Shelf<'a> {
+    archive: &'a Archive,
+    inventory: &'a Inventory,
+    /// Saves reading summaries of segments that the inventory shows.
+    catalog: Option<&'a Catalog>,
+}
+
+/// The catalog that a receiver on this host keeps. Nothing needs it.
+fn noted(context: &Context, archive: &Archive) -> Option<Catalog> {
+    let path = path_in(&context.settings.state_dir, &context.cluster.name);
+    Catalog::read(&path, &archive.identity()).unwrap_or_else(|error| {
+        tracing::info!("{} is not used: {error}", path.display());
+        None
+    })
+}
+
+async fn window(shelf: &Shelf<'_>, manifest: Manifest) -> Result<Window> {
+    let Shelf { archive, inventory, .. } = shelf;
     let mut end = None;
     let (mut timeline, mut from) = (manifest.timeline, manifest.start);
     // Along each child that continues where its parent was left, the newest first.
@@ -81,7 +103,7 @@ async fn window(archive: &Archive, inventory: &Inventory, manifest: Manifest) ->
         }
     }
     let newest = match end {
-        Some((timeline, reached)) => newest_commit(archive, inventory, timeline, manifest.start, reached).await?,
+        Some((timeline, reached)) => newest_commit(shelf, timeline, manifest.start, reached).await?,
         None => None,
     };
     let complete = match end {
@@ -95,25 +117,34 @@ async fn window(archive: &Archive, inventory: &Inventory, manifest: Manifest) ->
 }
 
 /// The newest commit or abort time that summaries of complete segments tell of, looking back from the end.
-async fn newest_commit(
-    archive: &Archive,
-    inventory: &Inventory,
-    timeline: TimelineId,
-    start: Lsn,
-    end: Lsn,
-) -> Result<Option<PgTime>> {
+async fn newest_commit(shelf: &Shelf<'_>, timeline: TimelineId, start: Lsn, end: Lsn) -> Result<Option<PgTime>> {
+    let Shelf { archive, inventory, .. } = shelf;
     let size = archive.names.segment_size;
     let (last, first) = (size.segment_before(end).0, size.segment_of(start).0);
     for number in (first.max(last.saturating_sub(LOOK_BACK))..=last).rev() {
         let segment = SegmentName::new(timeline, SegmentNumber(number), size);
         let complete = inventory.timelines.get(&timeline).is_some_and(|stock| stock.complete.contains(&segment.number));
-        let summaries = if complete { archive.summaries(segment).await? } else { None };
-        let times = summaries.iter().flatten().filter_map(|summary| summary.times.map(|(_, newest)| newest));
-        if let Some(time) = times.max() {
+        let noted = shelf.catalog.filter(|_| complete).and_then(|catalog| noted_times(catalog, segment));
+        let times = match noted {
+            Some(times) => times,
+            None if complete => {
+                let summaries = archive.summaries(segment).await?;
+                summaries.unwrap_or_default().into_iter().map(|summary| summary.times).collect()
+            }
+            None => continue,
+        };
+        if let Some(time) = times.into_iter().flatten().map(|(_, newest)| newest).max() {
             return Ok(Some(time));
         }
     }
     Ok(None)
+}
+
+/// Commit times of a segment's objects; `None` unless all of them are noted.
+fn noted_times(catalog: &Catalog, segment: SegmentName) -> Option<Vec<Option<(PgTime, PgTime)>>> {
+    let parts = u64::from(parts_of(segment.size).unwrap_or(1));
+    let object = |part| catalog.object(segment.timeline, segment.start() + part * PART_BYTES).ok().flatten();
+    (0..parts).map(|part| object(part).map(|object| object.times)).collect()
 }
 
 fn show(archive: &Archive, inventory: &Inventory, windows: &[Window]) {

@@ -8,6 +8,7 @@ use tokio::task::JoinError;
 use super::args::{Common, ReceiveArgs};
 use super::context::{Context, Signals};
 use super::events::Screen;
+use crate::catalog;
 use crate::config::{duration, settings};
 use crate::daemon::board::{Board, rfc3339};
 use crate::daemon::report::{self, Document};
@@ -123,6 +124,7 @@ pub fn options(context: &Context) -> Result<ReceiveOptions> {
     options.on_gap = cluster.on_gap;
     options.after_failover = cluster.after_failover;
     options.give_up_at = cluster.give_up_at;
+    options.catalog = Some(catalog::path_in(&context.settings.state_dir, &cluster.name));
     Ok(options)
 }
 

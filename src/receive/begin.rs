@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::index::{Feed, Index};
 use super::observe::ReceiveEvent;
 use super::pipeline::{Begin, Pipeline};
 use super::prepare;
@@ -135,12 +136,20 @@ impl Run {
             timeline,
             start,
             stored,
+            feed: self.feed(archive),
         };
         let mut pipeline = Pipeline::begin(&self.options, server.synchronous, begin, self.observer.clone())?;
         let switch_point = server.history.switch_point_of(timeline);
         pipeline.connected(held(server, switch_point), switch_point);
         self.pipeline = Some(pipeline);
         Ok(())
+    }
+
+    /// Where what is acknowledged is told.
+    fn feed(&mut self, archive: &Archive) -> Feed {
+        let (path, writer, observer) = (self.options.catalog.clone(), &self.place.writer, &self.observer);
+        let begin = || Index::start(path, archive.clone(), writer.clone(), observer.clone());
+        self.index.get_or_insert_with(begin).feed()
     }
 
     fn interval(&self, server: &Server) -> Duration {

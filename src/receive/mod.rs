@@ -16,10 +16,13 @@ mod clear;
 mod compare;
 mod follow;
 pub mod forecast;
+mod groups;
 mod heart;
 mod hole;
+mod index;
 mod keep;
 mod merge;
+mod note;
 mod object;
 pub mod observe;
 mod pipeline;
@@ -35,6 +38,7 @@ mod stream;
 mod tail;
 mod worker;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +104,8 @@ pub struct ReceiveOptions {
     pub after_failover: AfterFailover,
     /// While nothing can be stored: once the server holds back so many bytes for the slot, it is dropped and made anew, so that the server lives.
     pub give_up_at: Option<u64>,
+    /// File of the catalog; without one nothing is noted. A catalog that cannot be written never holds the stream up.
+    pub catalog: Option<PathBuf>,
 }
 
 impl ReceiveOptions {
@@ -119,6 +125,7 @@ impl ReceiveOptions {
             on_gap: OnGap::default(),
             after_failover: AfterFailover::default(),
             give_up_at: None,
+            catalog: None,
         }
     }
 }

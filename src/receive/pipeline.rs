@@ -16,7 +16,9 @@ use super::beats::Beats;
 use super::check::{Check, Refused};
 use super::clear::Clearing;
 use super::compare::Comparison;
+use super::index::Feed;
 use super::keep::{Flush, KeepConfig, Keeper, Kept};
+use super::note::Notes;
 use super::observe::{Observer, ReceiveEvent};
 use super::prepare::Stored;
 use super::put::{Done, Item, Puts};
@@ -79,6 +81,7 @@ pub struct Pipeline {
     /// Segments that were stored complete before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
     stored: BTreeSet<SegmentNumber>,
     clearing: Clearing,
+    notes: Notes,
     observer: Observer,
 }
 
@@ -90,11 +93,12 @@ pub struct Begin {
     pub timeline: TimelineId,
     pub start: Lsn,
     pub stored: Stored,
+    pub feed: Feed,
 }
 
 impl Pipeline {
     pub fn begin(options: &ReceiveOptions, synchronous: bool, begin: Begin, observer: Observer) -> Result<Pipeline> {
-        let Begin { archive, writer, version, timeline, start, stored } = begin;
+        let Begin { archive, writer, version, timeline, start, stored, feed } = begin;
         let names = &archive.names;
         let config = ScanConfig { version, system: names.system, timeline, segment_size: names.segment_size };
         let mut tailed = stored.litter;
@@ -140,6 +144,7 @@ impl Pipeline {
             flush_interval,
             told_at: None,
             stored: whole,
+            notes: Notes::begin(timeline, start, feed),
             observer,
         })
     }
@@ -361,6 +366,7 @@ impl Pipeline {
             self.stored(done.item.from(), durable);
         }
         self.leave(&done.item);
+        self.notes.settled(&done);
         match done.item {
             Item::Piece(piece) => self.piece_stands(piece, false),
             Item::Merged(piece) => self.piece_stands(piece, true),
@@ -419,10 +425,12 @@ impl Pipeline {
         for item in self.puts.forget_tails(self.clearing.object_of(reported)) {
             self.leave(&item);
         }
+        self.notes.until(reported);
         if self.told_at.is_none_or(|at| at.elapsed() >= TELL) {
             self.told_at = Some(Instant::now());
             let (durable, verified) = (self.ledger.durable(), self.ledger.verified());
             let server_end = self.ledger.server_end();
+            self.notes.reached(reported, server_end);
             self.observer.tell(ReceiveEvent::Durable { timeline: self.timeline, durable, verified, server_end });
         }
     }
@@ -430,6 +438,7 @@ impl Pipeline {
     /// The server has proven that its WAL ended there at a time. That is stored from time to time, as far as all WAL before it is.
     pub fn proven(&mut self, beat: Heartbeat) {
         if self.ledger.covers(beat.lsn) {
+            self.notes.beat(beat);
             self.beats.proven(beat);
         }
     }
@@ -475,6 +484,8 @@ impl Pipeline {
                 return Ok(Some(refused));
             }
         }
+        // The next status speaks of another timeline.
+        self.notes.until(self.received);
         // The tail is of no use once the same bytes are in an object. What an earlier run received further than this one stays.
         if self.partial_stored && self.ledger.is_compared() {
             self.clearing.ended(self.received);

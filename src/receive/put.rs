@@ -17,7 +17,7 @@ use crate::archive::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn};
 use crate::repo::store::HEAD_BYTES;
-use crate::repo::{Found, Judge};
+use crate::repo::{Found, Judge, Put};
 use crate::seal::content::summary::Summary;
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::ReaderKeys;
@@ -71,6 +71,8 @@ pub struct Done {
     pub item: Item,
     /// `None`: another, longer or shorter end of this timeline stands under the name; the bytes stay in the tail.
     pub durable: Option<DurableLsn>,
+    /// What stands there is the copy of another run.
+    pub equal: bool,
 }
 
 /// The puts of one pipeline.
@@ -217,14 +219,14 @@ impl Shared {
             };
             match settled {
                 Ok((_, false)) => return Err(self.vanished()),
-                Ok((durable, true)) => {
+                Ok(((durable, put), true)) => {
                     self.proven.store(true, Ordering::SeqCst);
                     self.stats.put(item.size(), begun.elapsed(), Instant::now());
-                    return Ok(Done { item, durable: Some(durable) });
+                    return Ok(Done { item, durable: Some(durable), equal: put == Put::Equal });
                 }
                 Err(error) if error.is_transient() => self.trouble(error),
                 Err(error) if error.kind() == Kind::Diverged => match self.is_other_end(&item).await {
-                    Ok(true) => return Ok(Done { item, durable: None }),
+                    Ok(true) => return Ok(Done { item, durable: None, equal: false }),
                     Ok(false) => return Err(error),
                     Err(problem) if problem.is_transient() => self.trouble(problem),
                     Err(problem) => return Err(problem),

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::check::Refused;
 use super::follow::Followed;
+use super::index::Index;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::Pipeline;
 use super::prepare;
@@ -43,6 +44,8 @@ pub struct Run {
     pub(super) observer: Observer,
     stop: watch::Receiver<bool>,
     archive: Option<Archive>,
+    /// The tasks beside the stream, from the first answer of a server on.
+    pub(super) index: Option<Index>,
     pub(super) pipeline: Option<Pipeline>,
     followed: Followed,
     /// The segment in which WAL was refused the last time.
@@ -71,6 +74,7 @@ impl Run {
             observer,
             stop,
             archive: None,
+            index: None,
             pipeline: None,
             followed: Followed::default(),
             refused_in: None,
@@ -367,6 +371,10 @@ impl Run {
         };
         let (durable, behind) = (report.durable, report.behind);
         self.observer.tell(ReceiveEvent::Stopped { timeline: pipeline.timeline(), durable, behind });
+        drop(pipeline);
+        if let Some(index) = self.index.take() {
+            index.end().await;
+        }
         Ok(report)
     }
 }

@@ -215,12 +215,13 @@ impl Repository {
         judge: Judge<'_>,
         give_up: Duration,
         claim: (SystemIdentifier, TimelineId, Lsn),
-    ) -> Result<DurableLsn> {
-        if self.put_once(name, bytes, judge.head, give_up).await? == Put::Equal {
+    ) -> Result<(DurableLsn, Put)> {
+        let put = self.put_once(name, bytes, judge.head, give_up).await?;
+        if put == Put::Equal {
             let gone = || conflict_without_object(name);
             (judge.whole)(&self.get(name).await?.ok_or_else(gone)?)?;
         }
-        Ok(DurableLsn::witness(claim.0, claim.1, claim.2))
+        Ok((DurableLsn::witness(claim.0, claim.1, claim.2), put))
     }
 
     /// `None` only when the store answered that the object does not exist.

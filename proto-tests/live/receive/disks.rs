@@ -17,21 +17,21 @@ use crate::support::{Server, TempDir, install, require_servers, wait_for};
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FileSystem {
+pub enum FileSystem {
     /// In an image file, through a loop device.
     Ext4,
     Tmpfs,
 }
 
 /// A file system of its own, unmounted with this value.
-struct Disk {
+pub struct Disk {
     temp: TempDir,
     kind: FileSystem,
 }
 
 impl Disk {
     /// `None`, and reported as skipped, where nothing may be mounted.
-    fn new(kind: FileSystem, mib: u32) -> Option<Disk> {
+    pub fn new(kind: FileSystem, mib: u32) -> Option<Disk> {
         let disk = Disk { temp: TempDir::new("disk"), kind };
         std::fs::create_dir(disk.path()).expect("make a mount point");
         if kind == FileSystem::Ext4 {
@@ -48,7 +48,7 @@ impl Disk {
         }
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.temp.join("mnt")
     }
 
@@ -75,7 +75,7 @@ impl Disk {
     }
 
     /// Fills it up to the last block, in a file of its own.
-    fn fill(&self) {
+    pub fn fill(&self) {
         let ballast = self.path().join("ballast");
         // It ends with "no space left", and keeps what it could write.
         let output =
@@ -83,7 +83,7 @@ impl Disk {
         assert!(!output.expect("run dd").status.success(), "the disk was larger than that");
     }
 
-    fn make_room(&self) {
+    pub fn make_room(&self) {
         std::fs::remove_file(self.path().join("ballast")).expect("remove the ballast");
     }
 }

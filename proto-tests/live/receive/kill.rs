@@ -31,6 +31,7 @@ fn receiver_process() {
     if let Ok(grace) = std::env::var("VAULT_GRACE_MS") {
         options.shutdown_grace = Duration::from_millis(grace.parse().expect("milliseconds"));
     }
+    options.catalog = std::env::var_os("VAULT_CATALOG").map(PathBuf::from);
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let observer = Observer::new(|event| eprintln!("{event:?}"));
     let outcome = harness::runtime().block_on(receive(options, place, observer, stopped));
