@@ -14,6 +14,7 @@ use super::check::{Check, Refused};
 use super::merge::Merge;
 use super::object::{Object, Open, Place, object_bytes};
 use super::tail::{Flushed, Merging, Piece, TailMaker};
+use super::trim;
 use super::worker::Out;
 use crate::archive::Archive;
 use crate::error::{Error, Result};
@@ -232,6 +233,7 @@ impl Keeper {
                 let rested = open.received();
                 self.tell(Kept::Rested(rested));
             }
+            trim::give_back();
         }
     }
 

@@ -36,6 +36,7 @@ mod server;
 pub mod slot;
 mod stream;
 mod tail;
+mod trim;
 mod worker;
 
 use std::path::PathBuf;
