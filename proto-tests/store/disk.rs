@@ -74,10 +74,21 @@ fn tail_files_are_zeroed_ahead_and_written_in_place() {
     tail.append(&more).unwrap();
     tail.sync(CLAIM).unwrap();
     let content = fs::read(&path).unwrap();
-    assert_eq!(content.len(), 2 << 20, "grown by whole steps");
-    assert!(content[19..][..more.len()] == more && content[19 + more.len()..].iter().all(|b| *b == 0));
+    assert!(content.len() == 19 + more.len() && content[19..] == more, "grown by what was written");
     tail.reserve(3 << 20).unwrap();
+    tail.settle().unwrap();
     assert!(tail.room() >= 3 << 20);
+    // What is written while zeros are being written behind it is not overwritten by them.
+    for n in 0..40u8 {
+        tail.append(&vec![n; 700_000]).unwrap();
+        tail.reserve(1 << 20).unwrap();
+    }
+    tail.settle().unwrap();
+    let content = fs::read(&path).unwrap();
+    for n in 0..40u8 {
+        let from = 19 + more.len() + usize::from(n) * 700_000;
+        assert!(content[from..from + 700_000].iter().all(|b| *b == n), "{n}");
+    }
     assert_eq!(fs::metadata(&path).unwrap().len(), tail.written() + tail.room());
     assert_eq!(names(path.parent().unwrap()), BTreeSet::from(["r1.open".to_owned()]));
 }
@@ -289,15 +300,31 @@ fn a_full_disk_is_told_and_may_pass() {
     assert!(!dir.join("a/b/object").exists());
 }
 
+/// Without room for zeros there is room for what is written.
+#[test]
+fn a_tail_file_grows_where_zeros_find_no_room() {
+    let dir = TempDir::new("disk");
+    for (n, fault) in ["pwrite64:error=ENOSPC:when=3", "fsync:error=ENOSPC:when=1"].iter().enumerate() {
+        let place = dir.join(n.to_string());
+        fs::create_dir_all(&place).unwrap();
+        let (outcome, trace) = traced("tail", &place, "fsync,fdatasync,pwrite64", &[fault]);
+        assert!(trace.contains("INJECTED"), "{trace}");
+        assert_eq!(outcome, "durable durable", "{fault}\n{trace}");
+        assert_eq!(fs::read(place.join("one.open")).unwrap(), b"preamblefirstagain", "no zeros behind it");
+        assert_eq!(names(&place), BTreeSet::from(["one.open".to_owned()]), "the half of the zeros is gone");
+    }
+    let (outcome, _) = traced("tail", &dir.join("bad"), "pwrite64", &["pwrite64:error=EIO:when=3"]);
+    assert_eq!(outcome, "", "another error is no lack of room");
+}
+
 #[test]
 fn a_tail_file_is_dead_after_a_failed_sync() {
     let dir = TempDir::new("disk");
     let (outcome, _) = traced("tail", &dir.join("ok"), "fdatasync", &[]);
     assert_eq!(outcome, "durable durable");
     // The first sync is that of the preamble. Only one fails: the kernel would say yes to the next.
-    for (n, fault) in
-        ["fdatasync:error=EIO:when=3", "pwrite64:error=ENOSPC:when=7", "pwrite64:error=EIO:when=7"].iter().enumerate()
-    {
+    let faults = ["fdatasync:error=EIO:when=3", "pwrite64:error=ENOSPC:when=7", "pwrite64:error=EIO:when=7"];
+    for (n, fault) in faults.iter().enumerate() {
         let place = dir.join(n.to_string());
         let (outcome, trace) = traced("tail", &place, "fdatasync,pwrite64", &[fault]);
         assert_eq!(outcome, "durable failed transient=true dead=true new=true", "{fault}\n{trace}");

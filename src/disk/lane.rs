@@ -87,6 +87,14 @@ pub enum Beside<T> {
 }
 
 impl<T> Beside<T> {
+    /// Whether `join` would not wait.
+    pub fn is_finished(&self) -> bool {
+        match self {
+            Beside::Thread(thread) => thread.is_finished(),
+            Beside::Done(_) => true,
+        }
+    }
+
     /// Waits for the result; `None` if the work died.
     pub fn join(self) -> Option<T> {
         match self {

@@ -2,12 +2,15 @@
 //!
 //! Overwriting zeros that are on the disk already needs no change of the file's metadata, so a flush costs half of what it does in a
 //! growing file. The zeros are really written: blocks that `fallocate` only reserved would have to be marked as written at each flush.
+//!
+//! Zeros are a favour, never a condition: where the disk is too full for them the file grows with what is written.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::durable::{self, Staging};
+use super::lane::Beside;
 use super::medium::{Ground, Handle};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
@@ -29,18 +32,31 @@ pub struct TailFile {
     file: Arc<dyn Handle>,
     path: PathBuf,
     written: u64,
+    /// End of the zeros that are on the disk.
     allocated: u64,
+    /// Zeros that are being written from `allocated` on: up to where.
+    extension: Option<(u64, Beside<io::Result<()>>)>,
+    /// The disk had no room for zeros.
+    full: bool,
     dead: Option<String>,
 }
 
 impl PreparedTail {
-    /// Writes and syncs `preallocate` zero bytes in `directory` (made if missing), which is on the file system of the tails to come.
+    /// Writes and syncs `preallocate` zero bytes in `directory` (made if missing), which is on the file system of the tails to come. A file without zeros
+    /// where the disk has no room for them.
     pub fn prepare(medium: &Ground, directory: &Path, preallocate: u64) -> Result<PreparedTail> {
         durable::create_dirs(&**medium, directory)?;
         let staging = Staging::create(medium, &directory.join("tail"), 0o666)?;
         let zeroed = write_zeros(&*staging.file, 0, preallocate).and_then(|()| staging.file.sync_all());
-        zeroed.map_err(|e| durable::failed("cannot preallocate a tail file in", directory, e))?;
-        Ok(PreparedTail { staging, allocated: preallocate })
+        match zeroed {
+            Ok(()) => Ok(PreparedTail { staging, allocated: preallocate }),
+            Err(e) if is_full(&e) && preallocate > 0 => {
+                // What zeros there are go with this file: the room may be just what the next flush needs.
+                drop(staging);
+                PreparedTail::prepare(medium, directory, 0)
+            }
+            Err(e) => Err(durable::failed("cannot preallocate a tail file in", directory, e)),
+        }
     }
 
     /// Writes `preamble`, syncs, and gives the file its name, durably with every directory above it. Fails when the name is taken.
@@ -48,9 +64,16 @@ impl PreparedTail {
         let medium = self.staging.medium.clone();
         durable::create_dirs(&*medium, durable::parent(path))?;
         let file = self.staging.file.clone();
-        let (ground, path_of) = (medium.clone(), path.to_owned());
-        let mut tail =
-            TailFile { medium: ground, file, path: path_of, written: 0, allocated: self.allocated, dead: None };
+        let mut tail = TailFile {
+            medium: medium.clone(),
+            file,
+            path: path.to_owned(),
+            written: 0,
+            allocated: self.allocated,
+            extension: None,
+            full: false,
+            dead: None,
+        };
         tail.append(preamble)?;
         tail.sync_data()?;
         if !self.staging.link(path)? {
@@ -67,29 +90,51 @@ impl TailFile {
         PreparedTail::prepare(medium, durable::parent(path), preallocate)?.adopt(path, preamble)
     }
 
-    /// Writes sealed frames at the end of what was written; extends (zeroed) when the preallocated part is full.
+    /// Writes sealed frames at the end of what was written; the file grows when the zeros are used up.
     pub fn append(&mut self, sealed: &[u8]) -> Result<()> {
         let end = self.written + sealed.len() as u64;
         self.alive()?;
+        if end > self.allocated {
+            // Nobody else may be writing zeros where these bytes go.
+            self.settle()?;
+        }
         let wrote = self.file.write_all_at(sealed, self.written);
         self.survive("write", wrote)?;
         self.written = end;
-        if end > self.allocated {
-            self.allocated = end;
-            self.reserve(1)?;
+        self.allocated = self.allocated.max(end);
+        Ok(())
+    }
+
+    /// Sees to it that there are zeros for at least `ahead` more bytes, written and synced beside the flushes. To be called after each of them.
+    pub fn reserve(&mut self, ahead: u64) -> Result<()> {
+        self.alive()?;
+        if self.extension.as_ref().is_some_and(|(_, work)| work.is_finished()) {
+            self.settle()?;
+        }
+        let wanted = self.written + ahead;
+        if wanted > self.allocated && self.extension.is_none() && !self.full {
+            let (from, to) = (self.allocated, wanted.next_multiple_of(STEP));
+            let (file, path, medium) = (self.file.clone(), self.path.clone(), self.medium.clone());
+            let work = self.medium.lane().beside("extend", move || {
+                // Opened before anything is written: a failed write-back is told to each open file once, and the flushes must not miss theirs.
+                let own = medium.open(&path)?;
+                write_zeros(&*file, from, to)?;
+                own.sync_data()
+            });
+            self.extension = work.map(|work| (to, work));
         }
         Ok(())
     }
 
-    /// Zeroes further room so that at least `ahead` bytes can be appended without growing. To be called between flushes.
-    pub fn reserve(&mut self, ahead: u64) -> Result<()> {
-        self.alive()?;
-        let wanted = self.written + ahead;
-        if wanted > self.allocated {
-            let target = wanted.next_multiple_of(STEP);
-            let zeroed = write_zeros(&*self.file, self.allocated, target);
-            self.survive("extend", zeroed)?;
-            self.allocated = target;
+    /// Waits for zeros that are being written.
+    pub fn settle(&mut self) -> Result<()> {
+        let Some((to, work)) = self.extension.take() else { return Ok(()) };
+        match work.join() {
+            Some(Ok(())) => self.allocated = to,
+            Some(Err(error)) if is_full(&error) => self.full = true,
+            Some(Err(error)) => return self.survive("extend", Err(error)),
+            // The work died: there may be zeros or none.
+            None => self.full = true,
         }
         Ok(())
     }
@@ -110,7 +155,7 @@ impl TailFile {
 
     /// Bytes that can be appended before the file has to grow.
     pub fn room(&self) -> u64 {
-        self.allocated - self.written
+        self.allocated.saturating_sub(self.written)
     }
 
     pub fn path(&self) -> &Path {
@@ -154,6 +199,11 @@ impl TailFile {
             .transient()
             .hint("Check the disk, its free space and the kernel log.")
     }
+}
+
+/// Whether there is no room, which takes nothing away from what was written and synced.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }
 
 fn write_zeros(file: &dyn Handle, from: u64, to: u64) -> io::Result<()> {

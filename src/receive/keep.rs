@@ -33,6 +33,8 @@ const TAIL_RETRY: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_millis(20);
 /// Zeros that a local tail file begins with, where nobody waits for a single flush.
 const SLOW_PREALLOCATE: u64 = 1 << 20;
+/// Zeros that a local tail file has ahead of it, where somebody waits for every flush.
+const AHEAD: u64 = 1 << 20;
 /// Most tail pieces that are on their way to object storage.
 const PIECES: usize = 3;
 
@@ -395,6 +397,9 @@ impl Keeper {
             }
             if first && open.tail.exists() {
                 self.tails.prepare();
+            }
+            if self.config.flush_interval.is_zero() {
+                open.tail.reserve(AHEAD);
             }
             let fresh = open.offset(self.wanted()) > open.tail.kept();
             open.oldest = fresh.then(Instant::now);

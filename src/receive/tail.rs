@@ -77,10 +77,18 @@ impl TailMaker {
         }
     }
 
+    /// The file that was made ahead. A flush does not wait for zeros: while they are being written it gets a file without.
     fn prepared(&mut self, folder: &Path) -> Result<PreparedTail> {
-        match self.prepared.take().and_then(Beside::join) {
+        let ready = match self.prepared.take() {
+            Some(work) if work.is_finished() => work.join(),
+            unfinished => {
+                self.prepared = unfinished;
+                None
+            }
+        };
+        match ready {
             Some(Ok(ready)) => Ok(ready),
-            Some(Err(_)) | None => prepare(&self.archive.repo, folder, self.preallocate),
+            Some(Err(_)) | None => prepare(&self.archive.repo, folder, 0),
         }
     }
 }
@@ -121,6 +129,14 @@ impl Tail {
     /// The name under which the local file of this run stands, while it is written.
     pub fn file_run(&self) -> Option<&str> {
         self.current.as_ref().filter(|current| current.file.is_some()).map(|current| current.run.as_str())
+    }
+
+    /// After a flush: sees to it that the local file need not grow in the next ones, by so many bytes.
+    pub fn reserve(&mut self, ahead: u64) {
+        if let Some(file) = self.current.as_mut().and_then(|current| current.file.as_mut()) {
+            // A file that is dead by this says so at the next flush.
+            let _ = file.reserve(ahead);
+        }
     }
 
     /// Gives back memory that is only needed while frames are sealed.
