@@ -2,6 +2,8 @@
 
 #[path = "cli/archive_refusals.rs"]
 mod archive_refusals;
+#[path = "cli/check.rs"]
+mod check;
 #[path = "cli/disaster.rs"]
 mod disaster;
 #[path = "cli/equality.rs"]

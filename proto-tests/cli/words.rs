@@ -143,7 +143,8 @@ fn keys() -> BTreeSet<String> {
 #[test]
 fn the_page_of_the_configuration_lists_every_key_and_variable() {
     let page = read("docs/reference/configuration.md");
-    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let own = page.split("\n## Connection strings").next().unwrap_or_default();
+    let rows = own.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     assert_eq!(rows.map(str::to_owned).collect::<BTreeSet<_>>(), keys());
     // The example reads, once its comments are options too.
     let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");

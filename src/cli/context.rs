@@ -12,7 +12,7 @@ use crate::config::{ClusterSettings, Overrides, Settings};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::keys::ring::{ReaderRing, WriterRing};
 use crate::keys::setup::{self, RepositoryKeys};
-use crate::net::{Connection, Conninfo, Mode};
+use crate::net::Conninfo;
 use crate::pg::{Lsn, SegmentName};
 use crate::repo::{ClusterNames, Repository, names};
 use crate::restore::Access;
@@ -71,11 +71,6 @@ impl Context {
 
     pub fn conninfo(&self) -> Result<Conninfo> {
         Conninfo::parse(&self.cluster.dsn, &env).context(format!("clusters.{}.dsn", self.cluster.name))
-    }
-
-    /// A connection of the configured cluster.
-    pub async fn connect(&self, mode: Mode) -> Result<Connection> {
-        Connection::connect(&self.conninfo()?, mode, "").await
     }
 
     /// What a writer seals with: the public key comes from the configuration, never from the repository.

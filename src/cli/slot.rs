@@ -130,17 +130,12 @@ fn forecast(outlook: &Outlook) -> String {
 /// How long the server's pace is measured.
 const MEASURED: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Asks by SQL where a database connection is allowed, by READ_REPLICATION_SLOT otherwise. `None`: no such slot.
-pub async fn view(conninfo: &Conninfo, slot: &str) -> Result<Option<SlotView>> {
-    let seen = look(conninfo, slot, std::time::Duration::ZERO).await?;
-    Ok(seen.map(|(sql, outlook)| seen_view(slot, sql, &outlook)))
-}
-
 fn seen_view(slot: &str, sql: bool, outlook: &Outlook) -> SlotView {
     SlotView { active: sql.then_some(outlook.row.active_pid.is_some()), ..SlotView::new(slot, outlook) }
 }
 
-/// The slot, and whether SQL told of it. The pace is measured for `measured`, if that is not zero.
+/// The slot, by SQL where a database connection is allowed, by READ_REPLICATION_SLOT otherwise; and whether SQL told of it.
+/// The pace is measured for `measured`, if that is not zero.
 async fn look(conninfo: &Conninfo, slot: &str, measured: std::time::Duration) -> Result<Option<(bool, Outlook)>> {
     let mut second = Second::open(conninfo).await?;
     let mut pace = Pace::default();

@@ -10,6 +10,7 @@ use super::choose;
 use super::dial::Session;
 use super::link::{Link, LinkError};
 use super::refusal::{self, Scene};
+use super::security::Security;
 use super::target::Standing;
 use crate::error::{Error, Kind, Result};
 use crate::pg::xact::PgTime;
@@ -61,6 +62,7 @@ pub struct Connection {
     identified: bool,
     /// The way to this very server.
     here: Box<Conninfo>,
+    security: Security,
 }
 
 /// Limit of the farewell in [`Connection::close`].
@@ -75,7 +77,7 @@ impl Connection {
 
     /// A session becomes a connection, if the server's version is known. `here` leads to this very server.
     pub(super) async fn begin(session: Session, here: Conninfo) -> Result<Connection> {
-        let Session { link, scene } = session;
+        let Session { link, scene, security } = session;
         let text = link.out.parameters.get("server_version").cloned().unwrap_or_default();
         let number = version_number(&text);
         let Some((version, version_num)) = number.and_then(|n| Some((MajorVersion::from_version_num(n)?, n))) else {
@@ -88,7 +90,16 @@ impl Connection {
             .hint("use a release of walrecv that knows this version"));
         };
         let here = Box::new(here);
-        Ok(Connection { link, scene, activity: Activity::Idle, version, version_num, identified: false, here })
+        Ok(Connection {
+            link,
+            scene,
+            activity: Activity::Idle,
+            version,
+            version_num,
+            identified: false,
+            here,
+            security,
+        })
     }
 
     pub fn version(&self) -> MajorVersion {
@@ -139,6 +150,11 @@ impl Connection {
             other.close().await;
         }
         Ok(Standing { standby: forced, read_only })
+    }
+
+    /// What protects this session.
+    pub fn security(&self) -> &Security {
+        &self.security
     }
 
     /// Whether the connection is encrypted.

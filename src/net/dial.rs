@@ -11,6 +11,7 @@ use super::conninfo::{self, Conninfo, SslMode};
 use super::host::Host;
 use super::link::{Link, LinkError, Stream};
 use super::refusal::{self, Scene};
+use super::security::{Security, Verified};
 use super::socket::{self, Address, Raw};
 use super::{passfile, tls};
 use crate::error::{Error, Kind, Result};
@@ -24,6 +25,7 @@ const CANNOT_CONNECT_NOW: &str = "57P03";
 pub(super) struct Session {
     pub link: Link,
     pub scene: Scene,
+    pub security: Security,
 }
 
 /// How one attempt protects the connection.
@@ -120,30 +122,40 @@ impl<'a> Route<'a> {
             .await
             .map_err(|error| Failure { next: Next::Address, ..Failure::last(error) })?;
         let local = raw.local_ip();
+        let near = self.address.ip().is_none_or(|ip| Some(ip) == local);
         self.check_peer(&raw).map_err(Failure::last)?;
-        let (stream, end_point, tls, certificate): (Box<dyn Stream>, _, _, _) = match (raw, protection) {
-            (Raw::Unix(stream), _) => (Box::new(stream), None, false, false),
-            (Raw::Dialed(stream), _) => (stream, None, false, false),
-            (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, false, false),
+        let (stream, end_point, protected): (Box<dyn Stream>, _, _) = match (raw, protection) {
+            (Raw::Unix(stream), _) => (Box::new(stream), None, None),
+            (Raw::Dialed(stream), _) => (stream, None, None),
+            (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, None),
             (Raw::Tcp(mut stream, peer), Protection::Tls { optional }) => {
                 if self.info.tls.direct || ask_for_tls(&self.server, &mut stream, optional).await? {
                     let protected = tls::protect(self, peer, stream).await.map_err(|failure| Failure {
                         other_protection: failure.handshake,
                         ..Failure::last(failure.error)
                     })?;
-                    (Box::new(protected.stream), protected.end_point, true, protected.certificate)
+                    (
+                        Box::new(protected.stream),
+                        protected.end_point,
+                        Some((protected.certificate, protected.tls, protected.verified)),
+                    )
                 } else {
-                    (Box::new(stream), None, false, false)
+                    (Box::new(stream), None, None)
                 }
             }
         };
         let asked = matches!(protection, Protection::Tls { .. });
+        let tls = protected.is_some();
         if !tls && self.info.tls.cert_mode == CertMode::Require {
             let text = format!("{}: sslcertmode=require: the connection is not encrypted", self.server);
             return Err(Failure::last(Error::new(Kind::Server, text).hint("set sslmode=require or more, over TCP")));
         }
+        let certificate = protected.as_ref().is_some_and(|(certificate, ..)| *certificate);
         let scene = Scene { certificate, ..Scene::new(self.info, &self.server, self.mode, local, tls) };
-        self.login(stream, end_point, scene).await.map_err(|mut failure| {
+        let session = self.login(stream, end_point, scene, protected.map(|(_, tls, verified)| (tls, verified))).await;
+        let session =
+            session.map(|session| Session { security: Security { local: near, ..session.security }, ..session });
+        session.map_err(|mut failure| {
             // Where the server has no TLS, the plain attempt was this one.
             failure.other_protection &= asked == tls;
             failure
@@ -168,6 +180,7 @@ impl<'a> Route<'a> {
         stream: Box<dyn Stream>,
         end_point: Option<Vec<u8>>,
         scene: Scene,
+        tls: Option<(String, Verified)>,
     ) -> Result<Session, Failure> {
         let info = self.info;
         let mut link = Link::new(stream);
@@ -188,10 +201,10 @@ impl<'a> Route<'a> {
         };
         let begun = Startup::begin(login, &mut link.out);
         let outcome = match begun {
-            Ok(mut startup) => link.event(&mut startup).await,
+            Ok(mut startup) => link.event(&mut startup).await.map(|()| (startup.method(), startup.is_bound())),
             Err(error) => Err(LinkError::Wire(error)),
         };
-        outcome.map_err(|error| {
+        let (method, bound) = outcome.map_err(|error| {
             let (mut other_protection, mut next) = (false, Next::Stop);
             if let LinkError::Wire(WireError::Server { error, .. }) = &error {
                 other_protection = error.sqlstate == "28000" && error.is_from("ClientAuthentication");
@@ -201,7 +214,8 @@ impl<'a> Route<'a> {
             }
             Failure { error: refusal::login(error, &scene), other_protection, next }
         })?;
-        Ok(Session { link, scene })
+        let (tls, verified) = tls.map_or((None, Verified::Nothing), |(tls, verified)| (Some(tls), verified));
+        Ok(Session { link, scene, security: Security { local: false, tls, verified, method, bound } })
     }
 }
 

@@ -12,6 +12,7 @@ mod host;
 mod link;
 mod passfile;
 mod refusal;
+pub mod security;
 mod service;
 mod settings;
 mod socket;

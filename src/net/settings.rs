@@ -249,3 +249,16 @@ fn check_names(pairs: &Pairs) -> Result<()> {
 fn unsupported(what: &str) -> Error {
     Error::new(Kind::Usage, format!("{what} is not supported"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_stands_on_the_page_of_the_configuration() {
+        let page = include_str!("../../docs/reference/configuration.md");
+        for (name, _) in SUPPORTED {
+            assert!(page.contains(&format!("`{name}`")), "{name} is not on the page");
+        }
+    }
+}

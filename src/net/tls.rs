@@ -14,6 +14,7 @@ use super::client_certificate::Shown;
 use super::conninfo::SslMode;
 use super::dial::Route;
 use super::host::Place;
+use super::security::Verified;
 use super::verify::{self, Verifier};
 use crate::error::{Error, Kind, Result};
 use crate::wire::startup::ALPN;
@@ -32,12 +33,15 @@ pub(super) struct Protected {
     pub end_point: Option<Vec<u8>>,
     /// There was a client certificate to show.
     pub certificate: bool,
+    /// Version and cipher.
+    pub tls: String,
+    pub verified: Verified,
 }
 
 /// Does the handshake on a connected socket.
 pub(super) async fn protect(route: &Route<'_>, address: SocketAddr, stream: TcpStream) -> Result<Protected, Failure> {
     let settings = |error| Failure { error, handshake: false };
-    let (config, name, shown) = config(route, address).map_err(settings)?;
+    let (config, name, shown, verified) = config(route, address).map_err(settings)?;
     let outcome = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     let stream = outcome.map_err(|error| Failure { error: explain(&route.server, error), handshake: true })?;
     let (_, session) = stream.get_ref();
@@ -53,10 +57,13 @@ pub(super) async fn protect(route: &Route<'_>, address: SocketAddr, stream: TcpS
     }
     let first = session.peer_certificates().and_then(<[_]>::first);
     let end_point = first.and_then(|cert| certificate::Read::new(cert).ok()).and_then(|cert| cert.end_point());
-    Ok(Protected { stream, end_point, certificate: shown.has_certificate() })
+    let version = session.protocol_version().and_then(|version| version.as_str()).unwrap_or("TLS").replace('_', ".");
+    let cipher = session.negotiated_cipher_suite().map_or(String::new(), |suite| format!(", {:?}", suite.suite()));
+    let tls = format!("{version}{cipher}");
+    Ok(Protected { stream, end_point, certificate: shown.has_certificate(), tls, verified })
 }
 
-fn config(route: &Route<'_>, address: SocketAddr) -> Result<(ClientConfig, ServerName<'static>, Arc<Shown>)> {
+fn config(route: &Route<'_>, address: SocketAddr) -> Result<(ClientConfig, ServerName<'static>, Arc<Shown>, Verified)> {
     let info = route.info;
     let host = match &route.host.place {
         Place::Tcp { name, .. } => name.clone(),
@@ -69,6 +76,7 @@ fn config(route: &Route<'_>, address: SocketAddr) -> Result<(ClientConfig, Serve
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Verifier::new(&info.tls, host.clone().filter(|_| full), &provider)?;
+    let verified = verifier.verifies();
     let shown = Arc::new(Shown::read(info.tls.cert_mode, info.tls.client.as_ref(), &provider)?);
     let versions: &[&rustls::SupportedProtocolVersion] = match (info.tls.only_12, info.tls.only_13) {
         (true, _) => &[&rustls::version::TLS12],
@@ -85,7 +93,7 @@ fn config(route: &Route<'_>, address: SocketAddr) -> Result<(ClientConfig, Serve
     config.enable_sni = info.tls.sni;
     // A name that no DNS has (an underscore, say) is not sent; it is still verified by our own rules.
     let name = host.and_then(|host| ServerName::try_from(host).ok());
-    Ok((config, name.unwrap_or_else(|| ServerName::IpAddress(address.ip().into())), shown))
+    Ok((config, name.unwrap_or_else(|| ServerName::IpAddress(address.ip().into())), shown, verified))
 }
 
 /// A failed handshake: what broke off may pass, what was refused will not.

@@ -15,6 +15,7 @@ use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureSc
 
 use super::certificate;
 use super::conninfo::{Revocation, Roots, SslMode, Tls};
+use super::security::Verified;
 use crate::error::{Error, Kind, Result};
 
 /// The certificates to trust; `None`: any certificate will do. As libpq, a root file that exists is used in every mode.
@@ -154,6 +155,15 @@ impl Verifier {
             _ => None,
         };
         Ok(Verifier { provider: provider.clone(), trusted, revocation, host })
+    }
+
+    /// What a session that passes has proven.
+    pub(super) fn verifies(&self) -> Verified {
+        match (&self.trusted, &self.host) {
+            (None, None) => Verified::Nothing,
+            (_, None) => Verified::Chain,
+            (_, Some(_)) => Verified::Name,
+        }
     }
 
     /// Chain and revocation; the name is verified by our own rules.

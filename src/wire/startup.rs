@@ -87,6 +87,7 @@ pub struct Startup {
     login: Login,
     state: State,
     bound: bool,
+    method: AuthMethod,
 }
 
 impl Startup {
@@ -96,7 +97,17 @@ impl Startup {
             .chain(login.parameters.iter().map(|(name, value)| (*name, value.as_str())));
         let refused = |_| WireError::Text { what: "a startup parameter", found: "a zero byte" };
         frontend::startup_message(pairs, &mut out.bytes).map_err(refused)?;
-        Ok(Startup { login, state: State::Greeting, bound: false })
+        Ok(Startup { login, state: State::Greeting, bound: false, method: AuthMethod::None })
+    }
+
+    /// What the server asked for; final when the session is ready.
+    pub fn method(&self) -> AuthMethod {
+        self.method
+    }
+
+    /// Whether the login is bound to the TLS connection.
+    pub fn is_bound(&self) -> bool {
+        self.bound
     }
 
     fn state_name(&self) -> &'static str {
@@ -168,7 +179,8 @@ impl Startup {
     }
 
     /// Before anything is sent: a password in the clear is not unsent.
-    fn demand(&self, asked: AuthMethod) -> Result<(), WireError> {
+    fn demand(&mut self, asked: AuthMethod) -> Result<(), WireError> {
+        self.method = asked;
         let required = &self.login.require_auth;
         if required.allows(asked) {
             return Ok(());
