@@ -121,9 +121,9 @@ fn keys() -> BTreeSet<String> {
         compression: some(),
         shutdown_grace: some(),
         stall_timeout: some(),
-        on_gap: None,
-        slot_after_failover: None,
-        give_up_at: None,
+        on_gap: some(),
+        slot_after_failover: some(),
+        give_up_at: some(),
     };
     let file = ConfigFile {
         repo: String::new(),
