@@ -12,6 +12,8 @@ mod equality;
 mod fetch_codes;
 #[path = "cli/idle.rs"]
 mod idle;
+#[path = "cli/many.rs"]
+mod many;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/server_refusals.rs"]

@@ -17,8 +17,8 @@ use crate::error::{Error, Kind, Result};
 
 /// Longest name of a socket (`sockaddr_un`, with its zero byte).
 const LONGEST: usize = 107;
-/// How long one side waits for the other.
-const LIMIT: Duration = Duration::from_secs(3);
+/// How long one side waits for the other: long enough for a host that has too much to do.
+const LIMIT: Duration = Duration::from_secs(10);
 /// A socket nobody listens on is left over when it is as old as this: before, somebody may be about to.
 const LEFT_OVER: Duration = Duration::from_secs(10);
 /// More than any document has.
