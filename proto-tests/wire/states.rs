@@ -242,6 +242,35 @@ fn states_of_backups() -> Vec<State> {
     ]
 }
 
+/// A request for an answer may cross the end of the timeline.
+#[test]
+fn an_answer_behind_the_end_of_the_stream_is_passed_over_and_wal_is_not() {
+    let keepalive = |out: &mut BytesMut| {
+        out.put_u8(b'k');
+        out.put_u64(0x100);
+        out.put_i64(5);
+        out.put_u8(0);
+    };
+    let mut body = BytesMut::new();
+    keepalive(&mut body);
+    let next = [columns(2), row(&[Some("2"), Some("0/100")]), complete("x"), complete("x"), ready()].concat();
+    let ended = || {
+        let mut out = Outbox::default();
+        let mut machine = stream(&mut out);
+        machine.feed(&message(b'W', &[0, 0, 0]), &mut out).expect("the beginning");
+        machine.feed(&message(b'c', &[]), &mut out).expect("the end");
+        (machine, out)
+    };
+    let (mut machine, mut out) = ended();
+    assert!(!machine.feed(&message(b'd', &body), &mut out).expect("an answer that is late"), "no event");
+    assert!(machine.feed(&next, &mut out).expect("the next timeline"));
+    let (mut machine, mut out) = ended();
+    machine.feed(&wal(0x100, b"late"), &mut out).expect_err("WAL");
+    let (mut machine, mut out) = ended();
+    machine.feed(&columns(2), &mut out).expect("the result set");
+    machine.feed(&message(b'd', &body), &mut out).expect_err("inside the result set");
+}
+
 #[test]
 fn every_message_in_every_state() {
     let over = ["session ready", "ready for a command", "stream over", "backup over"];

@@ -117,6 +117,11 @@ impl WalStream {
             return Err(message.out_of_place(name));
         };
         match message {
+            // A status that asked for an answer and crossed the server's CopyDone is answered all the same (`ProcessStandbyReplyMessage`).
+            Message::CopyData(data) if *began && rows.is_none() && *completes == 0 => match Inner::read(data)? {
+                Inner::Keepalive { .. } => {}
+                Inner::Wal { .. } => return Err(WireError::answer(NAME, "WAL came after the end of the stream")),
+            },
             Message::RowDescription(columns) if rows.is_none() && *completes == 0 => {
                 *rows = Some(Rows { columns, ..Rows::default() });
             }

@@ -14,6 +14,7 @@ use walrecv::pg::{Lsn, MajorVersion, SegmentName, TimelineId};
 use super::harness::{self, Vault};
 use super::kill::{Process, told};
 use crate::support::ledger::Entry;
+use crate::support::proxy::Proxy;
 use crate::support::{Ledger, Moto, Seed, Server, require_moto, require_servers, rounds, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -65,6 +66,8 @@ struct Scene {
     vault: Vault,
     spot: Spot,
     flush_ms: u64,
+    /// Puts take a tenth of a second: whatever is acknowledged too early is lost.
+    line: Option<Proxy>,
 }
 
 impl Scene {
@@ -77,14 +80,18 @@ impl Scene {
             .start();
         server.sql("set synchronous_commit = local; select pg_create_physical_replication_slot('walrecv', true)");
         // What is listed is flushed at every commit, whatever the interval.
-        Scene { server, vault: Vault::new(), spot, flush_ms: if synchronous { 60_000 } else { INTERVAL_MS } }
+        let flush_ms = if synchronous { 60_000 } else { INTERVAL_MS };
+        let line = matches!(spot, Spot::Bucket(_)).then(|| Proxy::start(Moto::shared().port()));
+        line.iter().for_each(|line| line.trickle(1_000_000));
+        Scene { server, vault: Vault::new(), spot, flush_ms, line }
     }
 
     fn receive(&self) -> Process {
         match &self.spot {
             Spot::Folder => Process::start(&self.vault, &self.server, self.flush_ms),
             Spot::Bucket(url) => {
-                let endpoint = Moto::shared().endpoint();
+                let port = self.line.as_ref().map_or(Moto::shared().port(), |line| line.port);
+                let endpoint = format!("http://127.0.0.1:{port}");
                 Process::start_in_bucket(&self.vault, &self.server, self.flush_ms, url, &endpoint)
             }
         }

@@ -68,7 +68,7 @@ fn a_flush_interval_longer_than_the_limit_is_no_stall() {
     let vault = Vault::new();
     let mut options = harness::options(&server);
     options.flush_interval = Duration::from_secs(4);
-    options.stall_timeout = Duration::from_millis(500);
+    options.stall_timeout = Duration::from_secs(2);
     options.status_interval = Duration::from_millis(100);
     let receiving = Receiving::start(options, vault.place());
     receiving.wait_streaming();

@@ -6,6 +6,7 @@ use walrecv::pg::{Lsn, MajorVersion, SegmentNumber, TimelineId};
 use walrecv::receive::ReceiveEvent;
 
 use super::harness::{self, Receiving, Vault};
+use crate::support::proxy::Proxy;
 use crate::support::{Server, Stop, require_servers};
 
 const OLD: TimelineId = TimelineId(1);
@@ -141,6 +142,49 @@ fn a_branch_that_died_in_the_segment_of_the_fork_is_kept_in_its_tail() {
     let wanted = size.offset_of(dead_end) as usize;
     assert!(stored.len() >= wanted, "{} bytes are left of {wanted} that were acknowledged", stored.len());
     assert!(stored[..wanted] == harness::own_segment(&primary, OLD, number, size)[..wanted]);
+}
+
+/// A primary that was cut off goes on, with a receiver of its own, while another receiver ends the timeline at the fork: what the first one writes meanwhile
+/// stays, although the end of the timeline is an object.
+#[test]
+fn the_tail_of_another_receiver_survives_the_end_of_its_timeline() {
+    require_servers!(MajorVersion::V18);
+    let primary = Server::start(MajorVersion::V18);
+    primary.sql("create table t (id int, filler text)");
+    harness::create_slot(&primary);
+    let standby = primary.standby().setting("wal_keep_size", "100MB").start();
+    harness::create_slot(&standby);
+    primary.sql("insert into t select i, repeat('x', 100) from generate_series(1, 4000) i");
+    caught_up(&primary, &standby);
+    standby.promote();
+    let vault = Vault::new();
+    let proxy = Proxy::start(standby.port());
+    proxy.trickle(300_000);
+    let ends = Receiving::start(harness::options_through(&standby, &proxy), vault.place());
+    ends.wait_streaming();
+    proxy.stall(true);
+    let mut options = harness::options(&primary);
+    options.flush_interval = Duration::from_millis(50);
+    let lives = Receiving::start(options, vault.place());
+    primary.sql("insert into t values (1, 'answered by the old primary')");
+    let answered = primary.lsn();
+    harness::wait_acknowledged(&primary, answered);
+    assert!(!ends.saw(|e| matches!(e, ReceiveEvent::TimelineSwitch { .. })), "{:#?}", ends.events());
+    proxy.trickle(0);
+    proxy.stall(false);
+    ends.wait_event("the switch", |e| matches!(e, ReceiveEvent::TimelineSwitch { to: NEW, .. }));
+    // Behind it, what was cleared away is gone.
+    standby.sql("insert into t values (2, 'new')");
+    harness::wait_acknowledged(&standby, standby.lsn());
+    ends.stop();
+    let (runtime, archive) = (harness::runtime(), vault.archive(&standby));
+    let size = archive.names.segment_size;
+    let number = size.segment_of(fork(&standby));
+    assert_eq!(number, size.segment_of(answered), "one segment");
+    let (stored, _) = harness::segment(&runtime, &archive, OLD, number);
+    let wanted = size.offset_of(answered) as usize;
+    assert!(stored.len() >= wanted, "{} bytes are left of {wanted} that were acknowledged", stored.len());
+    lives.stop();
 }
 
 #[test]
