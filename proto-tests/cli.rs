@@ -2,6 +2,8 @@
 
 #[path = "cli/archive_refusals.rs"]
 mod archive_refusals;
+#[path = "cli/catalog.rs"]
+mod catalog;
 #[path = "cli/check.rs"]
 mod check;
 #[path = "cli/disaster.rs"]

@@ -77,8 +77,13 @@ impl Archive {
                 _ => first,
             },
         };
-        let found = self.contiguous_from(timeline, lsn.max(run.start(size))).await?;
-        Ok(found.or((run > first).then(|| run.start(size))))
+        let segment = SegmentName::new(timeline, run, size);
+        let end = self.end_in(segment).await?;
+        if end < segment.end() {
+            return Ok((end > lsn).then_some(end));
+        }
+        // Completed since.
+        self.contiguous_from(timeline, lsn.max(segment.start())).await
     }
 
     /// Complete segments of the 4 GiB of WAL that this segment belongs to.

@@ -3,7 +3,7 @@
 //! Names are listed folder by folder; what is new is read from the group's summary, and only what that does not list from the objects themselves. Every folder is
 //! noted as a whole and in order, so whatever is cut off leaves a catalog that is right up to somewhere and is continued from there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use futures::stream::{self, StreamExt};
@@ -172,30 +172,25 @@ impl Archive {
             true => Fact::Group { timeline, first },
             false => Fact::NoGroup { timeline, first },
         });
-        let segment_of = |entry: &WalEntry| self.names.segment_size.segment_of(entry.start);
-        // A `.partial` begins somewhere in the segment that its name tells.
-        let noted = |entry: &WalEntry| {
-            if !entry.partial {
-                return known.get(&(entry.start, false)).copied();
-            }
-            let mut partials = known.iter().filter(|((_, partial), _)| *partial);
-            let same = |start: Lsn| self.names.segment_size.segment_of(start) == segment_of(entry);
-            partials.find(|((start, _), _)| same(*start)).map(|(_, size)| *size)
-        };
-        let missing: Vec<&WalEntry> = listing.entries.iter().filter(|e| noted(e) != Some(e.size)).collect();
+        let noted: BTreeMap<(Lsn, bool), u64> =
+            known.iter().map(|((start, partial), size)| ((self.place_of(*start, *partial), *partial), *size)).collect();
+        let is_noted = |entry: &&WalEntry| noted.get(&(entry.start, entry.partial)) == Some(&entry.size);
+        let missing: Vec<&WalEntry> = listing.entries.iter().filter(|entry| !is_noted(entry)).collect();
         self.learn_missing(group, &listing, missing, &mut folder).await?;
+        let listed: BTreeSet<(Lsn, bool)> =
+            listing.entries.iter().map(|entry| (self.place_of(entry.start, entry.partial), entry.partial)).collect();
         for (start, partial) in known.keys().copied() {
-            let mut listed = listing.entries.iter().filter(|entry| entry.partial == partial);
-            let stored = match partial {
-                true => listed.any(|entry| segment_of(entry) == self.names.segment_size.segment_of(start)),
-                false => listed.any(|entry| entry.start == start),
-            };
-            if !stored {
+            if !listed.contains(&(self.place_of(start, partial), partial)) {
                 folder.learned.gone += 1;
                 folder.facts.push(Fact::Gone { timeline, start, partial });
             }
         }
         Ok(folder)
+    }
+
+    /// What a name tells of where an object starts: a `.partial` begins somewhere in its segment.
+    fn place_of(&self, start: Lsn, partial: bool) -> Lsn {
+        if partial { start.align_down(self.names.segment_size.bytes()) } else { start }
     }
 
     /// Finds the summaries of objects that are not noted: in the group's summary, or at their beginnings.
