@@ -118,13 +118,14 @@ fn serve(server: &Server, temp: &TempDir, name: &str) -> Option<Receiver> {
         command.args(["-d", &dsn, "--slot", NAME, "--synchronous", "--no-loop", "-D"]).arg(&out);
         command
     } else {
-        let _ = fs::remove_file(temp.join(format!("{NAME}.toml")));
         common::walrecv(temp, &format!("file://{}", out.display()), &dsn, NAME, &[])
     };
     server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{NAME}'"));
     server.sql("SELECT pg_reload_conf()");
     let receiver = Receiver::start(command);
-    let state = format!("SELECT sync_state FROM pg_stat_replication WHERE application_name = '{NAME}'");
+    let state = format!(
+        "SELECT max(sync_state) FROM pg_stat_replication WHERE application_name = '{NAME}' AND state = 'streaming'"
+    );
     server.wait_sql(&state, "sync");
     // The first commit waits until everything is in place.
     server.sql("SELECT pg_logical_emit_message(true, 'bench', 'first')");

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use walrecv::pg::MajorVersion;
@@ -77,7 +78,11 @@ impl Drop for Receiver {
 
 /// `walrecv receive` into `url` through `slot`, with what `init` makes and nothing else; `more` is added to the command.
 pub fn walrecv(temp: &TempDir, url: &str, dsn: &str, slot: &str, env: &[(&'static str, String)]) -> Command {
-    let config = temp.join(format!("{slot}.toml")).display().to_string();
+    // `init` overwrites nothing: each run has a folder of its own.
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let folder = temp.join(format!("run{}", RUNS.fetch_add(1, Ordering::SeqCst)));
+    std::fs::create_dir_all(&folder).expect("make a folder");
+    let config = folder.join("walrecv.toml").display().to_string();
     let init = ["init", "--config", &config, "--repo", url, "--dsn", dsn, "--slot", slot];
     crate::support::Walrecv::new(init).envs(env.iter().cloned()).run().expect_code(0);
     let mut command = Command::new(crate::support::walrecv::path());

@@ -66,7 +66,6 @@ fn main() {
                 _ => (format!("file://{}", local.display()), Vec::new()),
             };
             let dsn = format!("{} application_name={NAME}", server.conninfo("postgres"));
-            let _ = std::fs::remove_file(temp.join(format!("{NAME}.toml")));
             let receiver = Receiver::start(common::walrecv(&temp, &url, &dsn, NAME, &env));
             let found = measure(&server, options.seconds);
             eprintln!(
@@ -85,7 +84,7 @@ fn main() {
 fn measure(server: &Server, seconds: u64) -> Durable {
     let mut session = server.connect("postgres").expect("connect");
     let question = format!(
-        "SELECT pg_current_wal_flush_lsn(), (SELECT flush_lsn FROM pg_stat_replication WHERE application_name = '{NAME}')"
+        "SELECT pg_current_wal_flush_lsn(), (SELECT max(flush_lsn) FROM pg_stat_replication WHERE application_name = '{NAME}')"
     );
     let mut ask = || -> (Lsn, Lsn) {
         let rows = session.query(&question).expect("an answer");

@@ -114,6 +114,8 @@ pub struct Keeper {
     /// The head of an unfinished record was to be kept too, and could not be.
     all_pending: bool,
     announced: Option<Instant>,
+    /// How far checking and comparing had come when that was told last.
+    told: Option<(Lsn, Option<Lsn>)>,
     /// Ends of the first and the last commit that nobody was told of.
     commits: Option<RangeInclusive<Lsn>>,
     out: Out,
@@ -137,6 +139,7 @@ impl Keeper {
             retry_tail_at: None,
             all_pending: false,
             announced: None,
+            told: None,
             commits: None,
             out,
         };
@@ -276,10 +279,11 @@ impl Keeper {
     /// `pieces` tail pieces are on their way.
     pub fn settle(&mut self, pieces: usize) {
         self.config.stats.held_bytes.set(self.memory());
-        self.tell_checked();
+        // A commit that waits is made durable first: what is told before only wakes the task for nothing.
         if self.config.flush_interval.is_zero() {
             self.flush(Flush::Due, pieces);
         }
+        self.tell_checked();
         self.announce(pieces);
     }
 
@@ -428,9 +432,13 @@ impl Keeper {
         }
     }
 
+    /// Unless nothing has changed since: every event wakes the task that reports.
     fn tell_checked(&mut self) {
-        let commits = self.commits.take();
-        self.tell(Kept::Checked { checked: self.check.checked(), compared: self.check.compared(), commits });
+        let (checked, compared, commits) = (self.check.checked(), self.check.compared(), self.commits.take());
+        if self.told != Some((checked, compared)) || commits.is_some() {
+            self.told = Some((checked, compared));
+            self.tell(Kept::Checked { checked, compared, commits });
+        }
     }
 
     fn tell(&self, kept: Kept) {
