@@ -129,6 +129,11 @@ impl Archive {
         Err(unsettled(segment))
     }
 
+    /// Whether the object, or all parts, of a segment are stored.
+    pub async fn is_complete(&self, segment: SegmentName) -> Result<bool> {
+        Ok(reach(self.measure_objects(segment).await?) == segment.size.bytes())
+    }
+
     async fn measure_objects(&self, segment: SegmentName) -> Result<Vec<(u64, u64)>> {
         let share = segment.size.bytes().min(PART_BYTES);
         let mut extents = Vec::new();

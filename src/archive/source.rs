@@ -34,7 +34,7 @@ impl Archive {
     }
 
     /// Names of the tail files and pieces of a segment, as listed now.
-    pub(super) async fn tails_of(&self, segment: SegmentName) -> Result<Vec<String>> {
+    pub async fn tails_of(&self, segment: SegmentName) -> Result<Vec<String>> {
         let listed = self.repo.list(&self.names.tail_folder(segment)).await?;
         let ours =
             |name: &String| matches!(self.parse(name), Some(WalObject::TailPiece { .. } | WalObject::TailOpen { .. }));

@@ -21,13 +21,21 @@ pub struct Clearing {
     /// Per start of an object: runs under whose names this pipeline began local tail files, and its tail pieces that are durable.
     opened: BTreeMap<Lsn, Vec<String>>,
     pieces: BTreeMap<Lsn, Pieces>,
+    /// Pieces of earlier runs, and where they end.
+    older: Vec<(Lsn, Vec<String>)>,
     jobs: JoinSet<Result<()>>,
 }
 
 impl Clearing {
-    pub fn new(archive: Archive, timeline: TimelineId, tailed: BTreeSet<SegmentNumber>) -> Clearing {
+    /// `older`: pieces of earlier runs that begin where this run does or later, with where they end.
+    pub fn new(
+        archive: Archive,
+        timeline: TimelineId,
+        tailed: BTreeSet<SegmentNumber>,
+        older: Vec<(Lsn, Vec<String>)>,
+    ) -> Clearing {
         let (opened, pieces) = (BTreeMap::new(), BTreeMap::new());
-        Clearing { archive, timeline, tailed, opened, pieces, jobs: JoinSet::new() }
+        Clearing { archive, timeline, tailed, opened, pieces, older, jobs: JoinSet::new() }
     }
 
     /// The segment of the byte before `lsn` has a tail.
@@ -92,6 +100,16 @@ impl Clearing {
             self.delete(names);
         }
         self.forget(self.object_of(reported));
+    }
+
+    /// Everything was compared with what earlier runs left, and this run has made it durable itself up to `reported`: their pieces below that go. Their local
+    /// files stay as long as the segment is not complete, since who lost the server without noticing it may still write to his.
+    pub fn compared(&mut self, reported: Lsn) {
+        let older = std::mem::take(&mut self.older);
+        let (covered, rest) = older.into_iter().partition(|(end, _)| *end <= reported);
+        self.older = rest;
+        let covered: Vec<(Lsn, Vec<String>)> = covered;
+        self.delete(covered.into_iter().flat_map(|(_, names)| names).collect());
     }
 
     fn segment_stored(&mut self, number: SegmentNumber) {

@@ -11,9 +11,18 @@ use crate::seal::key::RepositorySecret;
 #[derive(Debug)]
 pub struct OldTail {
     pub name: String,
+    /// All pieces of it, where it is made of such.
+    pub pieces: Vec<String>,
     pub start: Lsn,
     /// (bytes from `start`, keyed hash of them), ascending.
     pub marks: Vec<(u64, [u8; 32])>,
+}
+
+impl OldTail {
+    /// Where its last whole frame ends.
+    pub fn end(&self) -> Lsn {
+        self.start + self.marks.last().map_or(0, |(len, _)| *len)
+    }
 }
 
 /// The stored tail differs from what the server sends now.
@@ -102,7 +111,7 @@ mod tests {
             hasher.update(&stream[start as usize..(start + end) as usize]);
             (*end, hasher.finalize())
         });
-        OldTail { name: format!("tail at {start}"), start: Lsn(start), marks: marks.collect() }
+        OldTail { name: format!("tail at {start}"), pieces: Vec::new(), start: Lsn(start), marks: marks.collect() }
     }
 
     fn stream() -> Vec<u8> {

@@ -103,6 +103,9 @@ impl Pipeline {
         let config = ScanConfig { version, system: names.system, timeline, segment_size: names.segment_size };
         let mut tailed = stored.litter;
         tailed.extend(stored.tails.iter().map(|tail| names.segment_size.segment_of(tail.start)));
+        let older =
+            stored.tails.iter().filter(|tail| tail.start >= start).map(|tail| (tail.end(), tail.pieces.clone()));
+        let older = older.collect();
         let whole = stored.segments.clone();
         let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()));
         let flush_interval = if synchronous { Duration::ZERO } else { options.flush_interval };
@@ -123,7 +126,7 @@ impl Pipeline {
             puts: Puts::new(archive.clone(), out, observer.stats().clone()),
             arrivals: Arrivals::default(),
             beats,
-            clearing: Clearing::new(archive.clone(), timeline, tailed),
+            clearing: Clearing::new(archive.clone(), timeline, tailed, older),
             archive,
             timeline,
             worker,
@@ -422,6 +425,9 @@ impl Pipeline {
         self.count();
         let reported = self.ledger.reported();
         self.clearing.reported(reported);
+        if self.ledger.is_compared() {
+            self.clearing.compared(reported);
+        }
         for item in self.puts.forget_tails(self.clearing.object_of(reported)) {
             self.leave(&item);
         }

@@ -20,6 +20,9 @@ use crate::seal::tail::{piece_marks, tail_marks};
 /// Tails that are read at once: a killed run may have left many pieces, and the next one streams only after it has them all.
 const READS: usize = 8;
 
+/// How often the tails of a segment are looked at when some vanish meanwhile.
+const LOOKS: u32 = 8;
+
 /// What is stored of one timeline from a start on.
 pub struct Stored {
     /// Complete segments.
@@ -83,39 +86,67 @@ pub async fn stored(
     let stock = inventory.timelines.get(&timeline).unwrap_or(&none);
     let first = archive.names.segment_size.segment_of(start);
     let mut tails = Vec::new();
+    let mut segments: BTreeSet<SegmentNumber> = stock.complete.range(first..).copied().collect();
     for (number, names) in stock.tails.range(first..) {
-        if !stock.complete.contains(number) {
+        if !segments.contains(number) {
             let segment = SegmentName::new(timeline, *number, archive.names.segment_size);
-            tails.extend(old_tails(archive, segment, names, observer).await?);
+            match settled_tails(archive, segment, names.clone(), observer).await? {
+                Some(found) => tails.extend(found),
+                None => _ = segments.insert(*number),
+            }
         }
     }
-    let segments = stock.complete.range(first..).copied().collect();
     let litter = stock.tails.range(..first).map(|(number, _)| *number);
     let litter = litter.filter(|number| stock.complete.contains(number)).collect();
     Ok(Stored { segments, tails, litter })
 }
 
-/// The tails of one segment: local files one by one, the pieces of one run together.
+/// The tails of one segment, of which none was gone when it was read: merged meanwhile, or no longer needed. `None`: the segment is complete by now.
+async fn settled_tails(
+    archive: &Archive,
+    segment: SegmentName,
+    mut names: Vec<String>,
+    observer: &Observer,
+) -> Result<Option<Vec<OldTail>>> {
+    for _ in 0..LOOKS {
+        if let Some(tails) = old_tails(archive, segment, &names, observer).await? {
+            return Ok(Some(tails));
+        }
+        names = archive.tails_of(segment).await?;
+        if archive.is_complete(segment).await? {
+            return Ok(None);
+        }
+    }
+    let text =
+        format!("what is stored of segment {segment} changes faster than it can be read: another run is at work");
+    Err(Error::new(Kind::Repository, text).transient())
+}
+
+/// The tails of one segment: local files one by one, the pieces of one run together. `None` when one of them is gone.
 async fn old_tails(
     archive: &Archive,
     segment: SegmentName,
     names: &[String],
     observer: &Observer,
-) -> Result<Vec<OldTail>> {
+) -> Result<Option<Vec<OldTail>>> {
     let mut runs: BTreeMap<[u8; 32], OldTail> = BTreeMap::new();
     let mut read = Vec::new();
     for some in names.chunks(READS) {
         read.extend(try_join_all(some.iter().map(|name| archive.repo.get(name))).await?);
     }
     for (name, bytes) in names.iter().zip(read) {
-        let Some(bytes) = bytes else { continue };
+        let Some(bytes) = bytes else { return Ok(None) };
         if bytes.iter().all(|b| *b == 0) {
             continue;
         }
         match marks(archive, segment, name, &bytes) {
             Ok((salt, start, marks)) => {
-                let run = runs.entry(salt).or_insert_with(|| OldTail { name: name.clone(), start, marks: Vec::new() });
+                let new = || OldTail { name: name.clone(), pieces: Vec::new(), start, marks: Vec::new() };
+                let run = runs.entry(salt).or_insert_with(new);
                 run.marks.extend(marks);
+                if !name.ends_with(".open") {
+                    run.pieces.push(name.clone());
+                }
             }
             Err(OpenFailed::Key(problem)) => {
                 return Err(Error::new(Kind::Key, format!("{name}: {problem}"))
@@ -125,14 +156,12 @@ async fn old_tails(
             Err(problem) => observer.warn(format!("the tail {name} of an earlier run cannot be compared: {problem}")),
         }
     }
-    Ok(runs
-        .into_values()
-        .map(|mut tail| {
-            tail.marks.sort_unstable();
-            tail.marks.dedup();
-            tail
-        })
-        .collect())
+    let sorted = runs.into_values().map(|mut tail| {
+        tail.marks.sort_unstable();
+        tail.marks.dedup();
+        tail
+    });
+    Ok(Some(sorted.collect()))
 }
 
 type Marks = Vec<(u64, [u8; 32])>;

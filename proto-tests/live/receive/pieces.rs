@@ -63,8 +63,15 @@ fn thousands_of_flushes_leave_few_pieces() {
 
     // Another run compares with what is left of them, and goes on.
     receiving.stop();
+    let earlier: Vec<String> = store.names().into_iter().filter(|name| name.contains("/tail/")).collect();
+    assert!(earlier.len() > 5, "{earlier:?}");
     let receiving = Receiving::start(options, place());
     commits(&server, 100);
+    // The new run's pieces hold all that the earlier ones did.
+    wait_for("the earlier run's pieces to go", Duration::from_secs(20), || {
+        let names = store.names();
+        (!earlier.iter().any(|name| names.contains(name))).then_some(())
+    });
     nothing_is_missing(&archive, &server, from, told(&server));
     let end = server.switch_wal();
     commits(&server, 1);
