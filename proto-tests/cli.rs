@@ -22,6 +22,8 @@ mod refusals;
 mod server_refusals;
 #[path = "cli/site.rs"]
 mod site;
+#[path = "cli/standbys.rs"]
+mod standbys;
 #[path = "cli/status.rs"]
 mod status;
 #[path = "cli/stories.rs"]
