@@ -279,7 +279,7 @@ fn ends_of_a_stream() {
         assert_eq!(error.kind(), Kind::Corrupt);
         assert!(error.to_string().contains("expected data at 0/3300, the server sent data at 0/10"), "{error}");
         let (error, mut connection) = first_error(listen(removed).await).await;
-        assert!(error.kind() == Kind::Slot && !error.is_transient(), "{error:?}");
+        assert!(error.kind() == Kind::Gap && !error.is_transient(), "{error:?}");
         assert_eq!(connection.next_event().await.expect_err("no stream").kind(), Kind::Failed);
         let (error, _) = first_error(listen(garbage).await).await;
         assert_eq!(error.kind(), Kind::Corrupt);

@@ -479,24 +479,3 @@ fn wal_is_handed_on_without_a_copy() {
     assert_eq!((bytes.as_ptr() as usize, bytes.len()), (place, 4096));
     assert_eq!(bytes, Bytes::from(vec![7; 4096]));
 }
-
-/// It answers a status that asked for it until it has read our CopyDone; WAL has no place there.
-#[test]
-fn a_keepalive_may_follow_the_end_of_a_timeline() {
-    let begin = || {
-        let mut out = Outbox::default();
-        let mut machine = WalStream::begin(None, Lsn(0x100), TimelineId(1), &mut out).expect("a stream");
-        for bytes in [message(b'W', &[0, 0, 0]), message(b'c', &[])] {
-            machine.poll(&mut BytesMut::from(&bytes[..]), &mut out).expect("a beginning, and an end");
-        }
-        (machine, out)
-    };
-    let mut keepalive = vec![b'k'];
-    keepalive.extend_from_slice(&[0; 17]);
-    let (mut machine, mut out) = begin();
-    let taken = machine.poll(&mut BytesMut::from(&message(b'd', &keepalive)[..]), &mut out);
-    assert!(matches!(taken, Ok(None)), "{taken:?}");
-    let (mut machine, mut out) = begin();
-    let refused = machine.poll(&mut BytesMut::from(&wal(0x100, &[7; 10])[..]), &mut out);
-    assert!(matches!(refused, Err(WireError::Discontinuity { .. })), "{refused:?}");
-}
