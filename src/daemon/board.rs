@@ -37,6 +37,8 @@ struct Known {
     server: Option<ServerReport>,
     timeline: Option<u32>,
     problem: Option<Problem>,
+    /// WAL that is gone for good, as long as this process lives: nobody here knows whether a new backup was taken.
+    hole: Option<String>,
     slot: Option<SlotHealth>,
     synchronous: bool,
     warning: Option<Remark>,
@@ -65,6 +67,7 @@ impl Board {
             server: None,
             timeline: None,
             problem: None,
+            hole: None,
             slot: None,
             synchronous: false,
             warning: None,
@@ -120,6 +123,12 @@ impl Board {
                 known.problem =
                     Some(Problem::of("the repository takes nothing; the server is left alone until it does"));
                 known.enter(State::Stalled);
+            }
+            ReceiveEvent::Hole(hole) => {
+                known.hole = Some(format!(
+                    "WAL from {} to {} is gone for good: a new base backup is needed",
+                    hole.from, hole.to
+                ));
             }
             ReceiveEvent::CorruptWal { problem } => known.problem = Some(Problem::of(problem)),
             ReceiveEvent::Warning(text) => {
@@ -184,7 +193,9 @@ impl Board {
             warning: known.warning.clone(),
             behind,
             healthy: true,
+            hole: None,
         };
+        report.hole = known.hole.clone();
         if let Some(problem) = unhealthy(&report, now.saturating_duration_since(known.since_instant), late) {
             report.healthy = false;
             report.problem.get_or_insert(problem);
@@ -258,6 +269,9 @@ fn unhealthy(report: &ClusterReport, lasted: Duration, late: f64) -> Option<Stri
     if !text.is_empty() {
         return Some(text.to_owned());
     }
+    if let Some(hole) = &report.hole {
+        return Some(hole.clone());
+    }
     if let Some(status @ ("lost" | "unreserved")) = report.slot.as_ref().and_then(|slot| slot.wal_status.as_deref()) {
         return Some(format!("the slot's WAL is {status}: the server may remove WAL that is not stored"));
     }
@@ -285,4 +299,96 @@ fn moment(time: i64) -> Option<Timestamp> {
 /// RFC 3339 in UTC with microseconds.
 pub fn rfc3339(moment: Timestamp) -> String {
     moment.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::pg::{MajorVersion, SystemIdentifier, TimelineId};
+
+    fn board() -> Board {
+        Board::new("main", Some("walrecv"), Duration::from_secs(1), Arc::default())
+    }
+
+    fn streaming(board: &Board) {
+        let (system, timeline) = (SystemIdentifier(7), TimelineId(1));
+        let server = "db1".to_owned();
+        board.see(&ReceiveEvent::Connected { server, version: MajorVersion::V17, system, timeline });
+        board.see(&ReceiveEvent::Streaming { timeline, from: Lsn(0), slot: None, standby: false });
+    }
+
+    fn state(board: &Board) -> (State, bool) {
+        let report = board.report();
+        (report.state, report.healthy)
+    }
+
+    #[test]
+    fn states_follow_the_events() {
+        let board = board();
+        assert_eq!(state(&board), (State::Starting, true));
+        streaming(&board);
+        assert_eq!(state(&board), (State::Streaming, true));
+        board.see(&ReceiveEvent::Reconnecting { why: "lost".to_owned(), wait_ms: 0 });
+        assert_eq!(state(&board), (State::ServerAway, true), "a moment is no matter");
+        board.known().since_instant -= PATIENCE;
+        assert_eq!(state(&board), (State::ServerAway, false));
+        board.see(&ReceiveEvent::StandingBy { slot: "walrecv".to_owned(), holder: None });
+        assert_eq!(state(&board), (State::StandingBy, true));
+        streaming(&board);
+        board.see(&ReceiveEvent::Stalled { behind: 1 });
+        assert_eq!(state(&board), (State::Stalled, false));
+        board.failed(&Error::new(Kind::Slot, "gone").hint("make one"));
+        let report = board.report();
+        assert_eq!(
+            (report.state, report.kind.as_deref(), report.hint.as_deref()),
+            (State::Failed, Some("slot"), Some("make one"))
+        );
+        streaming(&board);
+        assert_eq!((state(&board), board.report().problem), ((State::Streaming, true), None));
+    }
+
+    #[test]
+    fn lag_is_measured_on_the_servers_clock_and_an_idle_server_has_none() {
+        let board = board();
+        streaming(&board);
+        let (now, stats) = (Instant::now(), board.stats.clone());
+        assert_eq!(board.report().behind, Behind::default(), "nothing is known yet");
+        stats.server_end.set(1000);
+        stats.durable.set(1000);
+        stats.set_heart(Some((1000, 5_000_000)), Some((8_000_000, now)));
+        assert_eq!((board.report().behind.bytes, board.report().behind.seconds), (Some(0), Some(0.0)));
+        stats.server_end.set(2000);
+        let behind = board.report().behind.seconds.unwrap();
+        assert!((3.0..3.5).contains(&behind), "{behind}");
+        // The server is silent: its clock goes on, and the lag with it.
+        stats.durable.set(2000);
+        stats.set_heart(None, Some((8_000_000, now.checked_sub(Duration::from_secs(10)).unwrap())));
+        let behind = board.report().behind.seconds.unwrap();
+        assert!((13.0..13.5).contains(&behind), "{behind}");
+        stats.server_end.set(2000 + 2 * CATCHING_UP);
+        assert_eq!(state(&board), (State::CatchingUp, true));
+        stats.set_oldest_commit(Some(stats.started));
+        board.known().slot = None;
+        assert_eq!(state(&board), (State::CatchingUp, true), "a commit that has just arrived");
+    }
+
+    #[test]
+    fn a_lost_slot_needs_attention_while_everything_streams() {
+        let board = board();
+        streaming(&board);
+        let health = |status: &str| SlotHealth {
+            restart_lsn: None,
+            retained_bytes: Some(1),
+            wal_status: Some(status.to_owned()),
+            safe_wal_size: None,
+            limit: None,
+            full_in_seconds: None,
+            polled_at: Instant::now(),
+        };
+        board.see(&ReceiveEvent::Slot(health("extended")));
+        assert_eq!(state(&board), (State::Streaming, true));
+        board.see(&ReceiveEvent::Slot(health("unreserved")));
+        assert_eq!(state(&board), (State::Streaming, false));
+    }
 }

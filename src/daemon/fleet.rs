@@ -15,6 +15,9 @@ use crate::receive::{Observer, Place, ReceiveOptions, ReceiveReport, receive};
 const FIRST: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// Told of a cluster's failure, and of the wait after it.
+type Failed = dyn Fn(&str, &Error, Duration) + Send + Sync;
+
 /// One cluster to stream.
 pub struct Job {
     pub options: ReceiveOptions,
@@ -36,7 +39,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
     failed: impl Fn(&str, &Error, Duration) + Send + Sync + 'static,
 ) -> Vec<Ended> {
-    let failed: Arc<dyn Fn(&str, &Error, Duration) + Send + Sync> = Arc::new(failed);
+    let failed: Arc<Failed> = Arc::new(failed);
     let mut running = JoinSet::new();
     for job in jobs {
         let (stop, failed) = (stop.clone(), failed.clone());
@@ -57,11 +60,7 @@ pub async fn run(
     ended
 }
 
-async fn keep_running(
-    job: Job,
-    mut stop: watch::Receiver<bool>,
-    failed: &(dyn Fn(&str, &Error, Duration) + Send + Sync),
-) -> Ended {
+async fn keep_running(job: Job, mut stop: watch::Receiver<bool>, failed: &Failed) -> Ended {
     let cluster = job.board.cluster().to_owned();
     let mut backoff = Backoff::new(
         FIRST,

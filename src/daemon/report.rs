@@ -83,6 +83,8 @@ pub struct ClusterReport {
     /// Listed in `synchronous_standby_names`: commits wait for the repository.
     pub synchronous: bool,
     pub warning: Option<Remark>,
+    /// WAL that was lost since start.
+    pub hole: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

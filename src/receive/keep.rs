@@ -239,6 +239,7 @@ impl Keeper {
                 self.tell(Kept::Rested(rested));
             }
             trim::give_back();
+            self.config.stats.held_bytes.set(self.memory());
         }
     }
 

@@ -204,10 +204,13 @@ async fn by_command(stream: &mut Connection, name: &str) -> Result<Found> {
 
 /// Returns once no other connection uses the slot.
 async fn stand_by(connection: &mut Connection, name: &str, observer: &Observer, told: &mut Told) -> Result<()> {
+    // After a lost connection it is said again: whoever watches was told of the loss.
+    let mut said = false;
     loop {
         let row = answered("pg_replication_slots", slot::read(connection, name)).await?;
         let Some(holder) = row.and_then(|row| row.active_pid) else { return Ok(()) };
-        if !std::mem::replace(told, true) {
+        *told = true;
+        if !std::mem::replace(&mut said, true) {
             observer.tell(ReceiveEvent::StandingBy { slot: name.to_owned(), holder: Some(holder) });
         }
         tokio::time::sleep(POLL).await;
