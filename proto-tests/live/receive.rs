@@ -12,6 +12,8 @@ mod disks;
 mod equality;
 #[path = "receive/failing.rs"]
 mod failing;
+#[path = "receive/failover.rs"]
+mod failover;
 #[path = "receive/harness.rs"]
 pub mod harness;
 #[path = "receive/heartbeats.rs"]

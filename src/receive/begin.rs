@@ -71,7 +71,8 @@ impl Run {
             let known = server.history.begin_of(timeline).is_some();
             let switch_point = server.history.switch_point_of(timeline);
             // Past what this run made durable the slot was moved by another receiver, whose WAL this server may have let go of since.
-            let moved = matches!(server.slot, SlotPosition::At(lsn) if lsn > pipeline.ledger.durable());
+            let durable = pipeline.ledger.durable();
+            let moved = !self.made_slot && matches!(server.slot, SlotPosition::At(lsn) if lsn > durable);
             // Where the slot's position is not told, it may have been.
             let moved = moved || self.standing_by && !matches!(server.slot, SlotPosition::At(_));
             // A standby that restarted may hold less than was received from it, and refuses to stream from further on: then it is begun anew below.

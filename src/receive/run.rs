@@ -11,8 +11,9 @@ use super::index::Index;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::Pipeline;
 use super::prepare;
+use super::resume::SlotPosition;
 use super::sentinel::{Sentinel, Sign};
-use super::server::{self, Access, Server, Told, answered};
+use super::server::{self, Access, Server, Told, Unfit, answered};
 use super::slot;
 use super::stream::{End, Stream, asked_to_stop};
 use super::{Place, ReceiveOptions, ReceiveReport};
@@ -209,6 +210,15 @@ impl Run {
                     }
                     continue;
                 }
+                // Where nothing tells beforehand whether there is a slot (13 and 14 without SQL), the attempt does.
+                Err(error) if is_missing(&error) && server.slot == SlotPosition::Unknown && !self.made_slot => {
+                    server.unfit = Some(Unfit::Missing(error));
+                    tokio::select! {
+                        outcome = self.ready_slot(&archive, server) => outcome?,
+                        () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
+                    }
+                    continue;
+                }
                 end => end?,
             };
             match end {
@@ -377,6 +387,11 @@ impl Run {
         }
         Ok(report)
     }
+}
+
+/// Whether there is no such slot.
+fn is_missing(error: &Error) -> bool {
+    error.kind() == Kind::Slot && !error.is_transient()
 }
 
 /// The next sign of a server that was left; never without one.

@@ -86,6 +86,10 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
         }
         connected => connected?,
     };
+    if second.is_none() && problem.is_some() {
+        // It may have failed in the middle of a failover, and without SQL much is not known.
+        second = Second::open(stream.same_server()).await.ok();
+    }
     let identity = answered("IDENTIFY_SYSTEM", stream.identify_system()).await?;
     possible(identity.position)?;
     let size = answered("SHOW", stream.show("wal_segment_size")).await?;

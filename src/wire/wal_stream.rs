@@ -215,8 +215,38 @@ impl Machine for WalStream {
                 self.state = State::Done;
                 Ok(Some(WalEvent::Stream(StreamEvent::Ended { shutdown: true })))
             }
+            // A status that asks for an answer and crosses the server's CopyDone is answered behind it (`ProcessStandbyReplyMessage`).
+            (State::Result { rows: None, completes: 0, began: true, .. }, Message::CopyData(data))
+                if data.first() == Some(&b'k') =>
+            {
+                Ok(None)
+            }
             (State::Result { .. }, message) => self.result(message),
             (_, message) => Err(message.out_of_place(self.state_name())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keepalive() -> Message {
+        let mut body = vec![b'k'];
+        body.extend([0; 16]);
+        body.push(0);
+        Message::CopyData(body.into())
+    }
+
+    #[test]
+    fn a_keepalive_that_crosses_the_end_of_the_timeline_is_left_out_and_wal_is_not() {
+        let mut out = Outbox::default();
+        let mut stream = WalStream::begin(None, Lsn(0x100_0000), TimelineId(1), &mut out).unwrap();
+        stream.take(Message::CopyBothResponse, &mut out).unwrap();
+        assert_eq!(stream.take(Message::CopyDone, &mut out), Ok(None));
+        assert_eq!(stream.take(keepalive(), &mut out), Ok(None));
+        let mut wal = vec![b'w'];
+        wal.extend([0; 32]);
+        assert!(matches!(stream.take(Message::CopyData(wal.into()), &mut out), Err(WireError::OutOfPlace { .. })));
     }
 }

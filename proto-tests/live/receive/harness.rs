@@ -163,7 +163,11 @@ impl Receiving {
             log.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         });
         let (runtime, stats) = (runtime(), observer.stats().clone());
-        let task = runtime.spawn(receive(options, place, observer, stopped));
+        let task = runtime.spawn(async move {
+            let outcome = receive(options, place, observer, stopped).await;
+            // Shown where the test fails.
+            outcome.inspect_err(|error| eprintln!("the receiver ended: {error}"))
+        });
         Receiving { stop, task, events, stats, runtime }
     }
 

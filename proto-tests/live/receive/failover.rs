@@ -1,0 +1,269 @@
+//! Failovers as they happen: several hosts, no slot on the new primary, back again after pg_rewind, cascades, forks close together.
+
+use std::time::Duration;
+
+use walrecv::archive::Archive;
+use walrecv::error::Kind;
+use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
+use walrecv::receive::{AfterFailover, ReceiveEvent, ReceiveOptions};
+
+use super::harness::{self, Receiving, Vault};
+use crate::support::{Server, Stop, require_servers, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn caught_up(primary: &Server, standby: &Server) {
+    let end = primary.sql("select pg_current_wal_flush_lsn()");
+    standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{end}'"), "t");
+}
+
+/// Through whichever of two servers is the primary.
+fn either(one: &Server, two: &Server) -> ReceiveOptions {
+    let hosts = format!("{},{}", one.socket_dir().display(), two.socket_dir().display());
+    let ports = format!("{},{}", one.port(), two.port());
+    harness::options_for(&format!("host={hosts} port={ports} user=postgres target_session_attrs=read-write"))
+}
+
+fn history(server: &Server, timeline: u32) -> TimelineHistory {
+    let path = server.data_dir().join(format!("pg_wal/{timeline:08X}.history"));
+    let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    TimelineHistory::parse(TimelineId(timeline), &text).expect("a valid history")
+}
+
+fn prefix_is(
+    archive: &Archive,
+    server: &Server,
+    timeline: TimelineId,
+    own: TimelineId,
+    number: SegmentNumber,
+    to: Lsn,
+) {
+    let size = archive.names.segment_size;
+    let (stored, _) = harness::segment(&harness::runtime(), archive, timeline, number);
+    let wanted = to.since(number.start(size)).min(size.bytes()) as usize;
+    let name = SegmentName::new(timeline, number, size);
+    assert!(stored.len() >= wanted, "{name}: {} of {wanted} bytes are stored", stored.len());
+    let path = server.data_dir().join("pg_wal").join(SegmentName::new(own, number, size).to_string());
+    if let Ok(own) = std::fs::read(path) {
+        assert!(stored[..wanted] == own[..wanted], "{name} differs from the server's");
+    }
+}
+
+/// Everything on the way to the server's timeline, from `from` on, is stored as the server has it: each timeline up to its fork, the last one up to `upto`.
+fn path_is_stored(vault: &Vault, server: &Server, timeline: u32, from: Lsn, upto: Lsn) {
+    let archive = vault.archive(server);
+    let size = archive.names.segment_size;
+    let history = history(server, timeline);
+    let mut begin = from;
+    for (index, ancestor) in history.ancestors.iter().enumerate() {
+        let fork = ancestor.switch_point;
+        let next = history.ancestors.get(index + 1).map_or(TimelineId(timeline), |a| a.timeline);
+        if fork > begin {
+            for number in (size.segment_of(begin).0..=size.segment_before(fork).0).map(SegmentNumber) {
+                // The segment of the fork goes on under the next timeline's name, with a copy of what came before.
+                let own = if number == size.segment_of(fork) { next } else { ancestor.timeline };
+                prefix_is(&archive, server, ancestor.timeline, own, number, fork);
+            }
+        }
+        begin = begin.max(fork);
+    }
+    for number in (size.segment_of(begin).0..=size.segment_before(upto).0).map(SegmentNumber) {
+        prefix_is(&archive, server, TimelineId(timeline), TimelineId(timeline), number, upto);
+    }
+    let stored = harness::runtime().block_on(archive.parsed_history(TimelineId(timeline))).expect("the history");
+    assert_eq!(stored, Some(history), "the history of timeline {timeline} is stored");
+}
+
+fn switched(receiving: &Receiving, to: u32) {
+    let what = format!("the switch to timeline {to}");
+    receiving.wait_event(&what, |e| matches!(e, ReceiveEvent::TimelineSwitch { to: found, .. } if found.0 == to));
+}
+
+/// The slot appears, and everything up to now is acknowledged.
+fn acknowledged_now(server: &Server) -> Lsn {
+    let end = server.lsn();
+    harness::wait_acknowledged(server, end);
+    end
+}
+
+fn write(server: &Server, text: &str) {
+    server.sql(&format!("insert into t select i, repeat('{text}', 30) from generate_series(1, 5000) i"));
+}
+
+/// One receiver, two hosts: failover, the old primary rewound, and back to it.
+#[test]
+fn a_running_receiver_goes_along_with_a_failover_and_back_after_pg_rewind() {
+    for version in [MajorVersion::V13, MajorVersion::V17] {
+        require_servers!(version);
+        let settings = |builder: crate::support::server::Builder| {
+            builder.setting("wal_log_hints", "on").setting("wal_keep_size", "200MB")
+        };
+        let mut one = settings(Server::builder(version)).start();
+        one.sql("create table t (id int, filler text)");
+        harness::create_slot(&one);
+        let from = harness::acknowledged(&one);
+        let two = settings(one.standby()).start();
+        let vault = Vault::new();
+        let receiving = Receiving::start(either(&one, &two), vault.place());
+        receiving.wait_streaming();
+        write(&one, "first");
+        caught_up(&one, &two);
+        acknowledged_now(&one);
+        one.kill9();
+        two.promote();
+        write(&two, "second");
+        switched(&receiving, 2);
+        let end = acknowledged_now(&two);
+        assert!(receiving.saw(|e| matches!(e, ReceiveEvent::SlotCreated { .. })), "{:#?}", receiving.events());
+        path_is_stored(&vault, &two, 2, from, end);
+
+        // The old primary comes back as a standby of the new one, and takes over in an orderly way.
+        let mut two = two;
+        two.sql("checkpoint");
+        let data = one.data_dir().display().to_string();
+        let source = format!("{} dbname=postgres", two.conninfo("postgres"));
+        one.run("pg_rewind", &["--target-pgdata", &data, "--source-server", &source, "--write-recovery-conf"]);
+        one.start_again();
+        caught_up(&two, &one);
+        write(&two, "third");
+        caught_up(&two, &one);
+        acknowledged_now(&two);
+        two.stop(Stop::Fast);
+        one.promote();
+        write(&one, "fourth");
+        switched(&receiving, 3);
+        let end = acknowledged_now(&one);
+        let (report, _) = receiving.stop();
+        assert_eq!((report.behind, report.timeline), (0, Some(TimelineId(3))), "{version}");
+        path_is_stored(&vault, &one, 3, from, end);
+        let inventory = harness::runtime().block_on(vault.archive(&one).holes()).expect("the holes");
+        assert_eq!(inventory, [], "{version}");
+    }
+}
+
+#[test]
+fn a_new_primary_without_a_slot_is_refused_where_the_options_say_so() {
+    require_servers!(MajorVersion::V18);
+    let mut one = Server::start(MajorVersion::V18);
+    one.sql("create table t (id int, filler text)");
+    harness::create_slot(&one);
+    let two = one.standby().start();
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&one), vault.place());
+    receiving.wait_streaming();
+    write(&one, "first");
+    acknowledged_now(&one);
+    receiving.stop();
+    caught_up(&one, &two);
+    // A standby gets no slot by itself, and a slot that is dropped on the same timeline was dropped by somebody.
+    let error = Receiving::start(harness::options(&two), vault.place()).end().expect_err("no slot on a standby");
+    assert_eq!(error.kind(), Kind::Slot, "{error}");
+    one.kill9();
+    two.promote();
+    let options = ReceiveOptions { after_failover: AfterFailover::Stop, ..harness::options(&two) };
+    let error = Receiving::start(options, vault.place()).end().expect_err("a refusal");
+    assert_eq!(error.kind(), Kind::Slot, "{error}");
+    assert_eq!(two.sql("select count(*) from pg_replication_slots"), "0");
+    // Where the new primary no longer has what the archive needs, no slot is left behind that would fill its disk.
+    for _ in 0..3 {
+        two.switch_wal();
+        two.sql("checkpoint");
+    }
+    two.sql("alter system set min_wal_size = '2MB'");
+    two.sql("alter system set max_wal_size = '2MB'");
+    two.sql("select pg_reload_conf()");
+    for _ in 0..8 {
+        two.switch_wal();
+        two.sql("checkpoint");
+    }
+    let error = Receiving::start(harness::options(&two), vault.place()).end().expect_err("a hole");
+    assert!(error.to_string().contains("needs WAL from"), "{error}");
+    assert_eq!(two.sql("select count(*) from pg_replication_slots"), "0");
+}
+
+/// The receiver is down while two promotions follow each other within one segment, then while one comes at the border of a segment.
+#[test]
+fn two_forks_in_one_segment_and_one_at_its_border() {
+    require_servers!(MajorVersion::V16);
+    let mut one = Server::builder(MajorVersion::V16).setting("wal_keep_size", "200MB").start();
+    one.sql("create table t (id int, filler text)");
+    harness::create_slot(&one);
+    let from = harness::acknowledged(&one);
+    let mut two = one.standby().setting("wal_keep_size", "200MB").start();
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&one), vault.place());
+    receiving.wait_streaming();
+    write(&one, "first");
+    acknowledged_now(&one);
+    receiving.stop();
+    let mut three = two.standby().setting("wal_keep_size", "200MB").start();
+    let four = three.standby().setting("wal_keep_size", "200MB").start();
+    one.switch_wal();
+    one.sql("insert into t values (1, 'nobody received this on timeline 1')");
+    caught_up(&one, &four);
+    one.kill9();
+    two.promote();
+    two.sql("insert into t values (2, 'on timeline 2')");
+    caught_up(&two, &four);
+    two.kill9();
+    three.promote();
+    three.sql("insert into t values (3, 'on timeline 3')");
+    let forks = history(&three, 3);
+    let size = harness::segment_size_of(&three);
+    let forks: Vec<_> = forks.ancestors.iter().map(|a| size.segment_of(a.switch_point)).collect();
+    assert_eq!(forks[0], forks[1], "both forks lie in one segment");
+    let receiving = Receiving::start(harness::options(&three), vault.place());
+    switched(&receiving, 2);
+    switched(&receiving, 3);
+    let end = acknowledged_now(&three);
+    receiving.stop();
+    path_is_stored(&vault, &three, 3, from, end);
+
+    let border = three.switch_wal();
+    caught_up(&three, &four);
+    three.kill9();
+    four.promote();
+    let fork = history(&four, 4).switch_point_of(TimelineId(3)).expect("a fork");
+    assert!(fork >= border, "{fork} and {border}");
+    eprintln!("fork at {fork}, border at {border}");
+    let receiving = Receiving::start(harness::options(&four), vault.place());
+    four.sql("insert into t values (4, 'on timeline 4')");
+    wait_for("the slot to be made", PATIENCE, || {
+        (four.sql("select count(*) from pg_replication_slots where active") == "1").then_some(())
+    });
+    let end = acknowledged_now(&four);
+    receiving.stop();
+    path_is_stored(&vault, &four, 4, from, end);
+}
+
+/// From a standby of a standby: its upstream is promoted, then it is itself.
+#[test]
+fn a_cascade_is_followed_when_its_upstream_is_promoted_and_when_it_is_promoted_itself() {
+    require_servers!(MajorVersion::V18);
+    let mut one = Server::start(MajorVersion::V18);
+    one.sql("create table t (id int, filler text)");
+    let mut two = one.standby().setting("wal_keep_size", "200MB").start();
+    let three = two.standby().setting("wal_keep_size", "200MB").start();
+    harness::create_slot(&three);
+    let from = harness::acknowledged(&three);
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&three), vault.place());
+    receiving.wait_streaming();
+    write(&one, "first");
+    caught_up(&one, &three);
+    one.kill9();
+    two.promote();
+    write(&two, "second");
+    caught_up(&two, &three);
+    switched(&receiving, 2);
+    let end: Lsn = two.sql("select pg_current_wal_flush_lsn()").parse().expect("a position");
+    harness::wait_acknowledged(&three, end);
+    two.kill9();
+    three.promote();
+    write(&three, "third");
+    switched(&receiving, 3);
+    let end = acknowledged_now(&three);
+    let (report, _) = receiving.stop();
+    assert_eq!((report.behind, report.timeline), (0, Some(TimelineId(3))));
+    path_is_stored(&vault, &three, 3, from, end);
+}
