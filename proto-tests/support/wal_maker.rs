@@ -107,6 +107,16 @@ impl WalMaker {
         copy
     }
 
+    /// A copy of what was there when the WAL ended at `lsn`, or with the record before.
+    pub fn until(&self, lsn: Lsn) -> WalMaker {
+        let mut copy = WalMaker { broken: None, ..self.clone() };
+        copy.records.retain(|record| record.end <= lsn);
+        let (end, prev) = copy.records.last().map_or((copy.start, Lsn(0)), |last| (last.end, last.start));
+        copy.bytes.truncate(end.since(copy.start) as usize);
+        copy.prev = prev;
+        copy
+    }
+
     /// What a scanner of this WAL must be told.
     pub fn config(&self) -> ScanConfig {
         ScanConfig { version: self.version, system: self.system, timeline: self.timeline, segment_size: self.size }

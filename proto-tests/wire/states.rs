@@ -479,3 +479,17 @@ fn wal_is_handed_on_without_a_copy() {
     assert_eq!((bytes.as_ptr() as usize, bytes.len()), (place, 4096));
     assert_eq!(bytes, Bytes::from(vec![7; 4096]));
 }
+
+/// A walsender answers a status that asks for it even after its own CopyDone (`ProcessStandbyReplyMessage`).
+#[test]
+fn a_keepalive_after_the_end_of_a_timeline_is_passed_over() {
+    let mut keepalive = vec![b'k'];
+    keepalive.put_u64(0x100);
+    keepalive.put_i64(5);
+    keepalive.put_u8(0);
+    let begun = [message(b'W', &[0, 0, 0]), message(b'c', &[])];
+    let rest = [columns(2), row(&[Some("2"), Some("0/100")]), complete("SELECT"), complete("x"), ready()];
+    let played = |late: Vec<u8>| play(stream, &[&begun[..], &[late], &rest].concat());
+    assert!(played(message(b'd', &keepalive)).is_ok());
+    assert!(matches!(played(wal(0x100, b"late")), Err(WireError::OutOfPlace { .. })), "WAL has no place there");
+}

@@ -31,6 +31,8 @@ pub struct Ledger {
     switch_point: Option<Lsn>,
     /// The highest flush position reported on this connection.
     reported: Lsn,
+    /// Whether this server has what was received from the one before is not known yet: it is told nothing.
+    doubted: bool,
 }
 
 impl Ledger {
@@ -47,6 +49,7 @@ impl Ledger {
             server_end: start,
             switch_point: None,
             reported: Lsn::INVALID,
+            doubted: false,
         }
     }
 
@@ -91,6 +94,17 @@ impl Ledger {
         self.server_end = server_end;
         self.switch_point = switch_point;
         self.reported = Lsn::INVALID;
+        self.doubted = false;
+    }
+
+    /// From now on the server is told position 0, by which it changes nothing (`ProcessStandbyReplyMessage`).
+    pub fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
+    /// The server was seen to have what this run received.
+    pub fn trust(&mut self) {
+        self.doubted = false;
     }
 
     /// End of what is durable without a hole.
@@ -168,6 +182,9 @@ impl Ledger {
     }
 
     fn limited(&self, lsn: Lsn) -> Lsn {
+        if self.doubted {
+            return Lsn::INVALID;
+        }
         self.compared_part(lsn.min(self.held()))
     }
 
@@ -243,6 +260,21 @@ mod tests {
         assert_eq!(ledger.ordinary().flushed, Lsn(3500));
         ledger.connected(Lsn(9000), Some(Lsn(4000)));
         assert_eq!(ledger.complete().flushed, Lsn(4000), "past the fork lies another timeline");
+    }
+
+    #[test]
+    fn a_server_that_is_doubted_is_told_nothing() {
+        let mut ledger = ledger();
+        ledger.checked(Lsn(5000), None);
+        ledger.wrote(Lsn(5000));
+        ledger.stored(Lsn(1000), durable(5000));
+        ledger.connected(Lsn(10_000), None);
+        ledger.doubt();
+        assert!(!ledger.has_news() && ledger.answer() == Lsn(0));
+        let (ordinary, complete) = (ledger.ordinary(), ledger.complete());
+        assert_eq!((ordinary.written, ordinary.flushed, complete.flushed), (Lsn(0), Lsn(0), Lsn(0)));
+        ledger.trust();
+        assert_eq!(ledger.ordinary().flushed, Lsn(5000));
     }
 
     #[test]

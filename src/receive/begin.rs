@@ -73,8 +73,8 @@ impl Run {
             // Past what this run made durable the slot was moved by another receiver, whose WAL this server may have let go of since.
             let durable = pipeline.ledger.durable();
             let moved = !self.made_slot && matches!(server.slot, SlotPosition::At(lsn) if lsn > durable);
-            // Where the slot's position is not told, it may have been.
-            let moved = moved || self.standing_by && !matches!(server.slot, SlotPosition::At(_));
+            // Whoever had it meanwhile stored WAL that this pipeline is not compared with, also where the slot came back.
+            let moved = moved || self.standing_by;
             // A standby that restarted may hold less than was received from it, and refuses to stream from further on: then it is begun anew below.
             if known && !moved && received <= held(server, switch_point) {
                 pipeline.set_flush_interval(interval);

@@ -28,6 +28,7 @@ pub mod observe;
 mod pipeline;
 mod prepare;
 mod put;
+mod recall;
 pub mod resume;
 mod run;
 mod salt;

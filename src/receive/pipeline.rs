@@ -22,6 +22,7 @@ use super::note::Notes;
 use super::observe::{Observer, ReceiveEvent};
 use super::prepare::Stored;
 use super::put::{Done, Item, Puts};
+use super::recall::Recall;
 use super::tail::Piece;
 use super::worker::{Work, Worker};
 use super::{GIVE_UP, ReceiveOptions};
@@ -62,6 +63,7 @@ pub struct Pipeline {
     trouble: UnboundedReceiver<Error>,
     /// End of what was taken from the server.
     received: Lsn,
+    recall: Recall,
     flush_at: Option<Instant>,
     /// When what is in memory may leave it, and up to where it did.
     rest_at: Option<Instant>,
@@ -134,6 +136,7 @@ impl Pipeline {
             ledger,
             trouble,
             received: start,
+            recall: Recall::new(start),
             flush_at: None,
             rest_at: None,
             rest_after: options.rest_after,
@@ -187,8 +190,19 @@ impl Pipeline {
         self.outbox.is_empty()
     }
 
+    /// Where a new connection begins, to be recognised by what it sends of the last bytes. Not below `floor`: what lies there may be gone.
+    pub fn resume_at(&self, floor: Lsn) -> Lsn {
+        self.recall.from(floor)
+    }
+
+    /// What is new of bytes from `start` on; `None`: those that were received before are others.
+    pub fn fresh(&self, start: Lsn, bytes: Bytes) -> Option<Bytes> {
+        self.recall.fresh(start, bytes)
+    }
+
     /// Takes the next bytes of the stream.
     pub fn take(&mut self, bytes: Bytes) {
+        self.recall.push(bytes.clone());
         self.received = self.received + bytes.len() as u64;
         self.arrivals.arrived(self.received, Instant::now());
         let stats = self.observer.stats();

@@ -52,7 +52,13 @@ pub async fn start(archive: &Archive, server: &Server) -> Result<(Start, Invento
         segment_size: server.segment_size,
     };
     let known = Known { inventory: &inventory, partial_ends: &partial_ends, holes: &holes };
-    Ok((resume::decide(&view, &known), inventory))
+    let start = resume::decide(&view, &known);
+    if start.stored.is_none() && server.slot == SlotPosition::Unknown && server.unasked {
+        // The first word to the server would move the slot to its present end, past WAL that it has kept for this archive.
+        let text = "nothing is stored yet, and the connection that could tell where the slot stands was not opened";
+        return Err(Error::new(Kind::Server, text).transient());
+    }
+    Ok((start, inventory))
 }
 
 /// Per left timeline, the end of the stored `.partial` of the segment with the switch point.

@@ -48,6 +48,8 @@ pub struct Run {
     /// The tasks beside the stream, from the first answer of a server on.
     pub(super) index: Option<Index>,
     pub(super) pipeline: Option<Pipeline>,
+    /// Where WAL was asked for that the server had let go of.
+    gone_at: Option<(TimelineId, Lsn)>,
     followed: Followed,
     /// The segment in which WAL was refused the last time.
     refused_in: Option<(TimelineId, SegmentNumber)>,
@@ -77,6 +79,7 @@ impl Run {
             archive: None,
             index: None,
             pipeline: None,
+            gone_at: None,
             followed: Followed::default(),
             refused_in: None,
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed),
@@ -202,6 +205,7 @@ impl Run {
         };
         loop {
             let end = match self.stream(server).await {
+                Err(error) if error.kind() == Kind::Gap && self.is_news() => return self.begin_again(error).await,
                 // Removed WAL: the only `Kind::Gap` that a server's answer has.
                 Err(error) if error.kind() == Kind::Gap => {
                     tokio::select! {
@@ -227,12 +231,31 @@ impl Run {
                     () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
                 },
                 End::Refused(refused) => return self.receive_again(&archive, refused).await,
+                End::OtherBytes => {
+                    let text = "the server has other WAL where this run received some: it was put back to a snapshot, or is another server";
+                    return self.begin_again(Error::new(Kind::Server, text).transient()).await;
+                }
                 End::Lost(error) => return Ok(Next::Again(Some(error))),
                 End::ServerStopping => return Ok(Next::Again(None)),
                 End::Stalled => return Ok(Next::AwaitRepository),
                 End::Stop => return self.farewell(server).await,
             }
         }
+    }
+
+    /// Whether another look at the archive may show a better place than the one that was just asked for: another receiver may have come further meanwhile.
+    fn is_news(&mut self) -> bool {
+        let asked = self.pipeline.as_ref().map(|p| (p.timeline(), p.received()));
+        self.climb_to.is_none() && asked.is_some() && std::mem::replace(&mut self.gone_at, asked) != asked
+    }
+
+    /// What this run received is not what this server goes on with: another receiver stored WAL meanwhile, or the server went another way. Only the archive
+    /// knows, so it is asked, and compared with.
+    async fn begin_again(&mut self, why: Error) -> Result<Next> {
+        if let Some(pipeline) = self.pipeline.take() {
+            pipeline.abandon().await;
+        }
+        Ok(Next::Again(Some(why)))
     }
 
     /// All that has to be known and stored before the first byte is asked for. What it waits for, a stop does not.
@@ -265,7 +288,10 @@ impl Run {
 
     async fn stream(&mut self, server: &mut Server) -> Result<End> {
         let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
-        let (timeline, from, slot) = (pipeline.timeline(), pipeline.received(), self.options.slot.clone());
+        let (timeline, slot) = (pipeline.timeline(), self.options.slot.clone());
+        let from = pipeline.resume_at(floor(server, pipeline));
+        // A slot must not be set back to where its server has nothing any more: the first word waits for the server's own.
+        pipeline.ledger.doubt();
         answered("SHOW", server.look_whether_standby()).await?;
         let started = answered("START_REPLICATION", server.stream.start_replication(slot.as_deref(), from, timeline));
         let started = tokio::select! {
@@ -283,7 +309,7 @@ impl Run {
             self.observer.tell(ReceiveEvent::Synchronous(true));
         }
         let (before, begun) = (pipeline.received(), Instant::now());
-        let stream = Stream::new(&self.options, server, pipeline, &self.observer);
+        let stream = Stream::new(&self.options, server, pipeline, &self.observer, from);
         let end = stream.run(&mut self.stop).await;
         if pipeline.received() > before || begun.elapsed() > STABLE {
             self.backoff.reset();
@@ -427,4 +453,14 @@ pub(super) fn corrupt(refused: &Refused) -> Error {
             .transient()
             .hint("Its segment is received again; look after the storage of the repository."),
     }
+}
+
+/// The first byte that this server still has, as far as is known: of the segments below its slot's it may have none.
+fn floor(server: &Server, pipeline: &Pipeline) -> Lsn {
+    let received = pipeline.received();
+    let kept = match server.slot {
+        SlotPosition::At(lsn) => lsn.min(received),
+        _ => received,
+    };
+    kept.align_down(pipeline.segment_size().bytes())
 }

@@ -28,6 +28,8 @@ pub struct Server {
     pub history: TimelineHistory,
     pub history_file: Option<HistoryFile>,
     pub slot: SlotPosition,
+    /// The connection that can tell where the slot stands could not be opened this time.
+    pub unasked: bool,
     /// The slot cannot hold WAL as it is.
     pub unfit: Option<Unfit>,
     /// Listed in `synchronous_standby_names`.
@@ -102,6 +104,7 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
         system: identity.system,
         timeline: identity.timeline,
     });
+    let unasked = second.is_none() && slot.is_some();
     match &second {
         Some(second) => observer.tell(ReceiveEvent::Watching { sql: second.sql }),
         None => observer.warn(format!(
@@ -124,6 +127,7 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
         history,
         history_file,
         slot,
+        unasked,
         unfit,
         synchronous,
         standby: true,

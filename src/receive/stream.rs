@@ -41,6 +41,8 @@ pub enum End {
     Stalled,
     /// The WAL was refused.
     Refused(Refused),
+    /// The last bytes that were received are not those that this server has there.
+    OtherBytes,
     /// The caller asked to stop.
     Stop,
 }
@@ -59,6 +61,8 @@ pub struct Stream<'a> {
     leave_by: Option<Instant>,
     heard: Instant,
     heart: Heart,
+    /// Where the next byte from the server belongs: below the end of what was received while the server is being recognised.
+    next: Lsn,
 }
 
 impl<'a> Stream<'a> {
@@ -67,10 +71,22 @@ impl<'a> Stream<'a> {
         server: &'a mut Server,
         pipeline: &'a mut Pipeline,
         observer: &'a Observer,
+        from: Lsn,
     ) -> Stream<'a> {
         let heard = Instant::now();
         let heart = Heart::new(HEARTBEAT);
-        Stream { options, server, pipeline, observer, ping: None, stopping: false, leave_by: None, heard, heart }
+        Stream {
+            options,
+            server,
+            pipeline,
+            observer,
+            ping: None,
+            stopping: false,
+            leave_by: None,
+            heard,
+            heart,
+            next: from,
+        }
     }
 
     /// Streams until something ends it. The first word is the start position.
@@ -108,17 +124,22 @@ impl<'a> Stream<'a> {
         self.heard = Instant::now();
         match event {
             StreamEvent::Data { start, wal_end, bytes, sent_at } => {
-                let expected = self.pipeline.received();
-                if start != expected {
-                    let text = format!("the server sent WAL from {start}, expected it from {expected}");
+                if start != self.next {
+                    let text = format!("the server sent WAL from {start}, expected it from {}", self.next);
                     return Err(Error::new(Kind::Corrupt, text));
                 }
-                self.pipeline.ledger.server_holds(wal_end.max(start + bytes.len() as u64));
+                self.next = start + bytes.len() as u64;
+                let Some(fresh) = self.pipeline.fresh(start, bytes) else { return Ok(Some(End::OtherBytes)) };
+                self.recognise();
+                self.pipeline.ledger.server_holds(wal_end.max(self.next));
                 self.heart.data(wal_end, sent_at, self.heard);
-                self.pipeline.take(bytes);
+                if !fresh.is_empty() {
+                    self.pipeline.take(fresh);
+                }
                 Ok(None)
             }
             StreamEvent::Keepalive { wal_end, sent_at, reply_requested } => {
+                self.recognise();
                 self.pipeline.ledger.server_holds(wal_end);
                 if !reply_requested {
                     self.heart.answer(wal_end, sent_at, self.pipeline.received(), self.heard);
@@ -133,6 +154,13 @@ impl<'a> Stream<'a> {
             }
             StreamEvent::EndOfTimeline { next, switch_point } => Ok(Some(End::Timeline { next, switch_point })),
             StreamEvent::Ended { .. } => Ok(Some(End::ServerStopping)),
+        }
+    }
+
+    /// A server that sends at all still has what it was asked for; once it has sent the last bytes that were received, they are its own.
+    fn recognise(&mut self) {
+        if self.next >= self.pipeline.received() {
+            self.pipeline.ledger.trust();
         }
     }
 

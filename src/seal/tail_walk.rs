@@ -266,10 +266,12 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 fn zeros_at_front(bytes: &[u8]) -> usize {
-    // Sixteen at a time: a preallocated file is megabytes of zeros.
-    let blocks = bytes.chunks_exact(16).take_while(|block| block.iter().fold(0, |or, byte| or | byte) == 0).count();
-    let start = blocks * 16;
-    start + bytes.get(start..).unwrap_or_default().iter().take_while(|byte| **byte == 0).count()
+    const ZEROS: [u8; 4096] = [0; 4096];
+    // By whole pages first: a preallocated file is megabytes of zeros.
+    let pages = bytes.chunks_exact(ZEROS.len()).take_while(|page| **page == ZEROS).count() * ZEROS.len();
+    let rest = bytes.get(pages..).unwrap_or_default();
+    let blocks = rest.chunks_exact(16).take_while(|block| **block == ZEROS[..16]).count() * 16;
+    pages + blocks + rest.get(blocks..).unwrap_or_default().iter().take_while(|byte| **byte == 0).count()
 }
 
 fn damaged(offset: usize, problem: String) -> OpenFailed {

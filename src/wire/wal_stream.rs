@@ -210,6 +210,12 @@ impl Machine for WalStream {
                 self.state = result(true, true);
                 Ok(None)
             }
+            // A keepalive that we asked for may come after the server's CopyDone (`ProcessStandbyReplyMessage`); nobody waits for it any more.
+            (State::Result { rows: None, completes: 0, .. }, Message::CopyData(data))
+                if matches!(Inner::read(data.clone()), Ok(Inner::Keepalive { .. })) =>
+            {
+                Ok(None)
+            }
             // WalSndDone: all was sent and acknowledged, and the server exits without CopyDone or ReadyForQuery.
             (State::Streaming | State::Ending, Message::CommandComplete(tag)) if tag == "COPY 0" => {
                 self.state = State::Done;

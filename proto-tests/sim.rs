@@ -1,0 +1,28 @@
+//! Promises 1 to 3 against faults that real servers, disks and stores cannot be made to show: the real receiver, wire protocol, repository and reader, in a
+//! simulated world where everything follows from one number. `docs/internals/simulation.md` says what is simulated and how to replay a seed.
+
+#[path = "sim/audit.rs"]
+mod audit;
+#[path = "sim/chance.rs"]
+mod chance;
+#[path = "sim/chaos.rs"]
+mod chaos;
+#[path = "sim/cluster.rs"]
+mod cluster;
+#[path = "sim/disk.rs"]
+mod disk;
+#[path = "sim/life.rs"]
+mod life;
+#[path = "sim/runs.rs"]
+mod runs;
+#[path = "sim/store.rs"]
+mod store;
+mod support;
+#[path = "sim/trace.rs"]
+mod trace;
+#[path = "sim/walsender.rs"]
+mod walsender;
+#[path = "sim/words.rs"]
+mod words;
+#[path = "sim/world.rs"]
+mod world;

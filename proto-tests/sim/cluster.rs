@@ -1,0 +1,285 @@
+//! The servers behind one address: their WAL, timelines and slot, and what they were told.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use walrecv::pg::xact::PgTime;
+use walrecv::pg::{Lsn, MajorVersion, SegmentSize, TimelineId};
+
+use super::audit::Audit;
+use super::chance::Chance;
+use super::trace::Trace;
+use crate::support::wal_maker::WalMaker;
+
+pub const SEGMENT: u64 = 1 << 20;
+pub const SLOT: &str = "sim";
+
+/// One history of WAL, and how it came to be. A snapshot that was rolled back begins another one under the same timeline.
+#[derive(Clone)]
+pub struct Branch {
+    pub timeline: TimelineId,
+    pub wal: WalMaker,
+    /// The timelines that lead here, oldest first, and where each was left.
+    pub ancestors: Vec<(TimelineId, Lsn)>,
+    /// A byte that the server's disk has wrong.
+    pub damaged: Option<Lsn>,
+}
+
+impl Branch {
+    /// The end of what this server has of a timeline; `None`: it is not in its history.
+    pub fn end_of(&self, timeline: TimelineId) -> Option<Lsn> {
+        if timeline == self.timeline {
+            return Some(self.wal.end());
+        }
+        self.ancestors.iter().find(|(ancestor, _)| *ancestor == timeline).map(|(_, end)| *end)
+    }
+
+    pub fn begin_of(&self, timeline: TimelineId) -> Lsn {
+        let index = self.ancestors.iter().position(|(ancestor, _)| *ancestor == timeline);
+        let before = index.unwrap_or(self.ancestors.len()).checked_sub(1);
+        before.map_or(Lsn(0), |index| self.ancestors[index].1)
+    }
+
+    /// As the server reads it from its disk.
+    pub fn served(&self, from: Lsn, to: Lsn) -> Vec<u8> {
+        let mut bytes = self.wal.slice(from, to).to_vec();
+        if let Some(at) = self.damaged.filter(|at| (from..to).contains(at)) {
+            bytes[at.since(from) as usize] ^= 0x40;
+        }
+        bytes
+    }
+
+    fn history_file(&self) -> String {
+        self.ancestors
+            .iter()
+            .map(|(timeline, at)| format!("{}\t{at}\tno recovery target specified\n", timeline.0))
+            .collect()
+    }
+
+    fn history_of(&self, timeline: TimelineId) -> Option<String> {
+        let kept = self.ancestors.iter().take_while(|(ancestor, _)| *ancestor < timeline).cloned().collect();
+        let known = timeline.0 > 1 && self.end_of(timeline).is_some();
+        known.then(|| Branch { ancestors: kept, ..self.clone() }.history_file())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Up,
+    /// Shutting down: waits for its walsenders.
+    Stopping,
+    Down,
+    /// Refuses with 57P03.
+    Starting,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Slot {
+    pub restart: Option<Lsn>,
+    /// What a crash of the server leaves of it.
+    pub saved: Option<Lsn>,
+    pub active: Option<u64>,
+}
+
+pub struct State {
+    pub branches: Vec<Branch>,
+    pub current: usize,
+    pub phase: Phase,
+    /// Changes when every connection of a server is lost.
+    pub epoch: u64,
+    pub slot: Option<Slot>,
+    /// WAL below was removed.
+    pub removed: Lsn,
+    /// Connections that the server has.
+    pub sessions: u64,
+    pub version: MajorVersion,
+    pub sql: bool,
+    pub synchronous: bool,
+    /// The highest flush position that was reported, per branch and timeline.
+    pub told: Vec<(usize, TimelineId, Lsn)>,
+    next_xid: u32,
+}
+
+impl State {
+    pub fn branch(&self) -> &Branch {
+        &self.branches[self.current]
+    }
+
+    pub fn end(&self) -> Lsn {
+        self.branch().wal.end()
+    }
+
+    pub fn told_end(&self) -> Lsn {
+        let timeline = self.branch().timeline;
+        let told = self.told.iter().filter(|(branch, t, _)| *branch == self.current && *t == timeline);
+        told.map(|(_, _, lsn)| *lsn).max().unwrap_or_default()
+    }
+
+    /// The history file of a timeline, where this server has one.
+    pub fn history(&self, timeline: TimelineId) -> Option<String> {
+        self.branch().history_of(timeline)
+    }
+}
+
+pub struct Cluster {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    pub trace: Trace,
+    pub audit: Audit,
+}
+
+impl Cluster {
+    pub fn new(version: MajorVersion, sql: bool, synchronous: bool, trace: Trace, audit: Audit) -> Arc<Cluster> {
+        let size = SegmentSize::new(SEGMENT).expect("a size");
+        let mut wal = WalMaker::new(version, size, TimelineId(1), Lsn(SEGMENT));
+        wal.checkpoint(false);
+        let branch = Branch { timeline: TimelineId(1), wal, ancestors: Vec::new(), damaged: None };
+        let start = Lsn(SEGMENT + 40);
+        let slot = Slot { restart: Some(start), saved: Some(start), active: None };
+        let state = State {
+            branches: vec![branch],
+            current: 0,
+            phase: Phase::Up,
+            epoch: 0,
+            slot: Some(slot),
+            removed: Lsn(SEGMENT),
+            sessions: 0,
+            version,
+            sql,
+            synchronous,
+            told: Vec::new(),
+            next_xid: 700,
+        };
+        Arc::new(Cluster { state: Mutex::new(state), changed: watch::Sender::new(0), trace, audit })
+    }
+
+    /// Looks, or changes something that no connection waits for.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes something, and wakes every connection.
+    pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let done = change(&mut self.state());
+        self.changed.send_modify(|count| *count += 1);
+        done
+    }
+
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Work on the server: about `bytes` of WAL, ended by a commit.
+    pub fn write(&self, bytes: u64, chance: &Chance) {
+        self.change(|state| {
+            let until = state.end() + bytes;
+            let current = state.current;
+            while state.end() < until {
+                let xid = state.next_xid;
+                state.next_xid += 1;
+                let room = until.since(state.end()).clamp(64, 30_000);
+                let lengths = [chance.between(27, 281), chance.between(285, 2000), chance.between(300, room.max(400))];
+                let wal = &mut state.branches[current].wal;
+                wal.filler(xid, chance.pick(&lengths) as u32);
+                if chance.one_in(3) {
+                    wal.commit(xid, PgTime(i64::from(xid) * 1_000_000));
+                }
+            }
+            let xid = state.next_xid;
+            state.branches[current].wal.commit(xid, PgTime(i64::from(xid) * 1_000_000));
+            if chance.one_in(60) {
+                state.branches[current].wal.switch();
+            }
+        });
+    }
+
+    /// Keeps what its slot demands of the WAL, and forgets the rest.
+    pub fn checkpoint(&self) {
+        self.change(|state| {
+            let end = state.end();
+            if let Some(slot) = &mut state.slot {
+                slot.saved = slot.restart;
+            }
+            let keep = state.slot.as_ref().and_then(|slot| slot.saved).unwrap_or(end).min(end);
+            state.removed = state.removed.max(keep.align_down(SEGMENT));
+        });
+    }
+
+    /// Every connection breaks at once; the slot is as it was last saved.
+    pub fn crash(&self, phase: Phase) {
+        self.change(|state| {
+            state.epoch += 1;
+            state.phase = phase;
+            if let Some(slot) = &mut state.slot {
+                slot.restart = slot.saved;
+                slot.active = None;
+            }
+        });
+    }
+
+    /// A standby takes over under the same address; it had received up to `at` (or the record before).
+    pub fn promote(&self, at: Lsn, with_slot: bool) {
+        self.change(|state| {
+            let old = state.branch().clone();
+            let timeline = TimelineId(old.timeline.0 + 1);
+            let mut wal = old.wal.until(at).fork(timeline);
+            let fork = wal.end();
+            wal.end_of_recovery(PgTime(i64::from(state.next_xid) * 1_000_000));
+            let mut ancestors = old.ancestors.clone();
+            ancestors.push((old.timeline, fork));
+            state.branches.push(Branch { timeline, wal, ancestors, damaged: None });
+            state.current = state.branches.len() - 1;
+            let slot = state.slot.clone().unwrap_or_default();
+            let restart = slot.saved.map(|lsn| lsn.min(fork));
+            state.removed = state.removed.min(restart.unwrap_or(fork).align_down(SEGMENT));
+            state.slot = with_slot.then_some(Slot { restart, saved: restart, active: None });
+        });
+    }
+
+    /// The server is set back to a snapshot of when its WAL ended at `at`, and goes on otherwise.
+    pub fn roll_back(&self, at: Lsn) {
+        self.change(|state| {
+            let old = state.branch().clone();
+            let wal = old.wal.until(at);
+            let back = wal.end();
+            state.branches.push(Branch { wal, damaged: None, ..old });
+            state.current = state.branches.len() - 1;
+            state.next_xid += 100_000;
+            // What the slot was told later is forgotten with the rest.
+            if let Some(slot) = &mut state.slot {
+                slot.saved = slot.saved.map(|lsn| lsn.min(back));
+                slot.restart = slot.saved;
+            }
+        });
+    }
+
+    /// A status update of a walsender's client.
+    pub fn told(&self, timeline: TimelineId, written: Lsn, flushed: Lsn) {
+        self.change(|state| {
+            let current = state.current;
+            let held = state.branch().end_of(timeline).unwrap_or_default();
+            if flushed > held || written > held || written < flushed {
+                let text = format!(
+                    "was told written {written}, flushed {flushed}; of timeline {timeline} it holds up to {held}"
+                );
+                return self.trace.violated(text);
+            }
+            if !flushed.is_valid() {
+                return;
+            }
+            if let Some(slot) = &mut state.slot {
+                slot.restart = Some(flushed);
+            }
+            let known = state.told.iter().position(|(branch, t, _)| (*branch, *t) == (current, timeline));
+            let from = match known {
+                Some(index) if state.told[index].2 >= flushed => return,
+                Some(index) => std::mem::replace(&mut state.told[index].2, flushed),
+                None => {
+                    state.told.push((current, timeline, flushed));
+                    Lsn(SEGMENT)
+                }
+            };
+            self.audit.promised(state.branch(), timeline, from, flushed);
+        });
+    }
+}

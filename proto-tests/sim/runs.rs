@@ -1,0 +1,135 @@
+//! Runs of the world: one seed in one process, so that nothing that happened before can change what happens in it.
+
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::chance::govern_randomness;
+use super::support::rounds;
+use super::trace::Trace;
+use super::world::World;
+use super::{chaos, trace};
+
+const SEED: &str = "WALRECV_SEED";
+const CHILD: &str = "WALRECV_SIM_RUN";
+const LIE: &str = "WALRECV_SIM_LIE";
+
+fn seed_from(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a decimal number")))
+}
+
+/// Plays one seed on a thread of its own (whose hash maps begin anew), and says what came out.
+fn play(seed: u64) -> trace::Trace {
+    govern_randomness(seed);
+    let playing = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async {
+            let trace = Trace::new(std::env::var_os("WALRECV_SIM_ALOUD").is_some());
+            let world = World::new(seed, trace.clone());
+            match std::env::var(LIE).as_deref() {
+                Ok("sync") => world.disk.lie(true, false),
+                Ok("directories") => world.disk.lie(false, true),
+                Ok("store") => world.store.lie(10),
+                _ => {}
+            }
+            chaos::play(world.clone()).await;
+            trace.say(format!("{} promises were kept", world.audit.promises()));
+            trace
+        })
+    });
+    playing.join().expect("a run that does not panic")
+}
+
+/// One seed, in the process that [`run_apart`] starts.
+#[test]
+fn one_run() {
+    let Some(seed) = seed_from(CHILD) else { return };
+    let trace = play(seed);
+    println!("fingerprint {:016x}", trace.fingerprint());
+    if let Some(violation) = trace.violation() {
+        println!("{}\nseed {seed}: {violation}", trace.last());
+        std::process::exit(3);
+    }
+}
+
+fn run_apart(seed: u64, lie: &str) -> Output {
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    command.args(["--exact", "runs::one_run", "--nocapture", "--test-threads=1"]);
+    command.env(CHILD, seed.to_string()).env(LIE, lie).env("RUST_BACKTRACE", "0");
+    command.output().expect("a run")
+}
+
+fn complaint(seed: u64, output: &Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    format!("{out}{err}\nreplay with: {SEED}={seed} cargo test --test sim every_promise_is_kept -- --nocapture\n")
+}
+
+/// Runs `count` seeds from `first` on, on every processor; returns those that failed with what they said.
+fn run_many(first: u64, count: u64, lie: &str, enough: usize) -> Vec<(u64, String)> {
+    let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count || failed.lock().expect("no panic").len() >= enough {
+                        return;
+                    }
+                    let seed = first.wrapping_add(index);
+                    let output = run_apart(seed, lie);
+                    if !output.status.success() {
+                        failed.lock().expect("no panic").push((seed, complaint(seed, &output)));
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().expect("no panic")
+}
+
+#[test]
+fn every_promise_is_kept() {
+    if let Some(seed) = seed_from(SEED) {
+        let output = run_apart(seed, "");
+        println!("{}", complaint(seed, &output));
+        assert!(output.status.success(), "seed {seed}");
+        return;
+    }
+    // A different set on every day, the same for everybody on it.
+    let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
+    let (first, count) = (days * 1_000_000, u64::from(rounds(1500, 60_000)));
+    let count = seed_from("WALRECV_SIM_COUNT").unwrap_or(count);
+    let first = seed_from("WALRECV_SIM_FIRST").unwrap_or(first);
+    println!("seeds {first} to {}", first + count - 1);
+    let begun = Instant::now();
+    let failed = run_many(first, count, "", 5);
+    println!("{count} seeds in {:.1} s", begun.elapsed().as_secs_f64());
+    let texts: Vec<&str> = failed.iter().map(|(_, text)| text.as_str()).collect();
+    assert!(failed.is_empty(), "{}", texts.join("\n\n"));
+}
+
+/// The same seed goes the same way, event by event: else no failure could be replayed.
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 1..=6 {
+        let [one, two] = [run_apart(seed, ""), run_apart(seed, "")].map(|output| {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.split_once("fingerprint ").map(|(_, rest)| rest[..16].to_owned())
+        });
+        assert!(one.is_some() && one == two, "seed {seed}: {one:?}, then {two:?}");
+    }
+}
+
+/// A disk or a store that lies about what is durable is found out: else nothing here would prove anything.
+#[test]
+fn lies_are_found_out() {
+    for lie in ["sync", "directories", "store"] {
+        let failed = run_many(1, 120, lie, 1);
+        let (seed, text) = failed.first().unwrap_or_else(|| panic!("nobody noticed the lie about {lie}"));
+        assert!(text.contains("VIOLATION"), "seed {seed}: {text}");
+        println!("{lie}: seed {seed}");
+    }
+}
