@@ -118,7 +118,8 @@ async fn judge(audit: Audit, mut promises: UnboundedReceiver<Promise>, keys: Arc
         if let Err(broken) = promise.check(keys.clone()).await {
             let Promise { from, to, loss, path, .. } = &promise;
             let timeline = path.last().map_or(TimelineId(0), |(t, _)| *t);
-            trace.violated(format!("the server was told that timeline {timeline} is durable up to {to}; of what would be left (lost: {loss:?}) from {from} on, {broken}"));
+            let promise = format!("the server was told that timeline {timeline} is durable up to {to}");
+            trace.violated(format!("{promise}; of what would be left (lost: {loss:?}) from {from} on, {broken}"));
         }
         audit.0.open.fetch_sub(1, Ordering::SeqCst);
         audit.0.done.notify_waiters();

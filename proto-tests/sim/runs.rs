@@ -100,7 +100,7 @@ fn every_promise_is_kept() {
     }
     // A different set on every day, the same for everybody on it.
     let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
-    let (first, count) = (days * 1_000_000, u64::from(rounds(1500, 60_000)));
+    let (first, count) = (days * 1_000_000, u64::from(rounds(900, 60_000)));
     let count = seed_from("WALRECV_SIM_COUNT").unwrap_or(count);
     let first = seed_from("WALRECV_SIM_FIRST").unwrap_or(first);
     println!("seeds {first} to {}", first + count - 1);

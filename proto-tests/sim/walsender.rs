@@ -234,6 +234,14 @@ enum Over {
     Close,
 }
 
+/// What the client said last.
+struct Told {
+    flushed: Lsn,
+    heard: Instant,
+    /// It was asked for more, since it had been quiet.
+    asked: bool,
+}
+
 struct Session {
     network: Network,
     cluster: Arc<Cluster>,
@@ -454,7 +462,8 @@ impl Session {
             return Ok(());
         }
         self.cable.say(words::copy_both());
-        let (mut sent, mut flushed, mut heard, mut asked, mut ended) = (from, Lsn(0), Instant::now(), false, false);
+        let (mut sent, mut ended) = (from, false);
+        let mut told = Told { flushed: Lsn(0), heard: Instant::now(), asked: false };
         let mut pinged: Option<Instant> = None;
         let mut changes = self.cluster.changes();
         loop {
@@ -485,7 +494,7 @@ impl Session {
                 ended = true;
             }
             if stopping && sent >= end && !historic {
-                if flushed >= sent {
+                if told.flushed >= sent {
                     self.cable.say(words::complete("COPY 0"));
                     return Err(Over::Close);
                 }
@@ -494,47 +503,68 @@ impl Session {
                     self.cable.say(words::keepalive(sent, true));
                 }
             }
-            if heard.elapsed() >= TIMEOUT {
-                self.cluster.trace.say("server: wal_sender_timeout");
-                return Err(Over::Cut);
-            }
-            if heard.elapsed() >= TIMEOUT / 2 && !asked {
-                asked = true;
-                self.cable.say(words::keepalive(sent, true));
-            }
+            self.mind_the_time(sent, &mut told)?;
             let sent_one = self.cable.sent.clone();
-            let wake = heard + if asked { TIMEOUT } else { TIMEOUT / 2 };
+            let wake = told.heard + if told.asked { TIMEOUT } else { TIMEOUT / 2 };
             let wake = if stopping { wake.min(Instant::now() + Duration::from_millis(500)) } else { wake };
             tokio::select! {
-                message = self.inbox.recv() => match message.flatten() {
-                    None | Some((b'X', _)) => return Err(Over::Cut),
-                    Some((b'd', body)) if body.first() == Some(&b'r') && body.len() == 34 => {
-                        (heard, asked) = (Instant::now(), false);
-                        let word = |at: usize| Lsn(u64::from_be_bytes(body[at..at + 8].try_into().expect("eight bytes")));
-                        flushed = word(9);
-                        self.cluster.told(timeline, word(1), flushed);
-                        if body[33] == 1 {
-                            self.cable.say(words::keepalive(sent, false));
-                        }
-                    }
-                    Some((b'c', _)) if ended => {
-                        self.next_timeline(timeline);
+                message = self.inbox.recv() => {
+                    if self.hear(message.flatten(), timeline, (sent, ended), &mut told)? {
                         return Ok(());
                     }
-                    Some((b'c', _)) => {
-                        self.cable.say(words::copy_done());
-                        self.cable.say(words::complete("COPY 0"));
-                        self.cable.say(words::complete("START_REPLICATION"));
-                        self.cable.say(words::ready());
-                        return Ok(());
-                    }
-                    Some(_) => {}
-                },
+                }
                 _ = changes.changed() => {}
                 _ = sent_one.notified() => {}
                 _ = sleep_until(wake) => {}
             }
         }
+    }
+
+    /// A client that says nothing is asked, and then left (`WalSndCheckTimeOut`).
+    fn mind_the_time(&self, sent: Lsn, told: &mut Told) -> Result<(), Over> {
+        if told.heard.elapsed() >= TIMEOUT {
+            self.cluster.trace.say("server: wal_sender_timeout");
+            return Err(Over::Cut);
+        }
+        if told.heard.elapsed() >= TIMEOUT / 2 && !told.asked {
+            told.asked = true;
+            self.cable.say(words::keepalive(sent, true));
+        }
+        Ok(())
+    }
+
+    /// A message of the client; `true`: the stream is over, and commands follow.
+    fn hear(
+        &mut self,
+        message: Heard,
+        timeline: TimelineId,
+        (sent, ended): (Lsn, bool),
+        told: &mut Told,
+    ) -> Result<bool, Over> {
+        match message {
+            None | Some((b'X', _)) => return Err(Over::Cut),
+            Some((b'd', body)) if body.first() == Some(&b'r') && body.len() == 34 => {
+                let word = |at: usize| Lsn(u64::from_be_bytes(body[at..at + 8].try_into().expect("eight bytes")));
+                *told = Told { flushed: word(9), heard: Instant::now(), asked: false };
+                self.cluster.told(timeline, word(1), told.flushed);
+                if body[33] == 1 {
+                    self.cable.say(words::keepalive(sent, false));
+                }
+            }
+            Some((b'c', _)) if ended => {
+                self.next_timeline(timeline);
+                return Ok(true);
+            }
+            Some((b'c', _)) => {
+                self.cable.say(words::copy_done());
+                self.cable.say(words::complete("COPY 0"));
+                self.cable.say(words::complete("START_REPLICATION"));
+                self.cable.say(words::ready());
+                return Ok(true);
+            }
+            Some(_) => {}
+        }
+        Ok(false)
     }
 
     /// The result set at the end of a timeline that this server left.
