@@ -211,11 +211,14 @@ fn rewind(pair: &mut Pair) {
     command.arg("--target-pgdata").arg(&data).arg("--source-server").arg(&source);
     let output = command.args(["--restore-target-wal", "--no-sync"]).output().expect("run pg_rewind");
     assert!(output.status.success(), "pg_rewind: {}", String::from_utf8_lossy(&output.stderr));
-    let own = format!(
-        "port = {}\nprimary_conninfo = '{source}'\nrestore_command = '{}'\nrecovery_target_timeline = 'latest'\nwal_retrieve_retry_interval = '200ms'\nsynchronous_standby_names = ''\n",
-        pair.primary.port(),
-        restore_command(&pair.site)
-    );
+    let own = [
+        ("primary_conninfo", source.as_str()),
+        ("restore_command", &restore_command(&pair.site)),
+        ("recovery_target_timeline", "latest"),
+        ("wal_retrieve_retry_interval", "200ms"),
+        ("synchronous_standby_names", ""),
+    ];
+    let own: String = own.iter().map(|(name, value)| format!("{name} = '{value}'\n")).collect();
     std::fs::write(data.join("postgresql.auto.conf"), own).expect("write postgresql.auto.conf");
     std::fs::write(data.join("standby.signal"), "").expect("write standby.signal");
     crate::support::user::give_to_postgres(&data.join("standby.signal"));
