@@ -381,6 +381,11 @@ impl Run {
             if let Ok(settled) = tokio::time::timeout(self.options.shutdown_grace, pipeline.settle()).await {
                 settled?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
             }
+            if server.synchronous {
+                self.observer.warn(
+                    "synchronous_standby_names lists this receiver: commits wait from now on for another standby that is listed, or until it runs again",
+                );
+            }
             let status = pipeline.ledger.complete();
             if server.stream.send_status(status, FAREWELL).await.is_ok() {
                 pipeline.reported();
