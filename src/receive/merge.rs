@@ -82,7 +82,8 @@ impl Pieces {
             let low = |piece: &Piece| piece.level < LEVELS;
             let mut groups =
                 self.whole().chunk_by(|a, b| low(a) == low(b)).filter(|group| group.first().is_some_and(low));
-            self.group = groups.find_map(|group| Group::of(group, LEVELS));
+            // No higher than the highest of them: if the rest does not come about, it goes on as before.
+            self.group = groups.find_map(|group| Group::of(group, group.first()?.level));
         }
         if self.group.is_none() {
             self.live.iter_mut().for_each(|piece| piece.level = LEVELS);
@@ -205,7 +206,7 @@ mod tests {
                 pending = pieces.due();
             }
             // Now and then everything leaves memory, but not before a mebibyte has come.
-            if pending.is_none() && flying.is_empty() && end.since(rested) >= 1 << 20 && random.below(3) == 0 {
+            if pending.is_none() && flying.is_empty() && end.since(rested) >= 1 << 20 && random.below(300) == 0 {
                 pending = pieces.compact();
                 (rested, merged_below) = if pending.is_none() { (end, end) } else { (rested, merged_below) };
             }

@@ -36,6 +36,8 @@ use crate::seal::header::ObjectKind;
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_secs(1);
+/// A quiet time is never longer than this.
+const LONG_QUIET: Duration = Duration::from_secs(600);
 /// What is in memory leaves it in a quiet time only if it is at least so much.
 const WORTH_A_REST: u64 = 1 << 20;
 
@@ -68,6 +70,8 @@ pub struct Pipeline {
     /// When what is in memory may leave it, and up to where it did.
     rest_at: Option<Instant>,
     rest_after: Duration,
+    /// What `rest_after` is again after a rest.
+    quiet: Duration,
     rested: Lsn,
     lost: bool,
     /// The last complete flush that was answered, and how many are on their way.
@@ -140,6 +144,7 @@ impl Pipeline {
             flush_at: None,
             rest_at: None,
             rest_after: options.rest_after,
+            quiet: options.rest_after,
             rested: start,
             lost: false,
             flushed: start,
@@ -227,6 +232,8 @@ impl Pipeline {
             self.rest_at = None;
             self.ask(Work::Rest(Vec::new()));
         } else if let Some(merge) = self.clearing.compact(object) {
+            // A stream that goes on before it came to rest is not compacted again soon.
+            self.rest_after = (self.rest_after * 2).min(LONG_QUIET);
             self.rest_at = Some(Instant::now() + TELL);
             self.ask(Work::Merge(merge));
         } else {
@@ -366,7 +373,7 @@ impl Pipeline {
             Kept::Finished => self.finished = true,
             Kept::Trouble(error) => self.observer.warn(error.to_string()),
             Kept::Rested(lsn) => {
-                self.rested = lsn;
+                (self.rested, self.rest_after) = (lsn, self.quiet);
                 self.rest_at = self.rest_at.filter(|_| self.received > lsn);
             }
             Kept::Refused(refused) => {
