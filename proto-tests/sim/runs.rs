@@ -90,6 +90,12 @@ fn run_many(first: u64, count: u64, lie: &str, enough: usize) -> Vec<(u64, Strin
     failed.into_inner().expect("no panic")
 }
 
+/// The same ones for every change, so that what fails is the change; in a soak others on every day.
+fn first_seed() -> u64 {
+    let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
+    days * 1_000_000 * u64::from(rounds(0, 1)) + 1
+}
+
 #[test]
 fn every_promise_is_kept() {
     if let Some(seed) = seed_from(SEED) {
@@ -98,9 +104,7 @@ fn every_promise_is_kept() {
         assert!(output.status.success(), "seed {seed}");
         return;
     }
-    // A different set on every day, the same for everybody on it.
-    let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
-    let (first, count) = (days * 1_000_000, u64::from(rounds(900, 60_000)));
+    let (first, count) = (first_seed(), u64::from(rounds(900, 60_000)));
     let count = seed_from("WALRECV_SIM_COUNT").unwrap_or(count);
     let first = seed_from("WALRECV_SIM_FIRST").unwrap_or(first);
     println!("seeds {first} to {}", first + count - 1);
