@@ -210,22 +210,10 @@ impl Machine for WalStream {
                 self.state = result(true, true);
                 Ok(None)
             }
-            // A keepalive that we asked for may come after the server's CopyDone (`ProcessStandbyReplyMessage`); nobody waits for it any more.
-            (State::Result { rows: None, completes: 0, .. }, Message::CopyData(data))
-                if matches!(Inner::read(data.clone()), Ok(Inner::Keepalive { .. })) =>
-            {
-                Ok(None)
-            }
             // WalSndDone: all was sent and acknowledged, and the server exits without CopyDone or ReadyForQuery.
             (State::Streaming | State::Ending, Message::CommandComplete(tag)) if tag == "COPY 0" => {
                 self.state = State::Done;
                 Ok(Some(WalEvent::Stream(StreamEvent::Ended { shutdown: true })))
-            }
-            // A status that asks for an answer and crosses the server's CopyDone is answered behind it (`ProcessStandbyReplyMessage`).
-            (State::Result { rows: None, completes: 0, began: true, .. }, Message::CopyData(data))
-                if data.first() == Some(&b'k') =>
-            {
-                Ok(None)
             }
             (State::Result { .. }, message) => self.result(message),
             (_, message) => Err(message.out_of_place(self.state_name())),
@@ -253,6 +241,7 @@ mod tests {
         assert_eq!(stream.take(keepalive(), &mut out), Ok(None));
         let mut wal = vec![b'w'];
         wal.extend([0; 32]);
-        assert!(matches!(stream.take(Message::CopyData(wal.into()), &mut out), Err(WireError::OutOfPlace { .. })));
+        let refused = stream.take(Message::CopyData(wal.into()), &mut out).unwrap_err();
+        assert!(refused.to_string().contains("after the end of the stream"), "{refused}");
     }
 }
