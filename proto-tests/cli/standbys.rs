@@ -180,7 +180,7 @@ fn a_rewound_primary_comes_back_with_every_row() {
     assert_eq!(missing(&told, &pair.standby), []);
 
     // walrecv finds the new primary by itself, and every commit waits for it alone.
-    let streams = "select count(*) from pg_stat_replication where application_name = 'walrecv'";
+    let streams = "select count(*) from pg_stat_replication where application_name = 'walrecv' and state = 'streaming'";
     pair.standby.wait_sql(streams, "1");
     set(&pair.standby, "synchronous_standby_names", "walrecv");
     rewind(&mut pair);
