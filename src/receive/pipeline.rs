@@ -264,9 +264,11 @@ impl Pipeline {
         self.ask(Work::FlushInterval(interval));
     }
 
-    /// Whether checked bytes have waited for longer than `limit` without any becoming durable, the wait for the next flush not counted.
+    /// Whether checked bytes have waited for longer than `limit` without any becoming durable, the wait for the next flush not counted. A thread that hangs
+    /// in a flush has not said yet what it checked before.
     pub fn is_stalled(&mut self, limit: Duration) -> bool {
-        if !self.ledger.waiting() || self.only_compares() {
+        let waiting = self.ledger.waiting() || (!self.is_durable() && self.worker.budget.is_stuck());
+        if !waiting || self.only_compares() {
             self.progress_at = Instant::now();
         }
         self.progress_at.elapsed() >= limit + self.flush_interval

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::Instant;
 
 use super::keep::{Flush, Keeper, Kept, Stop};
 use super::merge::Merge;
@@ -17,6 +18,8 @@ use crate::error::{Error, Kind, Result};
 const QUEUE: usize = 16;
 /// Messages that the thread takes at a time: the socket's task is woken once for all of them, not for each.
 const BATCH: usize = 8;
+/// A batch takes milliseconds, unless something hangs.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// What the pipeline asks for, in order.
 #[derive(Debug)]
@@ -37,11 +40,19 @@ pub struct Budget {
     outstanding: Mutex<Option<u64>>,
     fell: Notify,
     pieces: AtomicUsize,
+    /// What the thread does now began then.
+    busy_since: Mutex<Option<Instant>>,
 }
 
 impl Budget {
     pub fn new(limit: u64) -> Budget {
-        Budget { limit, outstanding: Mutex::new(Some(0)), fell: Notify::new(), pieces: AtomicUsize::new(0) }
+        Budget {
+            limit,
+            outstanding: Mutex::new(Some(0)),
+            fell: Notify::new(),
+            pieces: AtomicUsize::new(0),
+            busy_since: Mutex::new(None),
+        }
     }
 
     fn add(&self, bytes: u64) {
@@ -60,6 +71,16 @@ impl Budget {
     /// Bytes that were handed on and are not durable yet.
     pub fn outstanding(&self) -> u64 {
         self.outstanding.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(0)
+    }
+
+    fn busy(&self, since: Option<Instant>) {
+        *self.busy_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    /// Whether the thread has been at one batch of messages for [`STUCK`]: it waits for a disk or a repository, and tells nothing meanwhile.
+    pub fn is_stuck(&self) -> bool {
+        let since = *self.busy_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() >= STUCK)
     }
 
     /// A tail piece is durable, or given up.
@@ -150,6 +171,7 @@ async fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out, lan
     let budget = &*out.budget;
     let mut batch = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut batch, BATCH).await > 0 {
+        budget.busy(Some(Instant::now()));
         for work in batch.drain(..) {
             lane.pace().await;
             if let Err(stop) = step(&mut keeper, work, budget).await {
@@ -164,6 +186,7 @@ async fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out, lan
         if queue.is_empty() || keeper.is_late() {
             keeper.settle(budget.pieces());
         }
+        budget.busy(None);
         idle(&mut keeper, &queue, &lane).await;
     }
 }
@@ -210,6 +233,17 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_that_does_not_come_back_is_stuck() {
+        let budget = Budget::new(100);
+        budget.busy(Some(Instant::now()));
+        assert!(!budget.is_stuck());
+        tokio::time::advance(STUCK).await;
+        assert!(budget.is_stuck());
+        budget.busy(None);
+        assert!(!budget.is_stuck());
+    }
 
     #[tokio::test]
     async fn the_budget_never_locks_out_a_single_object_and_lets_go_when_closed() {

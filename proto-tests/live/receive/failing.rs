@@ -20,11 +20,15 @@ struct Scene {
 
 impl Scene {
     fn new(version: MajorVersion) -> Scene {
+        Scene::flushing_every(version, 100)
+    }
+
+    fn flushing_every(version: MajorVersion, milliseconds: u64) -> Scene {
         let server = Server::builder(version).setting("wal_keep_size", "1GB").setting("max_wal_size", "1GB").start();
         harness::create_slot(&server);
         let from = harness::acknowledged(&server);
         let vault = Vault::new();
-        let process = Process::start(&vault, &server, 100);
+        let process = Process::start(&vault, &server, milliseconds);
         server.sql("create table t (id int, filler text)");
         harness::wait_acknowledged(&server, server.lsn());
         Scene { server, vault, process, from }
@@ -179,6 +183,23 @@ fn a_sync_that_hangs_is_not_acknowledged_and_holds_no_server_up() {
     assert!(took < Duration::from_secs(9), "the stop waited {took:?} for a hanging sync");
     scene.server.start_again();
     assert!(harness::acknowledged(&scene.server) < commit);
+    drop(interfered);
+    harness::wait_acknowledged(&scene.server, commit);
+    scene.end();
+}
+
+/// Where commits wait for the flush itself, nothing is told of what was checked before it; a disk that hangs in it is noticed all the same.
+#[test]
+fn a_sync_that_hangs_under_waiting_commits_is_a_stall() {
+    require_servers!(MajorVersion::V18);
+    if !strace::possible() {
+        return;
+    }
+    let scene = Scene::flushing_every(MajorVersion::V18, 0);
+    let interfered = scene.interfere("fdatasync:delay_enter=60000000:when=1");
+    let commit = scene.write();
+    wait_for("the stall", Duration::from_secs(20), || scene.process.said().contains("Stalled").then_some(()));
+    assert!(told(&scene.server) < commit, "acknowledged before the sync came back");
     drop(interfered);
     harness::wait_acknowledged(&scene.server, commit);
     scene.end();
