@@ -14,7 +14,7 @@ use crate::seal::opener::{open_index, read_header};
 use crate::seal::sealer::{Compression, seal_index};
 
 impl Archive {
-    /// Stores a heartbeat once, then deletes those of the timeline that say less.
+    /// Stores a heartbeat once, then deletes those of the timeline that say less, or that it corrects.
     pub async fn put_heartbeat(
         &self,
         keys: &WriterKeys,
@@ -35,14 +35,15 @@ impl Archive {
         let name = self.names.heartbeat(timeline, beat.lsn, beat.time);
         self.repo.put_once(&name, &sealed.bytes, &judge, give_up).await?;
         for (name, older) in self.list_heartbeats(timeline).await? {
-            if older.lsn <= beat.lsn && older.time < beat.time {
+            // A later time at a lower position was told by a clock that ran ahead.
+            if older.lsn < beat.lsn || (older.lsn == beat.lsn && older.time < beat.time) {
                 self.repo.delete(&name).await?;
             }
         }
         Ok(())
     }
 
-    /// Every heartbeat of a timeline that opens, newest first. One that does not open tells nothing.
+    /// Every heartbeat of a timeline that opens, newest first. One that does not open tells nothing, nor one that another corrects.
     pub async fn heartbeats(&self, timeline: TimelineId) -> Result<Vec<Heartbeat>> {
         let mut beats = Vec::new();
         for (name, named) in self.list_heartbeats(timeline).await? {
@@ -56,6 +57,7 @@ impl Archive {
                 Err(problem) => tracing::warn!("{name} counts for nothing: {problem}"),
             }
         }
+        let mut beats = uncorrected(&beats);
         beats.sort_by_key(|beat| std::cmp::Reverse((beat.time, beat.lsn)));
         Ok(beats)
     }
@@ -78,5 +80,26 @@ impl Archive {
             _ => None,
         };
         Ok(listed.into_iter().filter_map(|listed| beat(listed.name)).collect())
+    }
+}
+
+/// Without those of a clock that ran ahead: a higher position at an earlier time stands beside them.
+fn uncorrected(beats: &[Heartbeat]) -> Vec<Heartbeat> {
+    let corrects = |other: &Heartbeat, beat: &Heartbeat| other.lsn > beat.lsn && other.time < beat.time;
+    beats.iter().copied().filter(|beat| !beats.iter().any(|other| corrects(other, beat))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::Lsn;
+    use crate::pg::xact::PgTime;
+
+    #[test]
+    fn a_clock_that_ran_ahead_is_corrected_by_what_comes_later() {
+        let beat = |lsn, time| Heartbeat { lsn: Lsn(lsn), time: PgTime(time) };
+        assert_eq!(uncorrected(&[beat(10, 900), beat(20, 100)]), [beat(20, 100)]);
+        let fine = [beat(10, 100), beat(20, 100), beat(20, 200), beat(30, 300)];
+        assert_eq!(uncorrected(&fine), fine);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::board::Board;
 use crate::backoff::Backoff;
@@ -70,6 +71,7 @@ async fn keep_running(job: Job, mut stop: watch::Receiver<bool>, failed: &Failed
     // The first delay of a backoff is none.
     backoff.next_delay();
     loop {
+        let begun = Instant::now();
         let run = receive(job.options.clone(), job.place.clone(), job.observer.clone(), stop.clone());
         // On a task of its own, so that a panic ends this run only.
         let outcome = match tokio::spawn(run).await {
@@ -84,11 +86,36 @@ async fn keep_running(job: Job, mut stop: watch::Receiver<bool>, failed: &Failed
         if *stop.borrow() {
             return Ended { cluster, outcome: Err(error) };
         }
-        let wait = backoff.next_delay();
+        let wait = wait_after(&mut backoff, begun.elapsed());
         failed(&cluster, &error, wait);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = stop.wait_for(|stop| *stop) => return Ended { cluster, outcome: Err(error) },
         }
+    }
+}
+
+/// The wait after a run that lasted so long. One that was good for a while is not held responsible for the failures before it.
+fn wait_after(backoff: &mut Backoff, lasted: Duration) -> Duration {
+    if lasted >= LONGEST {
+        backoff.reset();
+        // The first delay of a backoff is none.
+        backoff.next_delay();
+    }
+    backoff.next_delay()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_was_good_for_a_while_begins_the_waits_anew() {
+        let mut backoff = Backoff::new(FIRST, LONGEST, 7);
+        backoff.next_delay();
+        let waits: Vec<_> = (0..9).map(|_| wait_after(&mut backoff, Duration::from_secs(1))).collect();
+        assert!(waits[0] <= FIRST && waits[8] >= LONGEST / 2, "{waits:?}");
+        let wait = wait_after(&mut backoff, LONGEST);
+        assert!(wait >= FIRST / 2 && wait <= FIRST, "{wait:?}");
     }
 }

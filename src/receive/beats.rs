@@ -35,7 +35,7 @@ impl Beats {
 
     /// A heartbeat whose WAL is durable, checked and compared. Stored when it is time.
     pub fn proven(&mut self, beat: Heartbeat) {
-        self.latest = self.latest.filter(|latest| latest.time >= beat.time).or(Some(beat));
+        self.latest = self.latest.filter(|latest| !says_more(beat, *latest)).or(Some(beat));
         if self.put.is_none_or(|(_, at)| at.elapsed() >= EVERY) {
             self.store();
         }
@@ -43,7 +43,7 @@ impl Beats {
 
     /// Stores what is not stored yet: before a stop.
     pub fn store(&mut self) {
-        let Some(beat) = self.latest.filter(|beat| self.put.is_none_or(|(put, _)| beat.time > put.time)) else {
+        let Some(beat) = self.latest.filter(|beat| self.put.is_none_or(|(put, _)| says_more(*beat, put))) else {
             return;
         };
         if !self.putting.is_empty() {
@@ -58,5 +58,24 @@ impl Beats {
     pub async fn next(&mut self) -> Option<Result<()>> {
         let done = self.putting.join_next().await?;
         Some(done.unwrap_or_else(|error| Err(Error::new(Kind::Failed, "a put died").caused_by(error))))
+    }
+}
+
+/// Whether a heartbeat takes the place of an earlier one. A higher position at an earlier time corrects what a clock that ran ahead said before.
+fn says_more(beat: Heartbeat, earlier: Heartbeat) -> bool {
+    beat.lsn > earlier.lsn || (beat.lsn == earlier.lsn && beat.time > earlier.time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::Lsn;
+    use crate::pg::xact::PgTime;
+
+    #[test]
+    fn a_heartbeat_of_a_corrected_clock_takes_the_place_of_the_one_before() {
+        let beat = |lsn, time| Heartbeat { lsn: Lsn(lsn), time: PgTime(time) };
+        assert!(says_more(beat(20, 100), beat(10, 900)) && says_more(beat(10, 901), beat(10, 900)));
+        assert!(!says_more(beat(10, 900), beat(10, 900)) && !says_more(beat(10, 899), beat(10, 900)));
     }
 }

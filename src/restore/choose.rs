@@ -77,16 +77,22 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     Err(unreachable(&wanted.target, &candidates, &passed_over))
 }
 
-/// What is known of times at which nothing was committed on this path. A heartbeat past the fork speaks of another history.
+/// What is known of times at which nothing was committed on this path.
 async fn known(archive: &Archive, path: &Path, target: &Target) -> Result<Vec<Heartbeat>> {
     let mut known = Vec::new();
     if let Target::Time { .. } = target {
         for leg in &path.legs {
             let beats = archive.heartbeats(leg.timeline).await?;
-            known.extend(beats.into_iter().filter(|beat| leg.end.is_none_or(|fork| beat.lsn <= fork)));
+            known.extend(beats.into_iter().filter(|beat| speaks_of(beat, leg.end)));
         }
     }
     Ok(known)
+}
+
+/// Whether a heartbeat speaks of the part of its timeline that was left at `fork`. One past it speaks of another history, and so may one right there: an old
+/// primary that nobody writes to any more goes on proving that its WAL ends at the fork.
+fn speaks_of(beat: &Heartbeat, fork: Option<Lsn>) -> bool {
+    fork.is_none_or(|fork| beat.lsn < fork)
 }
 
 /// The path, and the backups on it, newest first.
@@ -240,4 +246,16 @@ fn unreachable(target: &Target, candidates: &[&Manifest], passed_over: &[PassedO
 /// The WAL segments that a recovery reads: from `start` to `needed`.
 pub fn segments(size: crate::pg::SegmentSize, start: Lsn, needed: Lsn) -> u64 {
     size.segment_before(needed).0.saturating_sub(size.segment_of(start).0) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_primary_that_stands_at_the_fork_says_nothing_of_the_new_timeline() {
+        let beat = |lsn| Heartbeat { lsn: Lsn(lsn), time: PgTime(5) };
+        assert!(speaks_of(&beat(99), Some(Lsn(100))) && speaks_of(&beat(100), None));
+        assert!(!speaks_of(&beat(100), Some(Lsn(100))) && !speaks_of(&beat(101), Some(Lsn(100))));
+    }
 }

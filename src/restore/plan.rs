@@ -153,7 +153,11 @@ impl Walk {
         if record.start == self.origin.checkpoint {
             self.began = record.checkpoint;
         }
-        self.first_ended = self.first_ended.or_else(|| ended(&record.note).map(|(_, time)| time));
+        if let Some((_, time)) = ended(&record.note) {
+            self.first_ended = self.first_ended.or(Some(time));
+            // Something was committed after a heartbeat's position by a time at which that said there was nothing: its clock, or its server, was another.
+            self.known.retain(|beat| beat.lsn > record.start || beat.time < time);
+        }
         if self.stops_before(record) {
             self.stop = Some(Stop::Before { start: record.start, end: record.end });
             return self.look_past(record);

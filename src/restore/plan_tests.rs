@@ -132,6 +132,21 @@ fn a_heartbeat_proves_that_no_commit_is_missing_once_everything_up_to_it_was_rea
     assert!(lands(Target::Xid { xid: 99, inclusive: true }, &[(end, 500)]).is_err(), "only times are met by it");
 }
 
+#[test]
+fn a_heartbeat_that_a_later_commit_refutes_proves_nothing() {
+    let (wal, end) = (history(), record(6).1);
+    let through = |known: &[(Lsn, i64)]| match run_knowing(&wal, time(400, true), -10_000_000, known) {
+        Err(Refusal::NotReached { complete_through, .. }) => complete_through,
+        other => panic!("{other:?}"),
+    };
+    // The commit at 300 begins there.
+    assert_eq!(through(&[(record(6).0, 500)]), None);
+    assert_eq!(through(&[(record(6).0, 300)]), None);
+    assert_eq!(through(&[(record(6).0, 299)]), Some(PgTime(299)));
+    assert_eq!(through(&[(record(3).0, 500), (end, 350)]), Some(PgTime(350)));
+    assert_eq!(through(&[(Lsn(record(6).0.0 + 1), 350)]), Some(PgTime(350)), "it knew of that commit");
+}
+
 /// The commits that an idle archive's newest backup holds may all be later than the target.
 #[test]
 fn a_time_that_is_met_by_the_end_needs_an_older_backup_all_the_same() {
