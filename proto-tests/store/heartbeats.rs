@@ -49,6 +49,20 @@ fn the_newest_one_that_is_covered_counts() {
 }
 
 #[test]
+fn a_clock_that_ran_ahead_is_corrected() {
+    let archive = archive(&memory(), 1, true);
+    runtime().block_on(async {
+        store_segment(&archive, segment(&archive, 5), &wal(MIB as usize, 1)).await;
+        put(&archive, beat(5 * MIB + 8, 900_000)).await;
+        put(&archive, beat(6 * MIB, 1_000)).await;
+        assert_eq!(archive.heartbeats(TIMELINE).await.unwrap(), [beat(6 * MIB, 1_000)], "the wrong one is deleted");
+        // Deleting may have failed, or another receiver stores it once more.
+        put(&archive, beat(5 * MIB + 8, 900_000)).await;
+        assert_eq!(archive.complete_through(TIMELINE).await.unwrap(), Some(beat(6 * MIB, 1_000)));
+    });
+}
+
+#[test]
 fn one_under_the_name_of_another_counts_for_nothing() {
     let archive = archive(&memory(), 1, true);
     runtime().block_on(async {
