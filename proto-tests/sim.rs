@@ -18,6 +18,8 @@ mod runs;
 #[path = "sim/store.rs"]
 mod store;
 mod support;
+#[path = "sim/tails.rs"]
+mod tails;
 #[path = "sim/trace.rs"]
 mod trace;
 #[path = "sim/walsender.rs"]

@@ -8,6 +8,7 @@ use walrecv::archive::Archive;
 use walrecv::archive::read::SegmentBytes;
 use walrecv::error::{Error, Kind};
 use walrecv::seal::header::ObjectKind;
+use walrecv::seal::opener::read_header;
 
 use crate::archive_pieces::{archive, pieces, sealed, segment, store, tail, wal, write_tail_file};
 use crate::common::{no_env, runtime};
@@ -71,6 +72,31 @@ fn a_damaged_tail_is_passed_over_where_others_hold_its_bytes() {
         write_tail_file(&reader, at(3), "whole", &tail(&reader, at(3), 0, &content[..300_000], 20_000));
         assert_eq!(look(&reader, &receiver, 3).await.unwrap(), (300_000, 300_000));
     });
+}
+
+/// A wrong start in a damaged header must not make it look as if others held the bytes.
+#[test]
+fn where_a_tail_with_a_damaged_header_begins_is_not_believed() {
+    let dir = TempDir::new("tails");
+    let repo = walrecv::repo::Repository::open(&format!("file://{}", dir.path().display()), &no_env).unwrap();
+    let (reader, receiver) = (archive(&repo, 1, true), archive(&repo, 1, false));
+    let (content, name) = (wal(MIB, 1), segment(&reader, 1));
+    let good = tail(&reader, name, 0, &content[..100_000], 20_000);
+    write_tail_file(&reader, name, "short", &tail(&reader, name, 0, &content[..50_000], 20_000));
+    let mut wrong_starts = 0;
+    for (at, bit) in (0..200).flat_map(|at| [(at, 1), (at, 8)]) {
+        let mut damaged = good.clone();
+        damaged[at] ^= bit;
+        let start = read_header(&damaged).map(|(header, _)| header.claims.start);
+        if start.is_ok_and(|start| start > name.start() + 50_000 && start < name.end()) {
+            wrong_starts += 1;
+            write_tail_file(&reader, name, "damaged", &damaged);
+            let found = runtime().block_on(look(&reader, &receiver, 1));
+            assert_eq!(found.unwrap_err().kind(), Kind::Corrupt, "bit {bit} of byte {at}");
+            runtime().block_on(repo.delete(&reader.names.tail_open(name, "damaged"))).unwrap();
+        }
+    }
+    assert!(wrong_starts > 0);
 }
 
 /// Behind a hole nothing was acknowledged: what is damaged there takes nothing away.

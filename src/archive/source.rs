@@ -180,7 +180,11 @@ impl Archive {
     /// Which bytes of the segment a damaged tail may have held.
     fn span_of_damaged(&self, segment: SegmentName, name: &str, object: &[u8]) -> (u64, u64) {
         let size = segment.size.bytes();
-        let claims = self.claims_inside(segment, ObjectKind::Tail, name, object);
+        // Where it begins is only known if the whole header is authentic: a wrong start would make it look as if others held its bytes.
+        let claims = self.claims_inside(segment, ObjectKind::Tail, name, object).and_then(|claims| {
+            let opened = Opener::new(object, &claims, &*self.keys, false);
+            opened.map(|_| claims).map_err(|e| refused(name, e))
+        });
         match (self.parse(name), claims) {
             (Some(WalObject::TailPiece { from, to, .. }), _) => (from, to),
             (_, Ok(claims)) => {

@@ -32,6 +32,8 @@ pub struct TailFile {
     file: Arc<dyn Handle>,
     path: PathBuf,
     written: u64,
+    /// A sync has succeeded since the file has its name.
+    synced: bool,
     /// End of the zeros that are on the disk.
     allocated: u64,
     /// Zeros that are being written from `allocated` on: up to where.
@@ -69,6 +71,7 @@ impl PreparedTail {
             file,
             path: path.to_owned(),
             written: 0,
+            synced: false,
             allocated: self.allocated,
             extension: None,
             full: false,
@@ -79,7 +82,10 @@ impl PreparedTail {
         if !self.staging.link(path)? {
             return Err(Error::new(Kind::Failed, format!("tail file {} already exists", path.display())));
         }
-        durable::sync_above(&*medium, path)?;
+        if let Err(error) = durable::sync_above(&*medium, path) {
+            tail.give_up();
+            return Err(error);
+        }
         Ok(tail)
     }
 }
@@ -145,7 +151,24 @@ impl TailFile {
         self.sync_data()?;
         let found = self.stands_under_its_name();
         self.survive("find again", found)?;
+        self.synced = true;
         Ok(DurableLsn::witness(claim.0, claim.1, claim.2))
+    }
+
+    /// The end of a file that failed. `false`: it does not stand under its name any more, and what was synced in it is lost. One in which nothing was synced
+    /// but its preamble is deleted: on a full disk each attempt would leave another one, and take the room that the next needs.
+    pub fn give_up(&mut self) -> bool {
+        match self.stands_under_its_name() {
+            Ok(()) => {
+                if !self.synced {
+                    // What stays is found empty.
+                    let _ = self.medium.remove_file(&self.path);
+                }
+                true
+            }
+            // Without an answer it is taken to be there: a file that is dead is only read.
+            Err(error) => !is_gone(&error),
+        }
     }
 
     /// Bytes appended so far, the preamble included.
@@ -173,7 +196,7 @@ impl TailFile {
         if (own.device, own.inode) == (named.device, named.inode) {
             return Ok(());
         }
-        Err(io::Error::other("another file stands under its name"))
+        Err(io::Error::new(ErrorKind::NotFound, "another file stands under its name"))
     }
 
     fn alive(&self) -> Result<()> {
@@ -199,6 +222,11 @@ impl TailFile {
             .transient()
             .hint("Check the disk, its free space and the kernel log.")
     }
+}
+
+/// Whether nothing, or something else, stands under the name.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// Whether there is no room, which takes nothing away from what was written and synced.

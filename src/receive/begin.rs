@@ -66,6 +66,11 @@ impl Run {
     /// Goes on with the pipeline where this server can give its next byte; else ends it and begins where the archive and the slot say.
     pub(super) async fn continue_or_begin(&mut self, archive: &Archive, server: &mut Server) -> Result<()> {
         let interval = self.interval(server);
+        // What is finished takes nothing more. Where the server did not leave the timeline by then, the archive says where to go on.
+        let left = |p: &Pipeline| server.history.switch_point_of(p.timeline()).is_some_and(|at| at <= p.received());
+        if let Some(over) = self.pipeline.take_if(|pipeline| pipeline.is_finished() && !left(pipeline)) {
+            over.abandon().await;
+        }
         if let Some(pipeline) = &mut self.pipeline {
             let (timeline, received) = (pipeline.timeline(), pipeline.received());
             let known = server.history.begin_of(timeline).is_some();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::task::JoinSet;
 
-use super::merge::{Merge, Pieces};
+use super::merge::{Compact, Merge, Pieces};
 use super::object::object_bytes;
 use super::tail::Piece;
 use crate::archive::Archive;
@@ -48,6 +48,11 @@ impl Clearing {
         self.opened.entry(object).or_default().push(run);
     }
 
+    /// Those of this object do not stand under their names any more.
+    pub fn vanished(&mut self, object: Lsn) {
+        self.opened.remove(&object);
+    }
+
     /// A tail piece is durable. When its bytes were reported from an object already, it came too late to be deleted with the others. Returns what is to be
     /// merged next.
     pub fn stands(&mut self, piece: Piece, merged: bool, reported: Lsn) -> Option<Merge> {
@@ -75,9 +80,9 @@ impl Clearing {
         lsn.align_down(object_bytes(self.archive.names.segment_size))
     }
 
-    /// What is to be merged before the bytes of this object leave memory; `None`: nothing.
-    pub fn compact(&mut self, object: Lsn) -> Option<Merge> {
-        self.pieces.get_mut(&object)?.compact()
+    /// What is to be merged before the bytes of this object leave memory.
+    pub fn compact(&mut self, object: Lsn) -> Compact {
+        self.pieces.get_mut(&object).map_or(Compact::Nothing, Pieces::compact)
     }
 
     /// Names of this pipeline's tails of one object, as they stand.

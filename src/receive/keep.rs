@@ -17,7 +17,7 @@ use super::tail::{Flushed, Merging, Piece, TailMaker};
 use super::trim;
 use super::worker::Out;
 use crate::archive::Archive;
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::xact::Note;
 use crate::pg::{DurableLsn, Lsn, SegmentNumber, SegmentSize, TimelineId};
@@ -54,6 +54,8 @@ pub enum Kept {
     NotMerged(Merge),
     /// A local tail file was begun for the object that starts here, under this run's name.
     Opened(Lsn, String),
+    /// The local tail files of the object that starts here do not stand under their names any more: its tail begins anew.
+    Vanished(Lsn),
     /// Handed to the local operating system.
     Wrote(Lsn),
     /// Durable in a local tail.
@@ -204,8 +206,13 @@ impl Keeper {
             self.keys = self.config.writer.fresh()?;
             self.keys_made = Instant::now();
         }
-        let size = self.segment_size();
-        let place = Place::of(self.check.received(), self.config.timeline, size);
+        let (size, next) = (self.segment_size(), self.check.received());
+        let place = Place::of(next, self.config.timeline, size);
+        if place.start != next {
+            // Whatever led here: bytes in the wrong place must never be stored.
+            let text = format!("WAL goes on at {next}, inside an object whose first bytes are not there any more");
+            return Err(Error::new(Kind::Failed, text).into());
+        }
         let raw = std::mem::take(&mut self.spare);
         Ok(Open::begin(&self.config.archive, &self.keys, place, self.config.compression, raw)?)
     }
@@ -245,9 +252,17 @@ impl Keeper {
 
     /// Reads back what left memory, as long as it takes: without it the object cannot be made.
     async fn wake(&mut self, open: &mut Open) -> Result<(), Stop> {
+        if !open.is_away() {
+            return Ok(());
+        }
+        // Meanwhile nothing becomes durable, and who waits for that should know.
+        self.tell_checked();
         loop {
             match open.wake(&self.config.archive, &self.keys, self.config.compression).await {
                 Ok(()) => return Ok(()),
+                Err(_) if self.out.is_closed() => {
+                    return Err(Error::new(Kind::Interrupted, "the pipeline has ended").into());
+                }
                 Err(error) if error.is_transient() => {
                     self.tell(Kept::Trouble(error.context("cannot read back the tail")));
                     tokio::time::sleep(TAIL_RETRY).await;
@@ -278,14 +293,15 @@ impl Keeper {
 
     /// The end of a batch of messages: says how far checking came and when the next flush is due. Without a flush interval it flushes.
     /// `pieces` tail pieces are on their way.
-    pub fn settle(&mut self, pieces: usize) {
+    pub fn settle(&mut self, pieces: usize) -> Result<(), Stop> {
         self.config.stats.held_bytes.set(self.memory());
         // A commit that waits is made durable first: what is told before only wakes the task for nothing.
         if self.config.flush_interval.is_zero() {
-            self.flush(Flush::Due, pieces);
+            self.flush(Flush::Due, pieces)?;
         }
         self.tell_checked();
         self.announce(pieces);
+        Ok(())
     }
 
     /// Whether somebody waits for a flush, and has waited so long that it goes before what else has arrived.
@@ -294,20 +310,22 @@ impl Keeper {
         self.config.flush_interval.is_zero() && oldest.is_some_and(|oldest| oldest.elapsed() >= LATE)
     }
 
-    pub fn flush(&mut self, flush: Flush, pieces: usize) {
+    /// An error when the tail can be written no more.
+    pub fn flush(&mut self, flush: Flush, pieces: usize) -> Result<(), Stop> {
         let now = Instant::now();
         self.announced = None;
         self.release(flush == Flush::All);
         self.all_pending |= flush == Flush::All;
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
         if due {
-            self.flush_tail();
+            self.flush_tail()?;
         }
         if flush == Flush::All {
             self.tell_checked();
             self.tell(Kept::Flushed(self.check.received()));
         }
         self.announce(pieces);
+        Ok(())
     }
 
     /// Begins to make one piece of these bytes, step by step: see [`Keeper::idle_step`].
@@ -347,7 +365,7 @@ impl Keeper {
 
     /// The timeline ends here: its last bytes become an object of their own.
     pub async fn finish(&mut self) -> Result<(), Stop> {
-        self.flush(Flush::All, 0);
+        self.flush(Flush::All, 0)?;
         let stored = self.config.stored.clone();
         self.leave_merging();
         if let Some(mut open) = self.open.take().filter(|open| !stored.contains(&open.place.segment.number)) {
@@ -364,42 +382,18 @@ impl Keeper {
         self.check.keepable(if self.all_pending { self.check.received() } else { self.check.checked() })
     }
 
-    fn flush_tail(&mut self) {
-        let wanted = self.wanted();
+    fn flush_tail(&mut self) -> Result<(), Stop> {
         let Some(mut open) = self.open.take() else {
             self.all_pending = false;
-            return;
+            return Ok(());
         };
         // What is stored complete already is compared at its end; until then nothing of it counts.
-        if !self.config.stored.contains(&open.place.segment.number) {
-            let upto = open.offset(wanted);
-            let from = open.place.start + open.tail.kept() as u64;
+        if self.config.stored.contains(&open.place.segment.number) {
+            self.all_pending = false;
+            open.oldest = None;
+        } else {
             let first = !open.tail.exists();
-            let before = open.tail.file_run().is_some();
-            let mut wrote = None;
-            let begun = Instant::now();
-            let flushed = open.flush(&mut self.tails, &self.keys, upto, &mut |to| wrote = Some(to));
-            if let (false, Some(run)) = (before, open.tail.file_run()) {
-                self.tell(Kept::Opened(open.place.start, run.to_owned()));
-            }
-            self.tell_checked();
-            wrote.into_iter().for_each(|to| self.tell(Kept::Wrote(to)));
-            if let Ok(Some(_)) = flushed {
-                let bytes = (open.place.start + upto as u64).since(from);
-                self.config.stats.flushed(bytes, begun.elapsed(), Instant::now());
-            }
-            self.retry_tail_at = None;
-            let all = std::mem::take(&mut self.all_pending);
-            match flushed {
-                Ok(Some(Flushed::Durable(to))) => self.tell(Kept::Durable { from, to }),
-                Ok(Some(Flushed::Piece(piece))) => self.tell(Kept::Piece(piece)),
-                Ok(None) => {}
-                Err(error) => {
-                    self.retry_tail_at = Some(Instant::now() + TAIL_RETRY);
-                    self.all_pending = all;
-                    self.tell(Kept::Trouble(error.context("cannot write the tail")));
-                }
-            }
+            self.flush_open(&mut open)?;
             if first && open.tail.exists() {
                 self.tails.prepare();
             }
@@ -408,11 +402,55 @@ impl Keeper {
             }
             let fresh = open.offset(self.wanted()) > open.tail.kept();
             open.oldest = fresh.then(Instant::now);
-        } else {
-            self.all_pending = false;
-            open.oldest = None;
         }
         self.open = Some(open);
+        Ok(())
+    }
+
+    fn flush_open(&mut self, open: &mut Open) -> Result<(), Stop> {
+        let upto = open.offset(self.wanted());
+        let from = open.kept();
+        let before = open.tail.file_run().is_some();
+        let mut wrote = None;
+        let begun = Instant::now();
+        let flushed = open.flush(&mut self.tails, &self.keys, upto, &mut |to| wrote = Some(to));
+        if let (false, Some(run)) = (before, open.tail.file_run()) {
+            self.tell(Kept::Opened(open.place.start, run.to_owned()));
+        }
+        self.tell_checked();
+        self.retry_tail_at = None;
+        let all = std::mem::take(&mut self.all_pending);
+        let Some(flushed) = flushed.or_else(|error| self.tail_failed(open, all, error).map(|()| None))? else {
+            return Ok(());
+        };
+        self.config.stats.flushed((open.place.start + upto as u64).since(from), begun.elapsed(), Instant::now());
+        // Not before the sync: a failed one takes back what was written.
+        wrote.into_iter().for_each(|to| self.tell(Kept::Wrote(to)));
+        match flushed {
+            Flushed::Durable(to) => self.tell(Kept::Durable { from, to }),
+            Flushed::Piece(piece) => self.tell(Kept::Piece(piece)),
+        }
+        Ok(())
+    }
+
+    /// The tail could not be written; `all`: nor the head of an unfinished record. Whether it may be tried again.
+    fn tail_failed(&mut self, open: &mut Open, all: bool, error: Error) -> Result<(), Stop> {
+        let error = error.context("cannot write the tail");
+        // A second attempt may succeed without what the first one did not bring to the disk.
+        if error.class() == Class::Unsynced {
+            return Err(error.into());
+        }
+        if open.tail.take_vanished() {
+            self.tell(Kept::Vanished(open.place.start));
+            // What was acknowledged is in no file then. From memory it is written anew; without it the segment is received again.
+            if open.is_away() {
+                return Err(Refused::Forgotten(error.to_string()).into());
+            }
+        }
+        self.retry_tail_at = Some(Instant::now() + TAIL_RETRY);
+        self.all_pending = all;
+        self.tell(Kept::Trouble(error));
+        Ok(())
     }
 
     /// When the tail has to be written next.

@@ -20,6 +20,16 @@ pub struct Merge {
     pub to: Lsn,
 }
 
+/// What is to be done before the bytes of these pieces leave memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compact {
+    Merge(Merge),
+    /// A merge is under way, and will delete some that stand now.
+    Busy,
+    /// All that stands stays as it is.
+    Nothing,
+}
+
 /// The durable pieces of one object's tail, ascending, and what is being merged.
 #[derive(Debug, Default)]
 pub struct Pieces {
@@ -76,8 +86,7 @@ impl Pieces {
     }
 
     /// As [`Pieces::due`], before the bytes leave memory: then nothing of them can be merged any more, so whatever is below the highest level becomes one now.
-    /// With `None` all that stands stays as it is.
-    pub fn compact(&mut self) -> Option<Merge> {
+    pub fn compact(&mut self) -> Compact {
         if self.group.is_none() {
             let low = |piece: &Piece| piece.level < LEVELS;
             let mut groups =
@@ -87,8 +96,9 @@ impl Pieces {
         }
         if self.group.is_none() {
             self.live.iter_mut().for_each(|piece| piece.level = LEVELS);
+            return Compact::Nothing;
         }
-        self.part()
+        self.part().map_or(Compact::Busy, Compact::Merge)
     }
 
     fn part(&mut self) -> Option<Merge> {
@@ -207,7 +217,11 @@ mod tests {
             }
             // Now and then everything leaves memory, but not before a mebibyte has come.
             if pending.is_none() && flying.is_empty() && end.since(rested) >= 1 << 20 && random.below(300) == 0 {
-                pending = pieces.compact();
+                pending = match pieces.compact() {
+                    Compact::Merge(merge) => Some(merge),
+                    Compact::Nothing => None,
+                    Compact::Busy => panic!("nothing is under way"),
+                };
                 (rested, merged_below) = if pending.is_none() { (end, end) } else { (rested, merged_below) };
             }
             // A merge takes a few flushes; now and then it comes to nothing.
@@ -264,6 +278,20 @@ mod tests {
         assert_eq!(pieces.due(), None, "one at a time");
         assert_eq!(pieces.merged(merge, "merged".to_owned()).len(), FAN);
         assert_eq!(pieces.names(), ["merged", "newest"]);
+    }
+
+    /// What is under way deletes pieces: their names must not be what bytes are read back from.
+    #[test]
+    fn while_a_merge_is_under_way_nothing_may_leave_memory() {
+        let mut pieces = Pieces::default();
+        for n in 0..4 {
+            pieces.add(Merge { from: Lsn(n << 20), to: Lsn((n + 1) << 20) }, n.to_string());
+        }
+        let merge = Merge { from: Lsn(0), to: Lsn(3 << 20) };
+        assert_eq!(pieces.compact(), Compact::Merge(merge));
+        assert_eq!(pieces.compact(), Compact::Busy);
+        assert_eq!(pieces.merged(merge, "merged".to_owned()).len(), 3);
+        assert_eq!(pieces.compact(), Compact::Nothing);
     }
 
     #[test]

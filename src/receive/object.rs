@@ -207,6 +207,11 @@ impl Open {
         all
     }
 
+    /// Whether bytes have left memory.
+    pub fn is_away(&self) -> bool {
+        self.away > 0
+    }
+
     /// Reads back what is away, if anything is. What went away must come back, byte for byte: `Kind::Corrupt` when it does not.
     pub async fn wake(&mut self, archive: &Archive, keys: &WriterKeys, compression: Compression) -> Result<()> {
         if self.away == 0 {

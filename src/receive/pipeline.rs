@@ -18,6 +18,7 @@ use super::clear::Clearing;
 use super::compare::Comparison;
 use super::index::Feed;
 use super::keep::{Flush, KeepConfig, Keeper, Kept};
+use super::merge::Compact;
 use super::note::Notes;
 use super::observe::{Observer, ReceiveEvent};
 use super::prepare::Stored;
@@ -77,6 +78,8 @@ pub struct Pipeline {
     /// The last complete flush that was answered, and how many are on their way.
     flushed: Lsn,
     flushes: usize,
+    /// The end was asked for: the thread takes nothing more.
+    finishing: bool,
     finished: bool,
     partial_stored: bool,
     /// When durable bytes last moved, or nothing waited.
@@ -149,6 +152,7 @@ impl Pipeline {
             lost: false,
             flushed: start,
             flushes: 0,
+            finishing: false,
             finished: false,
             partial_stored: false,
             progress_at: Instant::now(),
@@ -231,19 +235,28 @@ impl Pipeline {
         if self.received.since(object.max(self.rested)) < WORTH_A_REST {
             self.rest_at = None;
             self.ask(Work::Rest(Vec::new()));
-        } else if let Some(merge) = self.clearing.compact(object) {
-            // A stream that goes on before it came to rest is not compacted again soon.
-            self.rest_after = (self.rest_after * 2).min(LONG_QUIET);
-            self.rest_at = Some(Instant::now() + TELL);
-            self.ask(Work::Merge(merge));
-        } else {
-            self.ask(Work::Rest(self.clearing.tails_of(object)));
+            return;
+        }
+        match self.clearing.compact(object) {
+            Compact::Merge(merge) => {
+                // A stream that goes on before it came to rest is not compacted again soon.
+                self.rest_after = (self.rest_after * 2).min(LONG_QUIET);
+                self.rest_at = Some(Instant::now() + TELL);
+                self.ask(Work::Merge(merge));
+            }
+            Compact::Busy => self.rest_at = Some(Instant::now() + TELL),
+            Compact::Nothing => self.ask(Work::Rest(self.clearing.tails_of(object))),
         }
     }
 
     /// Whether it has refused to go on for a reason that a new one does not have.
     pub fn is_lost(&self) -> bool {
         self.lost
+    }
+
+    /// Whether the end of its timeline was handed on, or asked for: it takes nothing more.
+    pub fn is_finished(&self) -> bool {
+        self.finishing
     }
 
     /// Makes everything that was taken durable, the head of an unfinished record included.
@@ -362,6 +375,7 @@ impl Pipeline {
             Kept::Merged(piece) => self.puts.add(Item::Merged(piece), self.timeline),
             Kept::NotMerged(merge) => self.clearing.not_merged(merge),
             Kept::Opened(object, run) => self.clearing.opened(object, run),
+            Kept::Vanished(object) => self.clearing.vanished(object),
             Kept::Wrote(lsn) => self.ledger.wrote(lsn),
             Kept::Durable { from, to } => {
                 self.clearing.tailed(to.lsn());
@@ -507,6 +521,7 @@ impl Pipeline {
 
     /// The timeline ends: its last bytes become an object of their own; everything is durable when this returns.
     pub async fn finish(&mut self) -> Result<Option<Refused>> {
+        self.finishing = true;
         self.ask(Work::Finish);
         while !(self.finished && self.puts.is_empty()) {
             if let Turn::Refused(refused) = self.turn().await? {

@@ -271,9 +271,15 @@ impl Shared {
     async fn is_other_end(&self, item: &Item) -> Result<bool> {
         let Item::Object(object) = item else { return Ok(false) };
         let Some(found) = self.archive.repo.get(&object.name).await? else { return Ok(false) };
-        let found = demand_whole(&found, &object.name, object.claims(), &*self.archive.keys);
+        let claims = match object.kind {
+            ObjectKind::Partial => own_claims(&found, object.claims()),
+            _ => *object.claims(),
+        };
+        let found = demand_whole(&found, &object.name, &claims, &*self.archive.keys);
         match (object.kind, found) {
-            (ObjectKind::Partial, Ok(summary)) => Ok(summary.end != object.summary.end),
+            (ObjectKind::Partial, Ok(found)) => {
+                Ok((found.start, found.end) != (object.summary.start, object.summary.end))
+            }
             (ObjectKind::Partial, Err(error)) if error.kind() == Kind::Corrupt => {
                 // The bytes are in the tail, and a reader that finds them there can do without it.
                 self.trouble(error);
@@ -282,6 +288,14 @@ impl Shared {
             (_, found) => found.map(|_| false),
         }
     }
+}
+
+/// Claims of the end of a timeline that is stored under the same name. Of a segment in parts it may begin with another part: where, it says itself.
+fn own_claims(object: &[u8], ours: &Claims) -> Claims {
+    let size = ours.segment_size;
+    let start = read_header(object).map(|(header, _)| header.claims.start).ok();
+    let start = start.filter(|start| size.segment_of(*start) == size.segment_of(ours.start));
+    Claims { start: start.unwrap_or(ours.start), ..*ours }
 }
 
 /// The summary of a stored WAL object; `None` when it is absent or not what it should be.
@@ -349,8 +363,13 @@ fn judge_piece(head: &[u8], salt: &[u8; 32]) -> Found {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
+    use super::super::object::Place;
     use super::*;
+    use crate::disk::medium::disk;
     use crate::pg::{SegmentSize, SystemIdentifier, TimelineId};
+    use crate::repo::{ClusterNames, Repository};
     use crate::seal::hash::content_hash;
     use crate::seal::header::RepositoryId;
     use crate::seal::key::{DataKey, RepositorySecret, WriterKeys};
@@ -372,12 +391,64 @@ mod tests {
         }
     }
 
+    fn keys() -> WriterKeys {
+        let secret = RepositorySecret([5; 32]);
+        WriterKeys { repository: RepositoryId([7; 16]), secret, data_key: DataKey([3; 32]), wrapped: vec![1; 200] }
+    }
+
+    fn end_of_timeline(start: Lsn, bytes: u64) -> Object {
+        let size = SegmentSize::new(64 << 20).unwrap();
+        let claims = Claims {
+            kind: ObjectKind::Partial,
+            repository: keys().repository,
+            system: SystemIdentifier(9),
+            segment_size: size,
+            timeline: TimelineId(1),
+            start,
+        };
+        let wal = vec![start.0.to_le_bytes()[3]; bytes as usize];
+        let mut sealer =
+            Sealer::new(&keys(), claims, start.0.to_le_bytes().repeat(4).try_into().unwrap(), Compression::Lz4);
+        sealer.push(&wal);
+        let summary = Summary::of(start, start + bytes, content_hash(&keys().secret, &wal));
+        let sealed = sealer.finish(&summary.encode());
+        let place = Place::of(start, claims.timeline, size);
+        Object { name: "main/end.partial".to_owned(), sealed, summary, place, kind: ObjectKind::Partial }
+    }
+
+    /// Two receivers saw a timeline end in different parts of one segment: the second end is no divergence.
+    #[tokio::test]
+    async fn an_end_in_another_part_of_the_segment_is_another_end() {
+        let dir = std::env::temp_dir().join(format!("walrecv-put-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let repo = Repository::in_directory(dir.clone(), disk());
+        let names = ClusterNames {
+            cluster: "main".to_owned(),
+            system: SystemIdentifier(9),
+            segment_size: SegmentSize::new(64 << 20).unwrap(),
+        };
+        let (trouble, mut troubles) = mpsc::unbounded_channel();
+        let archive = Archive { repo, names, keys: Arc::new(Keys(keys())) };
+        let puts = Puts::new(archive.clone(), trouble, Arc::default());
+        let start = Lsn(64 << 20);
+        let (theirs, ours) = (end_of_timeline(start, 5000), end_of_timeline(start + (16 << 20), 4000));
+        let judge = Judge { head: &|_| Found::Different, whole: &|_| Ok(()) };
+        let claim = (SystemIdentifier(9), TimelineId(1), theirs.summary.end);
+        archive.repo.put_wal(&theirs.name, theirs.bytes(), judge, GIVE_UP, claim).await.unwrap();
+        assert!(puts.shared.is_other_end(&Item::Object(Box::new(ours))).await.unwrap());
+        assert!(!puts.shared.is_other_end(&Item::Object(Box::new(theirs))).await.unwrap());
+        // Of another segment it is no end of the same.
+        let elsewhere = end_of_timeline(start + (64 << 20), 4000);
+        let refused = puts.shared.is_other_end(&Item::Object(Box::new(elsewhere))).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Diverged);
+        assert!(troubles.try_recv().is_err());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
     /// Another run's object of the same bytes, damaged in one way after another behind its first 8 KiB: none of it counts as a copy.
     #[test]
     fn an_equal_copy_must_be_whole() {
-        let secret = RepositorySecret([5; 32]);
-        let keys =
-            WriterKeys { repository: RepositoryId([7; 16]), secret, data_key: DataKey([3; 32]), wrapped: vec![1; 200] };
+        let keys = keys();
         let claims = Claims {
             kind: ObjectKind::Segment,
             repository: keys.repository,

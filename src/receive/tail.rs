@@ -12,7 +12,7 @@ use super::salt;
 use crate::archive::Archive;
 use crate::disk::lane::Beside;
 use crate::disk::tail_file::{PreparedTail, TailFile};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Class, Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SegmentName};
 use crate::repo::Repository;
 use crate::seal::header::ObjectKind;
@@ -88,6 +88,8 @@ impl TailMaker {
         };
         match ready {
             Some(Ok(ready)) => Ok(ready),
+            // A folder that was not synced is not tried again.
+            Some(Err(error)) if error.class() == Class::Unsynced => Err(error),
             Some(Err(_)) | None => prepare(&self.archive.repo, folder, 0),
         }
     }
@@ -105,6 +107,8 @@ pub struct Tail {
     /// Bytes of the object that are in the tail.
     kept: usize,
     current: Option<Current>,
+    /// A local file was lost, not only given up: nothing of the object counts as kept any more.
+    vanished: bool,
 }
 
 struct Current {
@@ -146,7 +150,13 @@ impl Tail {
         }
     }
 
-    /// Keeps the next bytes of the object, which begins at `start` of `segment`. After an error nothing changed but that the file is given up.
+    /// Whether the last flush failed because the local file does not stand under its name any more. Then nothing of the object is kept.
+    pub fn take_vanished(&mut self) -> bool {
+        std::mem::take(&mut self.vanished)
+    }
+
+    /// Keeps the next bytes of the object, which begins at `start` of `segment`. After an error nothing changed but that the file is given up; with what it
+    /// held, where it is gone: see [`Tail::take_vanished`].
     pub fn flush(
         &mut self,
         maker: &mut TailMaker,
@@ -168,9 +178,13 @@ impl Tail {
         let sealed = current.sealer.seal(bytes);
         let flushed = match &mut current.file {
             Some(file) => {
-                file.append(&sealed)?;
-                wrote(to);
-                Flushed::Durable(file.sync((maker.archive.names.system, segment.timeline, to))?)
+                let claim = (maker.archive.names.system, segment.timeline, to);
+                let written = file.append(&sealed).inspect(|()| wrote(to));
+                let synced = written.and_then(|()| file.sync(claim));
+                if synced.is_err() && !file.give_up() {
+                    (self.kept, self.vanished) = (0, true);
+                }
+                Flushed::Durable(synced?)
             }
             None => {
                 let offset = |lsn: Lsn| lsn.since(segment.start());

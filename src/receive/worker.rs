@@ -98,6 +98,10 @@ impl Budget {
         self.fell.notify_waiters();
     }
 
+    fn is_closed(&self) -> bool {
+        self.outstanding.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
     fn is_full(&self, own: u64) -> bool {
         let outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
         outstanding.is_some_and(|sum| sum > 0 && sum + own > self.limit)
@@ -145,6 +149,16 @@ impl Drop for Worker {
     }
 }
 
+/// The last word of the thread.
+impl From<Stop> for Kept {
+    fn from(stop: Stop) -> Kept {
+        match stop {
+            Stop::Refused(refused) => Kept::Refused(refused),
+            Stop::Failed(error) => Kept::Failed(error),
+        }
+    }
+}
+
 /// The way out of the thread. What is handed on counts at once.
 #[derive(Clone, Debug)]
 pub struct Out {
@@ -153,6 +167,11 @@ pub struct Out {
 }
 
 impl Out {
+    /// Whether nobody waits for what is handed on any more.
+    pub fn is_closed(&self) -> bool {
+        self.budget.is_closed()
+    }
+
     /// A pipeline that has gone needs to know nothing.
     pub fn tell(&self, kept: Kept) {
         match &kept {
@@ -175,16 +194,13 @@ async fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out, lan
         for work in batch.drain(..) {
             lane.pace().await;
             if let Err(stop) = step(&mut keeper, work, budget).await {
-                let last = match stop {
-                    Stop::Refused(refused) => Kept::Refused(refused),
-                    Stop::Failed(error) => Kept::Failed(error),
-                };
-                out.tell(last);
-                return;
+                return out.tell(stop.into());
             }
         }
         if queue.is_empty() || keeper.is_late() {
-            keeper.settle(budget.pieces());
+            if let Err(stop) = keeper.settle(budget.pieces()) {
+                return out.tell(stop.into());
+            }
         }
         budget.busy(None);
         idle(&mut keeper, &queue, &lane).await;
@@ -210,10 +226,7 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
             }
             keeper.data(&bytes).await
         }
-        Work::Flush(flush) => {
-            keeper.flush(flush, budget.pieces());
-            Ok(())
-        }
+        Work::Flush(flush) => keeper.flush(flush, budget.pieces()),
         Work::Merge(merge) => {
             keeper.merge(merge);
             Ok(())
