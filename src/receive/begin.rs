@@ -8,12 +8,25 @@ use super::pipeline::{Begin, Pipeline};
 use super::prepare;
 use super::resume::{SlotPosition, Start};
 use super::run::{Run, corrupt};
-use super::server::{Server, Unfit};
-use super::slot;
+use super::server::{Server, Unfit, answered};
+use super::slot::{self, SlotRow};
 use super::{AfterFailover, OnGap};
 use crate::archive::Archive;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::pg::{Lsn, MajorVersion, TimelineId};
+
+/// A slot that this run made and has streamed nothing on yet.
+pub(super) struct MadeSlot {
+    server: String,
+    position: SlotPosition,
+}
+
+impl MadeSlot {
+    /// Whether the slot of this server is the one that was made: at another address, or from another position on, it is not.
+    pub(super) fn is_on(&self, server: &Server) -> bool {
+        self.server == server.stream.server() && self.position == server.slot
+    }
+}
 
 impl Run {
     /// Sees to it that the slot holds WAL back: makes one on the new primary of a failover, and anew where it was lost, as far as the options allow.
@@ -36,7 +49,8 @@ impl Run {
             Unfit::Lost(_) if may_be_lost && !stored => return Ok(()),
             Unfit::Lost(error) if !anew => return Err(error),
             Unfit::Lost(error) => {
-                server.stream.drop_slot(&name).await?;
+                let still_lost = |row: &SlotRow, sql| if sql { row.is_lost() } else { row.restart_lsn.is_none() };
+                slot::drop_stale(&mut server.stream, &name, still_lost).await?;
                 error.to_string()
             }
             Unfit::Missing(error) if !stored => return Err(error),
@@ -56,9 +70,17 @@ impl Run {
 
     /// Creates the slot with reserved WAL, and looks where it stands.
     pub(super) async fn make_slot(&mut self, server: &mut Server, name: &str, reason: String) -> Result<()> {
-        server.stream.create_slot(name, false, true).await?;
-        self.made_slot = true;
+        match answered("CREATE_REPLICATION_SLOT", server.stream.create_slot(name, false, true)).await {
+            // The only permanent refusal of this kind: it exists by now.
+            Err(error) if error.kind() == Kind::Slot && !error.is_transient() => {
+                return Err(slot::changed(name, error));
+            }
+            made => made?,
+        }
+        let at = server.stream.server().to_owned();
+        self.made_slot = Some(MadeSlot { server: at.clone(), position: SlotPosition::Unknown });
         server.look_at_new_slot(name).await?;
+        self.made_slot = Some(MadeSlot { server: at, position: server.slot });
         self.observer.tell(ReceiveEvent::SlotCreated { slot: name.to_owned(), reason });
         Ok(())
     }
@@ -71,13 +93,14 @@ impl Run {
         if let Some(over) = self.pipeline.take_if(|pipeline| pipeline.is_finished() && !left(pipeline)) {
             over.abandon().await;
         }
+        let made_here = self.made_slot.as_ref().is_some_and(|made| made.is_on(server));
         if let Some(pipeline) = &mut self.pipeline {
             let (timeline, received) = (pipeline.timeline(), pipeline.received());
             let known = server.history.begin_of(timeline).is_some();
             let switch_point = server.history.switch_point_of(timeline);
             // Past what this run made durable the slot was moved by another receiver, whose WAL this server may have let go of since.
             let durable = pipeline.ledger.durable();
-            let moved = !self.made_slot && matches!(server.slot, SlotPosition::At(lsn) if lsn > durable);
+            let moved = !made_here && matches!(server.slot, SlotPosition::At(lsn) if lsn > durable);
             // Whoever had it meanwhile stored WAL that this pipeline is not compared with, also where the slot came back.
             let moved = moved || self.standing_by;
             // A standby that restarted may hold less than was received from it, and refuses to stream from further on: then it is begun anew below.

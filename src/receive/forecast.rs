@@ -83,6 +83,11 @@ impl Outlook {
         }
     }
 
+    /// Whether so many bytes wait on the slot, and nobody is taking them.
+    pub fn is_at(&self, limit: u64) -> bool {
+        self.row.active_pid.is_none() && self.row.retained().is_some_and(|retained| retained >= limit)
+    }
+
     /// For whoever watches.
     pub fn health(&self, polled_at: Instant) -> SlotHealth {
         SlotHealth {
@@ -175,6 +180,14 @@ mod tests {
         assert_eq!(outlook("lost", None, Some(7)).limit(), Limit::Now);
         let text = outlook("extended", Some(6_000_000), Some(100_000)).describe();
         assert!(text.contains("5.0 MB") && text.contains("1 min") && text.contains("0.1 MB/s"), "{text}");
+    }
+
+    #[test]
+    fn a_slot_that_somebody_uses_is_at_no_limit() {
+        let mut outlook = outlook("extended", None, None);
+        assert!(outlook.is_at(5_000_000) && !outlook.is_at(5_000_001));
+        outlook.row.active_pid = Some(77);
+        assert!(!outlook.is_at(1));
     }
 
     #[test]

@@ -6,16 +6,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::forecast::Outlook;
-use super::observe::ReceiveEvent;
+use super::observe::{Observer, ReceiveEvent};
 use super::resume::SlotPosition;
 use super::run::{Run, corrupt};
-use super::sentinel::Sign;
+use super::sentinel::{Second, Sign};
 use super::server::{Server, answered};
+use super::slot::{self, SlotRow};
 use super::{GIVE_UP, OnGap, check::Refused, prepare};
 use crate::archive::Archive;
 use crate::error::{Context, Error, Kind, Result};
-use crate::net::{Connection, Mode};
-use crate::pg::{Lsn, TimelineId};
+use crate::net::Conninfo;
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::seal::content::event::{CorruptWal, Hole, What};
 
 /// How often the forecast for the slot is told as a warning, while nothing is stored.
@@ -46,7 +47,12 @@ impl Run {
             (SlotPosition::At(lsn), _) if whole(lsn) > asked => lsn,
             (_, None) => server.identity.position,
             (_, Some(name)) => {
-                server.stream.drop_slot(&name).await?;
+                let seen = server.slot;
+                let unmoved = |row: &SlotRow, _| match (seen, row.restart_lsn) {
+                    (SlotPosition::At(lsn), now) => now == Some(lsn),
+                    (_, now) => now.is_none_or(|now| whole(now) <= asked),
+                };
+                slot::drop_stale(&mut server.stream, &name, unmoved).await?;
                 self.make_slot(server, &name, format!("the server has no WAL from {from} on any more")).await?;
                 match server.slot {
                     SlotPosition::At(lsn) => lsn,
@@ -78,40 +84,44 @@ impl Run {
 
     /// A slot that this run made, and does not use, would fill the server's disk.
     async fn unmake_slot(&mut self, server: &mut Server) {
-        if let (true, Some(name)) = (std::mem::take(&mut self.made_slot), self.options.slot.clone())
-            && let Err(error) = answered("DROP_REPLICATION_SLOT", server.stream.drop_slot(&name)).await
+        if let (Some(made), Some(name)) = (self.made_slot.take(), self.options.slot.clone())
+            && made.is_on(server)
+            && let SlotPosition::At(lsn) = server.slot
+            && let Err(error) = slot::drop_stale(&mut server.stream, &name, |row, _| row.restart_lsn == Some(lsn)).await
         {
             self.observer.warn(format!("slot {name:?} was made and is of no use, but cannot be dropped: {error}"));
         }
     }
 
+    /// Nothing can be stored: the time counts from which on nothing was.
+    pub(super) fn is_away(&mut self) {
+        let durable = self.durable();
+        if self.away.is_none_or(|(_, then)| then != durable) {
+            self.away = Some((Instant::now(), durable));
+        }
+    }
+
+    fn durable(&self) -> Option<Lsn> {
+        self.pipeline.as_ref().map(|pipeline| pipeline.ledger.durable())
+    }
+
     /// Something is noticed of a server that was left because nothing can be stored.
-    pub(super) async fn while_away(&mut self, sign: Sign) {
-        let Sign::Slot(outlook) = sign else { return };
+    pub(super) fn while_away(&mut self, sign: Sign) {
+        let (Sign::Slot(outlook), Some(name), Some(watch)) = (sign, &self.options.slot, &self.watch) else { return };
         if self.warned.is_none_or(|at| at.elapsed() >= WARN) {
             self.warned = Some(Instant::now());
             self.observer.warn(format!("nothing is stored: {}", outlook.describe()));
         }
-        let retained = outlook.row.retained().unwrap_or(0);
-        if self.options.give_up_at.is_some_and(|limit| retained >= limit)
-            && outlook.row.active_pid.is_none()
-            && let Err(error) = self.give_up(&outlook).await
-        {
-            self.observer.warn(format!("{retained} bytes of WAL wait on the slot, and giving it up failed: {error}"));
+        let durable = self.durable();
+        let long = self.away.is_some_and(|(at, then)| then == durable && at.elapsed() >= self.options.stall_timeout);
+        let Some(limit) = self.options.give_up_at.filter(|_| long) else { return };
+        if outlook.is_at(limit) && self.giving_up.is_empty() {
+            let (info, system) = watch.server.clone();
+            let (slot, observer) = (name.clone(), self.observer.clone());
+            let giving_up = GivingUp { info, system, slot, limit, observer };
+            // A task of its own: between dropping the slot and making it nothing may be left off.
+            self.giving_up.spawn(giving_up.run());
         }
-    }
-
-    /// Lets the server go: its slot is dropped and made anew, so that it can remove what was held back. What that leaves out shows as a hole when something
-    /// can be stored again.
-    async fn give_up(&mut self, outlook: &Outlook) -> Result<()> {
-        let Some(name) = self.options.slot.clone() else { return Ok(()) };
-        let mut connection = Connection::connect(&self.options.conninfo, Mode::Physical, "").await?;
-        let dropped = answered("DROP_REPLICATION_SLOT", connection.drop_slot(&name)).await;
-        dropped.context("the slot is as it was")?;
-        let made = answered("CREATE_REPLICATION_SLOT", connection.create_slot(&name, false, true)).await;
-        connection.close().await;
-        self.observer.tell(ReceiveEvent::GaveUp { slot: name, retained: outlook.row.retained().unwrap_or(0) });
-        made.context("it was dropped, and cannot be created")
     }
 
     /// A service manager that starts the receiver again and again must not hide why it ends: the damage is noted where everybody looks.
@@ -128,6 +138,48 @@ impl Run {
         if let Err(error) = tokio::time::timeout(GIVE_UP, noted).await.unwrap_or_else(late) {
             self.observer.warn(format!("the damage cannot be noted in the repository: {error}"));
         }
+    }
+}
+
+/// Letting a server go, so that it can remove what was held back: its slot is dropped and made anew. What that leaves out shows as a hole when something can
+/// be stored again.
+struct GivingUp {
+    /// The way to the server that was watched, and which one it was: of several hosts another one may answer.
+    info: Conninfo,
+    system: SystemIdentifier,
+    slot: String,
+    limit: u64,
+    observer: Observer,
+}
+
+impl GivingUp {
+    async fn run(self) {
+        if let Err(error) = self.try_it().await {
+            self.observer.warn(format!("too much WAL waits on the slot, and giving it up failed: {error}"));
+        }
+    }
+
+    async fn try_it(&self) -> Result<()> {
+        let mut second = Second::open(&self.info).await?;
+        let found = answered("IDENTIFY_SYSTEM", second.connection.identify_system()).await?.system;
+        if found != self.system {
+            return Err(Error::new(Kind::Diverged, format!("system {found} answers now, expected {}", self.system)));
+        }
+        // What the sign said may be old: another receiver may be at work, or was.
+        let Some(row) = second.state(&self.slot).await? else { return Ok(()) };
+        let outlook = Outlook { row, rate: None };
+        if !outlook.is_at(self.limit) {
+            return Ok(());
+        }
+        match answered("DROP_REPLICATION_SLOT", second.connection.drop_slot(&self.slot)).await {
+            Err(error) if slot::is_missing(&error) => {}
+            dropped => dropped.context("the slot is as it was")?,
+        }
+        let made = answered("CREATE_REPLICATION_SLOT", second.connection.create_slot(&self.slot, false, true)).await;
+        second.connection.close().await;
+        let retained = outlook.row.retained().unwrap_or(0);
+        self.observer.tell(ReceiveEvent::GaveUp { slot: self.slot.clone(), retained });
+        made.context("it was dropped, and cannot be created")
     }
 }
 

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::begin::MadeSlot;
 use super::check::Refused;
 use super::follow::Followed;
 use super::index::Index;
@@ -57,13 +59,19 @@ pub struct Run {
     /// Another receiver has the slot, and that was told.
     pub(super) standing_by: Told,
     /// The slot was made by this run and nothing was streamed on it yet.
-    pub(super) made_slot: bool,
+    pub(super) made_slot: Option<MadeSlot>,
     /// Where the slot's position is not known: the end of the archive, below which a start may be too low for what the server still has.
     pub(super) climb_to: Option<Lsn>,
     /// The second connection of a server that was left, while nothing can be put.
     pub(super) watch: Option<Sentinel>,
     /// When the forecast for the slot was last told as a warning.
     pub(super) warned: Option<Instant>,
+    /// Since when nothing can be stored, and what was durable then.
+    pub(super) away: Option<(Instant, Option<Lsn>)>,
+    /// At most one: the slot is being dropped and made anew.
+    pub(super) giving_up: JoinSet<()>,
+    /// A stop waits no longer than that.
+    stop_by: Option<Instant>,
     /// For the waits of a receiver that may not ask whether the slot is free.
     patience: Backoff,
 }
@@ -84,10 +92,13 @@ impl Run {
             refused_in: None,
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed),
             standing_by: false,
-            made_slot: false,
+            made_slot: None,
             climb_to: None,
             watch: None,
             warned: None,
+            away: None,
+            giving_up: JoinSet::new(),
+            stop_by: None,
             patience: patience(seed),
         })
     }
@@ -122,7 +133,11 @@ impl Run {
         self.watch = None;
         let access =
             Access { info: &self.options.conninfo, slot: self.options.slot.as_deref(), observer: &self.observer };
-        let connecting = server::connect(&access, &mut self.standing_by);
+        let (giving_up, standing_by) = (&mut self.giving_up, &mut self.standing_by);
+        let connecting = async {
+            while giving_up.join_next().await.is_some() {}
+            server::connect(&access, standing_by).await
+        };
         tokio::select! {
             server = connecting => server.map(Some),
             refused = tend(&mut self.pipeline) => Err(corrupt(&refused?)),
@@ -146,7 +161,8 @@ impl Run {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return Ok(true),
                 refused = tend(&mut self.pipeline) => return Err(corrupt(&refused?)),
-                sign = next_sign(&mut self.watch) => self.while_away(sign).await,
+                sign = next_sign(&mut self.watch) => self.while_away(sign),
+                Some(_) = self.giving_up.join_next() => {}
                 () = asked_to_stop(&mut self.stop) => return Ok(false),
             }
         }
@@ -169,15 +185,15 @@ impl Run {
         let before = pipeline.ledger.durable();
         let went = loop {
             let Some(pipeline) = &mut self.pipeline else { break true };
-            let sign = tokio::select! {
+            tokio::select! {
                 refused = pipeline.progress(before) => match refused? {
                     Some(refused) => return Err(corrupt(&refused)),
                     None => break true,
                 },
-                sign = next_sign(&mut self.watch) => sign,
+                sign = next_sign(&mut self.watch) => self.while_away(sign),
+                Some(_) = self.giving_up.join_next() => {}
                 () = asked_to_stop(&mut self.stop) => break false,
-            };
-            self.while_away(sign).await;
+            }
         };
         self.observer.tell(ReceiveEvent::Resumed);
         Ok(went)
@@ -192,6 +208,7 @@ impl Run {
             Err(error) if error.is_transient() => return Ok(Next::Again(Some(error))),
             other => return other,
         };
+        self.is_away();
         server.sentinel.left();
         self.watch = Some(server.sentinel);
         Ok(next)
@@ -203,6 +220,7 @@ impl Run {
             archive = self.begin_with(server) => archive?,
             () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
         };
+        self.away = None;
         loop {
             let end = match self.stream(server).await {
                 Err(error) if error.kind() == Kind::Gap && self.is_news() => return self.begin_again(error).await,
@@ -215,13 +233,19 @@ impl Run {
                     continue;
                 }
                 // Where nothing tells beforehand whether there is a slot (13 and 14 without SQL), the attempt does.
-                Err(error) if is_missing(&error) && server.slot == SlotPosition::Unknown && !self.made_slot => {
+                Err(error) if slot::is_missing(&error) && !self.is_found(server) => {
                     server.unfit = Some(Unfit::Missing(error));
                     tokio::select! {
                         outcome = self.ready_slot(&archive, server) => outcome?,
                         () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
                     }
                     continue;
+                }
+                // It was there a moment ago: another receiver makes it anew, or has done so.
+                Err(error) if slot::is_missing(&error) => {
+                    self.made_slot = None;
+                    let name = self.options.slot.clone().unwrap_or_default();
+                    return Ok(Next::Again(Some(slot::changed(&name, error))));
                 }
                 end => end?,
             };
@@ -243,6 +267,11 @@ impl Run {
         }
     }
 
+    /// Whether the slot was there when it was looked at, or was made since.
+    fn is_found(&self, server: &Server) -> bool {
+        server.slot != SlotPosition::Unknown || self.made_slot.is_some()
+    }
+
     /// Whether another look at the archive may show a better place than the one that was just asked for: another receiver may have come further meanwhile.
     fn is_news(&mut self) -> bool {
         let asked = self.pipeline.as_ref().map(|p| (p.timeline(), p.received()));
@@ -253,7 +282,10 @@ impl Run {
     /// knows, so it is asked, and compared with.
     async fn begin_again(&mut self, why: Error) -> Result<Next> {
         if let Some(pipeline) = self.pipeline.take() {
-            pipeline.abandon().await;
+            tokio::select! {
+                () = pipeline.abandon() => {}
+                () = asked_to_stop(&mut self.stop) => return Ok(Next::Stop),
+            }
         }
         Ok(Next::Again(Some(why)))
     }
@@ -292,10 +324,12 @@ impl Run {
         let from = pipeline.resume_at(floor(server, pipeline));
         // A slot must not be set back to where its server has nothing any more: the first word waits for the server's own.
         pipeline.ledger.doubt();
-        answered("SHOW", server.look_whether_standby()).await?;
-        let started = answered("START_REPLICATION", server.stream.start_replication(slot.as_deref(), from, timeline));
+        let start = async {
+            answered("SHOW", server.look_whether_standby()).await?;
+            answered("START_REPLICATION", server.stream.start_replication(slot.as_deref(), from, timeline)).await
+        };
         let started = tokio::select! {
-            started = started => started?,
+            started = start => started?,
             () = asked_to_stop(&mut self.stop) => return Ok(End::Stop),
         };
         match started {
@@ -313,7 +347,7 @@ impl Run {
         let end = stream.run(&mut self.stop).await;
         if pipeline.received() > before || begun.elapsed() > STABLE {
             self.backoff.reset();
-            self.made_slot = false;
+            self.made_slot = None;
             self.climb_to = None;
         }
         end
@@ -356,8 +390,8 @@ impl Run {
             Refused::Invalid(invalid) => invalid.at,
             Refused::Differs(_) => return Err(corrupt(&refused)),
             Refused::Forgotten(_) => {
-                pipeline.abandon().await;
-                return Ok(Next::Again(Some(corrupt(&refused))));
+                self.pipeline = Some(pipeline);
+                return self.begin_again(corrupt(&refused)).await;
             }
         };
         let size = pipeline.segment_size();
@@ -367,7 +401,11 @@ impl Run {
             () = asked_to_stop(&mut self.stop) => return Ok(Next::Stop),
         }
         if self.refused_in.replace(place) == Some(place) {
-            self.note_corrupt(archive, place.0, at, &refused).await;
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                () = self.note_corrupt(archive, place.0, at, &refused) => {}
+                () = asked_to_stop(&mut stop) => {}
+            }
             return Err(corrupt(&refused));
         }
         self.observer.tell(ReceiveEvent::CorruptWal { problem: refused.to_string() });
@@ -376,9 +414,10 @@ impl Run {
 
     /// Asked to stop while connected: what was received becomes durable and is reported, within the grace.
     async fn farewell(&mut self, server: &mut Server) -> Result<Next> {
+        let stop_by = self.stop_by();
         if let Some(pipeline) = &mut self.pipeline {
             // Too slow a repository leaves bytes behind; the slot has them.
-            if let Ok(settled) = tokio::time::timeout(self.options.shutdown_grace, pipeline.settle()).await {
+            if let Ok(settled) = tokio::time::timeout_at(stop_by, pipeline.settle()).await {
                 settled?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
             }
             if server.synchronous {
@@ -386,24 +425,33 @@ impl Run {
                     "synchronous_standby_names lists this receiver: commits wait from now on for another standby that is listed, or until it runs again",
                 );
             }
-            let status = pipeline.ledger.complete();
+            let (status, words_by) = (pipeline.ledger.complete(), Instant::now() + FAREWELL);
             if server.stream.send_status(status, FAREWELL).await.is_ok() {
                 pipeline.reported();
             }
             // The server may be gone, or still have much to say: either way the last word was ours.
-            let _ = server.stream.end_stream(FAREWELL).await;
-            let _ = tokio::time::timeout(FAREWELL, pipeline.tidy()).await;
+            let _ = server.stream.end_stream(words_by.saturating_duration_since(Instant::now())).await;
+            let _ = tokio::time::timeout_at(words_by, pipeline.tidy()).await;
         }
         Ok(Next::Stop)
     }
 
+    /// The end of the grace: counted once, from the first time that somebody waits for it.
+    fn stop_by(&mut self) -> Instant {
+        *self.stop_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace)
+    }
+
     /// Asked to stop.
     async fn stopped(mut self) -> Result<ReceiveReport> {
+        let stop_by = self.stop_by();
+        // A slot that was dropped is made anew.
+        let given_up = async { while self.giving_up.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout_at(stop_by, given_up).await;
         let Some(mut pipeline) = self.pipeline.take() else {
             return Ok(ReceiveReport::default());
         };
         // Without a connection nothing was settled yet.
-        let _ = tokio::time::timeout(self.options.shutdown_grace, pipeline.settle()).await;
+        let _ = tokio::time::timeout_at(stop_by, pipeline.settle()).await;
         let report = ReceiveReport {
             timeline: Some(pipeline.timeline()),
             received: pipeline.received(),
@@ -420,15 +468,10 @@ impl Run {
     }
 }
 
-/// Whether there is no such slot.
-fn is_missing(error: &Error) -> bool {
-    error.kind() == Kind::Slot && !error.is_transient()
-}
-
 /// The next sign of a server that was left; never without one.
 async fn next_sign(watch: &mut Option<Sentinel>) -> Sign {
     match watch {
-        Some(watch) => watch.next().await,
+        Some(watch) => watch.newest().await,
         None => std::future::pending().await,
     }
 }

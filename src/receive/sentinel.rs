@@ -18,7 +18,7 @@ use super::slot::{self, SlotRow};
 use crate::backoff::Backoff;
 use crate::error::Result;
 use crate::net::{Connection, Conninfo, Mode};
-use crate::pg::MajorVersion;
+use crate::pg::{MajorVersion, SystemIdentifier};
 
 /// How often the server's settings and the slot are looked at again.
 const LOOK: Duration = Duration::from_secs(60);
@@ -72,6 +72,8 @@ impl Second {
 
 /// A watched second connection; it is closed when this is dropped.
 pub struct Sentinel {
+    /// The way to the server that is watched, and which system that is.
+    pub server: (Conninfo, SystemIdentifier),
     signs: mpsc::UnboundedReceiver<Sign>,
     away: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -86,14 +88,29 @@ impl Sentinel {
         }
     }
 
-    /// Watches `connection`; without one, tries to open it from time to time.
-    pub fn watch(info: Conninfo, slot: Option<String>, second: Option<Second>, observer: Observer) -> Sentinel {
+    /// The newest of the signs that wait, once there is one. Cancel safe.
+    pub async fn newest(&mut self) -> Sign {
+        let mut sign = self.next().await;
+        while let Ok(later) = self.signs.try_recv() {
+            sign = later;
+        }
+        sign
+    }
+
+    /// Watches `server`, through `second`; without that, tries to open it from time to time.
+    pub fn watch(
+        server: (Conninfo, SystemIdentifier),
+        slot: Option<String>,
+        second: Option<Second>,
+        observer: Observer,
+    ) -> Sentinel {
+        let info = server.0.clone();
         let (out, signs) = mpsc::unbounded_channel();
         let (away, is_away) = watch::channel(false);
         let (pace, last) = (Pace::default(), Notes::default());
         let watcher = Watcher { info, slot, out, is_away, observer, pace, last };
         let task = tokio::spawn(watcher.run(second));
-        Sentinel { signs, away, task }
+        Sentinel { server, signs, away, task }
     }
 
     /// The stream was left: looks more often from now on.

@@ -116,7 +116,8 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
     let names = answered("SHOW", stream.show("synchronous_standby_names")).await?;
     let synchronous = sentinel::lists(&names, info.application_name());
     let (history, history_file) = history(&mut stream, &identity).await?;
-    let sentinel = Sentinel::watch(stream.same_server().clone(), slot.map(str::to_owned), second, observer.clone());
+    let here = (stream.same_server().clone(), identity.system);
+    let sentinel = Sentinel::watch(here, slot.map(str::to_owned), second, observer.clone());
     let slot = position;
     Ok(Server {
         stream,

@@ -4,6 +4,8 @@
 //! removed WAL (58P01). 16 and 17 stream on a lost slot and retain nothing for it (`ReplicationSlotsComputeRequiredLSN` leaves it out), so nothing is
 //! ever streamed on one. 18 refuses it.
 
+use super::sentinel::Second;
+use super::server::answered;
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::Connection;
 use crate::pg::{Lsn, MajorVersion};
@@ -101,6 +103,48 @@ pub fn lost(name: &str, row: Option<&SlotRow>) -> Error {
     };
     Error::new(Kind::Slot, format!("replication slot {name:?} {why}"))
         .hint("Set on_gap = \"new-range\" to let walrecv make the slot anew and go on, behind a recorded hole if WAL is gone (docs/guide/gaps.md).")
+}
+
+/// Whether `error` is the server's word that there is no such slot (SQLSTATE `undefined_object`).
+pub fn is_missing(error: &Error) -> bool {
+    error.kind() == Kind::Slot && !error.is_transient() && error.to_string().contains(" 42704: ")
+}
+
+/// Another receiver was at the slot between a look and what was done because of it: the next look tells what is to be done.
+pub fn changed(name: &str, how: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Server, format!("slot {name:?} has changed since it was looked at: {how}")).transient()
+}
+
+/// Drops the slot if the one that is there still is `stale`, which is told how it was seen (`true`: by SQL). Another receiver may have made it anew meanwhile,
+/// and the new one holds WAL. A slot that is gone is none to drop.
+pub async fn drop_stale(stream: &mut Connection, name: &str, stale: impl Fn(&SlotRow, bool) -> bool) -> Result<()> {
+    let (row, sql) = match Second::open(stream.same_server()).await {
+        Ok(mut second) if second.sql || stream.version() >= MajorVersion::V15 => {
+            let seen = (second.state(name).await?, second.sql);
+            second.connection.close().await;
+            seen
+        }
+        // There may be room for one connection only.
+        Err(_) if stream.version() >= MajorVersion::V15 => {
+            let state = answered("READ_REPLICATION_SLOT", stream.read_slot(name)).await?;
+            (state.map(|state| SlotRow { restart_lsn: state.restart_lsn, ..SlotRow::default() }), false)
+        }
+        Err(error) => return Err(error),
+        // 13 and 14 show nothing without SQL.
+        Ok(_) => (Some(SlotRow::default()), false),
+    };
+    let Some(row) = row else { return Ok(()) };
+    if row.active_pid.is_some() {
+        return Err(in_use(name));
+    }
+    let shown = stream.version() >= MajorVersion::V15 || sql;
+    if shown && !stale(&row, sql) {
+        return Err(changed(name, "another receiver made it anew"));
+    }
+    match answered("DROP_REPLICATION_SLOT", stream.drop_slot(name)).await {
+        Err(error) if is_missing(&error) => Ok(()),
+        dropped => dropped,
+    }
 }
 
 /// Another connection uses the slot.

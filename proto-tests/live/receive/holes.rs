@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use walrecv::error::Kind;
+use walrecv::net::{Connection, Mode};
 use walrecv::pg::{Lsn, MajorVersion, SegmentNumber, TimelineId};
+use walrecv::receive::slot::{SlotRow, drop_stale};
 use walrecv::receive::{OnGap, ReceiveEvent, ReceiveOptions};
 use walrecv::seal::content::event::Hole;
 
@@ -209,4 +211,52 @@ fn a_server_is_given_up_while_nothing_can_be_stored() {
     let found = harness::runtime().block_on(archive.holes()).expect("the holes");
     let [hole] = found.as_slice() else { panic!("{found:?}") };
     assert!(hole.from >= stored && hole.to <= end, "{hole:?}, stored {stored}, end {end}");
+}
+
+/// A server that many bytes wait on is not let go because the repository fails once: not before nothing could be stored for long.
+#[test]
+fn a_server_is_not_given_up_at_the_first_failure() {
+    require_servers!(MajorVersion::V15);
+    let server =
+        Server::builder(MajorVersion::V15).setting("max_wal_size", "4MB").setting("min_wal_size", "2MB").start();
+    harness::create_slot(&server);
+    let (vault, store) = (Vault::new(), Store::default());
+    forget(&server, 8);
+    let before = harness::acknowledged(&server);
+    let mut options = on_gap(&server);
+    options.give_up_at = Some(6 << 20);
+    options.stall_timeout = Duration::from_secs(60);
+    store.away(true);
+    let place = walrecv::receive::Place { repo: store.repository(), ..vault.place() };
+    let receiving = Receiving::start(options, place);
+    receiving.wait_event("a failure", |e| matches!(e, ReceiveEvent::Reconnecting { .. }));
+    receiving.wait_event("a look at the slot", |e| matches!(e, ReceiveEvent::Slot(_)));
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(harness::acknowledged(&server), before, "the slot was dropped");
+    store.away(false);
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    assert!(!receiving.saw(|e| matches!(e, ReceiveEvent::GaveUp { .. } | ReceiveEvent::Hole(_))));
+    receiving.stop();
+}
+
+/// What another receiver made anew since the slot was looked at holds WAL: it is not dropped, and what it has dropped already is none to drop.
+#[test]
+fn only_a_slot_that_is_still_as_it_was_seen_is_dropped() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::builder(MajorVersion::V16).start();
+    harness::create_slot(&server);
+    let conninfo = harness::options(&server).conninfo;
+    harness::runtime().block_on(async {
+        let connection = Connection::connect(&conninfo, Mode::Physical, "").await;
+        let mut connection = connection.expect("a connection");
+        let lost = |row: &SlotRow, sql: bool| sql && row.is_lost();
+        let error = drop_stale(&mut connection, "walrecv", lost).await.expect_err("it holds WAL");
+        assert!(error.is_transient(), "it is looked at again: {error}");
+        let there = || server.sql("select count(*) from pg_replication_slots");
+        assert_eq!(there(), "1");
+        drop_stale(&mut connection, "walrecv", |row, _| row.restart_lsn.is_some()).await.expect("drop");
+        assert_eq!(there(), "0");
+        drop_stale(&mut connection, "walrecv", |_, _| false).await.expect("it is gone already");
+    });
 }
