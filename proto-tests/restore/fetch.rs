@@ -176,6 +176,20 @@ fn without_a_plan_the_end_must_be_proven() {
     assert_eq!(asker.segment(ONE, 4), Said::Unknown(Kind::Gap));
 }
 
+/// A server that were told that nothing follows would open in the middle of what is stored.
+#[test]
+fn a_hole_that_was_left_behind_is_no_end() {
+    let world = World::new();
+    world.store(ONE, 1..=2);
+    run(world.shelf.put_wal(world.segment(ONE, 3), &world.bytes(ONE, 3)[..500_000]));
+    world.store(ONE, 5..=6);
+    let asker = Asker::new(&world, "free");
+    asker.signal("recovery.signal");
+    assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
+    assert_eq!(asker.segment(ONE, 4), Said::Unknown(Kind::Gap));
+    assert_ne!(asker.segment(ONE, 3), Said::Absent);
+}
+
 #[test]
 fn a_tail_never_replaces_what_the_caller_has() {
     let world = World::new();

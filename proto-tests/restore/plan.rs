@@ -113,6 +113,21 @@ fn a_hole_is_no_end() {
     assert_eq!(last(&plan(&world, time(before.xid), None).expect("before the hole")), before);
 }
 
+/// What a receiver leaves that went on behind WAL that the server had removed: the beginning of a segment, nothing for a while, and whole segments.
+#[test]
+fn a_hole_that_was_left_behind_is_not_crossed() {
+    let world = World::new();
+    world.store(ONE, 1..=2);
+    run(world.shelf.put_wal(world.segment(ONE, 3), &world.bytes(ONE, 3)[..500_000]));
+    world.store(ONE, 5..=6);
+    let error = plan(&world, Target::Latest, Some(ONE)).expect_err("a hole");
+    assert_eq!(error.kind(), Kind::Gap, "{error}");
+    let behind = world.one.last_before(Lsn(6 * MB));
+    assert_eq!(plan(&world, time(behind.xid), Some(ONE)).expect_err("behind it").kind(), Kind::Gap);
+    let before = world.one.last_before(Lsn(3 * MB + 400_000));
+    assert_eq!(last(&plan(&world, time(before.xid), Some(ONE)).expect("before it")), before);
+}
+
 #[test]
 fn a_missing_first_segment_of_the_child_is_a_hole() {
     let world = World::new();
