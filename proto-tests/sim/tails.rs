@@ -12,9 +12,11 @@ use walrecv::disk::lane::Lane;
 use walrecv::disk::medium::{Form, Ground, Medium};
 use walrecv::disk::tail_file::TailFile;
 use walrecv::error::Class;
+use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, SystemIdentifier, TimelineId};
 
 use super::chance::Chance;
+use super::cluster::Phase;
 use super::disk::{DiskFaults, Mount, SimDisk};
 use super::life::Life;
 use super::trace::Trace;
@@ -89,6 +91,16 @@ fn quiet_world<F: Future<Output = ()>>(act: impl FnOnce(Arc<World>) -> F) {
     });
 }
 
+/// Two records; never the end of a segment by itself, as real work may be.
+fn write(world: &World, bytes: u32) {
+    world.cluster.change(|state| {
+        let current = state.current;
+        let wal = &mut state.branches[current].wal;
+        wal.filler(900, bytes);
+        wal.commit(900, PgTime(1_000_000));
+    });
+}
+
 async fn acknowledged(world: &World) {
     for _ in 0..600 {
         {
@@ -107,16 +119,80 @@ async fn acknowledged(world: &World) {
 fn a_tail_file_that_vanished_is_replaced_from_the_first_byte_on() {
     quiet_world(|world| async move {
         for bytes in [100_000, 50_000] {
-            world.cluster.write(bytes, &world.chance.clone());
+            write(&world, bytes);
             acknowledged(&world).await;
         }
         let tails = files(&world.disk, Path::new("/repo"));
         let tails: Vec<_> = tails.iter().filter(|path| path.extension().is_some_and(|e| e == "open")).collect();
         assert_eq!(tails.len(), 1, "{tails:?}");
         mount(&world.disk).remove_file(tails[0]).expect("it is there");
-        world.cluster.write(20_000, &world.chance.clone());
+        write(&world, 20_000);
         acknowledged(&world).await;
         world.demand_all();
         world.audit.settled().await;
+    });
+}
+
+/// The end of a timeline was stored, and then nothing could be read; meanwhile its server came back, and goes on with the timeline.
+#[test]
+fn a_timeline_that_goes_on_after_its_end_was_stored_is_streamed_anew() {
+    quiet_world(|world| async move {
+        write(&world, 300_000);
+        acknowledged(&world).await;
+        let end = world.cluster.state().end();
+        world.cluster.crash(Phase::Down);
+        world.cluster.promote(end, true);
+        world.cluster.change(|state| state.phase = Phase::Up);
+        let is_end = |path: &PathBuf| path.extension().is_some_and(|e| e == "partial");
+        let mut looks = 0;
+        while !files(&world.disk, Path::new("/repo")).iter().any(is_end) {
+            looks += 1;
+            assert!(looks < 1_000_000, "{}", world.trace.last());
+            // Between any two steps of the receiver: it must not come further than that.
+            match looks % 50 {
+                0 => sleep(Duration::from_micros(100)).await,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+        world.disk.set_faults(DiskFaults { read_error: 1, ..DiskFaults::default() });
+        sleep(Duration::from_secs(3)).await;
+        world.cluster.crash(Phase::Down);
+        world.cluster.change(|state| {
+            state.current = 0;
+            state.phase = Phase::Up;
+        });
+        world.disk.set_faults(DiskFaults::default());
+        for _ in 0..8 {
+            write(&world, 200_000);
+            acknowledged(&world).await;
+        }
+        let state = world.cluster.state();
+        assert!(state.told.iter().all(|(_, timeline, _)| *timeline == TimelineId(1)), "it had begun with the next one");
+    });
+}
+
+/// A second sync of the directory may succeed without having written what the first one did not.
+#[test]
+fn a_directory_that_cannot_be_synced_ends_the_run_that_writes_a_tail_there() {
+    quiet_world(|world| async move {
+        write(&world, 100_000);
+        acknowledged(&world).await;
+        let tails = files(&world.disk, Path::new("/repo"));
+        let tail = tails.iter().find(|path| path.extension().is_some_and(|e| e == "open")).expect("a tail");
+        mount(&world.disk).remove_file(tail).expect("it is there");
+        world.excuses().failed = true;
+        world.disk.set_faults(DiskFaults { dir_sync_error: 1, ..DiskFaults::default() });
+        write(&world, 20_000);
+        let told = world.cluster.state().told_end();
+        for _ in 0..100 {
+            sleep(Duration::from_millis(100)).await;
+            if world.processes()[0].is_none() {
+                break;
+            }
+        }
+        assert!(world.processes()[0].is_none(), "it goes on: {}", world.trace.last());
+        assert_eq!(world.cluster.state().told_end(), told);
+        world.disk.set_faults(DiskFaults::default());
+        acknowledged(&world).await;
     });
 }
