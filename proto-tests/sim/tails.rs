@@ -76,8 +76,9 @@ fn a_dead_file_stays_only_for_what_was_synced_in_it() {
 fn quiet_world<F: Future<Output = ()>>(act: impl FnOnce(Arc<World>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
-        let worlds = (1..).map(|seed| World::new(seed, Trace::new(std::env::var_os("WALRECV_SIM_ALOUD").is_some())));
-        let world = worlds.filter(|world| world.plan.local && world.plan.sql && !world.plan.second).next();
+        let mut worlds =
+            (1..).map(|seed| World::new(seed, Trace::new(std::env::var_os("WALRECV_SIM_ALOUD").is_some())));
+        let world = worlds.find(|world| world.plan.local && world.plan.sql && !world.plan.second);
         let world = world.expect("one of them is local");
         let process = tokio::spawn(world.clone().supervise(0));
         act(world.clone()).await;

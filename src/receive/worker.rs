@@ -197,10 +197,10 @@ async fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out, lan
                 return out.tell(stop.into());
             }
         }
-        if queue.is_empty() || keeper.is_late() {
-            if let Err(stop) = keeper.settle(budget.pieces()) {
-                return out.tell(stop.into());
-            }
+        if (queue.is_empty() || keeper.is_late())
+            && let Err(stop) = keeper.settle(budget.pieces())
+        {
+            return out.tell(stop.into());
         }
         budget.busy(None);
         idle(&mut keeper, &queue, &lane).await;
