@@ -3,7 +3,8 @@
 //! `cargo bench --bench commit` (as root, servers installed by `pg-test-env/install`). In every round each receiver serves all loads: 1, 8 and 32 clients that
 //! commit 300 bytes, 8 KiB or 64 KiB at a time. Ratios are made within a round, and medians of them printed. Beside it stand the same commits without a standby
 //! and a bare write and `fdatasync` on the same disk.
-//! Options after `--`: `--rounds N`, `--seconds N` of one load, `--version N`, `--json FILE`, `--only NAME` (several times).
+//! Options after `--`: `--rounds N`, `--seconds N` of one load, `--version N`, `--json FILE`, `--only NAME` (several times), `--also NAME=FILE` (another
+//! build of `walrecv`, measured beside this one), `--cell BYTESxCLIENTS` (several times; all nine otherwise).
 
 #[path = "common.rs"]
 mod common;
@@ -51,8 +52,10 @@ fn main() {
     eprintln!("PostgreSQL {} and repository on {}", options.version, common::file_system(temp.path()));
     let scripts = prepare(&server);
 
-    let cells: Vec<(u32, u32)> = SIZES.iter().flat_map(|s| CLIENTS.iter().map(|c| (*s, *c))).collect();
-    let chosen: Vec<&str> = RECEIVERS.into_iter().filter(|r| options.wants(r)).collect();
+    let cells: Vec<(u32, u32)> =
+        SIZES.iter().flat_map(|s| CLIENTS.iter().map(|c| (*s, *c))).filter(|cell| options.has_cell(*cell)).collect();
+    let mut chosen: Vec<&str> = RECEIVERS.into_iter().filter(|r| options.wants(r)).collect();
+    chosen.extend(options.also.iter().map(|(name, _)| name.as_str()));
     // By receiver, then by cell, one for each round.
     let mut measured: Vec<Vec<Vec<Latency>>> = vec![vec![Vec::new(); cells.len()]; chosen.len()];
     let mut disk = Vec::new();
@@ -61,7 +64,7 @@ fn main() {
         // The one that comes first is another one in each round.
         for turn in 0..chosen.len() {
             let index = (turn + round) % chosen.len();
-            let receiver = serve(&server, &temp, chosen[index]);
+            let receiver = serve(&server, &temp, chosen[index], options.build(chosen[index]));
             for (cell, (size, clients)) in cells.iter().enumerate() {
                 let latency = load(&server, scripts.path(), *size, *clients, options.seconds);
                 eprintln!(
@@ -105,7 +108,7 @@ fn prepare(server: &Server) -> TempDir {
 }
 
 /// Starts a receiver and makes it the synchronous standby.
-fn serve(server: &Server, temp: &TempDir, name: &str) -> Option<Receiver> {
+fn serve(server: &Server, temp: &TempDir, name: &str, build: Option<&Path>) -> Option<Receiver> {
     let out = temp.join("out");
     fs::create_dir_all(&out).expect("make a folder");
     if name == "none" {
@@ -118,7 +121,7 @@ fn serve(server: &Server, temp: &TempDir, name: &str) -> Option<Receiver> {
         command.args(["-d", &dsn, "--slot", NAME, "--synchronous", "--no-loop", "-D"]).arg(&out);
         command
     } else {
-        common::walrecv(temp, &format!("file://{}", out.display()), &dsn, NAME, &[])
+        common::walrecv(temp, build, &format!("file://{}", out.display()), &dsn, NAME, &[])
     };
     server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{NAME}'"));
     server.sql("SELECT pg_reload_conf()");
@@ -195,9 +198,10 @@ fn report(
     println!("bare write and fdatasync of 8 KiB: p50 {:.2} ms, p99 {:.2} ms", bare[0], bare[1]);
     print!("{:<22}", "bytes x clients");
     chosen.iter().for_each(|receiver| print!("{:>22}", format!("{receiver} p50/p99")));
-    println!("{:>12} {:>10}   (goals {} and {})", "ratio p50", "p99", GOALS[0], GOALS[1]);
     let reference = chosen.iter().position(|r| *r == REFERENCE);
-    let ours = chosen.iter().position(|r| *r == "walrecv");
+    let ours: Vec<usize> = (0..chosen.len()).filter(|r| !RECEIVERS[..2].contains(&chosen[*r])).collect();
+    ours.iter().for_each(|_| print!("{:>12} {:>10}", "ratio p50", "p99"));
+    println!("   (goals {} and {})", GOALS[0], GOALS[1]);
     let mut rows = Vec::new();
     for (cell, (size, clients)) in cells.iter().enumerate() {
         print!("{:<22}", format!("{size} x {clients}"));
@@ -210,15 +214,15 @@ fn report(
                 rounds.iter().map(|l| json!({"p50_ms": l.p50, "p99_ms": l.p99, "commits": l.commits})).collect();
             by_receiver.insert((*receiver).to_owned(), json!({"p50_ms": p50, "p99_ms": p99, "rounds": samples}));
         }
-        let mut ratios = serde_json::Value::Null;
-        if let (Some(reference), Some(ours)) = (reference, ours) {
-            let pairs = || measured[ours][cell].iter().zip(&measured[reference][cell]);
+        let mut ratios = serde_json::Map::new();
+        for (reference, ours) in reference.iter().flat_map(|reference| ours.iter().map(move |ours| (reference, ours))) {
+            let pairs = || measured[*ours][cell].iter().zip(&measured[*reference][cell]);
             let (p50, p99) = (median(pairs().map(|(a, b)| a.p50 / b.p50)), median(pairs().map(|(a, b)| a.p99 / b.p99)));
             print!("{p50:>12.2} {p99:>10.2}");
-            ratios = json!({"p50": p50, "p99": p99});
+            ratios.insert(chosen[*ours].to_owned(), json!({"p50": p50, "p99": p99}));
         }
         println!();
-        rows.push(json!({"bytes": size, "clients": clients, "ratio": ratios, "receivers": by_receiver}));
+        rows.push(json!({"bytes": size, "clients": clients, "ratios": ratios, "receivers": by_receiver}));
     }
     options.write_json(&json!({
         "bench": "commit", "postgresql": options.version.number(), "rounds": options.rounds, "seconds": options.seconds,

@@ -21,12 +21,17 @@ pub struct Options {
     pub seconds: u64,
     pub json: Option<PathBuf>,
     pub only: Vec<String>,
+    /// Other builds of walrecv that are measured beside this one.
+    pub also: Vec<(String, PathBuf)>,
+    pub cells: Vec<String>,
 }
 
 impl Options {
     /// From the command line, with this length of one measurement unless it says otherwise.
     pub fn parse(seconds: u64) -> Options {
-        let mut options = Options { rounds: 7, version: MajorVersion::V18, seconds, json: None, only: Vec::new() };
+        let version = MajorVersion::V18;
+        let (only, also, cells) = (Vec::new(), Vec::new(), Vec::new());
+        let mut options = Options { rounds: 7, version, seconds, json: None, only, also, cells };
         let mut rest = std::env::args().skip(1).filter(|a| a != "--bench");
         while let Some(name) = rest.next() {
             let mut value = || rest.next().unwrap_or_else(|| panic!("{name} needs a value"));
@@ -38,10 +43,26 @@ impl Options {
                 }
                 "--json" => options.json = Some(value().into()),
                 "--only" => options.only.push(value()),
+                "--cell" => options.cells.push(value()),
+                "--also" => {
+                    let value = value();
+                    let (name, file) = value.split_once('=').expect("NAME=FILE");
+                    options.also.push((name.to_owned(), file.into()));
+                }
                 other => panic!("unknown option {other}"),
             }
         }
         options
+    }
+
+    /// The file of another build of walrecv.
+    pub fn build(&self, name: &str) -> Option<&Path> {
+        self.also.iter().find(|(also, _)| also == name).map(|(_, file)| file.as_path())
+    }
+
+    /// Whether these loads (bytes, clients) are among those to measure.
+    pub fn has_cell(&self, (bytes, clients): (u32, u32)) -> bool {
+        self.cells.is_empty() || self.cells.contains(&format!("{bytes}x{clients}"))
     }
 
     pub fn wants(&self, name: &str) -> bool {
@@ -76,8 +97,15 @@ impl Drop for Receiver {
     }
 }
 
-/// `walrecv receive` into `url` through `slot`, with what `init` makes and nothing else; `more` is added to the command.
-pub fn walrecv(temp: &TempDir, url: &str, dsn: &str, slot: &str, env: &[(&'static str, String)]) -> Command {
+/// `walrecv receive` of this build or another into `url` through `slot`, with what `init` makes and nothing else, in this environment.
+pub fn walrecv(
+    temp: &TempDir,
+    build: Option<&Path>,
+    url: &str,
+    dsn: &str,
+    slot: &str,
+    env: &[(&'static str, String)],
+) -> Command {
     // `init` overwrites nothing: each run has a folder of its own.
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let folder = temp.join(format!("run{}", RUNS.fetch_add(1, Ordering::SeqCst)));
@@ -85,7 +113,7 @@ pub fn walrecv(temp: &TempDir, url: &str, dsn: &str, slot: &str, env: &[(&'stati
     let config = folder.join("walrecv.toml").display().to_string();
     let init = ["init", "--config", &config, "--repo", url, "--dsn", dsn, "--slot", slot];
     crate::support::Walrecv::new(init).envs(env.iter().cloned()).run().expect_code(0);
-    let mut command = Command::new(crate::support::walrecv::path());
+    let mut command = Command::new(build.unwrap_or(crate::support::walrecv::path()));
     command.args(["receive", "--config", &config]).envs(env.iter().cloned());
     command
 }

@@ -66,7 +66,7 @@ fn main() {
                 _ => (format!("file://{}", local.display()), Vec::new()),
             };
             let dsn = format!("{} application_name={NAME}", server.conninfo("postgres"));
-            let receiver = Receiver::start(common::walrecv(&temp, &url, &dsn, NAME, &env));
+            let receiver = Receiver::start(common::walrecv(&temp, None, &url, &dsn, NAME, &env));
             let found = measure(&server, options.seconds);
             eprintln!(
                 "round {round} {place:<6} p50 {:.2} s, p99 {:.2} s, longest {:.2} s; {:.0} transactions and {:.1} MiB a second",

@@ -11,7 +11,7 @@ use super::key::WriterKeys;
 pub const FRAME_BYTES: usize = 256 << 10;
 /// Most plaintext in one object.
 pub const OBJECT_BYTES: u64 = 16 << 20;
-/// Sealed frames are cut from buffers of this size: encrypted where they stay, without a copy or a large unused rest each.
+/// Sealed frames stand one behind the other in buffers of this size: encrypted where they stay, without a copy or a large unused rest each.
 const ARENA: usize = 2 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +64,9 @@ pub struct Sealer {
     pending: Vec<u8>,
     /// The pending frame is ended by [`Sealer::cut`].
     closed: bool,
-    arena: BytesMut,
-    sealed: Vec<(Bytes, u32)>,
+    arena: Arena,
+    /// Stored and plain length of each frame.
+    sealed: Vec<(u32, u32)>,
     plain_len: u64,
     sealed_len: u64,
 }
@@ -84,7 +85,7 @@ impl Sealer {
             compression,
             pending: Vec::new(),
             closed: false,
-            arena: BytesMut::new(),
+            arena: Arena::default(),
             sealed: Vec::new(),
             plain_len: 0,
             sealed_len,
@@ -162,11 +163,11 @@ impl Sealer {
             self.seal_pending(true);
         }
         let slot = Slot { cipher: &self.start.index, number: 0, last: self.sealed.is_empty() };
-        let mut arena = BytesMut::new();
-        let first = seal_into(&mut arena, FRAME_BYTES, slot, frame0, self.compression);
-        let mut frames = vec![(first, frame0.len() as u32)];
+        let mut arena = Arena::default();
+        let mut frames = vec![arena.seal(FRAME_BYTES, slot, frame0, self.compression)];
         frames.append(&mut self.sealed);
-        assemble(self.start, frames)
+        let pieces = arena.finish().into_iter().chain(self.arena.finish());
+        assemble(self.start, frames, pieces)
     }
 
     fn seal_pending(&mut self, last: bool) {
@@ -179,9 +180,9 @@ impl Sealer {
 
     fn seal_frame(&mut self, plain: &[u8], last: bool) {
         let slot = Slot { cipher: &self.start.content, number: self.sealed.len() as u64 + 1, last };
-        let frame = seal_into(&mut self.arena, ARENA, slot, plain, self.compression);
-        self.sealed_len += frame.len() as u64;
-        self.sealed.push((frame, plain.len() as u32));
+        let frame = self.arena.seal(ARENA, slot, plain, self.compression);
+        self.sealed_len += u64::from(frame.0);
+        self.sealed.push(frame);
     }
 }
 
@@ -199,36 +200,60 @@ pub fn seal_index(
     assert_eq!(claims.kind.class(), KeyClass::Index, "a {} is of the content class", claims.kind.name());
     assert!(content.len() as u64 <= OBJECT_BYTES, "an object holds at most {OBJECT_BYTES} bytes");
     let start = Start::new(keys, claims, salt);
-    let mut arena = BytesMut::new();
+    let mut arena = Arena::default();
     let last = content.len().div_ceil(FRAME_BYTES).max(1) - 1;
     let frames = (0..=last).map(|number| {
         let plain = &content[number * FRAME_BYTES..content.len().min((number + 1) * FRAME_BYTES)];
         let slot = Slot { cipher: &start.index, number: number as u64, last: number == last };
-        let chunk = ARENA.min(content.len());
-        (seal_into(&mut arena, chunk, slot, plain, compression), plain.len() as u32)
+        arena.seal(ARENA.min(content.len()), slot, plain, compression)
     });
     let frames = frames.collect();
-    assemble(start, frames)
+    assemble(start, frames, arena.finish())
 }
 
-/// Seals one frame at the front of the arena (renewed with `chunk` bytes when it is too small) and cuts it off.
-fn seal_into(arena: &mut BytesMut, chunk: usize, slot: Slot<'_>, plain: &[u8], compression: Compression) -> Bytes {
-    let room = frame::room(compression, plain.len(), 0);
-    if arena.len() < room {
-        *arena = BytesMut::zeroed(chunk.max(room));
+/// Where frames are sealed one behind the other: what is written at a time is a whole buffer of them, not a frame.
+#[derive(Default)]
+struct Arena {
+    buffer: BytesMut,
+    /// Bytes of `buffer` that hold frames.
+    used: usize,
+    full: Vec<Bytes>,
+}
+
+impl Arena {
+    /// Seals one frame; in a new buffer of `chunk` bytes, or as many as it needs, where the last one is too small. Stored and plain length.
+    fn seal(&mut self, chunk: usize, slot: Slot<'_>, plain: &[u8], compression: Compression) -> (u32, u32) {
+        let room = frame::room(compression, plain.len(), 0);
+        if self.buffer.len() - self.used < room {
+            self.cut();
+            self.buffer = BytesMut::zeroed(chunk.max(room));
+        }
+        let len = frame::seal(slot, &[], plain, compression, &mut self.buffer[self.used..]);
+        self.used += len;
+        (len as u32, plain.len() as u32)
     }
-    let len = frame::seal(slot, &[], plain, compression, arena);
-    arena.split_to(len).freeze()
+
+    fn cut(&mut self) {
+        if self.used > 0 {
+            self.full.push(self.buffer.split_to(self.used).freeze());
+            self.used = 0;
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        self.cut();
+        self.full
+    }
 }
 
-fn assemble(start: Start, frames: Vec<(Bytes, u32)>) -> Sealed {
+fn assemble(start: Start, frames: Vec<(u32, u32)>, pieces: impl IntoIterator<Item = Bytes>) -> Sealed {
     let mut offset = start.preamble.len() as u64;
     let mut bytes = vec![Bytes::from(start.preamble)];
+    bytes.extend(pieces);
     let mut places = Vec::with_capacity(frames.len());
-    for (frame, plain_len) in frames {
-        places.push(FramePlace { offset, len: frame.len() as u32, plain_len });
-        offset += frame.len() as u64;
-        bytes.push(frame);
+    for (len, plain_len) in frames {
+        places.push(FramePlace { offset, len, plain_len });
+        offset += u64::from(len);
     }
     Sealed { header: start.header, bytes, frames: places }
 }
