@@ -24,6 +24,8 @@ mod groups;
 mod heartbeats;
 #[path = "store/scripted.rs"]
 mod scripted;
+#[path = "store/spool.rs"]
+mod spool;
 #[path = "store/suite.rs"]
 mod suite;
 #[path = "store/tails.rs"]

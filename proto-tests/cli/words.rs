@@ -121,6 +121,7 @@ fn keys() -> BTreeSet<String> {
         compression: some(),
         shutdown_grace: some(),
         stall_timeout: some(),
+        spool_dir: some(),
         on_gap: some(),
         slot_after_failover: some(),
         give_up_at: some(),
@@ -151,7 +152,10 @@ fn the_page_of_the_configuration_lists_every_key_and_variable() {
     let file = ConfigFile::parse(example, "the example").expect("the example reads");
     assert_eq!(file.clusters.len(), 1);
     ConfigFile::parse(
-        &example.replace("# passphrase_file", "passphrase_file").replace("# state_dir", "state_dir"),
+        &example
+            .replace("# passphrase_file", "passphrase_file")
+            .replace("# state_dir", "state_dir")
+            .replace("# spool", "spool"),
         "all",
     )
     .expect("the example's comments read");

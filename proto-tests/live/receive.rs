@@ -40,6 +40,8 @@ mod readers;
 mod refusals;
 #[path = "receive/rest.rs"]
 mod rest;
+#[path = "receive/spool.rs"]
+mod spool;
 #[path = "receive/standbys.rs"]
 mod standbys;
 #[path = "receive/stops.rs"]

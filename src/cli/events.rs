@@ -154,6 +154,9 @@ fn as_text(event: &ReceiveEvent) -> Option<String> {
         ReceiveEvent::SegmentStored { segment, stored_bytes } => {
             format!("stored {segment} ({})", output::bytes(*stored_bytes))
         }
+        ReceiveEvent::Recovered { segment, upto } => {
+            format!("stored what the spool had of {segment}, up to {upto}")
+        }
         ReceiveEvent::HistoryStored { timeline } => format!("stored {}", timeline.history_name()),
         ReceiveEvent::TimelineSwitch { from, to, at } => {
             format!("timeline {from} ended at {at}; following timeline {to}")
@@ -206,6 +209,9 @@ fn as_json(event: &ReceiveEvent) -> Value {
             "to_timeline": hole.to_timeline.0, "to": hole.to.to_string(), "reason": hole.reason }),
         ReceiveEvent::SegmentStored { segment, stored_bytes } => {
             json!({ "event": "segment_stored", "segment": segment.to_string(), "stored_bytes": stored_bytes })
+        }
+        ReceiveEvent::Recovered { segment, upto } => {
+            json!({ "event": "recovered", "segment": segment.to_string(), "upto": upto.to_string() })
         }
         ReceiveEvent::HistoryStored { timeline } => json!({ "event": "history_stored", "timeline": timeline.0 }),
         ReceiveEvent::TimelineSwitch { from, to, at } => {

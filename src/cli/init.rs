@@ -265,6 +265,7 @@ fn table(args: &InitArgs) -> ClusterTable {
         compression: None,
         shutdown_grace: None,
         stall_timeout: None,
+        spool_dir: None,
         on_gap: None,
         slot_after_failover: None,
         give_up_at: None,

@@ -121,6 +121,7 @@ pub fn options(context: &Context) -> Result<ReceiveOptions> {
     options.compression = cluster.compression;
     options.shutdown_grace = cluster.shutdown_grace;
     options.stall_timeout = cluster.stall_timeout;
+    options.spool_dir = cluster.spool_dir.clone();
     options.on_gap = cluster.on_gap;
     options.after_failover = cluster.after_failover;
     options.give_up_at = cluster.give_up_at;

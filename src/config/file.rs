@@ -46,6 +46,9 @@ pub struct ClusterTable {
     pub shutdown_grace: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_timeout: Option<String>,
+    /// A folder on a local disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool_dir: Option<String>,
     /// `stop` or `new-range`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_gap: Option<String>,
@@ -93,6 +96,7 @@ impl ConfigFile {
                 ("compression", &table.compression),
                 ("shutdown_grace", &table.shutdown_grace),
                 ("stall_timeout", &table.stall_timeout),
+                ("spool_dir", &table.spool_dir),
                 ("on_gap", &table.on_gap),
                 ("slot_after_failover", &table.slot_after_failover),
                 ("give_up_at", &table.give_up_at),
@@ -130,6 +134,7 @@ mod tests {
             compression: None,
             shutdown_grace: None,
             stall_timeout: None,
+            spool_dir: None,
             on_gap: None,
             slot_after_failover: None,
             give_up_at: None,

@@ -54,6 +54,8 @@ pub struct ClusterSettings {
     pub compression: Compression,
     pub shutdown_grace: Duration,
     pub stall_timeout: Duration,
+    /// Absolute.
+    pub spool_dir: Option<PathBuf>,
     pub on_gap: OnGap,
     pub after_failover: AfterFailover,
     pub give_up_at: Option<u64>,
@@ -164,6 +166,7 @@ fn cluster(path: &Path, name: &str, table: &ClusterTable) -> Result<ClusterSetti
         },
         shutdown_grace: time("shutdown_grace", &table.shutdown_grace, SHUTDOWN_GRACE)?,
         stall_timeout,
+        spool_dir: table.spool_dir.as_ref().map(|spool| path.parent().unwrap_or(Path::new("/")).join(spool)),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Folders and files that only their owner may reach, and that can be lost: sockets, not data.
+//! Folders and files that only their owner may reach, sockets, and what is sealed already.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ pub fn folder(path: &Path) -> Result<()> {
     let own = rustix::process::geteuid().as_raw();
     if !meta.is_dir() || (meta.uid() != own && own != 0) {
         return Err(Error::new(Kind::Failed, format!("{} is not a folder of this user", path.display()))
-            .hint("remove it, or give state_dir a place of its own"));
+            .hint("remove it, or configure another place (state_dir, spool_dir)"));
     }
     if meta.mode() & 0o077 != 0 {
         restrict(path, 0o700)?;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::durable::{self, Staging};
 use super::lane::Beside;
 use super::medium::{Ground, Handle};
+use super::private;
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
 
@@ -23,6 +24,7 @@ static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 pub struct PreparedTail {
     staging: Staging,
     allocated: u64,
+    private: bool,
 }
 
 /// An open tail file. After a failed write or sync it is dead: every later call fails, and the caller goes on in a new file.
@@ -48,14 +50,24 @@ impl PreparedTail {
     /// where the disk has no room for them.
     pub fn prepare(medium: &Ground, directory: &Path, preallocate: u64) -> Result<PreparedTail> {
         durable::create_dirs(&**medium, directory)?;
-        let staging = Staging::create(medium, &directory.join("tail"), 0o666)?;
+        PreparedTail::zeroed(medium, directory, preallocate, false)
+    }
+
+    /// As [`PreparedTail::prepare`]; nobody but the owner may reach the file, or the folders that are made for it.
+    pub fn prepare_private(medium: &Ground, directory: &Path, preallocate: u64) -> Result<PreparedTail> {
+        private::folder(directory)?;
+        PreparedTail::zeroed(medium, directory, preallocate, true)
+    }
+
+    fn zeroed(medium: &Ground, directory: &Path, preallocate: u64, private: bool) -> Result<PreparedTail> {
+        let staging = Staging::create(medium, &directory.join("tail"), if private { 0o600 } else { 0o666 })?;
         let zeroed = write_zeros(&*staging.file, 0, preallocate).and_then(|()| staging.file.sync_all());
         match zeroed {
-            Ok(()) => Ok(PreparedTail { staging, allocated: preallocate }),
+            Ok(()) => Ok(PreparedTail { staging, allocated: preallocate, private }),
             Err(e) if is_full(&e) && preallocate > 0 => {
                 // What zeros there are go with this file: the room may be just what the next flush needs.
                 drop(staging);
-                PreparedTail::prepare(medium, directory, 0)
+                PreparedTail::zeroed(medium, directory, 0, private)
             }
             Err(e) => Err(durable::failed("cannot preallocate a tail file in", directory, e)),
         }
@@ -64,7 +76,11 @@ impl PreparedTail {
     /// Writes `preamble`, syncs, and gives the file its name, durably with every directory above it. Fails when the name is taken.
     pub fn adopt(self, path: &Path, preamble: &[u8]) -> Result<TailFile> {
         let medium = self.staging.medium.clone();
-        durable::create_dirs(&*medium, durable::parent(path))?;
+        match self.private {
+            // What is made here is synced below, with everything above the file.
+            true => private::folder(durable::parent(path))?,
+            false => durable::create_dirs(&*medium, durable::parent(path))?,
+        }
         let file = self.staging.file.clone();
         let mut tail = TailFile {
             medium: medium.clone(),
@@ -148,11 +164,17 @@ impl TailFile {
     /// fdatasync. On success everything appended is durable and the witness for `claim` (system, timeline, end LSN of what was appended) is returned. A file
     /// that no longer stands under its name (deleted, or its disk unmounted) can be synced still, but nobody would find it.
     pub fn sync(&mut self, claim: (SystemIdentifier, TimelineId, Lsn)) -> Result<DurableLsn> {
+        self.sync_here()?;
+        Ok(DurableLsn::witness(claim.0, claim.1, claim.2))
+    }
+
+    /// As [`TailFile::sync`], for a file that is in no repository: that is durable on this host proves nothing more.
+    pub fn sync_here(&mut self) -> Result<()> {
         self.sync_data()?;
         let found = self.stands_under_its_name();
         self.survive("find again", found)?;
         self.synced = true;
-        Ok(DurableLsn::witness(claim.0, claim.1, claim.2))
+        Ok(())
     }
 
     /// The end of a file that failed. `false`: it does not stand under its name any more, and what was synced in it is lost. One in which nothing was synced

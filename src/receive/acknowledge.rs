@@ -19,7 +19,7 @@ pub struct Ledger {
     durable: Lsn,
     /// Durable ranges above the first hole: from → to.
     islands: BTreeMap<Lsn, Lsn>,
-    /// Handed to the local operating system, not yet durable.
+    /// Handed to the local operating system (with a spool: synced there) without a hole above what is durable.
     written: Lsn,
     /// End of the last checked record.
     checked: Lsn,
@@ -31,6 +31,8 @@ pub struct Ledger {
     switch_point: Option<Lsn>,
     /// The highest flush position reported on this connection.
     reported: Lsn,
+    /// The highest write position reported on this connection.
+    reported_written: Lsn,
     /// Whether this server has what was received from the one before is not known yet: it is told nothing.
     doubted: bool,
 }
@@ -49,6 +51,7 @@ impl Ledger {
             server_end: start,
             switch_point: None,
             reported: Lsn::INVALID,
+            reported_written: Lsn::INVALID,
             doubted: false,
         }
     }
@@ -72,9 +75,14 @@ impl Ledger {
         self.durable > before
     }
 
-    /// Bytes up to `lsn` were handed to the local operating system.
-    pub fn wrote(&mut self, lsn: Lsn) {
-        self.written = self.written.max(lsn);
+    /// Bytes from `from` up to `to` were handed to the local operating system. Behind a hole they count for nothing: what is before them is in this process
+    /// only. Returns whether there is anything new.
+    pub fn wrote(&mut self, from: Lsn, to: Lsn) -> bool {
+        let before = self.written;
+        if from <= self.written.max(self.durable) {
+            self.written = before.max(to);
+        }
+        self.written > before
     }
 
     /// Records up to `lsn` were checked, and all stored copies compared up to `compared` (`None`: nothing is left to compare).
@@ -94,6 +102,7 @@ impl Ledger {
         self.server_end = server_end;
         self.switch_point = switch_point;
         self.reported = Lsn::INVALID;
+        self.reported_written = Lsn::INVALID;
         self.doubted = false;
     }
 
@@ -142,6 +151,11 @@ impl Ledger {
         self.compared_part(self.checked) > self.durable
     }
 
+    /// The same where what a spool has waits for nothing: see [`Ledger::wrote`].
+    pub fn unspooled(&self) -> bool {
+        self.compared_part(self.checked) > self.durable.max(self.written)
+    }
+
     /// Whether everything that may be kept is durable, and the rest waits for bytes to compare with what earlier runs stored.
     pub fn only_lacks_comparison(&self) -> bool {
         self.compared.is_some_and(|compared| self.durable >= compared)
@@ -150,6 +164,11 @@ impl Ledger {
     /// Whether an ordinary update would say more than the last one did.
     pub fn has_news(&self) -> bool {
         self.limited(self.durable.min(self.checked)) > self.reported
+    }
+
+    /// Whether an ordinary update would report more as written.
+    pub fn has_written(&self) -> bool {
+        self.limited(self.written.min(self.checked)) > self.reported_written.max(self.reported)
     }
 
     /// What the answer to a ping would report.
@@ -177,7 +196,8 @@ impl Ledger {
     fn report(&mut self, flushed: Lsn) -> Status {
         let flushed = self.limited(flushed).max(self.reported);
         self.reported = flushed;
-        let written = self.limited(self.written.min(self.checked)).max(flushed);
+        let written = self.limited(self.written.min(self.checked)).max(flushed).max(self.reported_written);
+        self.reported_written = written;
         Status { written, flushed, applied: flushed, reply_requested: false }
     }
 
@@ -266,7 +286,7 @@ mod tests {
     fn a_server_that_is_doubted_is_told_nothing() {
         let mut ledger = ledger();
         ledger.checked(Lsn(5000), None);
-        ledger.wrote(Lsn(5000));
+        ledger.wrote(Lsn(1000), Lsn(5000));
         ledger.stored(Lsn(1000), durable(5000));
         ledger.connected(Lsn(10_000), None);
         ledger.doubt();
@@ -301,10 +321,33 @@ mod tests {
     #[test]
     fn written_runs_ahead_of_flushed_but_not_of_checked() {
         let mut ledger = ledger();
+        ledger.ordinary();
         ledger.checked(Lsn(2000), None);
-        ledger.wrote(Lsn(2500));
+        assert!(!ledger.has_written());
+        assert!(ledger.wrote(Lsn(1000), Lsn(2500)) && ledger.has_written() && !ledger.has_news());
         let status = ledger.ordinary();
         assert_eq!((status.written, status.flushed, status.applied), (Lsn(2000), Lsn(1000), Lsn(1000)));
+        assert!(!ledger.has_written() && !ledger.unspooled() && ledger.waiting());
+        ledger.checked(Lsn(9000), Some(Lsn(2200)));
+        assert_eq!(ledger.ordinary().written, Lsn(2200), "what is not compared is not told");
+        assert!(!ledger.unspooled());
+        ledger.checked(Lsn(9000), None);
+        assert!(ledger.unspooled(), "neither here nor there");
+        ledger.connected(Lsn(2100), None);
+        assert_eq!(ledger.ordinary().written, Lsn(2100), "not past what this server holds");
+    }
+
+    #[test]
+    fn what_is_written_behind_a_hole_is_not_told() {
+        let mut ledger = ledger();
+        ledger.checked(Lsn(5000), None);
+        assert!(ledger.wrote(Lsn(1000), Lsn(1500)));
+        assert!(!ledger.wrote(Lsn(1600), Lsn(3000)), "what lies between is in memory only");
+        assert_eq!(ledger.ordinary().written, Lsn(1500));
+        ledger.stored(Lsn(1000), durable(2000));
+        assert_eq!(ledger.ordinary().written, Lsn(2000));
+        assert!(ledger.wrote(Lsn(1600), Lsn(3500)), "the hole was filled by the repository");
+        assert_eq!(ledger.ordinary().written, Lsn(3500));
     }
 
     /// Whatever arrives in whatever order, a report never passes a hole: checked against a plain set of durable bytes.

@@ -6,6 +6,7 @@ use super::index::{Feed, Index};
 use super::observe::ReceiveEvent;
 use super::pipeline::{Begin, Pipeline};
 use super::prepare;
+use super::recover::recover;
 use super::resume::{SlotPosition, Start};
 use super::run::{Run, corrupt};
 use super::server::{Server, Unfit, answered};
@@ -120,6 +121,10 @@ impl Run {
             };
             ended.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
             self.pipeline = None;
+        }
+        // What the pipeline before this one left is compared like everything else that is stored.
+        if let Some(root) = &self.options.spool_dir {
+            recover(&self.place, root, &self.observer).await?;
         }
         let (start, inventory) = prepare::start(archive, server).await?;
         self.tell_start(&start, server);

@@ -1,15 +1,18 @@
 //! Clearing away: tails that are no longer needed, because an object holds their bytes or one piece became of many.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use tokio::task::JoinSet;
 
 use super::merge::{Compact, Merge, Pieces};
 use super::object::object_bytes;
+use super::spool::SpoolFiles;
 use super::tail::Piece;
 use crate::archive::Archive;
 use crate::error::Result;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use crate::repo::ClusterNames;
 use crate::repo::names::WalObject;
 
 /// The tails of one pipeline's timeline, and deletions that were begun.
@@ -23,6 +26,9 @@ pub struct Clearing {
     pieces: BTreeMap<Lsn, Pieces>,
     /// Pieces of earlier runs, and where they end.
     older: Vec<(Lsn, Vec<String>)>,
+    /// The spool, and per start of an object the runs under whose names files of it were begun.
+    spool: Option<SpoolFiles>,
+    spooling: BTreeMap<Lsn, Vec<String>>,
     jobs: JoinSet<Result<()>>,
 }
 
@@ -33,9 +39,11 @@ impl Clearing {
         timeline: TimelineId,
         tailed: BTreeSet<SegmentNumber>,
         older: Vec<(Lsn, Vec<String>)>,
+        spool: Option<PathBuf>,
     ) -> Clearing {
-        let (opened, pieces) = (BTreeMap::new(), BTreeMap::new());
-        Clearing { archive, timeline, tailed, opened, pieces, older, jobs: JoinSet::new() }
+        let (opened, pieces, spooling) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let spool = spool.map(|root| SpoolFiles::new(archive.repo.medium().clone(), root));
+        Clearing { archive, timeline, tailed, opened, pieces, older, spool, spooling, jobs: JoinSet::new() }
     }
 
     /// The segment of the byte before `lsn` has a tail.
@@ -51,6 +59,28 @@ impl Clearing {
     /// Those of this object do not stand under their names any more.
     pub fn vanished(&mut self, object: Lsn) {
         self.opened.remove(&object);
+    }
+
+    /// A file of the spool was begun under this run's name.
+    pub fn spooling(&mut self, object: Lsn, run: String) {
+        self.tailed.insert(self.archive.names.segment_size.segment_of(object));
+        self.spooling.entry(object).or_default().push(run);
+    }
+
+    /// Everything up to `lsn` is in the repository: deletes the files of the spool that have nothing more.
+    pub fn settled(&mut self, lsn: Lsn) {
+        let rest = self.spooling.split_off(&lsn);
+        for (object, runs) in std::mem::replace(&mut self.spooling, rest) {
+            let segment = self.segment_at(object);
+            self.in_spool(move |spool, names| spool.delete_runs(names, segment, &runs));
+        }
+    }
+
+    fn in_spool(&mut self, job: impl FnOnce(&SpoolFiles, &ClusterNames) -> Result<()> + Send + 'static) {
+        if let Some(spool) = self.spool.clone() {
+            let (lane, names) = (self.archive.repo.lane(), self.archive.names.clone());
+            self.jobs.spawn(async move { lane.run(move || job(&spool, &names)).await? });
+        }
     }
 
     /// A tail piece is durable. When its bytes were reported from an object already, it came too late to be deleted with the others. Returns what is to be
@@ -105,6 +135,7 @@ impl Clearing {
             self.delete(names);
         }
         self.forget(self.object_of(reported));
+        self.settled(self.object_of(reported));
     }
 
     /// Everything was compared with what earlier runs left, and this run has made it durable itself up to `reported`: their pieces below that go. Their local
@@ -119,8 +150,13 @@ impl Clearing {
 
     fn segment_stored(&mut self, number: SegmentNumber) {
         self.tailed.remove(&number);
-        self.forget(number.end(self.archive.names.segment_size));
+        let size = self.archive.names.segment_size;
+        self.forget(number.end(size));
         self.delete_listed(number, |_| true);
+        // Files that were begun and never used are not known by name.
+        let segment = SegmentName::new(self.timeline, number, size);
+        self.spooling = self.spooling.split_off(&number.end(size));
+        self.in_spool(move |spool, names| spool.delete(names, segment));
     }
 
     /// Takes out what is known of the tails of objects that begin before `lsn`.

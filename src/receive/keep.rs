@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use super::check::{Check, Refused};
 use super::merge::Merge;
 use super::object::{Object, Open, Place, object_bytes};
+use super::spool::{Rest, Spool, Spooled};
 use super::tail::{Flushed, Merging, Piece, TailMaker};
 use super::trim;
 use super::worker::Out;
@@ -56,8 +58,10 @@ pub enum Kept {
     Opened(Lsn, String),
     /// The local tail files of the object that starts here do not stand under their names any more: its tail begins anew.
     Vanished(Lsn),
-    /// Handed to the local operating system.
-    Wrote(Lsn),
+    /// Handed to the local operating system; with a spool, synced there.
+    Wrote { from: Lsn, to: Lsn },
+    /// A file of the spool was begun for the object that starts here, under this run's name.
+    Spooling(Lsn, String),
     /// Durable in a local tail.
     Durable { from: Lsn, to: DurableLsn },
     /// A flush is due then, if nothing comes before; `None`: nothing waits.
@@ -93,7 +97,16 @@ pub struct KeepConfig {
     pub flush_interval: Duration,
     /// Segments of this timeline that are stored: they are compared when they are complete, and nothing of them is acknowledged before.
     pub stored: BTreeSet<SegmentNumber>,
+    /// Folder of the spool.
+    pub spool: Option<PathBuf>,
     pub stats: Arc<StreamStats>,
+}
+
+/// A finished object that waits for the record that crosses its end, and what of it goes to the spool then.
+struct Held {
+    object: Object,
+    rest: Option<Rest>,
+    since: Instant,
 }
 
 /// How long a finished object waits for the rest of the record that crosses its end.
@@ -109,8 +122,9 @@ pub struct Keeper {
     check: Check,
     open: Option<Open>,
     spare: Vec<u8>,
-    held: VecDeque<(Object, Instant)>,
+    held: VecDeque<Held>,
     tails: TailMaker,
+    spool: Option<Spool>,
     merging: Option<Merging>,
     retry_tail_at: Option<Instant>,
     /// The head of an unfinished record was to be kept too, and could not be.
@@ -128,6 +142,8 @@ impl Keeper {
         let keys = config.writer.fresh()?;
         let tails = TailMaker::new(config.archive.clone(), config.compression);
         let interval = config.flush_interval;
+        let spool = config.spool.clone();
+        let spool = spool.map(|root| Spool::new(config.archive.clone(), config.compression, root, check.received()));
         let mut keeper = Keeper {
             config,
             keys,
@@ -137,6 +153,7 @@ impl Keeper {
             spare: Vec::new(),
             held: VecDeque::new(),
             tails,
+            spool,
             merging: None,
             retry_tail_at: None,
             all_pending: false,
@@ -151,19 +168,21 @@ impl Keeper {
 
     /// Sealed and raw bytes in memory that were not handed on.
     pub fn memory(&self) -> u64 {
-        let held: u64 = self.held.iter().map(|(object, _)| object.sealed.len()).sum();
+        let held: u64 = self.held.iter().map(|held| held.object.sealed.len()).sum();
         held + self.open.as_ref().map_or(0, Open::memory)
     }
 
     pub fn set_flush_interval(&mut self, interval: Duration) {
         self.config.flush_interval = interval;
         let span = object_bytes(self.segment_size());
-        if interval.is_zero() {
-            // Someone waits for every flush: no file may have to grow, and the first one is there before the first flush.
-            self.tails.preallocate(span);
-            self.tails.prepare();
-        } else {
-            self.tails.preallocate(span.min(SLOW_PREALLOCATE));
+        for maker in [&mut self.tails].into_iter().chain(self.spool.as_mut().map(Spool::maker)) {
+            if interval.is_zero() {
+                // Someone waits for every flush: no file may have to grow, and the first one is there before the first flush.
+                maker.preallocate(span);
+                maker.prepare();
+            } else {
+                maker.preallocate(span.min(SLOW_PREALLOCATE));
+            }
         }
     }
 
@@ -186,9 +205,12 @@ impl Keeper {
             })?;
             self.config.stats.commits.add(count);
             open.push(now);
-            let fresh = open.offset(self.wanted()) > open.tail.kept();
-            if fresh && open.oldest.is_none() {
+            let upto = open.offset(self.wanted());
+            if upto > open.tail.kept() && open.oldest.is_none() {
                 open.oldest = Some(Instant::now());
+            }
+            if let Some(spool) = self.spool.as_mut() {
+                spool.arrived(&open, upto);
             }
             if open.room() == 0 {
                 self.close(open).await?;
@@ -228,9 +250,11 @@ impl Keeper {
             self.tails.prepare();
         }
         self.all_pending = false;
+        self.keep_in_spool(&open);
+        let rest = self.spool.as_mut().and_then(|spool| spool.close(&open));
         let (object, raw) = open.finish(&self.config.archive)?;
         self.spare = raw;
-        self.held.push_back((object, Instant::now()));
+        self.held.push_back(Held { object, rest, since: Instant::now() });
         Ok(())
     }
 
@@ -239,6 +263,7 @@ impl Keeper {
         let busy = pieces > 0 || self.merging.is_some() || !self.held.is_empty();
         if !busy {
             self.spare = Vec::new();
+            self.spool.iter_mut().for_each(Spool::rest);
             if let Some(open) = self.open.as_mut()
                 && open.rest(names)
             {
@@ -276,19 +301,65 @@ impl Keeper {
     fn release(&mut self, all: bool) {
         let checked = self.check.checked();
         let limit = hold_limit(self.config.flush_interval);
-        while let Some((object, since)) = self.held.pop_front() {
-            if !all && object.place.end > checked && since.elapsed() < limit {
-                self.held.push_front((object, since));
+        while let Some(held) = self.held.pop_front() {
+            if !all && held.object.place.end > checked && held.since.elapsed() < limit {
+                self.held.push_front(held);
                 break;
             }
             self.tell_checked();
-            self.tell(Kept::Object(Box::new(object)));
+            self.tell(Kept::Object(Box::new(held.object)));
+            if let (Some(rest), Some(spool)) = (held.rest, &mut self.spool) {
+                let spooled = spool.finish(&self.keys, rest);
+                self.tell_spooled(spooled);
+            }
         }
     }
 
-    /// Hands on finished objects without waiting for the record that crosses their end: memory is short.
+    /// Hands on finished objects without waiting for the record that crosses their end: memory is short. What was checked does not wait in memory only.
     pub fn release_all(&mut self) {
         self.release(true);
+        self.flush_spool();
+    }
+
+    /// Puts what was checked of the open object into the spool.
+    fn flush_spool(&mut self) {
+        if self.spool.is_none() {
+            return;
+        }
+        if let Some(open) = self.open.take() {
+            self.keep_in_spool(&open);
+            self.open = Some(open);
+        }
+        if let Some(spool) = self.spool.as_mut().filter(|_| self.config.flush_interval.is_zero()) {
+            spool.reserve(AHEAD);
+        }
+    }
+
+    fn keep_in_spool(&mut self, open: &Open) {
+        let upto = open.offset(self.wanted());
+        // As in the tail: what is stored complete already counts for nothing before it is compared.
+        let stored = self.config.stored.contains(&open.place.segment.number);
+        if let Some(spool) = self.spool.as_mut().filter(|_| !stored) {
+            let spooled = spool.keep(&self.keys, open, upto);
+            self.tell_spooled(spooled);
+        }
+    }
+
+    fn tell_spooled(&mut self, spooled: Result<Option<Spooled>>) {
+        let begun = self.spool.as_mut().map(Spool::begun).unwrap_or_default();
+        begun.into_iter().for_each(|(object, run)| self.tell(Kept::Spooling(object, run)));
+        match spooled {
+            Ok(Some(Spooled { from, to })) => {
+                self.tell_checked();
+                self.tell(Kept::Wrote { from, to });
+            }
+            Ok(None) => {}
+            Err(error) => self.tell(Kept::Trouble(error)),
+        }
+    }
+
+    fn spool_due(&self) -> Option<Instant> {
+        self.spool.as_ref().and_then(|spool| spool.due(self.config.flush_interval))
     }
 
     /// The end of a batch of messages: says how far checking came and when the next flush is due. Without a flush interval it flushes.
@@ -319,6 +390,10 @@ impl Keeper {
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
         if due {
             self.flush_tail()?;
+        }
+        // The pieces are on their way by now. However many of them hang there, the spool goes on.
+        if flush == Flush::All || self.spool_due().is_some_and(|at| at <= now) {
+            self.flush_spool();
         }
         if flush == Flush::All {
             self.tell_checked();
@@ -425,10 +500,12 @@ impl Keeper {
         };
         self.config.stats.flushed((open.place.start + upto as u64).since(from), begun.elapsed(), Instant::now());
         // Not before the sync: a failed one takes back what was written.
-        wrote.into_iter().for_each(|to| self.tell(Kept::Wrote(to)));
+        wrote.into_iter().for_each(|to| self.tell(Kept::Wrote { from, to }));
         match flushed {
             Flushed::Durable(to) => self.tell(Kept::Durable { from, to }),
             Flushed::Piece(piece) => self.tell(Kept::Piece(piece)),
+            // Told by the spool.
+            Flushed::Spooled => {}
         }
         Ok(())
     }
@@ -463,8 +540,8 @@ impl Keeper {
     fn announce(&mut self, pieces: usize) {
         let soon = Instant::now() + Duration::from_millis(50);
         let tail = self.tail_due().map(|at| if pieces >= PIECES { at.max(soon) } else { at });
-        let held = self.held.front().map(|(_, since)| *since + hold_limit(self.config.flush_interval));
-        let due = [tail, held].into_iter().flatten().min();
+        let held = self.held.front().map(|held| held.since + hold_limit(self.config.flush_interval));
+        let due = [tail, held, self.spool_due()].into_iter().flatten().min();
         if due != self.announced {
             self.announced = due;
             self.tell(Kept::FlushAt(due));

@@ -29,12 +29,14 @@ mod pipeline;
 mod prepare;
 mod put;
 mod recall;
+pub mod recover;
 pub mod resume;
 mod run;
 mod salt;
 pub mod sentinel;
 mod server;
 pub mod slot;
+mod spool;
 mod stream;
 mod tail;
 mod trim;
@@ -100,6 +102,8 @@ pub struct ReceiveOptions {
     pub memory: u64,
     /// Without any WAL for so long, what is in memory of the open segment leaves it: it is in the tail.
     pub rest_after: Duration,
+    /// Folder of the spool, for repositories on object storage: what is in it counts as written.
+    pub spool_dir: Option<PathBuf>,
     /// Stop once all WAL up to here is durable and reported.
     pub until: Option<Lsn>,
     pub on_gap: OnGap,
@@ -123,6 +127,7 @@ impl ReceiveOptions {
             status_interval: Duration::from_secs(1),
             memory: 36 << 20,
             rest_after: Duration::from_secs(8),
+            spool_dir: None,
             until: None,
             on_gap: OnGap::default(),
             after_failover: AfterFailover::default(),

@@ -162,6 +162,11 @@ impl Open {
         self.raw.get(from.checked_sub(self.away)?..to.checked_sub(self.away)?)
     }
 
+    /// How many of its first bytes are in the tail only.
+    pub fn away(&self) -> usize {
+        self.away
+    }
+
     /// Writes the tail up to `upto`: see [`Tail::flush`].
     pub fn flush(
         &mut self,

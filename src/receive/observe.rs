@@ -76,6 +76,11 @@ pub enum ReceiveEvent {
         segment: SegmentName,
         stored_bytes: u64,
     },
+    /// What a spool had of this segment beyond the repository, up to `upto`, was put there.
+    Recovered {
+        segment: SegmentName,
+        upto: Lsn,
+    },
     HistoryStored {
         timeline: TimelineId,
     },

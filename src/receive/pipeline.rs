@@ -90,6 +90,8 @@ pub struct Pipeline {
     /// Segments that were stored complete before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
     stored: BTreeSet<SegmentNumber>,
     clearing: Clearing,
+    /// There is a spool: what it has waits for nothing.
+    spools: bool,
     notes: Notes,
     observer: Observer,
 }
@@ -118,6 +120,8 @@ impl Pipeline {
         let whole = stored.segments.clone();
         let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()));
         let flush_interval = if synchronous { Duration::ZERO } else { options.flush_interval };
+        // Where tails are files of the repository, a spool would only hold them twice.
+        let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
         let beats = Beats::new(archive.clone(), writer.clone(), timeline);
         let keep = KeepConfig {
             archive: archive.clone(),
@@ -126,6 +130,7 @@ impl Pipeline {
             compression: options.compression,
             flush_interval,
             stored: stored.segments,
+            spool: spool.clone(),
             stats: observer.stats().clone(),
         };
         let ledger = Ledger::new(names.system, timeline, start);
@@ -135,7 +140,8 @@ impl Pipeline {
             puts: Puts::new(archive.clone(), out, observer.stats().clone()),
             arrivals: Arrivals::default(),
             beats,
-            clearing: Clearing::new(archive.clone(), timeline, tailed, older),
+            spools: spool.is_some(),
+            clearing: Clearing::new(archive.clone(), timeline, tailed, older, spool),
             archive,
             timeline,
             worker,
@@ -278,9 +284,13 @@ impl Pipeline {
     }
 
     /// Whether checked bytes have waited for longer than `limit` without any becoming durable, the wait for the next flush not counted. A thread that hangs
-    /// in a flush has not said yet what it checked before.
+    /// in a flush has not said yet what it checked before. What a spool has waits for nothing: a commit under `remote_write` goes on, until memory is full.
     pub fn is_stalled(&mut self, limit: Duration) -> bool {
-        let waiting = self.ledger.waiting() || (!self.is_durable() && self.worker.budget.is_stuck());
+        let stuck = !self.is_durable() && self.worker.budget.is_stuck();
+        let waiting = match self.spools {
+            true => self.ledger.unspooled() || self.worker.budget.is_waiting() || stuck,
+            false => self.ledger.waiting() || stuck,
+        };
         if !waiting || self.only_compares() {
             self.progress_at = Instant::now();
         }
@@ -376,7 +386,12 @@ impl Pipeline {
             Kept::NotMerged(merge) => self.clearing.not_merged(merge),
             Kept::Opened(object, run) => self.clearing.opened(object, run),
             Kept::Vanished(object) => self.clearing.vanished(object),
-            Kept::Wrote(lsn) => self.ledger.wrote(lsn),
+            Kept::Wrote { from, to } => {
+                if self.ledger.wrote(from, to) && self.spools {
+                    self.progress_at = Instant::now();
+                }
+            }
+            Kept::Spooling(object, run) => self.clearing.spooling(object, run),
             Kept::Durable { from, to } => {
                 self.clearing.tailed(to.lsn());
                 self.stored(from, to);
@@ -541,6 +556,9 @@ impl Pipeline {
     /// The last words of a run to the repository: the newest heartbeat, and deletions that were begun. Not waited for for ever: the next run deletes the rest.
     pub async fn tidy(&mut self) {
         self.beats.store();
+        if self.is_durable() {
+            self.clearing.settled(self.received);
+        }
         let last = async {
             while self.beats.next().await.is_some() {}
             while self.clearing.next().await.is_some() {}

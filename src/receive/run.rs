@@ -45,7 +45,7 @@ pub struct Run {
     pub(super) options: ReceiveOptions,
     pub(super) place: Place,
     pub(super) observer: Observer,
-    stop: watch::Receiver<bool>,
+    pub(super) stop: watch::Receiver<bool>,
     archive: Option<Archive>,
     /// The tasks beside the stream, from the first answer of a server on.
     pub(super) index: Option<Index>,
@@ -55,7 +55,7 @@ pub struct Run {
     followed: Followed,
     /// The segment in which WAL was refused the last time.
     refused_in: Option<(TimelineId, SegmentNumber)>,
-    backoff: Backoff,
+    pub(super) backoff: Backoff,
     /// Another receiver has the slot, and that was told.
     pub(super) standing_by: Told,
     /// The slot was made by this run and nothing was streamed on it yet.
@@ -105,6 +105,10 @@ impl Run {
 
     /// Runs until the caller asks for a stop, or something will not pass by itself.
     pub async fn run(mut self) -> Result<ReceiveReport> {
+        // Nobody knows whether a server will ever answer.
+        if !self.recover_spool().await? {
+            return self.stopped().await;
+        }
         loop {
             // What a pipeline cannot go on with is received again.
             self.pipeline.take_if(|pipeline| pipeline.is_lost());

@@ -172,7 +172,9 @@ impl<'a> Stream<'a> {
                 return Ok(Some(end));
             }
         }
-        if self.pipeline.ledger.has_news() {
+        // What is only written is told at once where a commit may wait for it.
+        let written = self.server.synchronous && self.pipeline.ledger.has_written();
+        if written || self.pipeline.ledger.has_news() {
             let status = self.pipeline.ledger.ordinary();
             if let Some(end) = self.report(status).await? {
                 return Ok(Some(end));

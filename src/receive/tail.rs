@@ -12,7 +12,7 @@ use super::salt;
 use crate::archive::Archive;
 use crate::disk::lane::Beside;
 use crate::disk::tail_file::{PreparedTail, TailFile};
-use crate::error::{Class, Error, Kind, Result};
+use crate::error::{Class, Result};
 use crate::pg::{DurableLsn, Lsn, SegmentName};
 use crate::repo::Repository;
 use crate::seal::header::ObjectKind;
@@ -42,24 +42,68 @@ impl Piece {
 pub enum Flushed {
     /// Written and synced.
     Durable(DurableLsn),
+    /// Written to the spool, and synced.
+    Spooled,
     /// Durable once it is put.
     Piece(Piece),
+}
+
+/// Where tail files are.
+#[derive(Clone)]
+enum Files {
+    /// The root of a repository on a local disk.
+    Repository(PathBuf),
+    /// The root of a spool.
+    Spool(PathBuf),
+}
+
+impl Files {
+    /// Where files are made, before they have their names.
+    fn folder(&self, archive: &Archive) -> PathBuf {
+        match self {
+            Files::Repository(root) => root.join(archive.names.root()).join("tail"),
+            Files::Spool(root) => root.join(archive.names.spool_folder()),
+        }
+    }
+
+    fn path(&self, archive: &Archive, segment: SegmentName, run: &str) -> PathBuf {
+        match self {
+            Files::Repository(root) => root.join(archive.names.tail_open(segment, run)),
+            Files::Spool(root) => root.join(archive.names.spool_file(segment, run)),
+        }
+    }
+
+    /// Never where the repository's disk is not mounted.
+    fn prepare(&self, repo: &Repository, folder: &Path, bytes: u64) -> Result<PreparedTail> {
+        match self {
+            Files::Repository(_) => {
+                repo.demand_local_root()?;
+                PreparedTail::prepare(repo.medium(), folder, bytes)
+            }
+            Files::Spool(_) => PreparedTail::prepare_private(repo.medium(), folder, bytes),
+        }
+    }
 }
 
 /// Makes tails: where they go, and a prepared file for the next one.
 pub struct TailMaker {
     archive: Archive,
     compression: Compression,
-    /// Folder of all tails of the cluster, for a repository on a local disk.
-    local: Option<PathBuf>,
+    /// `None`: they are pieces.
+    files: Option<Files>,
     prepared: Option<Beside<Result<PreparedTail>>>,
     preallocate: u64,
 }
 
 impl TailMaker {
     pub fn new(archive: Archive, compression: Compression) -> TailMaker {
-        let local = archive.repo.local_root().map(|root| root.join(archive.names.root()).join("tail"));
-        TailMaker { archive, compression, local, prepared: None, preallocate: 0 }
+        let files = archive.repo.local_root().map(|root| Files::Repository(root.to_owned()));
+        TailMaker { archive, compression, files, prepared: None, preallocate: 0 }
+    }
+
+    /// Makes those of a spool.
+    pub fn spool(archive: Archive, compression: Compression, root: PathBuf) -> TailMaker {
+        TailMaker { archive, compression, files: Some(Files::Spool(root)), prepared: None, preallocate: 0 }
     }
 
     /// Zeros that a local file begins with from now on; it grows when they are used up.
@@ -69,16 +113,16 @@ impl TailMaker {
 
     /// Begins to make the next local file, away from the hot path. Without effect where tails are pieces.
     pub fn prepare(&mut self) {
-        if let (Some(folder), None) = (self.local.clone(), &self.prepared) {
-            let (repo, bytes) = (self.archive.repo.clone(), self.preallocate);
+        if let (Some(files), None) = (self.files.clone(), &self.prepared) {
+            let (repo, bytes, folder) = (self.archive.repo.clone(), self.preallocate, files.folder(&self.archive));
             // Without a thread the file is made when it is needed.
             let lane = self.archive.repo.lane();
-            self.prepared = lane.beside("prepare", move || prepare(&repo, &folder, bytes));
+            self.prepared = lane.beside("prepare", move || files.prepare(&repo, &folder, bytes));
         }
     }
 
     /// The file that was made ahead. A flush does not wait for zeros: while they are being written it gets a file without.
-    fn prepared(&mut self, folder: &Path) -> Result<PreparedTail> {
+    fn prepared(&mut self, files: &Files) -> Result<PreparedTail> {
         let ready = match self.prepared.take() {
             Some(work) if work.is_finished() => work.join(),
             unfinished => {
@@ -90,15 +134,9 @@ impl TailMaker {
             Some(Ok(ready)) => Ok(ready),
             // A folder that was not synced is not tried again.
             Some(Err(error)) if error.class() == Class::Unsynced => Err(error),
-            Some(Err(_)) | None => prepare(&self.archive.repo, folder, 0),
+            Some(Err(_)) | None => files.prepare(&self.archive.repo, &files.folder(&self.archive), 0),
         }
     }
-}
-
-/// Never where the repository's disk is not mounted.
-fn prepare(repo: &Repository, folder: &Path, bytes: u64) -> Result<PreparedTail> {
-    repo.demand_local_root()?;
-    PreparedTail::prepare(repo.medium(), folder, bytes)
 }
 
 /// The tail of one object.
@@ -133,6 +171,11 @@ impl Tail {
     /// The name under which the local file of this run stands, while it is written.
     pub fn file_run(&self) -> Option<&str> {
         self.current.as_ref().filter(|current| current.file.is_some()).map(|current| current.run.as_str())
+    }
+
+    /// Goes on with the byte at `kept`, in a new file: those before it are gone.
+    pub fn skip(&mut self, kept: usize) {
+        (self.kept, self.current) = (kept, None);
     }
 
     /// After a flush: sees to it that the local file need not grow in the next ones, by so many bytes.
@@ -179,12 +222,19 @@ impl Tail {
         let flushed = match &mut current.file {
             Some(file) => {
                 let claim = (maker.archive.names.system, segment.timeline, to);
-                let written = file.append(&sealed).inspect(|()| wrote(to));
-                let synced = written.and_then(|()| file.sync(claim));
+                let spooled = matches!(maker.files, Some(Files::Spool(_)));
+                let written = file.append(&sealed);
+                let synced = written.and_then(|()| match spooled {
+                    true => file.sync_here().map(|()| Flushed::Spooled),
+                    false => {
+                        wrote(to);
+                        file.sync(claim).map(Flushed::Durable)
+                    }
+                });
                 if synced.is_err() && !file.give_up() {
                     (self.kept, self.vanished) = (0, true);
                 }
-                Flushed::Durable(synced?)
+                synced?
             }
             None => {
                 let offset = |lsn: Lsn| lsn.since(segment.start());
@@ -253,14 +303,11 @@ impl Current {
         let run = salt::token()?;
         let claims = maker.archive.claims(ObjectKind::Tail, segment.timeline, start);
         let sealer = TailSealer::new(keys, claims, salt, maker.compression);
-        let file = match maker.local.clone() {
+        let file = match maker.files.clone() {
             None => None,
-            Some(folder) => {
-                let name = maker.archive.names.tail_open(segment, &run);
-                let root = maker.archive.repo.local_root();
-                let path = root.ok_or_else(|| Error::new(Kind::Failed, "the repository is not on a local disk"))?;
-                let path = path.join(name);
-                let prepared = maker.prepared(&folder)?;
+            Some(files) => {
+                let path = files.path(&maker.archive, segment, &run);
+                let prepared = maker.prepared(&files)?;
                 maker.archive.repo.demand_local_root()?;
                 Some(prepared.adopt(&path, &sealer.preamble())?)
             }

@@ -1,6 +1,6 @@
 //! The thread that keeps (under simulation: a task): a bounded queue in front, events behind, and a bound on the bytes that are on their way to the repository.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub struct Budget {
     pieces: AtomicUsize,
     /// What the thread does now began then.
     busy_since: Mutex<Option<Instant>>,
+    /// The thread waits for room.
+    waiting: AtomicBool,
 }
 
 impl Budget {
@@ -52,6 +54,7 @@ impl Budget {
             fell: Notify::new(),
             pieces: AtomicUsize::new(0),
             busy_since: Mutex::new(None),
+            waiting: AtomicBool::new(false),
         }
     }
 
@@ -90,6 +93,11 @@ impl Budget {
 
     fn pieces(&self) -> usize {
         self.pieces.load(Ordering::SeqCst)
+    }
+
+    /// Whether what has arrived waits because there is no room for it.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// Lets the thread out, for good.
@@ -220,7 +228,10 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
             let own = keeper.memory() + bytes.len() as u64;
             if budget.is_full(own) {
                 keeper.release_all();
-                if !budget.wait(own).await {
+                budget.waiting.store(true, Ordering::SeqCst);
+                let room = budget.wait(own).await;
+                budget.waiting.store(false, Ordering::SeqCst);
+                if !room {
                     return Err(Error::new(Kind::Interrupted, "the pipeline has ended").into());
                 }
             }

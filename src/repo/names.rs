@@ -162,9 +162,24 @@ impl ClusterNames {
         format!("{}/{from:08X}-{to:08X}.{run}", self.tail_folder(segment))
     }
 
-    /// `tail/<TLI>/<SEGMENT>/<run>.open` on a local disk.
+    /// `tail/<TLI>/<SEGMENT>/<run>.open`: on a local disk, and what a spool had beyond the repository.
     pub fn tail_open(&self, segment: SegmentName, run: &str) -> String {
         format!("{}/{run}.open", self.tail_folder(segment))
+    }
+
+    /// `<name>/<system id>-<segment size>`: the folder of this cluster below a spool's.
+    pub fn spool_folder(&self) -> String {
+        format!("{}/{}-{}", self.cluster, self.system, self.segment_size.bytes())
+    }
+
+    /// `<name>/<system id>-<segment size>/<TLI>/<SEGMENT>`: as below `tail/`.
+    pub fn spool_segment(&self, segment: SegmentName) -> String {
+        format!("{}/{:08X}/{segment}", self.spool_folder(), segment.timeline.0)
+    }
+
+    /// `<name>/<system id>-<segment size>/<TLI>/<SEGMENT>/<run>.open`
+    pub fn spool_file(&self, segment: SegmentName, run: &str) -> String {
+        format!("{}/{run}.open", self.spool_segment(segment))
     }
 
     /// `tail/<TLI>/heartbeats`: apart from the segments' folders, which are emptied when a segment is complete.

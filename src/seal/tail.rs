@@ -9,7 +9,9 @@ use super::header::{Claims, Header, ObjectKind};
 use super::key::WriterKeys;
 use super::sealer::{Compression, FRAME_BYTES};
 
-pub use super::tail_walk::{PieceContent, TailContent, open_piece, open_tail, piece_marks, tail_marks, tail_reach};
+pub use super::tail_walk::{
+    PieceContent, TailContent, TailExtent, open_piece, open_tail, piece_marks, tail_extent, tail_marks, tail_reach,
+};
 
 /// Fields between lengths and CRC-32C: number, first number of the flush, offset, running hash.
 pub(super) const EXTRA: usize = 4 + 4 + 8 + 32;

@@ -18,6 +18,13 @@ pub struct TailContent {
     pub sealed_len: u64,
 }
 
+/// How much of a tail file is valid, in bytes of the file and of what is sealed in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TailExtent {
+    pub sealed: usize,
+    pub plain: u64,
+}
+
 /// What a piece holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PieceContent {
@@ -68,6 +75,14 @@ pub fn tail_marks(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Resu
         return Ok(Vec::new());
     }
     marks(file, expected, keys, Form::File)
+}
+
+/// Without the identity: how many bytes of a local tail file are header and whole frames, and how many plain bytes these hold. What follows is zero, or was
+/// torn.
+pub fn tail_extent(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Result<TailExtent, OpenFailed> {
+    let opener = Opener::new(file, expected, keys, false)?;
+    let found = walk(file, opener.preamble_len(), expected, Form::File)?;
+    Ok(TailExtent { sealed: found.end, plain: found.frames.last().map_or(0, TailFrame::end) })
 }
 
 /// As [`tail_marks`], for a piece. The ends count from the claims' start, not from the piece's first byte.

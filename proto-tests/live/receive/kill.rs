@@ -31,6 +31,10 @@ fn receiver_process() {
     if let Ok(grace) = std::env::var("VAULT_GRACE_MS") {
         options.shutdown_grace = Duration::from_millis(grace.parse().expect("milliseconds"));
     }
+    if let Ok(stall) = std::env::var("VAULT_STALL_MS") {
+        options.stall_timeout = Duration::from_millis(stall.parse().expect("milliseconds"));
+    }
+    options.spool_dir = std::env::var_os("VAULT_SPOOL").map(PathBuf::from);
     options.catalog = std::env::var_os("VAULT_CATALOG").map(PathBuf::from);
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let observer = Observer::new(|event| eprintln!("{event:?}"));

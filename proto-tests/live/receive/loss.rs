@@ -24,7 +24,7 @@ const PUT: Duration = Duration::from_secs(2);
 const LEVELS: [&str; 3] = ["remote_write", "on", "remote_apply"];
 
 /// Transactions that are committed in the archive's WAL of timeline 1, from the segment of `from` up to its end, and that end.
-fn kept(archive: &Archive, version: MajorVersion, from: Lsn) -> (HashSet<u32>, Lsn) {
+pub fn kept(archive: &Archive, version: MajorVersion, from: Lsn) -> (HashSet<u32>, Lsn) {
     let (runtime, size) = (harness::runtime(), archive.names.segment_size);
     let mut number = size.segment_of(from);
     let config = ScanConfig { version, system: archive.names.system, timeline: TimelineId(1), segment_size: size };
