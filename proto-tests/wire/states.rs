@@ -491,5 +491,5 @@ fn a_keepalive_after_the_end_of_a_timeline_is_passed_over() {
     let rest = [columns(2), row(&[Some("2"), Some("0/100")]), complete("SELECT"), complete("x"), ready()];
     let played = |late: Vec<u8>| play(stream, &[&begun[..], &[late], &rest].concat());
     assert!(played(message(b'd', &keepalive)).is_ok());
-    assert!(matches!(played(wal(0x100, b"late")), Err(WireError::OutOfPlace { .. })), "WAL has no place there");
+    assert!(matches!(played(wal(0x100, b"late")), Err(WireError::Answer { .. })), "WAL has no place there");
 }
