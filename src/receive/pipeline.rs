@@ -584,7 +584,8 @@ async fn hand_over(work: &mpsc::Sender<Work>, outbox: &mut VecDeque<Work>) -> bo
     true
 }
 
-async fn wait_until(at: Option<tokio::time::Instant>) {
+/// Returns then; never without a time.
+pub async fn wait_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

@@ -45,6 +45,10 @@ impl Recall {
     /// What is new of the bytes that begin at `start`, which is not below [`Recall::from`]; `None`: the others are not those that were received.
     pub fn fresh(&self, start: Lsn, bytes: Bytes) -> Option<Bytes> {
         let known = self.end.since(start) as usize;
+        if known == 0 {
+            // As it nearly always is: once a server was recognised, everything is new.
+            return Some(bytes);
+        }
         let again = bytes.get(..known.min(bytes.len()))?;
         let mut skip = self.len.checked_sub(known)?;
         let mut rest = again;

@@ -26,6 +26,10 @@ use crate::seal::tail::tail_extent;
 /// What a crash leaves of a file that never got its name is left over for sure when it is as old as this.
 const STAGING_AGE: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// No file of a spool is larger, even where every frame holds one short record of 16 MiB of them, and zeros stand behind. What is larger is somebody else's,
+/// and is not read into memory.
+const LARGEST: u64 = 256 << 20;
+
 /// A file of the spool, by its name.
 struct Left {
     names: ClusterNames,
@@ -147,6 +151,10 @@ fn read(medium: &Ground, path: &Path) -> Result<Option<(Box<dyn Handle>, Bytes)>
         return Ok(None);
     }
     let len = file.look().map_err(failed)?.len;
+    if len > LARGEST {
+        let text = format!("it has {len} bytes, expected at most {LARGEST}");
+        return Err(Error::new(Kind::Corrupt, text));
+    }
     let bytes = file.read_at(0, len).map_err(failed)?;
     Ok(Some((file, bytes.into())))
 }

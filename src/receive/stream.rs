@@ -12,7 +12,7 @@ use super::ReceiveOptions;
 use super::check::Refused;
 use super::heart::Heart;
 use super::observe::{Observer, ReceiveEvent};
-use super::pipeline::{Pipeline, Turn};
+use super::pipeline::{Pipeline, Turn, wait_until};
 use super::sentinel::Sign;
 use super::server::Server;
 use crate::error::{Error, Kind, Result};
@@ -112,7 +112,7 @@ impl<'a> Stream<'a> {
                 _ = ticks.tick() => self.tick().await?,
                 sign = self.server.sentinel.next() => self.sign(sign),
                 () = asked_to_stop(stop) => Some(End::Stop),
-                () = leave(leave_by) => self.leave().await?,
+                () = wait_until(leave_by) => self.leave().await?,
             };
             if let Some(end) = end {
                 return Ok(end);
@@ -288,12 +288,5 @@ fn lost(error: Error) -> Result<End> {
 pub async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-async fn leave(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
