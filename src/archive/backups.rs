@@ -53,6 +53,15 @@ impl Archive {
         Ok(list)
     }
 
+    /// Part `part` of the map that `backup` wrote, opened. A part that is not there is `Kind::Corrupt`: only what a manifest names is asked for.
+    pub async fn map_part(&self, backup: &BackupId, part: u32) -> Result<Vec<u8>> {
+        let name = self.names.map(backup.as_str(), part);
+        let missing = || Error::new(Kind::Corrupt, format!("{name} is missing, and a backup needs it"));
+        let object = self.repo.get(&name).await?.ok_or_else(missing)?;
+        let claims = self.claims(ObjectKind::Map, TimelineId(0), Lsn(u64::from(part)));
+        open_index(&object, &claims, self.keys.as_ref()).map_err(|failed| refused(&name, failed))
+    }
+
     /// What stands under a backup's name; `None` when the store says that there is nothing.
     pub async fn backup(&self, id: &BackupId) -> Result<Option<Backup>> {
         let name = self.names.backup(id.as_str());

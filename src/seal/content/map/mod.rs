@@ -1,8 +1,11 @@
 //! Maps: which files a backup has, and in which frame of which pack their bytes are.
 //!
-//! A map is a run of entries sorted by path, cut into parts of at most 16 MiB. A backup names up to 16 maps, newest first; [`Merge`] reads
-//! them together and yields each file once. A page is taken from the newest map that names it.
+//! A map is a run of entries sorted by path, cut into parts of about 4 MiB. A backup names up to 16 maps, newest first; [`Merge`] reads
+//! them together and yields each file once. A page is taken from the newest map that names it. [`Layers`] makes one map of several adjacent ones.
 
+mod combine;
+#[cfg(test)]
+mod layers_tests;
 mod merge;
 mod read;
 #[cfg(test)]
@@ -13,7 +16,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use merge::{File, Merge, Step};
+pub use combine::combine;
+pub use merge::{File, LayerStep, Layers, Merge, Step};
 pub use read::MapReader;
 pub use write::MapWriter;
 

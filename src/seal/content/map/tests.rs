@@ -11,22 +11,22 @@ use crate::seal::content::Malformed;
 use crate::seal::content::manifest::MapRef;
 use crate::seal::sealer::{FRAME_BYTES, OBJECT_BYTES};
 
-fn id(number: u16) -> BackupId {
+pub(super) fn id(number: u16) -> BackupId {
     let time = jiff::Timestamp::from_second(1_769_824_800 + i64::from(number)).unwrap();
     BackupId::new(time, crate::pg::TimelineId(1), crate::pg::Lsn(40), number)
 }
 
-fn pack(backup: u16, number: u32) -> Arc<PackPlace> {
+pub(super) fn pack(backup: u16, number: u32) -> Arc<PackPlace> {
     let place = |offset, len, plain_len| FramePlace { offset, len, plain_len };
     let frames = vec![place(300, 90, 70), place(390, 5000, FRAME_BYTES as u32), place(5390, 6000, FRAME_BYTES as u32)];
     Arc::new(PackPlace { backup: id(backup), number, len: 11390, header: Bytes::from(vec![7; 300]), frames })
 }
 
-fn entry(path: impl Into<Vec<u8>>, kind: EntryKind, size: u64, runs: Vec<Run>) -> Entry {
+pub(super) fn entry(path: impl Into<Vec<u8>>, kind: EntryKind, size: u64, runs: Vec<Run>) -> Entry {
     Entry { path: path.into(), kind, size, mode: 0o600, mtime: -5, link: Vec::new(), complete: false, runs }
 }
 
-fn write(backup: &BackupId, entries: &[Entry]) -> Vec<Vec<u8>> {
+pub(super) fn write(backup: &BackupId, entries: &[Entry]) -> Vec<Vec<u8>> {
     let mut writer = MapWriter::new(backup.clone());
     let mut parts: Vec<_> = entries.iter().flat_map(|e| writer.push(e)).collect();
     parts.extend(writer.finish());
@@ -46,8 +46,12 @@ fn read(backup: &BackupId, parts: &[Vec<u8>]) -> Result<Vec<Entry>, Malformed> {
     }
 }
 
-fn merged(maps: &[(BackupId, Vec<Vec<u8>>)]) -> Result<Vec<File>, Malformed> {
-    let refs: Vec<_> = maps.iter().map(|(b, parts)| MapRef { backup: b.clone(), parts: parts.len() as u32 }).collect();
+pub(super) fn map_ref(backup: &BackupId, parts: &[Vec<u8>]) -> MapRef {
+    MapRef { backup: backup.clone(), parts: parts.len() as u32 }
+}
+
+pub(super) fn merged(maps: &[(BackupId, Vec<Vec<u8>>)]) -> Result<Vec<File>, Malformed> {
+    let refs: Vec<_> = maps.iter().map(|(b, parts)| map_ref(b, parts)).collect();
     let (mut merge, mut files) = (Merge::new(&refs), Vec::new());
     loop {
         match merge.step()? {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::super::varint::{put, put_bytes, put_signed};
 use super::{BackupId, Entry, EntryKind, PackPlace, Run, Source, VERSION};
-use crate::seal::sealer::{FRAME_BYTES, OBJECT_BYTES};
+use crate::seal::sealer::FRAME_BYTES;
 
 pub(super) const END: u8 = 0;
 pub(super) const PACK: u8 = 1;
@@ -14,6 +14,8 @@ pub(super) const ENTRY: u8 = 2;
 pub(super) const MORE_RUNS: u8 = 3;
 pub(super) const COMPLETE: u8 = 1;
 
+/// A part ends about here. Whoever reads sixteen maps together holds a part of each, and each part names its packs anew.
+const PART_BYTES: usize = 4 << 20;
 /// Longest encoded run: five numbers.
 const RUN_BYTES: usize = 40;
 /// Runs in one record: with the packs they name it stays far below a part.
@@ -92,7 +94,7 @@ impl MapWriter {
         let packs_len: usize = packs.iter().map(Vec::len).sum();
         // A block may stay up to half empty before a pack that does not fit, and both ends may fall inside a block.
         let most = packs_len * 2 + 2 * FRAME_BYTES;
-        if self.out.len() + most > OBJECT_BYTES as usize && self.out.len() > FRAME_BYTES {
+        if self.out.len() + most > PART_BYTES && self.out.len() > FRAME_BYTES {
             self.finished.push(std::mem::take(&mut self.out));
             self.part += 1;
             self.begin_part();
