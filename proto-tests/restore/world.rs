@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentSize, TimelineId};
 use walrecv::seal::content::BackupId;
-use walrecv::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes};
+use walrecv::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes, Transfer};
 
 use crate::support::TempDir;
 use crate::support::shelf::Shelf;
@@ -144,7 +144,11 @@ pub fn manifest(start: Lsn, stop: Lsn) -> Manifest {
         checkpoint: start,
         started_at: time,
         stopped_at: time,
-        maps: vec![MapRef { backup: id, parts: 1 }],
+        parent: None,
+        transfer: Transfer::Full,
+        why_full: None,
+        survivors_at: time,
+        maps: vec![MapRef { backup: id, parts: 1, bytes: 100 }],
         tablespaces: Vec::new(),
         backup_label: Raw(Vec::new()),
         tablespace_map: None,
@@ -165,5 +169,6 @@ pub fn manifest(start: Lsn, stop: Lsn) -> Manifest {
         bad_pages: Vec::new(),
         bad_page_count: 0,
         made_by: "a test".into(),
+        host: "here".into(),
     }
 }

@@ -9,7 +9,7 @@ use walrecv::error::Kind;
 use walrecv::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use walrecv::repo::Repository;
 use walrecv::seal::content::BackupId;
-use walrecv::seal::content::manifest::{Backup, ControlFacts, Manifest, MapRef, Raw, Sizes, Tombstone};
+use walrecv::seal::content::manifest::{Backup, ControlFacts, Manifest, MapRef, Raw, Sizes, Tombstone, Transfer};
 use walrecv::seal::header::ObjectKind;
 use walrecv::seal::sealer::{Compression, seal_index};
 
@@ -52,7 +52,11 @@ fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
         checkpoint: Lsn(0x2000060),
         started_at: at,
         stopped_at: at,
-        maps: vec![MapRef { backup: id.clone(), parts: 1 }],
+        parent: None,
+        transfer: Transfer::Full,
+        why_full: None,
+        survivors_at: at,
+        maps: vec![MapRef { backup: id.clone(), parts: 1, bytes: 100 }],
         tablespaces: Vec::new(),
         backup_label: Raw(b"START\xff".to_vec()),
         tablespace_map: None,
@@ -62,6 +66,7 @@ fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
         bad_pages: Vec::new(),
         bad_page_count: 0,
         made_by: "test".into(),
+        host: "here".into(),
     }
 }
 

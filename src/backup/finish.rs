@@ -7,13 +7,14 @@ use jiff::Timestamp;
 use super::intake::Received;
 use super::record::Record;
 use super::sealing::Sealing;
+use super::state::host;
 use super::upload::Outbox;
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::pg::control::ControlFile;
 use crate::pg::label::{BackupFrom, BackupLabel, TablespaceLine, parse_tablespace_map};
 use crate::pg::{Lsn, TimelineId};
-use crate::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes, Tablespace};
+use crate::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes, Tablespace, Transfer};
 use crate::seal::content::map::{MapWriter, PackPlace};
 use crate::seal::header::ObjectKind;
 
@@ -33,13 +34,19 @@ pub fn made_by() -> String {
     concat!("walrecv ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-/// Writes the map of all files; the number of its parts. Blocks.
-pub fn write_map(records: &[Record], packs: &[Arc<PackPlace>], sealing: &mut Sealing, outbox: &Outbox) -> Result<u32> {
+/// Writes the map of all files. Blocks.
+pub fn write_map(
+    records: &[Record],
+    packs: &[Arc<PackPlace>],
+    sealing: &mut Sealing,
+    outbox: &Outbox,
+) -> Result<MapRef> {
     let mut writer = MapWriter::new(sealing.id.clone());
-    let mut parts = 0;
+    let (mut parts, mut bytes) = (0, 0);
     let mut store = |plain: Vec<u8>, sealing: &mut Sealing| {
         let upload = sealing.index(ObjectKind::Map, parts, &plain)?;
         parts += 1;
+        bytes += plain.len() as u64;
         outbox.send(upload)
     };
     for record in records.iter().filter(|r| r.mapped) {
@@ -50,7 +57,7 @@ pub fn write_map(records: &[Record], packs: &[Arc<PackPlace>], sealing: &mut Sea
     for part in writer.finish() {
         store(part, sealing)?;
     }
-    Ok(parts)
+    Ok(MapRef { backup: sealing.id.clone(), parts, bytes })
 }
 
 /// The manifest, all but what only the end knows: `sizes.stored`. Whatever the labels and pg_control say must agree with what the server said.
@@ -95,6 +102,10 @@ pub fn manifest(
         checkpoint: server_label.checkpoint,
         started_at: span.started_at,
         stopped_at: span.stopped_at,
+        parent: None,
+        transfer: Transfer::Full,
+        why_full: None,
+        survivors_at: span.started_at,
         maps: vec![map],
         tablespaces: tablespaces(&lines, received),
         backup_label: Raw(received.backup_label.clone()),
@@ -105,6 +116,7 @@ pub fn manifest(
         bad_pages: received.bad_pages.clone(),
         bad_page_count: received.bad_page_count,
         made_by: made_by(),
+        host: host(),
     })
 }
 
@@ -129,8 +141,10 @@ fn sizes(received: &Received) -> Sizes {
         read: 0,
         stored: 0,
         changed: received.plain,
+        reused: 0,
         zero: total.saturating_sub(kept + received.plain),
         packs: received.packs.len() as u32,
+        carried: received.plain,
     }
 }
 

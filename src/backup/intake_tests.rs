@@ -113,7 +113,7 @@ impl Bench {
     }
 
     /// Runs the intake and the map over these events; what was received, the map's parts, and every object by name.
-    fn take(&self, events: Vec<BackupEvent>) -> Result<(Received, u32, BTreeMap<String, Vec<u8>>)> {
+    fn take(&self, events: Vec<BackupEvent>) -> Result<(Received, MapRef, BTreeMap<String, Vec<u8>>)> {
         let (to_store, mut uploads) = upload::channel();
         let store = std::thread::spawn(move || {
             let mut objects = BTreeMap::new();
@@ -134,16 +134,16 @@ impl Bench {
         drop(to);
         let sealing = Sealing::new(self.archive.clone(), self.ring.clone(), self.id.clone()).unwrap();
         let taken = Intake::new(expected, sealing, to_store.clone()).run(from).and_then(|(received, mut sealing)| {
-            let parts = write_map(&received.records, &received.packs, &mut sealing, &to_store)?;
-            Ok((received, parts))
+            let map = write_map(&received.records, &received.packs, &mut sealing, &to_store)?;
+            Ok((received, map))
         });
         drop(to_store);
         let objects = store.join().unwrap();
-        taken.map(|(received, parts)| (received, parts, objects))
+        taken.map(|(received, map)| (received, map, objects))
     }
 
-    fn files(&self, parts: u32, objects: &BTreeMap<String, Vec<u8>>) -> Vec<File> {
-        let (mut merge, mut files) = (Merge::new(&[MapRef { backup: self.id.clone(), parts }]), Vec::new());
+    fn files(&self, map: &MapRef, objects: &BTreeMap<String, Vec<u8>>) -> Vec<File> {
+        let (mut merge, mut files) = (Merge::new(&[map.clone()]), Vec::new());
         loop {
             match merge.step().unwrap() {
                 Step::Need { part, .. } => {
@@ -224,10 +224,10 @@ fn odd_sizes_and_zero_pages_come_back() {
     ]);
     for pieces in [32_768, 1000, 100_003] {
         made.pieces = pieces;
-        let (received, parts, objects) = bench.take(made.events()).unwrap();
+        let (received, map, objects) = bench.take(made.events()).unwrap();
         assert_eq!(received.backup_label, b"label");
         assert_eq!(received.packs.len(), 2);
-        let files = bench.files(parts, &objects);
+        let files = bench.files(&map, &objects);
         let found: BTreeMap<_, _> =
             files.iter().map(|f| (String::from_utf8(f.path.clone()).unwrap(), bench.content(f, &objects))).collect();
         let expected: BTreeMap<_, _> = made.files.iter().filter(|(path, _)| path != "backup_label").cloned().collect();
@@ -249,9 +249,9 @@ fn very_many_small_files_end_a_pack_before_its_list_is_too_long() {
     let bench = Bench::new();
     let files = (0..9000).map(|n| (format!("{n:05}/{}", "x".repeat(80)), format!("{n}").into_bytes())).collect();
     let made = made(files);
-    let (received, parts, objects) = bench.take(made.events()).unwrap();
+    let (received, map, objects) = bench.take(made.events()).unwrap();
     assert!(received.packs.len() >= 2, "{} packs", received.packs.len());
-    let files = bench.files(parts, &objects);
+    let files = bench.files(&map, &objects);
     assert_eq!(files.len(), 9001);
     for file in files.iter().step_by(500) {
         let (_, expected) = made.files.iter().find(|(path, _)| path.as_bytes() == file.path).unwrap();

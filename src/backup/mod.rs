@@ -18,6 +18,7 @@ mod packer;
 mod prepare;
 mod record;
 mod sealing;
+mod state;
 mod take;
 mod upload;
 mod wal;

@@ -10,6 +10,7 @@ use super::finish::{self, Span, made_by};
 use super::intake::{Expected, Intake, Received};
 use super::prepare::{self, Prepared};
 use super::sealing::{Sealing, fill_random};
+use super::state::{host, state_id};
 use super::upload::{self, store_all};
 use super::wal::{self, Reach, WalWatch};
 use super::{BackupOptions, Outcome, Progress};
@@ -21,7 +22,7 @@ use crate::net::{Connection, Conninfo};
 use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::BackupId;
 use crate::seal::content::intent::Intent;
-use crate::seal::content::manifest::{Manifest, MapRef, Tombstone};
+use crate::seal::content::manifest::{Manifest, Tombstone};
 use crate::seal::header::ObjectKind;
 use crate::wire::command::{BackupEvent, BaseBackupOptions, TablespaceRow};
 
@@ -117,6 +118,8 @@ async fn begin(connection: &mut Connection, options: &BackupOptions) -> Result<B
 
 /// Creates the intent: before the first pack, so that an expiry sees it.
 async fn announce(archive: &Archive, begun: &Begun, sealing: &mut Sealing, options: &BackupOptions) -> Result<()> {
+    let state_dir = options.state_dir.clone();
+    let state = blocking(move || state_id(state_dir.as_deref())).await?;
     let intent = Intent {
         version: Intent::VERSION,
         id: sealing.id.clone(),
@@ -124,17 +127,12 @@ async fn announce(archive: &Archive, begun: &Begun, sealing: &mut Sealing, optio
         system: archive.names.system,
         started_at: begun.started_at,
         reuses: Vec::new(),
+        state,
         made_by: made_by(),
         host: host(),
     };
     let upload = sealing.index(ObjectKind::Intent, 0, &intent.encode())?;
     upload.put(&archive.repo, options.put_limit).await.map(|_| ()).context("cannot announce the backup")
-}
-
-/// This host's name, for a person who finds the intent; empty where it cannot be had.
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
 }
 
 /// From the first archive to the manifest.
@@ -152,13 +150,12 @@ async fn copy(
     options.tell(Progress::Mapping { files: received.records.len() as u64 });
     let (to, from) = upload::channel();
     let write = blocking(move || {
-        let parts = finish::write_map(&received.records, &received.packs, &mut sealing, &to)?;
+        let map = finish::write_map(&received.records, &received.packs, &mut sealing, &to)?;
         drop(to);
-        Ok((parts, received, sealing))
+        Ok((map, received, sealing))
     });
-    let (mapped, (parts, received, mut sealing)) =
+    let (mapped, (map, received, mut sealing)) =
         tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write)?;
-    let map = MapRef { backup: sealing.id.clone(), parts };
     let mut manifest = finish::manifest(archive, &received, &span, &options.label, version_num, map)?;
     manifest.sizes.read = read;
     manifest.sizes.stored = stored + mapped;

@@ -20,8 +20,10 @@ pub struct Intent {
     pub system: SystemIdentifier,
     #[serde(with = "shown")]
     pub started_at: Timestamp,
-    /// Backups whose packs and maps the new manifest may name.
+    /// Backups, complete or interrupted, whose packs and maps the new manifest may name.
     pub reuses: Vec<String>,
+    /// Random digits that one `state_dir` has kept since it was made: whoever holds the lock there knows that no other intent with them lives.
+    pub state: String,
     /// Program and version.
     pub made_by: String,
     /// Where it runs, for a person who wonders.

@@ -56,6 +56,15 @@ pub struct Manifest {
     /// When the server had sent everything.
     #[serde(with = "shown")]
     pub stopped_at: Timestamp,
+    /// The complete backup that this one was compared with, whose packs and maps it names; `None`: it stored everything itself.
+    #[serde(with = "text::backup_id_or_none")]
+    pub parent: Option<BackupId>,
+    pub transfer: Transfer,
+    /// Why the server had to send everything, or why everything was stored, for people; `None` where there is nothing to say.
+    pub why_full: Option<String>,
+    /// When pages that live in nearly empty packs were last stored anew; what a backup without a parent stores is new all over.
+    #[serde(with = "shown")]
+    pub survivors_at: Timestamp,
     /// At most 16, newest first: the files and where their bytes are.
     pub maps: Vec<MapRef>,
     pub tablespaces: Vec<Tablespace>,
@@ -73,6 +82,19 @@ pub struct Manifest {
     pub bad_page_count: u64,
     /// Program and version that took the backup.
     pub made_by: String,
+    /// Where it ran, for a person who wonders.
+    pub host: String,
+}
+
+/// What the server sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transfer {
+    /// Every file.
+    #[default]
+    Full,
+    /// Only blocks that changed since the parent (17+); the backup is a full one all the same.
+    Incremental,
 }
 
 /// One map: `maps/<backup>/0` to `maps/<backup>/<parts - 1>`.
@@ -82,6 +104,8 @@ pub struct MapRef {
     #[serde(with = "text::backup_id")]
     pub backup: BackupId,
     pub parts: u32,
+    /// Plain bytes of all parts together: what reading or merging it costs.
+    pub bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,9 +137,14 @@ pub struct Sizes {
     pub stored: u64,
     /// File bytes that this backup stored anew, before compression.
     pub changed: u64,
+    /// File bytes that are where earlier backups stored them, before compression.
+    pub reused: u64,
     /// Bytes of zero pages, which are named and not stored.
     pub zero: u64,
+    /// That this backup stored.
     pub packs: u32,
+    /// File bytes in all packs since `survivors_at`, before compression: what of it no file needs any more is dead space.
+    pub carried: u64,
 }
 
 /// From the backup's pg_control (`catalog/pg_control.h`): what a restore has to know before it copies a byte.

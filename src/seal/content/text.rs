@@ -48,6 +48,20 @@ number!(system, crate::pg::SystemIdentifier, String, |text| text.parse().ok().ma
     .to_string());
 number!(backup_id, super::BackupId, String, |text| BackupId::parse(&text).ok(), |id| id.as_str().to_owned());
 
+/// A backup's name, or null.
+pub(super) mod backup_id_or_none {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(value: &Option<BackupId>, to: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().map(BackupId::as_str).serialize(to)
+    }
+
+    pub fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Option<BackupId>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| BackupId::parse(&text).map_err(D::Error::custom)).transpose()
+    }
+}
+
 /// Bytes that are nearly always text: a JSON string where they are UTF-8, else `{"hex": "…"}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Raw(pub Vec<u8>);

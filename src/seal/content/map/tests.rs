@@ -47,7 +47,7 @@ fn read(backup: &BackupId, parts: &[Vec<u8>]) -> Result<Vec<Entry>, Malformed> {
 }
 
 pub(super) fn map_ref(backup: &BackupId, parts: &[Vec<u8>]) -> MapRef {
-    MapRef { backup: backup.clone(), parts: parts.len() as u32 }
+    MapRef { backup: backup.clone(), parts: parts.len() as u32, bytes: parts.iter().map(|p| p.len() as u64).sum() }
 }
 
 pub(super) fn merged(maps: &[(BackupId, Vec<Vec<u8>>)]) -> Result<Vec<File>, Malformed> {
