@@ -22,6 +22,8 @@ mod faults;
 mod groups;
 #[path = "store/heartbeats.rs"]
 mod heartbeats;
+#[path = "store/plans.rs"]
+mod plans;
 #[path = "store/scripted.rs"]
 mod scripted;
 #[path = "store/spool.rs"]

@@ -17,12 +17,12 @@ use crate::archive_pieces::{archive, store, stranger, writer};
 use crate::common::runtime;
 use crate::support::TempDir;
 
-fn id(random: u16) -> BackupId {
+pub fn id(random: u16) -> BackupId {
     let time = jiff::Timestamp::from_second(1_769_824_800).unwrap();
     BackupId::new(time, TimelineId(1), Lsn(0x2000028), random)
 }
 
-fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
+pub fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
     let control = ControlFacts {
         control_version: 1300,
         catalog_version: 202209061,
@@ -70,7 +70,7 @@ fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
     }
 }
 
-async fn put(archive: &Archive, name: &BackupId, kind: ObjectKind, content: &[u8], salt: u8) {
+pub async fn put(archive: &Archive, name: &BackupId, kind: ObjectKind, content: &[u8], salt: u8) {
     let claims = archive.claims(kind, TimelineId(0), Lsn(0));
     let sealed = seal_index(&writer(), claims, [salt; 32], Compression::Lz4, content);
     store(archive, &archive.names.backup(name.as_str()), Bytes::from(sealed.bytes.concat())).await;

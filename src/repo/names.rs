@@ -211,6 +211,33 @@ impl ClusterNames {
     pub fn server_manifest(&self, backup: &str, part: u32) -> String {
         self.below(format_args!("manifests/{backup}/{part}"))
     }
+
+    pub fn plan(&self, id: &str) -> String {
+        self.below(format_args!("plans/{id}"))
+    }
+}
+
+/// An object that a backup left, apart from what stands under `backups/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BackupPart {
+    Pack(u32),
+    Map(u32),
+    ServerManifest(u32),
+    Intent,
+}
+
+/// The backup (not checked to be one) and the object that a name relative to the cluster's root means; `None` for anything else, numbers with
+/// leading zeros included.
+pub fn parse_backup_part(relative: &str) -> Option<(&str, BackupPart)> {
+    let fields: Vec<&str> = relative.split('/').collect();
+    let number = |text: &str| text.parse::<u32>().ok().filter(|n| n.to_string() == text);
+    match fields.as_slice() {
+        ["packs", backup, n] => Some((backup, BackupPart::Pack(number(n)?))),
+        ["maps", backup, n] => Some((backup, BackupPart::Map(number(n)?))),
+        ["manifests", backup, n] => Some((backup, BackupPart::ServerManifest(number(n)?))),
+        ["intents", backup] => Some((backup, BackupPart::Intent)),
+        _ => None,
+    }
 }
 
 /// What a name below a cluster's `wal/` or `tail/` means.
@@ -404,6 +431,25 @@ mod tests {
             "wal/2026-03/20260304T050607Z-hole-0123456789abcdef",
         ] {
             assert_eq!(event_kind(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_backups_leave_is_read_back() {
+        let names = names(16);
+        let of = |name: &str| {
+            let relative = name.strip_prefix(&format!("{}/", names.root())).unwrap();
+            parse_backup_part(relative).map(|(backup, part)| (backup.to_owned(), part))
+        };
+        let is = |part| Some(("b".to_owned(), part));
+        assert_eq!(of(&names.pack("b", 7)), is(BackupPart::Pack(7)));
+        assert_eq!(of(&names.map("b", 0)), is(BackupPart::Map(0)));
+        assert_eq!(of(&names.server_manifest("b", 10)), is(BackupPart::ServerManifest(10)));
+        assert_eq!(of(&names.intent("b")), is(BackupPart::Intent));
+        for bad in
+            ["packs/b/07", "packs/b/+7", "packs/b/", "packs/b", "packs/b/7/8", "intents/b/1", "backups/b", "plans/p"]
+        {
+            assert_eq!(parse_backup_part(bad), None, "{bad}");
         }
     }
 

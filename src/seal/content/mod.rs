@@ -1,4 +1,4 @@
-//! What index objects say: summaries, contents lists, maps, manifests, intents, heartbeats. Pure encoders and decoders.
+//! What index objects say: summaries, contents lists, maps, manifests, intents, plans, heartbeats. Pure encoders and decoders.
 
 pub mod backup_id;
 pub mod contents;
@@ -8,6 +8,7 @@ pub mod heartbeat;
 pub mod intent;
 pub mod manifest;
 pub mod map;
+pub mod plan;
 pub mod repository;
 pub mod summary;
 mod text;

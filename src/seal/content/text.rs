@@ -62,6 +62,20 @@ pub(super) mod backup_id_or_none {
     }
 }
 
+/// Several ids.
+pub(super) mod backup_ids {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(ids: &[BackupId], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(ids.iter().map(BackupId::as_str))
+    }
+
+    pub fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Vec<BackupId>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        texts.iter().map(|text| BackupId::parse(text).map_err(D::Error::custom)).collect()
+    }
+}
+
 /// Bytes that are nearly always text: a JSON string where they are UTF-8, else `{"hex": "…"}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Raw(pub Vec<u8>);

@@ -1,0 +1,124 @@
+//! Plans of expiries and intents of backups: listed with the store's own times, and what a backup makes of them.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use walrecv::archive::Archive;
+use walrecv::pg::{Lsn, TimelineId};
+use walrecv::repo::Repository;
+use walrecv::seal::content::BackupId;
+use walrecv::seal::content::intent::Intent;
+use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
+use walrecv::seal::header::ObjectKind;
+use walrecv::seal::sealer::{Compression, seal_index};
+
+use crate::archive_pieces::{archive, store, stranger, writer};
+use crate::backups::{id, manifest, put};
+use crate::common::{PATIENCE, runtime};
+use crate::support::TempDir;
+
+fn plan(archive: &Archive, random: u8, delete: &[u16], sweep: &[u16]) -> Plan {
+    let at = Timestamp::from_second(1_769_824_800 + i64::from(random)).unwrap();
+    Plan {
+        version: Plan::VERSION,
+        id: PlanId::new(at, [random; 8]),
+        cluster: "main".into(),
+        system: archive.names.system,
+        created_at: at,
+        delete: delete.iter().map(|n| Deletion { backup: id(*n), maps: Vec::new(), forced: false }).collect(),
+        sweep: sweep.iter().map(|n| id(*n)).collect(),
+        made_by: "test".into(),
+        host: String::new(),
+        user: String::new(),
+    }
+}
+
+fn intent(archive: &Archive, id: &BackupId) -> Intent {
+    let text = format!(
+        r#"{{"version":1,"id":"{id}","cluster":"main","system":"{}","started_at":"2026-01-31T02:00:00Z","reuses":["{}"],"state":"","made_by":"test"}}"#,
+        archive.names.system,
+        crate::backups::id(1)
+    );
+    Intent::decode(text.as_bytes(), id).unwrap()
+}
+
+async fn put_sealed(archive: &Archive, name: &str, kind: ObjectKind, content: &[u8], salt: u8) {
+    let claims = archive.claims(kind, TimelineId(0), Lsn(0));
+    let sealed = seal_index(&writer(), claims, [salt; 32], Compression::None, content);
+    store(archive, name, Bytes::from(sealed.bytes.concat())).await;
+}
+
+#[test]
+fn a_backup_reuses_nothing_that_a_plan_names_or_may_name() {
+    let dir = TempDir::new("plans");
+    let repo = Repository::open(&format!("file://{}", dir.path().display()), &|_| None).unwrap();
+    let archive = archive(&repo, 1, false);
+    runtime().block_on(async {
+        for n in 1..=3 {
+            put(&archive, &id(n), ObjectKind::Manifest, &manifest(&archive, &id(n)).encode(), n as u8).await;
+        }
+        let allowed = async |n: u16| {
+            let look = archive.look_before_reuse(Some(&id(n))).await.unwrap();
+            assert_eq!(look.parent.as_ref().is_some_and(|m| m.id == id(n)), look.parent.is_some());
+            look.parent.is_some()
+        };
+        assert!(archive.list_plans().await.unwrap().plans.is_empty());
+        assert!(allowed(1).await && allowed(2).await && allowed(3).await);
+
+        let before = SystemTime::now();
+        let (first, second) = (plan(&archive, 9, &[1], &[7]), plan(&archive, 4, &[], &[2]));
+        let taken = archive.put_plan(&writer(), &first, PATIENCE).await.unwrap();
+        archive.put_plan(&writer(), &second, PATIENCE).await.unwrap();
+        assert!(taken + Duration::from_secs(1) >= before && taken <= SystemTime::now() + Duration::from_secs(1));
+        let list = archive.list_plans().await.unwrap();
+        let plans: Vec<_> = list.plans.iter().map(|stored| stored.plan.clone()).collect();
+        assert_eq!(plans, [second, first.clone()], "oldest first");
+        assert_eq!(list.plans[1].modified, taken);
+        assert!(!allowed(1).await && !allowed(2).await && allowed(3).await);
+        assert!(list.names(&id(7)) && !list.names(&id(3)));
+
+        // The manifest is read after the plans: what was deleted by a plan that is finished is no parent.
+        archive.repo.delete(&archive.names.plan(first.id.as_str())).await.unwrap();
+        assert!(allowed(1).await);
+        archive.repo.delete(&archive.names.backup(id(1).as_str())).await.unwrap();
+        assert!(!allowed(1).await);
+        assert!(archive.look_before_reuse(None).await.unwrap().parent.is_none());
+
+        // A plan under another's name, one that is none, one that another secret sealed: each may name everything.
+        let wrong = archive.names.plan(PlanId::new(Timestamp::UNIX_EPOCH, [0; 8]).as_str());
+        put_sealed(&archive, &wrong, ObjectKind::Plan, &first.encode(), 40).await;
+        assert!(!allowed(3).await);
+        let list = archive.list_plans().await.unwrap();
+        assert_eq!((list.plans.len(), list.unreadable.len()), (1, 1), "{list:?}");
+        repo.delete(&wrong).await.unwrap();
+        assert!(allowed(3).await);
+        store(&archive, &archive.names.plan("odd"), Bytes::from_static(b"no object")).await;
+        assert!(!allowed(3).await);
+        assert_eq!(stranger(&archive).list_plans().await.unwrap().unreadable.len(), 2);
+    });
+}
+
+#[test]
+fn intents_are_listed_and_none_is_hidden() {
+    let dir = TempDir::new("plans");
+    let repo = Repository::open(&format!("file://{}", dir.path().display()), &|_| None).unwrap();
+    let archive = archive(&repo, 1, false);
+    runtime().block_on(async {
+        let put = async |at: u16, of: u16, salt| {
+            let content = intent(&archive, &id(of)).encode();
+            put_sealed(&archive, &archive.names.intent(id(at).as_str()), ObjectKind::Intent, &content, salt).await;
+        };
+        put(2, 2, 2).await;
+        put(1, 1, 1).await;
+        put(3, 1, 3).await;
+        // Not ours: left out, since no backup has such a name.
+        store(&archive, &archive.names.intent("odd"), Bytes::from_static(b"no object")).await;
+        let list = archive.list_intents().await.unwrap();
+        let found: Vec<_> = list.intents.iter().map(|stored| stored.intent.clone()).collect();
+        assert_eq!(found, [intent(&archive, &id(1)), intent(&archive, &id(2))]);
+        let dark: Vec<_> = list.unreadable.iter().map(|dark| dark.id.clone()).collect();
+        assert_eq!(dark, [id(3)]);
+        assert_eq!(archive.intent(&id(9)).await.unwrap(), None);
+    });
+}
