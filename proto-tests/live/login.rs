@@ -266,7 +266,7 @@ fn a_backup_and_a_stream_through_tls() {
                 c.create_slot(slot, true, true).await.expect("a slot");
                 let start = c.identify_system().await.expect("identity").position.align_down(1 << 20);
                 let label = String::from("tls");
-                let options = BaseBackupOptions { label, fast_checkpoint: true, max_rate: None, manifest: true };
+                let options = BaseBackupOptions { label, fast_checkpoint: true, manifest: true, ..Default::default() };
                 c.base_backup(&options).await.expect("a backup");
                 let mut size = 0;
                 loop {

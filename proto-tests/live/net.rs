@@ -241,13 +241,18 @@ fn base_backups_give_the_same_events_in_every_version() {
             let mut c = open(&server, Mode::Physical).await;
             for manifest in [false, true] {
                 let label = "it's a \"label\" \\ ".to_owned();
-                let options = BaseBackupOptions { label, fast_checkpoint: true, max_rate: Some(1 << 20), manifest };
+                let options = BaseBackupOptions {
+                    label,
+                    fast_checkpoint: true,
+                    max_rate: Some(1 << 20),
+                    manifest,
+                    ..Default::default()
+                };
                 c.base_backup(&options).await.expect("a backup");
                 backup(&mut c, manifest, &place.display().to_string()).await;
                 c.identify_system().await.expect("a command after the backup");
             }
-            let wrong =
-                BaseBackupOptions { label: String::new(), fast_checkpoint: true, max_rate: Some(1), manifest: false };
+            let wrong = BaseBackupOptions { fast_checkpoint: true, max_rate: Some(1), ..Default::default() };
             assert_eq!(c.base_backup(&wrong).await.expect_err("a rate").kind(), Kind::Usage);
         });
     }

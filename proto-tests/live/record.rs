@@ -4,9 +4,11 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use walrecv::net::{Connection, Mode, Started};
+use walrecv::net::{Connection, Mode, Started, Upload};
 use walrecv::pg::{Lsn, MajorVersion, TimelineId};
 use walrecv::wire::command::{BackupEvent, BaseBackupOptions};
 use walrecv::wire::message::{Status, StreamEvent};
@@ -68,8 +70,8 @@ impl Recorder {
             turns.pop();
         }
         let kept: Vec<Turn> = match scenario {
-            // The only turn with messages that go on in the next one.
-            "backup" => join(turns, compact),
+            // The only turns with messages that go on in the next one.
+            "backup" | "incremental-backup" => join(turns, compact),
             _ => turns,
         };
         let events = replay::play(&name, &kept, replay::whole).expect("a transcript that can be played");
@@ -94,7 +96,7 @@ fn join(turns: Vec<Turn>, compact: fn(&[u8]) -> Vec<u8>) -> Vec<Turn> {
         .into_iter()
         .map(|turn| match turn {
             Turn::Server(bytes) => Turn::Server(compact(&bytes)),
-            client => client,
+            Turn::Client(bytes) => Turn::Client(thin_client(&bytes)),
         })
         .collect()
 }
@@ -121,6 +123,26 @@ fn thin(bytes: &[u8]) -> Vec<u8> {
             out.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
             out.extend_from_slice(body);
         }
+    }
+    assert!(rest.is_empty());
+    out
+}
+
+/// Of the client's data the first bytes of each message; its startup packet has no type byte.
+fn thin_client(bytes: &[u8]) -> Vec<u8> {
+    if bytes.first() == Some(&0) {
+        return bytes.to_vec();
+    }
+    let (mut out, mut rest) = (Vec::new(), bytes);
+    while rest.len() >= 5 {
+        let length = u32::from_be_bytes([rest[1], rest[2], rest[3], rest[4]]) as usize + 1;
+        let (message, after) = rest.split_at(length);
+        rest = after;
+        let body = &message[5..];
+        let kept = if message[0] == b'd' { &body[..body.len().min(300)] } else { body };
+        out.push(message[0]);
+        out.extend_from_slice(&(kept.len() as u32 + 4).to_be_bytes());
+        out.extend_from_slice(kept);
     }
     assert!(rest.is_empty());
     out
@@ -253,10 +275,75 @@ fn backup() {
         let recorder = Recorder::start(server.port()).await;
         let mut c = recorder.open().await;
         let label = "walrecv test".to_owned();
-        let options = BaseBackupOptions { label, fast_checkpoint: true, max_rate: None, manifest: true };
+        let options = BaseBackupOptions { label, fast_checkpoint: true, manifest: true, ..Default::default() };
         c.base_backup(&options).await.expect("a backup");
         while c.next_backup_event().await.expect("an event") != BackupEvent::Complete {}
         c.close().await;
         recorder.save(version, "backup", thin);
     });
+}
+
+/// A manifest that makes no sense, one that is given up, a backup without one, one without summaries of its WAL, and one that is taken.
+#[test]
+fn incremental_backup() {
+    record(|version| async move {
+        if version < MajorVersion::V17 {
+            return;
+        }
+        let server = Server::builder(version).setting("summarize_wal", "on").start();
+        let recorder = Recorder::start(server.port()).await;
+        let mut c = recorder.open().await;
+        let label = "walrecv test".to_owned();
+        let full = BaseBackupOptions { label, fast_checkpoint: true, manifest: true, ..Default::default() };
+        let incremental = BaseBackupOptions { incremental: true, ..full.clone() };
+        let refused = |upload| match upload {
+            Upload::Refused(refusal) => refusal.server.sqlstate,
+            other => panic!("{other:?}"),
+        };
+        let garbage = stream::iter([Ok(Bytes::from_static(b"{ \"no\": manifest }\n"))]);
+        assert_eq!(refused(c.upload_manifest(garbage).await.expect("an answer")), "XX000");
+        let lost = Err(walrecv::error::Error::new(walrecv::error::Kind::Corrupt, "lost"));
+        let given_up = c.upload_manifest(stream::iter([Ok(Bytes::from_static(b"{ ")), lost])).await;
+        assert!(matches!(given_up, Ok(Upload::GivenUp(error)) if error.to_string() == "lost"));
+        let without = c.begin_base_backup(&incremental).await.expect("an answer").expect_err("no manifest");
+        assert_eq!(without.server.sqlstate, "55000");
+        let manifest = fetch(&mut c, &full).await;
+        server.sql(WRITE);
+        let text = String::from_utf8(manifest.clone()).expect("text");
+        // As if the earlier backup had begun before the first summary.
+        let at = text.find("\"Start-LSN\": \"").expect("a range") + 14;
+        let end = at + text[at..].find('"').expect("its end");
+        let early = with_checksum(&format!("{}0/28{}", &text[..at], &text[end..]));
+        let upload = c.upload_manifest(stream::iter([Ok(Bytes::from(early))])).await.expect("an answer");
+        assert!(matches!(upload, Upload::Taken));
+        let missing = c.begin_base_backup(&incremental).await.expect("an answer").expect_err("no summaries");
+        assert_eq!(missing.server.sqlstate, "55000");
+        let upload = c.upload_manifest(stream::iter([Ok(Bytes::from(manifest))])).await.expect("an answer");
+        assert!(matches!(upload, Upload::Taken));
+        let smaller = fetch(&mut c, &incremental).await;
+        assert!(String::from_utf8_lossy(&smaller).contains("INCREMENTAL."));
+        c.close().await;
+        recorder.save(version, "incremental-backup", thin);
+    });
+}
+
+/// The manifest of a backup that is taken now.
+async fn fetch(c: &mut Connection, options: &BaseBackupOptions) -> Vec<u8> {
+    c.base_backup(options).await.expect("a backup");
+    let mut manifest = Vec::new();
+    loop {
+        match c.next_backup_event().await.expect("an event") {
+            BackupEvent::ManifestData(bytes) => manifest.extend_from_slice(&bytes),
+            BackupEvent::Complete => return manifest,
+            _ => {}
+        }
+    }
+}
+
+/// A changed manifest whose last line is right again.
+fn with_checksum(text: &str) -> Vec<u8> {
+    use sha2::Digest;
+    let (body, _) = text.split_at(text.find("\"Manifest-Checksum\"").expect("a last line"));
+    let digits: String = sha2::Sha256::digest(body.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+    format!("{body}\"Manifest-Checksum\": \"{digits}\"}}\n").into_bytes()
 }

@@ -103,7 +103,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn noise_never_panics(bytes in noise(), at in 0usize..4, scenario in 0usize..24) {
+    fn noise_never_panics(bytes in noise(), at in 0usize..4, scenario in 0usize..26) {
         let all = TRANSCRIPTS.with(|all| all[scenario].clone());
         let mut player = Player::new(all.0);
         for turn in all.1.iter().take(1 + 2 * at) {

@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use walrecv::error::{Error, Kind};
-use walrecv::net::{Connection, Conninfo, Mode};
+use walrecv::net::{Connection, Conninfo, Mode, Upload};
 use walrecv::pg::{Lsn, TimelineId};
 use walrecv::wire::message::{Status, StreamEvent};
 
@@ -351,5 +353,65 @@ fn a_command_that_was_given_up_ends_the_use_of_the_connection() {
         assert!(connection.show("wal_segment_size").await.expect_err("not its answer").to_string().contains("busy"));
         let mut connection = connect(listen(slow).await, "").await.expect("a session");
         assert_eq!(connection.show("wal_segment_size").await.expect("an answer"), "1MB");
+    });
+}
+
+/// Waits for an upload, and gives the answer to it after some of its bytes; then to SHOW.
+async fn upload_server(mut stream: TcpStream, answer: &[u8], until: &[u8]) {
+    greet(&mut stream, &welcome("17.1")).await;
+    assert_eq!(&hear(&mut stream).await[5..], b"UPLOAD_MANIFEST\0");
+    say(&mut stream, &message(b'G', &[0, 0, 0])).await;
+    let mut heard = hear(&mut stream).await;
+    while !heard.windows(until.len()).any(|w| w == until) {
+        heard = hear(&mut stream).await;
+    }
+    say(&mut stream, answer).await;
+    while !hear(&mut stream).await.windows(4).any(|w| w == b"SHOW") {}
+    let answer = [super::states::columns(1), row(&[Some("1MB")]), complete("SHOW"), ready()].concat();
+    say(&mut stream, &answer).await;
+    hear(&mut stream).await;
+}
+
+#[test]
+fn a_manifest_that_is_refused_in_the_middle_is_not_sent_to_its_end() {
+    async fn refuses(stream: TcpStream) {
+        upload_server(stream, &[error("ERROR", "XX000"), ready()].concat(), b"part").await;
+    }
+    run(async {
+        let mut connection = connect(listen(refuses).await, "").await.expect("a session");
+        let taken = std::cell::Cell::new(0);
+        let parts = stream::iter((0..1000).map(|_| {
+            taken.set(taken.get() + 1);
+            Ok(Bytes::from(b"part".repeat(1 << 18)))
+        }));
+        match connection.upload_manifest(parts).await.expect("an answer") {
+            Upload::Refused(refusal) => assert_eq!(refusal.server.sqlstate, "XX000"),
+            other => panic!("{other:?}"),
+        }
+        assert!(taken.get() < 100, "{} MiB were taken", taken.get());
+        assert_eq!(connection.show("wal_segment_size").await.expect("the next command"), "1MB");
+    });
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_is_given_up_and_the_session_goes_on() {
+    async fn told(stream: TcpStream) {
+        upload_server(stream, &[error("ERROR", "57014"), ready()].concat(), b"f\0\0\0").await;
+    }
+    async fn gone(mut stream: TcpStream) {
+        greet(&mut stream, &welcome("17.1")).await;
+        hear(&mut stream).await;
+        say(&mut stream, &[message(b'G', &[0, 0, 0]), error("FATAL", "57P01")].concat()).await;
+    }
+    run(async {
+        let parts = || stream::iter([Ok(Bytes::from_static(b"part")), Err(Error::new(Kind::Corrupt, "damaged"))]);
+        let mut connection = connect(listen(told).await, "").await.expect("a session");
+        let outcome = connection.upload_manifest(parts()).await.expect("an answer");
+        assert!(matches!(&outcome, Upload::GivenUp(error) if error.to_string() == "damaged"), "{outcome:?}");
+        assert_eq!(connection.show("wal_segment_size").await.expect("the next command"), "1MB");
+        let mut connection = connect(listen(gone).await, "").await.expect("a session");
+        let error = connection.upload_manifest(parts()).await.expect_err("the session is over");
+        assert!(error.is_transient() && error.to_string().contains("57P01"), "{error}");
+        assert!(connection.show("wal_segment_size").await.is_err());
     });
 }

@@ -10,6 +10,7 @@ use walrecv::wire::command::{BackupEvent, BaseBackupOptions, Command, Rows};
 use walrecv::wire::message::StreamEvent;
 use walrecv::wire::require_auth::RequireAuth;
 use walrecv::wire::startup::{ChannelBindingPolicy, Login, Startup};
+use walrecv::wire::upload_manifest::UploadManifest;
 use walrecv::wire::wal_stream::{WalEvent, WalStream};
 use walrecv::wire::{ServerError, WireError};
 
@@ -21,6 +22,7 @@ enum Running {
     Command(Command),
     Stream(WalStream),
     Backup(BaseBackup),
+    Upload(UploadManifest),
 }
 
 /// Plays the client's part as recorded, and the machines' answers to the server's.
@@ -74,9 +76,26 @@ impl Player {
                         stream.end(&mut self.out);
                         self.sent(message);
                     }
+                    Running::Upload(upload) => {
+                        upload.end(&mut self.out);
+                        self.sent(message);
+                    }
                     _ => panic!("CopyDone without a stream"),
                 },
-                b'd' | b'X' => {}
+                b'd' => {
+                    if let Running::Upload(upload) = &mut self.running {
+                        upload.data(&message[5..], &mut self.out);
+                        self.sent(message);
+                    }
+                }
+                b'f' => match &mut self.running {
+                    Running::Upload(upload) => {
+                        upload.fail(&mut self.out);
+                        self.sent(message);
+                    }
+                    _ => panic!("CopyFail without an upload"),
+                },
+                b'X' => {}
                 other => panic!("the client sent {other:#04x}"),
             }
             rest = after;
@@ -97,8 +116,18 @@ impl Player {
             }
             "BASE_BACKUP" => {
                 let label = "walrecv test".to_owned();
-                let options = BaseBackupOptions { label, fast_checkpoint: true, max_rate: None, manifest: true };
+                let incremental = text.contains("INCREMENTAL");
+                let options = BaseBackupOptions {
+                    label,
+                    fast_checkpoint: true,
+                    manifest: true,
+                    incremental,
+                    ..Default::default()
+                };
                 Running::Backup(BaseBackup::begin(&options, self.version, &mut self.out).expect("a backup"))
+            }
+            "UPLOAD_MANIFEST" => {
+                Running::Upload(UploadManifest::begin(self.version, &mut self.out).expect("an upload"))
             }
             _ => Running::Command(Command::begin(&text, &mut self.out).expect("a command")),
         };
@@ -127,6 +156,9 @@ impl Player {
                 Running::Command(m) => m.poll(&mut self.input, &mut self.out).map(|e| e.map(rows)),
                 Running::Stream(m) => m.poll(&mut self.input, &mut self.out).map(|e| e.map(stream)),
                 Running::Backup(m) => m.poll(&mut self.input, &mut self.out).map(|e| e.map(backup)),
+                Running::Upload(m) => {
+                    m.poll(&mut self.input, &mut self.out).map(|e| e.map(|e| format!("upload {e:?}")))
+                }
             };
             match event {
                 Ok(event) => self.events.extend(event),

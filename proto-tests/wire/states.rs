@@ -7,6 +7,7 @@ use walrecv::wire::codec::{self, Machine, Outbox};
 use walrecv::wire::command::{BaseBackupOptions, Command};
 use walrecv::wire::require_auth::RequireAuth;
 use walrecv::wire::startup::{ChannelBindingPolicy, Login, Startup};
+use walrecv::wire::upload_manifest::UploadManifest;
 use walrecv::wire::wal_stream::WalStream;
 use walrecv::wire::{ServerError, WireError};
 
@@ -98,6 +99,7 @@ enum Any {
     Command(Command),
     Stream(WalStream),
     Backup(BaseBackup),
+    Upload(UploadManifest),
 }
 
 impl Any {
@@ -110,6 +112,7 @@ impl Any {
                 Any::Command(m) => m.poll(&mut input, out)?.is_some(),
                 Any::Stream(m) => m.poll(&mut input, out)?.is_some(),
                 Any::Backup(m) => m.poll(&mut input, out)?.is_some(),
+                Any::Upload(m) => m.poll(&mut input, out)?.is_some(),
             };
         }
         Ok(any)
@@ -143,12 +146,33 @@ fn asked_to_end(out: &mut Outbox) -> Any {
 }
 
 fn backup(out: &mut Outbox, version: MajorVersion) -> Any {
-    let options = BaseBackupOptions { label: "l".to_owned(), fast_checkpoint: true, max_rate: None, manifest: true };
+    let options =
+        BaseBackupOptions { label: "l".to_owned(), fast_checkpoint: true, manifest: true, ..Default::default() };
     Any::Backup(BaseBackup::begin(&options, version, out).expect("a backup"))
 }
 
 fn command(out: &mut Outbox) -> Any {
     Any::Command(Command::begin("IDENTIFY_SYSTEM", out).expect("a command"))
+}
+
+fn upload(out: &mut Outbox) -> Any {
+    Any::Upload(UploadManifest::begin(MajorVersion::V17, out).expect("an upload"))
+}
+
+/// An upload that the server waits for.
+fn uploading(out: &mut Outbox) -> UploadManifest {
+    let mut machine = UploadManifest::begin(MajorVersion::V17, out).expect("an upload");
+    let mut ready = BytesMut::from(&message(b'G', &[0, 0, 0])[..]);
+    machine.poll(&mut ready, out).expect("the beginning");
+    machine
+}
+
+/// All of it was sent.
+fn uploaded(out: &mut Outbox) -> Any {
+    let mut machine = uploading(out);
+    machine.data(b"a manifest", out);
+    machine.end(out);
+    Any::Upload(machine)
 }
 
 type Make = fn(&mut Outbox) -> Any;
@@ -242,6 +266,51 @@ fn states_of_backups() -> Vec<State> {
     ]
 }
 
+fn states_of_uploads() -> Vec<State> {
+    let begin = || message(b'G', &[0, 0, 0]);
+    let sent = "manifest sent";
+    vec![
+        state(upload, vec![], "UPLOAD_MANIFEST sent", &["CopyInResponse"]),
+        state(upload, vec![begin()], "sending a manifest", &[]),
+        state(upload, vec![begin(), error("ERROR", "XX000")], "upload failed", &["ReadyForQuery"]),
+        state(uploaded, vec![], sent, &["CommandComplete"]),
+        state(uploaded, vec![error("ERROR", "XX000")], "upload failed", &["ReadyForQuery"]),
+        state(uploaded, vec![complete("UPLOAD_MANIFEST")], "manifest taken", &["ReadyForQuery"]),
+        state(uploaded, vec![complete("UPLOAD_MANIFEST"), ready()], "upload over", &[]),
+    ]
+}
+
+/// What is sent of a manifest: nothing before the server waits for it, and nothing after it has refused.
+#[test]
+fn a_manifest_is_sent_only_while_it_is_waited_for() {
+    let sent = |machine: &mut UploadManifest, out: &mut Outbox| {
+        out.bytes.clear();
+        machine.data(b"{}", out);
+        machine.data(b"", out);
+        machine.end(out);
+        machine.data(b"more", out);
+        out.bytes.split().to_vec()
+    };
+    let mut out = Outbox::default();
+    let mut machine = UploadManifest::begin(MajorVersion::V18, &mut out).expect("an upload");
+    assert_eq!(out.bytes[5..], b"UPLOAD_MANIFEST\0"[..]);
+    assert_eq!(sent(&mut machine, &mut out), b"");
+    let mut machine = uploading(&mut out);
+    assert_eq!(sent(&mut machine, &mut out), b"d\0\0\0\x06{}c\0\0\0\x04");
+    assert!(!machine.is_refused());
+    let mut machine = uploading(&mut out);
+    let mut refusal = BytesMut::from(&error("ERROR", "XX000")[..]);
+    assert_eq!(machine.poll(&mut refusal, &mut out), Ok(None));
+    assert!(machine.is_refused());
+    assert_eq!(sent(&mut machine, &mut out), b"");
+    let mut machine = uploading(&mut out);
+    out.bytes.clear();
+    machine.fail(&mut out);
+    machine.end(&mut out);
+    assert_eq!((out.bytes[0], out.bytes.last()), (b'f', Some(&0)));
+    assert_eq!(out.bytes.len(), 1 + u32::from_be_bytes(out.bytes[1..5].try_into().expect("a length")) as usize);
+}
+
 /// A request for an answer may cross the end of the timeline.
 #[test]
 fn an_answer_behind_the_end_of_the_stream_is_passed_over_and_wal_is_not() {
@@ -273,9 +342,9 @@ fn an_answer_behind_the_end_of_the_stream_is_passed_over_and_wal_is_not() {
 
 #[test]
 fn every_message_in_every_state() {
-    let over = ["session ready", "ready for a command", "stream over", "backup over"];
-    let failed = ["command failed", "stream failed", "backup failed"];
-    let all = [states_of_sessions(), states_of_streams(), states_of_backups()].concat();
+    let over = ["session ready", "ready for a command", "stream over", "backup over", "upload over"];
+    let failed = ["command failed", "stream failed", "backup failed", "upload failed"];
+    let all = [states_of_sessions(), states_of_streams(), states_of_backups(), states_of_uploads()].concat();
     for State { make, path, name: state, accepts } in all {
         for (name, bytes) in samples() {
             let mut out = Outbox::default();

@@ -1,11 +1,12 @@
 //! Command texts in the grammar of each version, and what must never get into one.
 
 use walrecv::pg::{Lsn, MajorVersion, TimelineId};
-use walrecv::wire::WireError;
 use walrecv::wire::command::{self, BaseBackupOptions};
+use walrecv::wire::upload_manifest::UploadManifest;
+use walrecv::wire::{Outbox, WireError};
 
 fn options(label: &str) -> BaseBackupOptions {
-    BaseBackupOptions { label: label.to_owned(), fast_checkpoint: true, max_rate: None, manifest: false }
+    BaseBackupOptions { label: label.to_owned(), fast_checkpoint: true, ..Default::default() }
 }
 
 #[test]
@@ -27,6 +28,16 @@ fn base_backup_in_both_grammars() {
             let wrong = BaseBackupOptions { max_rate: Some(rate), ..options("a") };
             assert!(matches!(command::base_backup_text(&wrong, version), Err(WireError::Text { .. })));
         }
+        let incremental = command::base_backup_text(&BaseBackupOptions { incremental: true, ..full.clone() }, version);
+        match incremental {
+            Ok(text) if version >= MajorVersion::V17 => assert_eq!(text, new.replace(")", ", INCREMENTAL)")),
+            Err(error) if version < MajorVersion::V17 => assert!(error.to_string().contains("INCREMENTAL"), "{error}"),
+            other => panic!("{version}: {other:?}"),
+        }
+        let mut out = Outbox::default();
+        let upload = UploadManifest::begin(version, &mut out);
+        assert_eq!(upload.is_ok(), version >= MajorVersion::V17);
+        assert_eq!(out.bytes.is_empty(), upload.is_err());
         for label in ["a\nb", "a\0b", "\u{7f}"] {
             assert!(command::base_backup_text(&options(label), version).is_err(), "{label:?}");
         }

@@ -20,7 +20,12 @@ impl Turn {
     }
 }
 
-pub const SCENARIOS: [&str; 4] = ["commands", "stream", "timeline", "backup"];
+pub const SCENARIOS: [&str; 5] = ["commands", "stream", "timeline", "backup", "incremental-backup"];
+
+/// UPLOAD_MANIFEST came with 17.
+fn exists(version: walrecv::pg::MajorVersion, scenario: &str) -> bool {
+    scenario != "incremental-backup" || version >= walrecv::pg::MajorVersion::V17
+}
 
 pub fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("proto-tests/vectors/wire")
@@ -53,7 +58,7 @@ pub fn read(bytes: &[u8]) -> Vec<Turn> {
 pub fn all() -> Vec<(String, Vec<Turn>, String)> {
     let mut found = Vec::new();
     for version in walrecv::pg::MajorVersion::ALL {
-        for scenario in SCENARIOS {
+        for scenario in SCENARIOS.into_iter().filter(|scenario| exists(version, scenario)) {
             let name = format!("{version}-{scenario}");
             let file = |ending: &str| folder().join(format!("{name}.{ending}"));
             let turns = std::fs::read(file("wire")).unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -106,6 +106,7 @@ async fn begin(connection: &mut Connection, options: &BackupOptions) -> Result<B
         fast_checkpoint: options.fast_checkpoint,
         max_rate: options.max_rate,
         manifest: true,
+        ..BaseBackupOptions::default()
     };
     connection.base_backup(&command).await?;
     match connection.next_backup_event().await? {

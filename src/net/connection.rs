@@ -17,9 +17,7 @@ use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, MajorVersion, TimelineId};
 use crate::wire::base_backup::BaseBackup;
 use crate::wire::codec::{Machine, Message, Outbox};
-use crate::wire::command::{
-    self, BackupEvent, BaseBackupOptions, Command, HistoryFile, IDENTIFY_SYSTEM, Identity, Rows, SlotState,
-};
+use crate::wire::command::{self, Command, HistoryFile, IDENTIFY_SYSTEM, Identity, Rows, SlotState};
 use crate::wire::error::{ServerError, WireError};
 use crate::wire::message::{Status, StreamEvent};
 use crate::wire::wal_stream::{WalEvent, WalStream};
@@ -43,7 +41,7 @@ pub enum Started {
 }
 
 /// What the connection is doing. A command whose future was dropped leaves `Command` behind, and the connection is of no use then.
-enum Activity {
+pub(super) enum Activity {
     Idle,
     Command,
     Stream(WalStream),
@@ -54,9 +52,9 @@ enum Activity {
 
 /// An authenticated walsender connection.
 pub struct Connection {
-    link: Link,
+    pub(super) link: Link,
     scene: Scene,
-    activity: Activity,
+    pub(super) activity: Activity,
     version: MajorVersion,
     version_num: u32,
     identified: bool,
@@ -305,26 +303,6 @@ impl Connection {
         }
     }
 
-    /// Sends BASE_BACKUP in this version's grammar; events follow from `next_backup_event`.
-    pub async fn base_backup(&mut self, options: &BaseBackupOptions) -> Result<()> {
-        self.idle("BASE_BACKUP")?;
-        let begun = BaseBackup::begin(options, self.version, &mut self.link.out);
-        self.activity = Activity::Backup(self.typed(begun)?);
-        Ok(())
-    }
-
-    /// The next event of the base backup. Cancel safe.
-    pub async fn next_backup_event(&mut self) -> Result<BackupEvent> {
-        let Activity::Backup(backup) = &mut self.activity else { return Err(self.misuse("no base backup is running")) };
-        let outcome = self.link.event(backup).await;
-        match &outcome {
-            Ok(_) if backup.is_done() => self.activity = Activity::Idle,
-            Ok(_) => {}
-            Err(error) => self.after(error),
-        }
-        outcome.map_err(|error| self.explain(error, "BASE_BACKUP"))
-    }
-
     /// Waits on an idle connection until the server ends it; returns the SQLSTATE it gave (57P01 at a shutdown), if any. Cancel safe.
     pub async fn closed(&mut self) -> Option<String> {
         struct Farewell;
@@ -350,7 +328,7 @@ impl Connection {
         self.link.close(FAREWELL).await;
     }
 
-    fn idle(&self, command: &str) -> Result<()> {
+    pub(super) fn idle(&self, command: &str) -> Result<()> {
         match self.activity {
             Activity::Idle => Ok(()),
             Activity::Over => Err(refusal::lost(LinkError::Closed, &self.scene)),
@@ -358,7 +336,7 @@ impl Connection {
         }
     }
 
-    fn misuse(&self, what: &str) -> Error {
+    pub(super) fn misuse(&self, what: &str) -> Error {
         match self.activity {
             Activity::Over => refusal::lost(LinkError::Closed, &self.scene),
             _ => Error::new(Kind::Failed, format!("{}: {what}", self.scene.server)),
@@ -371,21 +349,22 @@ impl Connection {
     }
 
     /// What the connection is good for after an error.
-    fn after(&mut self, error: &LinkError) {
+    pub(super) fn after(&mut self, error: &LinkError) {
         self.activity = match error {
             LinkError::Wire(WireError::Server { ready: true, .. }) => Activity::Idle,
             _ => Activity::Over,
         };
     }
 
-    fn explain(&self, error: LinkError, command: &'static str) -> Error {
+    pub(super) fn explain(&self, error: LinkError, command: &'static str) -> Error {
         match error {
             LinkError::Wire(WireError::Server { error, .. }) => refusal::server(&error, command, &self.scene),
+            LinkError::Misuse(what) => self.misuse(what),
             other => refusal::lost(other, &self.scene),
         }
     }
 
-    fn typed<T>(&self, value: Result<T, WireError>) -> Result<T> {
+    pub(super) fn typed<T>(&self, value: Result<T, WireError>) -> Result<T> {
         value.map_err(|error| refusal::lost(LinkError::Wire(error), &self.scene))
     }
 

@@ -31,6 +31,8 @@ pub(super) enum LinkError {
     Closed,
     /// Our messages could not be sent in time.
     Stuck,
+    /// The caller asked for what the connection is not doing.
+    Misuse(&'static str),
 }
 
 impl From<WireError> for LinkError {
@@ -74,6 +76,26 @@ impl Link {
             }
             self.make_room();
             std::future::poll_fn(|cx| self.poll_exchange(cx)).await?;
+        }
+    }
+
+    /// Sends everything that is due, and listens meanwhile: an event that comes before all is sent. Cancel safe.
+    pub(super) async fn deliver<M: Machine>(&mut self, machine: &mut M) -> Result<Option<M::Event>, LinkError> {
+        loop {
+            let event = machine.poll(&mut self.input, &mut self.out);
+            self.tell_notices();
+            if let Some(event) = event? {
+                return Ok(Some(event));
+            }
+            if self.out.bytes.is_empty() && !self.unflushed {
+                return Ok(None);
+            }
+            self.make_room();
+            std::future::poll_fn(|cx| match self.poll_exchange(cx) {
+                Poll::Pending if self.out.bytes.is_empty() && !self.unflushed => Poll::Ready(Ok(())),
+                ready => ready,
+            })
+            .await?;
         }
     }
 

@@ -1,5 +1,6 @@
 //! Floor 2: the server: address, socket, TLS, authentication, and the driver that feeds the machines of `wire`.
 
+mod backup;
 mod certificate;
 mod choose;
 mod client_certificate;
@@ -20,6 +21,7 @@ mod target;
 mod tls;
 mod verify;
 
+pub use backup::{Refusal, Upload};
 pub use connection::{Connection, Mode, Started};
 pub use conninfo::Conninfo;
 pub use dialer::Dialer;

@@ -138,6 +138,7 @@ pub(super) fn lost(error: LinkError, scene: &Scene) -> Error {
         LinkError::Io(error) => {
             Error::new(Kind::Server, format!("{server}: the connection broke")).transient().caused_by(error)
         }
+        LinkError::Misuse(what) => Error::new(Kind::Failed, format!("{server}: {what}")),
         LinkError::Wire(WireError::Server { error, .. }) => self::server(&error, "session", scene),
         LinkError::Wire(error @ WireError::Text { .. }) => Error::new(Kind::Usage, error.to_string()),
         LinkError::Wire(error) => Error::new(Kind::Corrupt, format!("{server}: {error}"))

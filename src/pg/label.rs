@@ -129,6 +129,16 @@ impl BackupLabel {
     }
 }
 
+/// The label with which a server recovers: as it is, but without the lines that tell of an increment, since what is restored is whole and a server
+/// refuses to start with them (`xlogrecovery.c:read_backup_label`).
+pub fn for_recovery(content: &[u8]) -> Result<Vec<u8>, BadLabel> {
+    let label = BackupLabel::parse(content)?;
+    match label.incremental_from {
+        None => Ok(content.to_vec()),
+        Some(_) => Ok(BackupLabel { incremental_from: None, ..label }.print()),
+    }
+}
+
 /// One line of `tablespace_map`: recovery makes the link `pg_tblspc/<oid>` point to `path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TablespaceLine {
@@ -201,6 +211,9 @@ mod tests {
         let label = BackupLabel::parse(&incremental).unwrap();
         assert_eq!(label.incremental_from, Some((Lsn(0x1000028), TimelineId(1))));
         assert_eq!(label.print(), incremental);
+        assert_eq!(for_recovery(&incremental).unwrap(), LABEL);
+        assert_eq!(for_recovery(LABEL).unwrap(), LABEL);
+        assert!(for_recovery(&incremental[..incremental.len() - 3]).is_err());
     }
 
     #[test]

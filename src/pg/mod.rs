@@ -2,11 +2,14 @@
 
 pub mod cluster;
 pub mod control;
+pub mod crc;
 mod cursor;
 pub mod data_page;
+pub mod incremental;
 pub mod label;
 pub mod lsn;
 pub mod manifest;
+pub mod manifest_writer;
 pub mod page;
 pub mod record;
 pub mod scan;

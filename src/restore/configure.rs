@@ -100,7 +100,9 @@ pub async fn configure(
         disk_lay::make_dir(&ground.root, 0o750, ground.owner)?;
     }
     tablespace_links(manifest, ground)?;
-    ground.whole_file(b"backup_label", &manifest.backup_label.0, 0o600)?;
+    let label = label::for_recovery(&manifest.backup_label.0)
+        .map_err(|e| Error::new(Kind::Corrupt, "the backup's backup_label").caused_by(e))?;
+    ground.whole_file(b"backup_label", &label, 0o600)?;
     let written = missing_files(ground)?;
     let neutralised = settings(prepared, options, ground)?;
     ground.whole_file(b"recovery.signal", b"", 0o600)?;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use super::pack;
-use super::stock;
+use super::listing::{self, Listing, Tally};
+use super::{pack, stock};
 use crate::archive::Archive;
 use crate::disk::lay::{self, Ground};
 use crate::error::{Error, Kind, Result};
@@ -18,7 +18,7 @@ use crate::seal::header::ObjectKind;
 
 /// Runs that are gathered before their packs are fetched: about 64 MiB of memory. A pack is fetched again only where a window cuts it.
 const WINDOW: usize = 1 << 21;
-const CONTROL: &[u8] = b"global/pg_control";
+pub const CONTROL: &[u8] = b"global/pg_control";
 /// Files that would make the restored server something else than a recovery from this plan.
 const LEFT_OUT: [&[u8]; 6] =
     [b"standby.signal", b"recovery.signal", b"postmaster.pid", b"postmaster.opts", b"backup_label", b"tablespace_map"];
@@ -45,9 +45,17 @@ pub struct PackJob {
     pub pieces: Vec<Piece>,
 }
 
+/// The files of a window.
+#[derive(Default)]
+pub struct Files {
+    pub paths: Vec<Vec<u8>>,
+    /// One for each path, where a manifest is written; else none.
+    pub tallies: Vec<Tally>,
+}
+
 #[derive(Default)]
 struct Window {
-    paths: Vec<Vec<u8>>,
+    files: Files,
     jobs: BTreeMap<(String, u32), PackJob>,
     pieces: usize,
 }
@@ -64,13 +72,14 @@ pub struct Laid {
     pub group_access: bool,
 }
 
-/// Lays all files of the backup but pg_control, backup_label and tablespace_map. Nothing is synced yet.
+/// Lays all files of the backup but pg_control, backup_label and tablespace_map, and names them in the `listing`. Nothing is synced yet.
 pub async fn lay(
     archive: &Archive,
     manifest: &Manifest,
     ground: &Ground,
     jobs: usize,
     progress: Progress<'_>,
+    listing: &mut Option<Listing>,
 ) -> Result<Laid> {
     let mut merge = Merge::new(&manifest.maps);
     let mut window = Window::default();
@@ -93,16 +102,19 @@ pub async fn lay(
                 laid.group_access |= file.path == b"base" && file.mode & 0o050 == 0o050;
                 laid.files += u64::from(file.kind.unit().is_some());
                 laid.bytes += file.size;
-                let zero = begin(ground, file, &mut window)?;
+                let zero = begin(ground, file, &mut window, listing.is_some())?;
                 progress(done.fetch_add(zero, Ordering::Relaxed) + zero, total);
             }
             Step::End => break,
         }
         if window.pieces >= WINDOW {
-            flush(archive, ground, std::mem::take(&mut window), jobs, &done, &fetched, &|d| progress(d, total)).await?;
+            let full = std::mem::take(&mut window);
+            let files = flush(archive, ground, full, jobs, &done, &fetched, &|d| progress(d, total)).await?;
+            list(listing, &files)?;
         }
     }
-    flush(archive, ground, window, jobs, &done, &fetched, &|d| progress(d, total)).await?;
+    let files = flush(archive, ground, window, jobs, &done, &fetched, &|d| progress(d, total)).await?;
+    list(listing, &files)?;
     let control = control.ok_or_else(|| Error::new(Kind::Corrupt, "the backup has no global/pg_control"))?;
     laid.control = pack::small_file(archive, &control).await?;
     laid.files += 1;
@@ -119,7 +131,7 @@ async fn map_part(archive: &Archive, manifest: &Manifest, map: usize, part: u32)
 }
 
 /// Makes the file or directory, and notes where its bytes come from. Returns how many of them are zero.
-fn begin(ground: &Ground, file: File, window: &mut Window) -> Result<u64> {
+fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool) -> Result<u64> {
     let in_wal = file.path.starts_with(b"pg_wal/");
     match file.kind {
         EntryKind::Absent => return Ok(0),
@@ -136,7 +148,8 @@ fn begin(ground: &Ground, file: File, window: &mut Window) -> Result<u64> {
         EntryKind::Pages | EntryKind::Bytes => ground.file(&file.path, file.size, file.mode)?,
     }
     let unit = file.kind.unit().map_or(1, |u| u.bytes());
-    let number = window.paths.len() as u32;
+    let number = window.files.paths.len() as u32;
+    window.files.tallies.extend(listed.then(|| Tally::of(&file)));
     let mut zero = 0;
     for Run { first, count, source } in file.runs {
         let (at, len) = (first * unit, count * unit);
@@ -150,7 +163,7 @@ fn begin(ground: &Ground, file: File, window: &mut Window) -> Result<u64> {
         job.pieces.push(Piece { at, len, file: number, frame, offset });
         window.pieces += 1;
     }
-    window.paths.push(file.path);
+    window.files.paths.push(file.path);
     Ok(zero)
 }
 
@@ -163,12 +176,12 @@ async fn flush(
     done: &AtomicU64,
     fetched: &AtomicU64,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<()> {
-    let paths = Arc::new(window.paths);
+) -> Result<Arc<Files>> {
+    let files = Arc::new(window.files);
     let work = |job: PackJob| {
-        let paths = paths.clone();
+        let files = files.clone();
         async move {
-            let bytes = pack::write_out(archive, ground, &paths, job).await?;
+            let bytes = pack::write_out(archive, ground, &files, job).await?;
             fetched.fetch_add(bytes.fetched, Ordering::Relaxed);
             progress(done.fetch_add(bytes.written, Ordering::Relaxed) + bytes.written);
             Ok::<(), Error>(())
@@ -178,32 +191,22 @@ async fn flush(
         .map(work)
         .buffer_unordered(jobs.max(1))
         .try_for_each(|()| async { Ok(()) })
-        .await
+        .await?;
+    Ok(files)
+}
+
+/// All bytes of these files were written.
+fn list(listing: &mut Option<Listing>, files: &Files) -> Result<()> {
+    let Some(listing) = listing else { return Ok(()) };
+    files.paths.iter().zip(&files.tallies).try_for_each(|(path, tally)| listing.laid(path, tally))
 }
 
 /// PostgreSQL's own backup_manifest, byte for byte, where the backup has one.
 pub async fn server_manifest(archive: &Archive, manifest: &Manifest, ground: &Ground) -> Result<()> {
-    use sha2::Digest;
     let Some(stored) = &manifest.server_manifest else { return Ok(()) };
     ground.file(b"backup_manifest", stored.len, 0o600)?;
     let file = ground.open(b"backup_manifest")?;
-    let (mut at, mut hash) = (0, sha2::Sha256::new());
-    for part in 0..stored.parts {
-        let name = archive.names.server_manifest(manifest.id.as_str(), part);
-        let plain = stock::index_object(archive, &name, ObjectKind::ServerManifest, part).await?;
-        hash.update(&plain);
-        file.write_at(&plain, at)?;
-        at += plain.len() as u64;
-    }
-    let found: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    if at != stored.len || found != stored.sha256 {
-        let message = format!(
-            "backup_manifest has {at} bytes and SHA-256 {found}, expected {} and {}",
-            stored.len, stored.sha256
-        );
-        return Err(Error::new(Kind::Corrupt, message));
-    }
-    Ok(())
+    listing::server_parts(archive, manifest, &mut |bytes, at| file.write_at(bytes, at)).await
 }
 
 /// The last steps, in this order: everything synced, then pg_control, so that an interrupted restore cannot be started. The tablespaces' marks
@@ -246,12 +249,12 @@ mod tests {
         };
         let mut window = Window::default();
         for path in ["base", "pg_wal", "pg_wal/archive_status", "pg_tblspc/16384"] {
-            let link = begin(&ground, entry(path, EntryKind::Symlink), &mut window);
+            let link = begin(&ground, entry(path, EntryKind::Symlink), &mut window, false);
             assert_eq!(link.unwrap_err().kind(), Kind::Corrupt, "{path}");
         }
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
         for path in ["pg_wal", "pg_tblspc", "pg_tblspc/16384"] {
-            begin(&ground, entry(path, EntryKind::Directory), &mut window).unwrap();
+            begin(&ground, entry(path, EntryKind::Directory), &mut window, false).unwrap();
             assert!(root.path().join(path).is_dir());
         }
     }

@@ -8,6 +8,7 @@ mod configure;
 pub mod decide;
 pub mod fetch;
 pub mod lay;
+mod listing;
 mod look;
 mod pack;
 pub mod path;
@@ -79,9 +80,15 @@ pub async fn restore(
     for (_, place) in &ground.tablespaces {
         claims.push(disk_lay::claim(place, ground.owner)?);
     }
-    let laid = lay::lay(archive, manifest, &ground, options.jobs, progress).await?;
-    lay::server_manifest(archive, manifest, &ground).await?;
+    let mut listing = listing::Listing::begin(archive, manifest, &ground).await?;
+    let laid = lay::lay(archive, manifest, &ground, options.jobs, progress, &mut listing).await?;
+    if listing.is_none() {
+        lay::server_manifest(archive, manifest, &ground).await?;
+    }
     let restored = configure::configure(archive, access, prepared, options, &ground, &laid).await?;
+    if let Some(listing) = listing {
+        listing.finish(&ground, &laid, &restored.written)?;
+    }
     lay::seal_off(&ground, laid, options.jobs).await?;
     drop(claims);
     Ok(restored)

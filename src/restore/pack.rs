@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::lay::{PackJob, Piece};
+use super::lay::{Files, PackJob, Piece};
 use super::stock;
 use crate::archive::Archive;
 use crate::disk::lay::Ground;
@@ -26,12 +26,7 @@ pub struct Moved {
 }
 
 /// Fetches, opens and writes everything that a window needs of one pack.
-pub async fn write_out(
-    archive: &Archive,
-    ground: &Ground,
-    paths: &Arc<Vec<Vec<u8>>>,
-    mut job: PackJob,
-) -> Result<Moved> {
+pub async fn write_out(archive: &Archive, ground: &Ground, files: &Arc<Files>, mut job: PackJob) -> Result<Moved> {
     job.pieces.sort_unstable_by_key(|p| (p.frame, p.offset));
     let name = archive.names.pack(job.pack.backup.as_str(), job.pack.number);
     let ranges = ranges(&job, &name)?;
@@ -41,8 +36,8 @@ pub async fn write_out(
         chunks.push((range.start, bytes));
     }
     let fetched = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    let (archive, ground, paths) = (archive.clone(), ground.clone(), paths.clone());
-    let work = move || write_pieces(&archive, &ground, &paths, &job, &name, &chunks);
+    let (archive, ground, files) = (archive.clone(), ground.clone(), files.clone());
+    let work = move || write_pieces(&archive, &ground, &files, &job, &name, &chunks);
     let written = tokio::task::spawn_blocking(work).await;
     let written = written.map_err(|e| Error::new(Kind::Failed, "writing files was interrupted").caused_by(e))??;
     Ok(Moved { fetched, written })
@@ -74,7 +69,7 @@ fn no_frame(name: &str, frame: u32) -> Error {
 fn write_pieces(
     archive: &Archive,
     ground: &Ground,
-    paths: &[Vec<u8>],
+    files: &Files,
     job: &PackJob,
     name: &str,
     chunks: &[(u64, Bytes)],
@@ -101,9 +96,14 @@ fn write_pieces(
         }
         let file = match open_files.entry(piece.file) {
             std::collections::hash_map::Entry::Occupied(file) => file.into_mut(),
-            std::collections::hash_map::Entry::Vacant(place) => place.insert(ground.open(path_of(paths, piece)?)?),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(ground.open(path_of(&files.paths, piece)?)?)
+            }
         };
         file.write_at(bytes, piece.at)?;
+        if let Some(tally) = files.tallies.get(piece.file as usize) {
+            tally.add(piece.at, bytes);
+        }
         written += bytes.len() as u64;
     }
     Ok(written)

@@ -34,13 +34,15 @@ pub struct HistoryFile {
 }
 
 /// Options of BASE_BACKUP. Always sent beside them: TABLESPACE_MAP, no wait for the server's archiver, VERIFY_CHECKSUMS off, no WAL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseBackupOptions {
     pub label: String,
     pub fast_checkpoint: bool,
     /// kB/s, 32 to 1048576.
     pub max_rate: Option<u32>,
     pub manifest: bool,
+    /// Only what changed since the backup whose manifest was uploaded in this session (17+).
+    pub incremental: bool,
 }
 
 /// One tablespace row of BASE_BACKUP; the last one is the base directory (no oid).
@@ -352,6 +354,12 @@ pub fn base_backup_text(options: &BaseBackupOptions, version: MajorVersion) -> R
     if options.manifest {
         parts.push("MANIFEST 'yes'".to_owned());
         parts.push("MANIFEST_CHECKSUMS 'CRC32C'".to_owned());
+    }
+    if options.incremental {
+        if version < MajorVersion::V17 {
+            return Err(WireError::Text { what: "a base backup of a server before 17", found: "INCREMENTAL" });
+        }
+        parts.push("INCREMENTAL".to_owned());
     }
     let mut text = String::from("BASE_BACKUP ");
     let _ = if old { write!(text, "{}", parts.join(" ")) } else { write!(text, "({})", parts.join(", ")) };

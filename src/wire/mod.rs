@@ -11,6 +11,7 @@ pub mod error;
 pub mod message;
 pub mod require_auth;
 pub mod startup;
+pub mod upload_manifest;
 pub mod wal_stream;
 
 pub use codec::{Machine, Message, Outbox};
