@@ -154,7 +154,9 @@ mod tests {
             expected.push(ManifestItem::End);
             assert_eq!(items, expected);
             let text = String::from_utf8(text).unwrap();
-            assert!(text.contains("{ \"Path\": \"base/1/1259\", \"Size\": 0, \"Last-Modified\": \"1970-01-01 00:00:00 GMT\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"01020304\" },\n"), "{text}");
+            let line = "{ \"Path\": \"base/1/1259\", \"Size\": 0, \"Last-Modified\": \"1970-01-01 00:00:00 GMT\", \
+                        \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"01020304\" },\n";
+            assert!(text.contains(line), "{text}");
             assert!(text.contains("{ \"Encoded-Path\": \"636166e9\", ") && text.contains("2000-02-29 00:00:00 GMT"));
         }
     }
