@@ -133,16 +133,14 @@ fn tablespaces(lines: &[TablespaceLine], received: &Received) -> Vec<Tablespace>
 
 fn sizes(received: &Received) -> Sizes {
     let files = || received.records.iter().filter(|r| r.is_file());
-    let total = files().map(|r| r.size).sum();
-    let kept: u64 = files().filter(|r| !r.mapped).map(|r| r.size).sum();
     Sizes {
-        total,
+        total: files().map(|r| r.size).sum(),
         files: files().count() as u64,
         read: 0,
         stored: 0,
         changed: received.plain,
         reused: 0,
-        zero: total.saturating_sub(kept + received.plain),
+        zero: received.zero,
         packs: received.packs.len() as u32,
         carried: received.plain,
     }

@@ -1,4 +1,4 @@
-//! The server's bytes become files: tar members are read, pages checked, contents packed. Runs on a thread of its own, where it may
+//! The server's bytes become files: tar members are read, pages checked and hashed, contents packed. Runs on a thread of its own, where it may
 //! compute and block.
 
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::pg::data_page::{self, PAGE, PageState, RelationFile};
 use crate::pg::tar::{BadTar, Member, MemberKind, TarEvent, TarReader};
 use crate::pg::{Lsn, SystemIdentifier};
 use crate::seal::content::manifest::{BadPage, Manifest, Raw, ServerManifest};
-use crate::seal::content::map::{EntryKind, PackPlace, Unit};
+use crate::seal::content::map::{EntryKind, PackPlace};
+use crate::seal::page_hash::{CHUNK, PageHash, PageHasher};
 use crate::seal::sealer::Compression;
 use crate::wire::command::{BackupEvent, TablespaceRow};
 
@@ -48,15 +49,17 @@ pub struct Received {
     pub bad_page_count: u64,
     /// Bytes of pages and files that were stored, before compression.
     pub plain: u64,
+    /// Bytes that are zero, and stored nowhere.
+    pub zero: u64,
 }
 
 /// The file that is being read.
 struct Current {
     record: Record,
-    /// Bytes read.
-    at: u64,
+    /// Number of the next chunk.
+    next: u64,
     relation: Option<RelationFile>,
-    /// The beginning of a page that was cut by the end of a piece.
+    /// The beginning of a chunk that was cut by the end of a piece.
     partial: Vec<u8>,
     /// The content, of the few files that are needed here.
     kept: Option<Vec<u8>>,
@@ -67,6 +70,7 @@ pub struct Intake {
     expected: Expected,
     pub(super) sealing: Sealing,
     packer: Packer,
+    hasher: PageHasher,
     tar: TarReader,
     /// What the current archive's names are below.
     prefix: Vec<u8>,
@@ -80,16 +84,19 @@ pub struct Intake {
     server_manifest: Option<ServerManifest>,
     bad_pages: Vec<BadPage>,
     bad_page_count: u64,
+    zero: u64,
     outbox: Outbox,
 }
 
 impl Intake {
     pub fn new(expected: Expected, sealing: Sealing, outbox: Outbox) -> Intake {
         let packer = Packer::new(expected.compression, outbox.clone());
+        let hasher = sealing.page_hasher();
         Intake {
             expected,
             sealing,
             packer,
+            hasher,
             tar: TarReader::new(),
             prefix: Vec::new(),
             archives: 0,
@@ -102,6 +109,7 @@ impl Intake {
             server_manifest: None,
             bad_pages: Vec::new(),
             bad_page_count: 0,
+            zero: 0,
             outbox,
         }
     }
@@ -170,9 +178,8 @@ impl Intake {
         let in_manifest = matches!(path.as_slice(), b"backup_label" | b"tablespace_map");
         let kept = (in_manifest || path == b"global/pg_control").then(Vec::new);
         let Member { size, mode, mtime, link, .. } = member;
-        let (crc, mapped, stored) = (0, !in_manifest, Vec::new());
-        let record = Record { path, kind, size, mode, mtime, link, crc, mapped, stored };
-        self.current = Some(Current { record, at: 0, relation, partial: Vec::new(), kept });
+        let record = Record { mode, mtime, link, mapped: !in_manifest, ..Record::new(path, kind, size) };
+        self.current = Some(Current { record, next: 0, relation, partial: Vec::new(), kept });
         Ok(())
     }
 
@@ -185,68 +192,70 @@ impl Intake {
             }
             kept.extend_from_slice(bytes);
         }
-        if current.relation.is_some() {
-            self.pages(&mut current, bytes)?;
-        } else {
-            if current.record.mapped {
-                self.packer.add(&mut self.sealing, &mut current.record, Unit::Bytes, current.at, bytes)?;
-            }
-            current.at += bytes.len() as u64;
+        if current.record.mapped {
+            self.chunks(&mut current, bytes)?;
         }
         self.current = Some(current);
         Ok(())
     }
 
-    /// Joins pages that were cut and passes all whole ones on.
-    fn pages(&mut self, current: &mut Current, mut bytes: &[u8]) -> Result<()> {
+    /// Joins chunks that were cut and passes all whole ones on.
+    fn chunks(&mut self, current: &mut Current, mut bytes: &[u8]) -> Result<()> {
         if !current.partial.is_empty() {
-            let (now, rest) = bytes.split_at(bytes.len().min(PAGE - current.partial.len()));
+            let (now, rest) = bytes.split_at(bytes.len().min(CHUNK - current.partial.len()));
             current.partial.extend_from_slice(now);
             bytes = rest;
-            if current.partial.len() == PAGE {
-                let page = std::mem::take(&mut current.partial);
-                self.whole_pages(current, &page)?;
+            if current.partial.len() == CHUNK {
+                let chunk = std::mem::take(&mut current.partial);
+                self.whole_chunks(current, &chunk)?;
             }
         }
-        let (whole, rest) = bytes.split_at(bytes.len() / PAGE * PAGE);
-        self.whole_pages(current, whole)?;
+        let (whole, rest) = bytes.split_at(bytes.len() / CHUNK * CHUNK);
+        self.whole_chunks(current, whole)?;
         current.partial.extend_from_slice(rest);
         Ok(())
     }
 
-    /// Checks pages and stores those that are not zero, row by row.
-    fn whole_pages(&mut self, current: &mut Current, bytes: &[u8]) -> Result<()> {
-        let (pages, _) = bytes.as_chunks::<PAGE>();
-        let first = current.at / PAGE as u64;
-        let mut row = 0;
-        for (index, page) in pages.iter().enumerate() {
-            let zero = self.is_zero(&current.record, current.relation, page, first + index as u64);
-            if zero {
-                self.row(current, pages, first, row..index)?;
-                row = index + 1;
+    /// Looks at chunks, of which only the last one of the file may be short, and stores those that are not zero, row by row.
+    fn whole_chunks(&mut self, current: &mut Current, bytes: &[u8]) -> Result<()> {
+        let first = current.next;
+        let (mut row, mut hashes) = (first, Vec::new());
+        for chunk in bytes.chunks(CHUNK) {
+            if self.is_zero(&current.record, current.relation, chunk, current.next) {
+                self.row(current, bytes, first, row, &mut hashes)?;
+                current.record.zero(current.next);
+                row = current.next + 1;
+                self.zero += chunk.len() as u64;
+            } else {
+                hashes.push(self.hasher.hash(chunk));
             }
+            current.next += 1;
         }
-        self.row(current, pages, first, row..pages.len())?;
-        current.at += bytes.len() as u64;
-        Ok(())
+        self.row(current, bytes, first, row, &mut hashes)
     }
 
+    /// Stores the chunks from number `row` on that have been hashed; `bytes` begin with chunk number `first`.
     fn row(
         &mut self,
         current: &mut Current,
-        pages: &[[u8; PAGE]],
+        bytes: &[u8],
         first: u64,
-        row: std::ops::Range<usize>,
+        row: u64,
+        hashes: &mut Vec<PageHash>,
     ) -> Result<()> {
-        let start = first + row.start as u64;
-        let bytes = pages.get(row).unwrap_or_default().as_flattened();
-        self.packer.add(&mut self.sealing, &mut current.record, Unit::Pages, start, bytes)
+        let from = (row - first) as usize * CHUNK;
+        let to = (from + hashes.len() * CHUNK).min(bytes.len());
+        let bytes = bytes.get(from..to).unwrap_or_default();
+        self.packer.add(&mut self.sealing, &mut current.record, row, bytes, hashes)?;
+        hashes.clear();
+        Ok(())
     }
 
-    /// Looks at one page: bad ones are noted, zero ones need no place.
-    fn is_zero(&mut self, record: &Record, relation: Option<RelationFile>, page: &[u8; PAGE], number: u64) -> bool {
-        let (Some(relation), Some(per_segment)) = (relation, self.expected.pages_per_segment) else {
-            return data_page::is_zero(page);
+    /// Looks at one chunk: bad pages are noted, zero ones need no place.
+    fn is_zero(&mut self, record: &Record, relation: Option<RelationFile>, chunk: &[u8], number: u64) -> bool {
+        let page = chunk.first_chunk::<PAGE>();
+        let (Some(page), Some(relation), Some(per_segment)) = (page, relation, self.expected.pages_per_segment) else {
+            return data_page::is_zero(chunk);
         };
         let block = u64::from(relation.segment) * u64::from(per_segment) + number;
         match data_page::judge(page, block as u32, self.expected.start) {
@@ -265,7 +274,9 @@ impl Intake {
     }
 
     fn end(&mut self) -> Result<()> {
-        let Some(current) = self.current.take() else { return Err(refused("the end of no file")) };
+        let Some(mut current) = self.current.take() else { return Err(refused("the end of no file")) };
+        let last = std::mem::take(&mut current.partial);
+        self.whole_chunks(&mut current, &last)?;
         match current.record.path.as_slice() {
             b"backup_label" => self.backup_label = current.kept,
             b"tablespace_map" => self.tablespace_map = current.kept,
@@ -314,6 +325,7 @@ impl Intake {
             bad_pages: self.bad_pages,
             bad_page_count: self.bad_page_count,
             plain,
+            zero: self.zero,
         };
         Ok((received, self.sealing))
     }

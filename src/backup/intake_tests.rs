@@ -24,6 +24,7 @@ use crate::seal::content::map::{File, Merge, PackPlace, Source, Step};
 use crate::seal::content::{BackupId, hex};
 use crate::seal::header::{ObjectKind, RepositoryId};
 use crate::seal::opener::{Opener, open_index};
+use crate::seal::page_hash::CHUNK;
 use crate::seal::sealer::Compression;
 use crate::wire::command::{BackupEvent, TablespaceRow};
 
@@ -178,10 +179,21 @@ impl Bench {
         let claims = self.archive.claims(ObjectKind::Pack, TimelineId(0), Lsn(pack.number.into()));
         let opener = Opener::new(&pack.header, &claims, self.archive.keys.as_ref(), true).unwrap();
         let frame0 = opener.frame0(object).unwrap();
-        assert_eq!(Contents::decode(&frame0, &self.id, pack.number).unwrap().frames.len(), pack.frames.len() - 1);
+        let contents = Contents::decode(&frame0, &self.id, pack.number).unwrap();
+        assert_eq!(contents.frames.len(), pack.frames.len() - 1);
         let place = pack.frames[frame as usize];
         let sealed = &object[place.offset as usize..][..place.len as usize];
-        opener.frame(sealed, frame, pack.is_last(frame)).unwrap()
+        let plain = opener.frame(sealed, frame, pack.is_last(frame)).unwrap();
+        let mut rest = plain.as_slice();
+        for piece in &contents.frames[frame as usize - 1] {
+            let (bytes, after) = rest.split_at((piece.count * piece.unit.bytes()) as usize);
+            let hashes: Vec<_> = bytes.chunks(CHUNK).map(|chunk| self.ring.page_hasher().hash(chunk)).collect();
+            assert!(hashes == piece.hashes, "{:?}", String::from_utf8_lossy(&piece.path));
+            assert_eq!(piece.first * piece.unit.bytes() % CHUNK as u64, 0);
+            rest = after;
+        }
+        assert!(rest.is_empty(), "the list has all of the frame");
+        plain
     }
 
     fn refuses(&self, events: Vec<BackupEvent>, words: &str) {
@@ -220,6 +232,7 @@ fn odd_sizes_and_zero_pages_come_back() {
         ("base/1/13".into(), noise(8191, 1)),
         ("base/1/14".into(), pages(2200, &[1000])),
         ("pg_xact/0000".into(), noise(262_145, 2)),
+        ("pg_subtrans/0000".into(), [noise(8192, 3), vec![0; 16_384], noise(8192, 4), vec![0; 100]].concat()),
         ("zeros".into(), vec![0; 20_000]),
     ]);
     for pieces in [32_768, 1000, 100_003] {
@@ -240,7 +253,10 @@ fn odd_sizes_and_zero_pages_come_back() {
         assert_eq!(zero("base/1/10"), [(0, 1), (5, 3), (99, 1)]);
         assert_eq!(zero("base/1/12"), [(0, 3)]);
         assert_eq!(zero("base/1/14"), [(1000, 1)]);
-        assert_eq!(zero("zeros"), []);
+        assert_eq!(zero("zeros"), [(0, 20_000)]);
+        assert_eq!(zero("pg_subtrans/0000"), [(8192, 16_384), (32_768, 100)]);
+        let total: usize = expected.values().map(Vec::len).sum();
+        assert_eq!(received.plain + received.zero, total as u64);
     }
 }
 

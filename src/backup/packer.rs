@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use super::record::{Record, Stored};
+use super::record::{Place, Record};
 use super::sealing::{Sealing, head};
 use super::upload::Outbox;
 use crate::error::Result;
-use crate::seal::content::contents::ContentsWriter;
+use crate::seal::content::contents::{ContentsWriter, Piece};
 use crate::seal::content::map::{PackPlace, Unit};
 use crate::seal::header::ObjectKind;
+use crate::seal::page_hash::{CHUNK, PageHash};
 use crate::seal::sealer::{Compression, FRAME_BYTES, OBJECT_BYTES, Sealer};
 
 /// The pack that is being filled.
@@ -25,11 +26,8 @@ struct Open {
 }
 
 struct GrowingPiece {
-    path: Vec<u8>,
-    unit: Unit,
-    first: u64,
-    count: u64,
     frame: u32,
+    piece: Piece,
 }
 
 /// Takes file contents in the order in which they come and hands over finished packs. Memory: one pack.
@@ -47,16 +45,16 @@ impl Packer {
         Packer { compression, outbox, open: None, packs: Vec::new(), plain: 0 }
     }
 
-    /// Stores the next bytes of a file: whole pages or any bytes, as `unit` says. `first` is the number of the first page or byte.
+    /// Stores consecutive chunks of a file, from number `first` on: all whole, but for the last one of the file. `hashes` has one of each.
     pub fn add(
         &mut self,
         sealing: &mut Sealing,
         record: &mut Record,
-        unit: Unit,
         mut first: u64,
         mut bytes: &[u8],
+        mut hashes: &[PageHash],
     ) -> Result<()> {
-        let step = unit.bytes() as usize;
+        let unit = record.kind.unit().unwrap_or(Unit::Bytes);
         self.plain += bytes.len() as u64;
         while !bytes.is_empty() {
             let number = self.packs.len() as u32;
@@ -64,17 +62,19 @@ impl Packer {
                 Some(open) => open,
                 none => none.insert(Open::new(sealing, number, self.compression)?),
             };
-            let room = open.room(step) / step * step;
-            let fits_list = open.goes_on(&record.path, first) || open.has_room_for(&record.path);
-            if room == 0 || !fits_list {
+            let room = open.room(bytes.len().min(CHUNK));
+            let fits = if room >= bytes.len() { bytes.len() } else { room / CHUNK * CHUNK };
+            let position = first * CHUNK as u64 / unit.bytes();
+            let fits_list = open.goes_on(&record.path, position) || open.has_room_for(&record.path);
+            if fits == 0 || !fits_list {
                 self.close(sealing)?;
                 continue;
             }
-            let (now, rest) = bytes.split_at(room.min(bytes.len()));
-            let count = (now.len() / step) as u64;
-            let (frame, offset) = open.push(&record.path, unit, first, now);
-            record.add(Stored { first, count, pack: number, frame, offset });
-            (first, bytes) = (first + count, rest);
+            let ((now, rest), chunks) = (bytes.split_at(fits), fits.div_ceil(CHUNK));
+            let (own, later) = hashes.split_at_checked(chunks).unwrap_or((hashes, &[]));
+            let (frame, offset) = open.push(&record.path, unit, position, now, own);
+            record.stored(first, chunks as u64, Place { pack: number, frame, offset });
+            (first, bytes, hashes) = (first + chunks as u64, rest, later);
         }
         Ok(())
     }
@@ -110,9 +110,9 @@ impl Open {
         Ok(Open { sealer, contents, frame: 1, fill: 0, piece: None, listed: 0 })
     }
 
-    /// Bytes that can go into the current frame; 0 when the pack is full. A frame with no room for a whole `step` is ended.
-    fn room(&mut self, step: usize) -> usize {
-        if self.fill > 0 && FRAME_BYTES - self.fill < step {
+    /// Bytes that can go into the current frame; 0 when the pack is full. A frame with no room for `least` is ended: no chunk crosses its border.
+    fn room(&mut self, least: usize) -> usize {
+        if self.fill > 0 && FRAME_BYTES - self.fill < least {
             self.sealer.cut();
             (self.frame, self.fill) = (self.frame + 1, 0);
         }
@@ -122,7 +122,8 @@ impl Open {
 
     /// Whether these bytes belong to the piece that is growing.
     fn goes_on(&self, path: &[u8], first: u64) -> bool {
-        let same = |p: &GrowingPiece| p.frame == self.frame && p.first + p.count == first && p.path == path;
+        let same =
+            |g: &GrowingPiece| g.frame == self.frame && g.piece.first + g.piece.count == first && g.piece.path == path;
         self.piece.as_ref().is_some_and(same)
     }
 
@@ -132,17 +133,17 @@ impl Open {
     }
 
     /// Adds bytes that fit the current frame; says where they are.
-    fn push(&mut self, path: &[u8], unit: Unit, first: u64, bytes: &[u8]) -> (u32, u32) {
+    fn push(&mut self, path: &[u8], unit: Unit, first: u64, bytes: &[u8], hashes: &[PageHash]) -> (u32, u32) {
         let count = bytes.len() as u64 / unit.bytes();
         let place = (self.frame, self.fill as u32);
-        match &mut self.piece {
-            Some(piece) if piece.frame == place.0 && piece.path == path && piece.first + piece.count == first => {
-                piece.count += count;
-            }
-            _ => {
-                self.end_piece();
-                self.piece = Some(GrowingPiece { path: path.to_vec(), unit, first, count, frame: place.0 });
-            }
+        if !self.goes_on(path, first) {
+            self.end_piece();
+            let piece = Piece { path: path.to_vec(), unit, first, count: 0, hashes: Vec::new() };
+            self.piece = Some(GrowingPiece { frame: place.0, piece });
+        }
+        if let Some(GrowingPiece { piece, .. }) = &mut self.piece {
+            piece.count += count;
+            piece.hashes.extend_from_slice(hashes);
         }
         self.sealer.push(bytes);
         self.fill += bytes.len();
@@ -153,10 +154,10 @@ impl Open {
     }
 
     fn end_piece(&mut self) {
-        if let Some(piece) = self.piece.take() {
-            let new_frame = piece.frame != self.listed;
-            self.contents.push(new_frame, &piece.path, piece.unit, piece.first, piece.count);
-            self.listed = piece.frame;
+        if let Some(GrowingPiece { frame, piece }) = self.piece.take() {
+            let new_frame = frame != self.listed;
+            self.contents.push(new_frame, &piece);
+            self.listed = frame;
         }
     }
 }

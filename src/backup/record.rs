@@ -1,12 +1,24 @@
 //! What is remembered of each file between its last byte and the map.
+//!
+//! A file is a row of *chunks* of 8192 bytes, the last one perhaps shorter (in a file of pages none is). For each chunk one of three things is
+//! true, and [`Record`] is the one place where that is written down:
+//!
+//! - it is **zero**: in a row with [`What::Zero`];
+//! - it is **stored**, by this backup or an earlier one: in a row with [`What::Stored`];
+//! - it is **the parent's**: in no row. Only where `base` is the size of the parent's file at this path, of the same kind, and only for a chunk that the
+//!   parent has with the same length.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
-use crate::seal::content::map::{Entry, EntryKind, PackPlace, Run, Source, Unit};
+use crate::seal::content::map::{Entry, EntryKind, PackPlace, Run, Source};
+use crate::seal::page_hash::CHUNK;
+
+/// Bytes in a chunk.
+const STEP: u64 = CHUNK as u64;
 
 /// One path of the backup.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub path: Vec<u8>,
     pub kind: EntryKind,
@@ -18,73 +30,122 @@ pub struct Record {
     pub crc: u32,
     /// Whether it goes into the map (backup_label and tablespace_map go into the manifest).
     pub mapped: bool,
-    pub stored: Vec<Stored>,
+    /// Size of the parent's file that this one was compared with; `None`: every chunk is in a row.
+    pub base: Option<u64>,
+    /// Ascending, without overlaps.
+    pub rows: Vec<Row>,
 }
 
-/// A row of pages or bytes that was stored without interruption in one pack, over as many frames as it took. What no row covers is zero.
+/// Consecutive chunks of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct Row {
+    /// Number of the first chunk.
     pub first: u64,
     pub count: u64,
+    pub what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Zero,
+    /// Stored without interruption from here on, over as many frames of the pack as it took.
+    Stored(Place),
+}
+
+/// A place in a pack of this backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
     pub pack: u32,
-    /// Where the row begins.
     pub frame: u32,
+    /// In the frame's plaintext.
     pub offset: u32,
 }
 
 impl Record {
-    /// A directory that no archive names.
-    pub fn directory(path: Vec<u8>) -> Record {
-        let (kind, stored) = (EntryKind::Directory, Vec::new());
-        Record { path, kind, size: 0, mode: 0o700, mtime: 0, link: Vec::new(), crc: 0, mapped: true, stored }
+    pub fn new(path: Vec<u8>, kind: EntryKind, size: u64) -> Record {
+        let (link, rows) = (Vec::new(), Vec::new());
+        Record { path, kind, size, mode: 0, mtime: 0, link, crc: 0, mapped: true, base: None, rows }
     }
 
-    /// Adds what was stored. The bytes of a file come in order and nothing comes between, so in one pack a row just goes on.
-    pub fn add(&mut self, new: Stored) {
-        match self.stored.last_mut() {
-            Some(last) if last.pack == new.pack && last.first + last.count == new.first => last.count += new.count,
-            _ => self.stored.push(new),
+    /// A directory that no archive names.
+    pub fn directory(path: Vec<u8>) -> Record {
+        Record { mode: 0o700, ..Record::new(path, EntryKind::Directory, 0) }
+    }
+
+    /// Chunks of the whole file.
+    pub fn chunks(&self) -> u64 {
+        if self.is_file() { self.size.div_ceil(STEP) } else { 0 }
+    }
+
+    /// Notes that a chunk is zero. Chunks are noted in ascending order.
+    pub fn zero(&mut self, chunk: u64) {
+        match self.rows.last_mut() {
+            Some(row) if row.what == What::Zero && row.first + row.count == chunk => row.count += 1,
+            _ => self.rows.push(Row { first: chunk, count: 1, what: What::Zero }),
         }
     }
 
-    /// The map's entry: rows cut at the borders of frames, zeros named.
+    /// Notes where chunks are stored. The bytes of a file come in order and nothing comes between, so in one pack a row just goes on.
+    pub fn stored(&mut self, first: u64, count: u64, place: Place) {
+        match self.rows.last_mut() {
+            Some(Row { first: before, count: many, what: What::Stored(start) })
+                if start.pack == place.pack && *before + *many == first =>
+            {
+                *many += count;
+            }
+            _ => self.rows.push(Row { first, count, what: What::Stored(place) }),
+        }
+    }
+
+    /// Bytes of `count` chunks from `first` on: fewer than 8192 each only at the end of the file.
+    pub fn bytes_of(&self, first: u64, count: u64) -> u64 {
+        let end = (first + count).saturating_mul(STEP).min(self.size);
+        end.saturating_sub(first * STEP)
+    }
+
+    /// The map's entry: rows cut at the borders of frames.
     pub fn entry(&self, packs: &[Arc<PackPlace>]) -> Result<Entry> {
         let mut runs = Vec::new();
-        if let Some(unit) = self.kind.unit() {
-            let mut at = 0;
-            for row in &self.stored {
-                zeros(&mut runs, at, row.first);
-                at = row.first + row.count;
-                self.cut(row, unit, packs, &mut runs)?;
-            }
-            zeros(&mut runs, at, self.size / unit.bytes());
+        let mut covered = 0;
+        for row in &self.rows {
+            covered += row.count;
+            self.cut(row, packs, &mut runs)?;
+        }
+        let complete = covered == self.chunks();
+        if !complete && self.base.is_none() {
+            return Err(self.wrong("not every page of it has a place"));
         }
         let (path, link) = (self.path.clone(), self.link.clone());
         let Record { kind, size, mode, mtime, .. } = *self;
-        Ok(Entry { path, kind, size, mode, mtime, link, complete: true, runs })
+        Ok(Entry { path, kind, size, mode, mtime, link, complete, runs })
     }
 
-    fn cut(&self, row: &Stored, unit: Unit, packs: &[Arc<PackPlace>], runs: &mut Vec<Run>) -> Result<()> {
-        let Stored { mut first, mut count, pack, mut frame, mut offset } = *row;
-        while count > 0 {
-            let place = packs.get(pack as usize);
-            let room =
-                place.and_then(|p| p.frames.get(frame as usize)).map_or(0, |f| f.plain_len.saturating_sub(offset));
-            let (Some(pack), taken) = (place, (u64::from(room) / unit.bytes()).min(count)) else {
-                return Err(self.lost(row));
-            };
-            if taken == 0 {
-                return Err(self.lost(row));
+    fn cut(&self, row: &Row, packs: &[Arc<PackPlace>], runs: &mut Vec<Run>) -> Result<()> {
+        let Some(unit) = self.kind.unit().map(|unit| unit.bytes()) else {
+            return Err(self.wrong("it has no content"));
+        };
+        let (mut at, mut left) = (row.first * STEP, self.bytes_of(row.first, row.count));
+        let What::Stored(Place { pack, mut frame, mut offset }) = row.what else {
+            runs.push(Run { first: at / unit, count: left / unit, source: Source::Zero });
+            return Ok(());
+        };
+        while left > 0 {
+            let Some(place) = packs.get(pack as usize) else { return Err(self.wrong("its pack is not known")) };
+            let room = place.frames.get(frame as usize).map_or(0, |f| f.plain_len.saturating_sub(offset));
+            let taken = u64::from(room).min(left);
+            if taken == 0 || taken % STEP != 0 && taken != left {
+                return Err(self.wrong(&format!("{row:?} is in no frame")));
             }
-            runs.push(Run { first, count: taken, source: Source::Pack { pack: pack.clone(), frame, offset } });
-            (first, count, frame, offset) = (first + taken, count - taken, frame + 1, 0);
+            let source = Source::Pack { pack: place.clone(), frame, offset };
+            runs.push(Run { first: at / unit, count: taken / unit, source });
+            (at, left, frame, offset) = (at + taken, left - taken, frame + 1, 0);
         }
         Ok(())
     }
 
     /// Only a mistake of ours leads here; a map that names bytes which are not there must not be written.
-    fn lost(&self, row: &Stored) -> Error {
-        Error::new(Kind::Failed, format!("{row:?} of {} is in no frame", self.shown()))
+    fn wrong(&self, problem: &str) -> Error {
+        Error::new(Kind::Failed, format!("the record of {}: {problem}", self.shown()))
     }
 
     pub fn is_file(&self) -> bool {
@@ -93,11 +154,5 @@ impl Record {
 
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.path).into_owned()
-    }
-}
-
-fn zeros(runs: &mut Vec<Run>, from: u64, to: u64) {
-    if to > from {
-        runs.push(Run { first: from, count: to - from, source: Source::Zero });
     }
 }

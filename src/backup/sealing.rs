@@ -13,6 +13,7 @@ use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::BackupId;
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::WriterKeys;
+use crate::seal::page_hash::PageHasher;
 use crate::seal::sealer::{Compression, Sealed, Sealer, seal_index};
 
 /// How long one data key is used.
@@ -31,6 +32,10 @@ impl Sealing {
     pub fn new(archive: Archive, ring: Arc<WriterRing>, id: BackupId) -> Result<Sealing> {
         let keys = ring.fresh()?;
         Ok(Sealing { archive, ring, keys, since: Instant::now(), id })
+    }
+
+    pub fn page_hasher(&self) -> PageHasher {
+        self.ring.page_hasher()
     }
 
     fn keys(&mut self) -> Result<&WriterKeys> {

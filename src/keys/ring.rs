@@ -10,6 +10,7 @@ use super::setup;
 use crate::error::{Error, Kind, Result};
 use crate::seal::header::{MAX_WRAPPED, RepositoryId};
 use crate::seal::key::{DataKey, ReaderKeys, RepositorySecret, WriterKeys};
+use crate::seal::page_hash::PageHasher;
 
 /// Data keys that a reader remembers: a key an hour for more than a month, few kilobytes each.
 const REMEMBERED: usize = 1024;
@@ -57,6 +58,11 @@ impl WriterRing {
             return Err(Error::new(Kind::Key, text));
         }
         Ok(WriterKeys { repository, secret, data_key, wrapped })
+    }
+
+    /// Tells pages apart without their bytes.
+    pub fn page_hasher(&self) -> PageHasher {
+        PageHasher::new(&self.secret)
     }
 }
 

@@ -14,6 +14,7 @@ pub const PUBLISHED: [u8; 32] = *b"walrecv repository not encrypted";
 const CONTENT_INFO: &[u8] = b"walrecv object v1 content";
 const INDEX_INFO: &[u8] = b"walrecv object v1 index";
 const HASH_INFO: &[u8] = b"walrecv hash v1";
+const PAGE_HASH_INFO: &[u8] = b"walrecv page hash v1";
 
 /// Held by every writer; with it alone the index class opens. All-published constant when the repository is not encrypted.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -31,8 +32,17 @@ impl RepositorySecret {
 
     /// Key of the keyed hashes: HKDF-SHA-256 of the secret, no salt, info `walrecv hash v1`.
     pub(super) fn hash_key(&self) -> Zeroizing<[u8; 32]> {
+        self.derived(HASH_INFO)
+    }
+
+    /// Key of the hashes of pages: the same with info `walrecv page hash v1`.
+    pub(super) fn page_hash_key(&self) -> Zeroizing<[u8; 32]> {
+        self.derived(PAGE_HASH_INFO)
+    }
+
+    fn derived(&self, info: &[u8]) -> Zeroizing<[u8; 32]> {
         let mut key = Zeroizing::new([0; 32]);
-        expand(&Hkdf::new(None, &self.0), HASH_INFO, &mut key[..]);
+        expand(&Hkdf::new(None, &self.0), info, &mut key[..]);
         key
     }
 }

@@ -8,6 +8,7 @@ pub mod hash;
 pub mod header;
 pub mod key;
 pub mod opener;
+pub mod page_hash;
 pub mod sealer;
 pub mod tail;
 mod tail_walk;

@@ -1,8 +1,9 @@
-//! Frame 0 of a pack: what each of its frames holds. With the packs alone a lost map can be made again, and what an interrupted backup stored can be
-//! found and used.
+//! Frame 0 of a pack: what each of its frames holds, with the hash of every page. With the packs alone a lost map can be made again, and what an interrupted
+//! backup stored can be found, compared and used.
 
 use super::varint::{Cursor, put, put_bytes};
 use super::{BackupId, Malformed};
+use crate::seal::page_hash::{CHUNK, PageHash};
 use crate::seal::sealer::FRAME_BYTES;
 
 const VERSION: u64 = 1;
@@ -26,7 +27,11 @@ impl Unit {
     }
 }
 
-/// A run of one file's bytes inside a frame; the pieces of a frame follow one another without gaps.
+/// Most pages (or chunks of 8192 bytes) in one piece, since no piece leaves its frame.
+const CHUNKS: usize = FRAME_BYTES / CHUNK;
+
+/// A run of one file's bytes inside a frame; the pieces of a frame follow one another without gaps. It begins at a multiple of 8192 bytes of the file, and ends
+/// at one or at the end of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Relative to the data directory, tablespaces under `pg_tblspc/<oid>/`.
@@ -36,6 +41,8 @@ pub struct Piece {
     pub first: u64,
     /// Pages or bytes.
     pub count: u64,
+    /// Of each page, or of each 8192 bytes, the last of which may be fewer.
+    pub hashes: Vec<PageHash>,
 }
 
 /// The contents list: `frames[0]` belongs to frame 1.
@@ -64,23 +71,25 @@ impl ContentsWriter {
         ContentsWriter { out, previous: Vec::new(), first_piece: true }
     }
 
-    /// Adds a piece to the current frame, or to the next one when `new_frame`.
-    pub fn push(&mut self, new_frame: bool, path: &[u8], unit: Unit, first: u64, count: u64) {
+    /// Adds a piece to the current frame, or to the next one when `new_frame`. It must have as many hashes as chunks: the reader refuses anything else.
+    pub fn push(&mut self, new_frame: bool, piece: &Piece) {
+        let Piece { path, unit, first, count, hashes } = piece;
         let begin = u64::from(new_frame || self.first_piece);
         self.first_piece = false;
-        put(&mut self.out, 1 + begin + 2 * u64::from(unit == Unit::Bytes));
+        put(&mut self.out, 1 + begin + 2 * u64::from(*unit == Unit::Bytes));
         let shared = self.previous.iter().zip(path).take_while(|(a, b)| a == b).count();
         put(&mut self.out, shared as u64);
         put_bytes(&mut self.out, path.get(shared..).unwrap_or_default());
-        put(&mut self.out, first);
-        put(&mut self.out, count);
+        put(&mut self.out, *first);
+        put(&mut self.out, *count);
+        hashes.iter().for_each(|hash| self.out.extend_from_slice(&hash.0.to_le_bytes()));
         self.previous.clear();
         self.previous.extend_from_slice(path);
     }
 
     /// Whether a piece with such a path still fits frame 0.
     pub fn has_room_for(&self, path: &[u8]) -> bool {
-        self.out.len() + path.len() + 64 <= FRAME_BYTES
+        self.out.len() + path.len() + 64 + CHUNKS * size_of::<u64>() <= FRAME_BYTES
     }
 
     pub fn finish(self) -> Vec<u8> {
@@ -115,7 +124,8 @@ impl Contents {
             path.truncate(shared as usize);
             path.extend_from_slice(cursor.bytes()?);
             let unit = if tag & 2 == 0 { Unit::Pages } else { Unit::Bytes };
-            let piece = Piece { path: path.clone(), unit, first: cursor.number()?, count: cursor.number()? };
+            let (first, count) = (cursor.number()?, cursor.number()?);
+            let piece = Piece { path: path.clone(), unit, first, count, hashes: hashes(&mut cursor, unit, count)? };
             if tag & 1 == 1 {
                 frames.push(vec![piece]);
             } else {
@@ -124,6 +134,15 @@ impl Contents {
         }
         Ok(Contents { backup: backup.clone(), number, frames })
     }
+}
+
+fn hashes(cursor: &mut Cursor<'_>, unit: Unit, count: u64) -> Result<Vec<PageHash>, Malformed> {
+    let chunks = count.div_ceil(CHUNK as u64 / unit.bytes());
+    if count == 0 || chunks > CHUNKS as u64 {
+        return Err(cursor.bad(format!("a piece of {count} is in no frame")));
+    }
+    let (bytes, _) = cursor.take(chunks * 8)?.as_chunks::<8>();
+    Ok(bytes.iter().map(|b| PageHash(u64::from_le_bytes(*b))).collect())
 }
 
 #[cfg(test)]
@@ -136,21 +155,54 @@ mod tests {
 
     #[test]
     fn comes_back_and_refuses_other_packs_and_cuts() {
+        let piece = |path: &[u8], unit, first, count, hashes: &[u64]| {
+            let hashes = hashes.iter().map(|h| PageHash(*h)).collect();
+            Piece { path: path.to_vec(), unit, first, count, hashes }
+        };
+        let pieces = [
+            piece(b"base/5/1259", Unit::Pages, 0, 4, &[1, 2, u64::MAX, 4]),
+            piece(b"base/5/1259_fsm", Unit::Pages, 7, 3, &[5, 6, 7]),
+            piece(b"PG_VERSION", Unit::Bytes, 0, 3, &[8]),
+            piece(b"pg_xact/0000", Unit::Bytes, 16384, 8193, &[9, 10]),
+        ];
         let mut writer = ContentsWriter::new(&id(), 7);
-        writer.push(false, b"base/5/1259", Unit::Pages, 0, 4);
-        writer.push(false, b"base/5/1259_fsm", Unit::Pages, 0, 3);
-        writer.push(true, b"PG_VERSION", Unit::Bytes, 0, 3);
+        for (number, piece) in pieces.iter().enumerate() {
+            writer.push(number == 2, piece);
+        }
         let bytes = writer.finish();
         let contents = Contents::decode(&bytes, &id(), 7).unwrap();
-        assert_eq!(contents.frames.len(), 2);
-        assert_eq!(contents.frames[0][1].path, b"base/5/1259_fsm");
-        let last = Piece { path: b"PG_VERSION".to_vec(), unit: Unit::Bytes, first: 0, count: 3 };
-        assert_eq!(contents.frames[1], [last]);
+        assert_eq!(contents.frames, [pieces[..2].to_vec(), pieces[2..].to_vec()]);
         assert!(Contents::decode(&bytes, &id(), 8).is_err());
         for cut in 0..bytes.len() {
             if let Ok(shorter) = Contents::decode(&bytes[..cut], &id(), 7) {
-                assert!(shorter.frames.iter().flatten().count() < 3, "cut at {cut}");
+                assert!(shorter.frames.iter().flatten().count() < 4, "cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn pieces_that_fit_no_frame_are_refused() {
+        for (unit, count) in [(Unit::Pages, 33), (Unit::Bytes, 262_145), (Unit::Pages, 0), (Unit::Pages, u64::MAX)] {
+            let mut writer = ContentsWriter::new(&id(), 7);
+            let hashes = vec![PageHash(1); 33];
+            writer.push(true, &Piece { path: b"a".to_vec(), unit, first: 0, count, hashes });
+            assert!(Contents::decode(&writer.finish(), &id(), 7).is_err(), "{count}");
+        }
+    }
+
+    #[test]
+    fn a_list_with_room_for_a_piece_stays_within_its_frame() {
+        let mut writer = ContentsWriter::new(&id(), 0);
+        let mut pieces = 0;
+        while writer.has_room_for(&[b'x'; 1024]) {
+            let path = format!("{pieces:09}{}", "x".repeat(1015)).into_bytes();
+            writer.push(
+                true,
+                &Piece { path, unit: Unit::Pages, first: u64::MAX, count: 32, hashes: vec![PageHash(2); 32] },
+            );
+            pieces += 1;
+        }
+        let bytes = writer.finish();
+        assert!(pieces > 100 && bytes.len() <= FRAME_BYTES, "{pieces} pieces, {} bytes", bytes.len());
     }
 }
