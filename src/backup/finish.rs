@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::intake::Received;
+use super::layers::{self, Place};
 use super::record::Record;
 use super::sealing::Sealing;
 use super::state::host;
@@ -15,8 +16,7 @@ use crate::pg::control::ControlFile;
 use crate::pg::label::{BackupFrom, BackupLabel, TablespaceLine, parse_tablespace_map};
 use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes, Tablespace, Transfer};
-use crate::seal::content::map::{MapWriter, PackPlace};
-use crate::seal::header::ObjectKind;
+use crate::seal::content::map::PackPlace;
 
 /// When and where a backup began and ended.
 #[derive(Clone, Debug)]
@@ -41,23 +41,11 @@ pub fn write_map(
     sealing: &mut Sealing,
     outbox: &Outbox,
 ) -> Result<MapRef> {
-    let mut writer = MapWriter::new(sealing.id.clone());
-    let (mut parts, mut bytes) = (0, 0);
-    let mut store = |plain: Vec<u8>, sealing: &mut Sealing| {
-        let upload = sealing.index(ObjectKind::Map, parts, &plain)?;
-        parts += 1;
-        bytes += plain.len() as u64;
-        outbox.send(upload)
-    };
-    for record in records.iter().filter(|r| r.mapped) {
-        for part in writer.push(&record.entry(packs)?) {
-            store(part, sealing)?;
-        }
-    }
-    for part in writer.finish() {
-        store(part, sealing)?;
-    }
-    Ok(MapRef { backup: sealing.id.clone(), parts, bytes })
+    let mapped = || records.iter().filter(|r| r.mapped);
+    let bytes = layers::estimate(mapped().count() as u64, mapped().map(|r| r.rows.len() as u64).sum());
+    let mut place = Place { sealing, outbox, read: &|_, _| Err(Error::new(Kind::Failed, "there is no parent")) };
+    let maps = layers::write(&mut place, mapped().map(|r| r.entry(packs)), bytes, &[])?;
+    maps.into_iter().next().ok_or_else(|| Error::new(Kind::Failed, "no map was written"))
 }
 
 /// The manifest, all but what only the end knows: `sizes.stored`. Whatever the labels and pg_control say must agree with what the server said.

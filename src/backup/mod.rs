@@ -14,11 +14,15 @@ mod finish;
 mod intake;
 #[cfg(test)]
 mod intake_tests;
+pub mod layers;
+#[cfg(test)]
+mod made_maps;
 mod packer;
 mod prepare;
 mod record;
 mod sealing;
 mod state;
+pub mod survivors;
 mod take;
 mod upload;
 mod wal;
