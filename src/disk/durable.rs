@@ -209,7 +209,7 @@ impl Drop for Staging {
     }
 }
 
-pub(super) fn parent(path: &Path) -> &Path {
+pub(in crate::disk) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(above) if above.as_os_str().is_empty() => Path::new("."),
         Some(above) => above,

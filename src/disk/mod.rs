@@ -1,4 +1,4 @@
-//! Floor 2: the local disk: tail files, durable create and delete, laying files back. All calls block; async callers use [`lane`].
+//! Floor 2: the local disk: tail files, durable create and delete, laying files back, records sorted by key. All calls block; async callers use [`lane`].
 //!
 //! [`medium`] is the seam to the file systems: [`durable`] and [`tail_file`] reach them only through it.
 
@@ -8,4 +8,5 @@ pub mod lay;
 pub mod lock;
 pub mod medium;
 pub mod private;
+pub mod sorted;
 pub mod tail_file;

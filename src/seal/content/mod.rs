@@ -12,7 +12,7 @@ pub mod plan;
 pub mod repository;
 pub mod summary;
 mod text;
-mod varint;
+pub mod varint;
 
 pub use backup_id::BackupId;
 

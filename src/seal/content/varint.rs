@@ -3,7 +3,7 @@
 use super::Malformed;
 
 /// Appends `value`; at most ten bytes.
-pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
+pub fn put(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -12,47 +12,47 @@ pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Appends a signed number: the sign goes into the lowest bit, so that small ones stay short.
-pub(super) fn put_signed(out: &mut Vec<u8>, value: i64) {
+pub fn put_signed(out: &mut Vec<u8>, value: i64) {
     put(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
 /// Appends a length and the bytes.
-pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// Reads what the functions above wrote; every error names the content being read.
-pub(super) struct Cursor<'a> {
+pub struct Cursor<'a> {
     what: &'static str,
     rest: &'a [u8],
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn new(what: &'static str, bytes: &'a [u8]) -> Cursor<'a> {
+    pub fn new(what: &'static str, bytes: &'a [u8]) -> Cursor<'a> {
         Cursor { what, rest: bytes }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
 
     /// What has not been read.
-    pub(super) fn rest(&self) -> &'a [u8] {
+    pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    pub(super) fn bad(&self, problem: impl ToString) -> Malformed {
+    pub fn bad(&self, problem: impl ToString) -> Malformed {
         Malformed::new(self.what, problem)
     }
 
-    pub(super) fn byte(&mut self) -> Result<u8, Malformed> {
+    pub fn byte(&mut self) -> Result<u8, Malformed> {
         let (first, rest) = self.rest.split_first().ok_or_else(|| self.bad("it ends early"))?;
         self.rest = rest;
         Ok(*first)
     }
 
-    pub(super) fn number(&mut self) -> Result<u64, Malformed> {
+    pub fn number(&mut self) -> Result<u64, Malformed> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -68,25 +68,25 @@ impl<'a> Cursor<'a> {
         Err(self.bad("a number is longer than 64 bits"))
     }
 
-    pub(super) fn signed(&mut self) -> Result<i64, Malformed> {
+    pub fn signed(&mut self) -> Result<i64, Malformed> {
         let value = self.number()?;
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
     /// A number that fits 32 bits.
-    pub(super) fn small(&mut self) -> Result<u32, Malformed> {
+    pub fn small(&mut self) -> Result<u32, Malformed> {
         let value = self.number()?;
         u32::try_from(value).map_err(|_| self.bad(format!("{value} does not fit 32 bits")))
     }
 
-    pub(super) fn take(&mut self, len: u64) -> Result<&'a [u8], Malformed> {
+    pub fn take(&mut self, len: u64) -> Result<&'a [u8], Malformed> {
         let short = || Malformed::new(self.what, "it ends early");
         let (taken, rest) = self.rest.split_at_checked(usize::try_from(len).map_err(|_| short())?).ok_or_else(short)?;
         self.rest = rest;
         Ok(taken)
     }
 
-    pub(super) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+    pub fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let len = self.number()?;
         self.take(len)
     }
