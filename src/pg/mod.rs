@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod manifest_writer;
 pub mod page;
 pub mod record;
+pub mod record_crc;
 pub mod scan;
 pub mod segment;
 pub mod tar;

@@ -1,7 +1,7 @@
 //! A WAL record whose bytes are still arriving, cut by page borders or by the end of what was fed.
 
 use super::super::record::RecordHeader;
-use super::super::{Lsn, xact};
+use super::super::{Lsn, record_crc, xact};
 use super::MAX_BODY;
 
 /// Room for a body that is kept from record to record.
@@ -93,7 +93,7 @@ impl Partial {
             return (part.len(), if got + part.len() == until { done } else { Step::More });
         }
         let body = bytes.get(..self.left() as usize).unwrap_or(bytes);
-        self.crc = crc32c::crc32c_append(self.crc, body);
+        self.crc = record_crc::append(self.crc, body);
         if self.wanted {
             self.body.extend_from_slice(body);
         }

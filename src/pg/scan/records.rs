@@ -2,7 +2,7 @@
 
 use super::super::cursor::Cursor;
 use super::super::record::{self, RM_XLOG, Record, RecordHeader, XLOG_OVERWRITE_CONTRECORD};
-use super::super::{Lsn, xact};
+use super::super::{Lsn, record_crc, xact};
 use super::partial::{Partial, Step};
 use super::{Invalid, MAX_BODY, Mark, Overwritten, PADDING, Place, Sink, WalScanner, invalid};
 
@@ -28,7 +28,7 @@ impl WalScanner {
             let kept = (xact::wanted(header.rmid, header.info) && body_len <= MAX_BODY).then_some(body);
             let size = (RecordHeader::SIZE + body_len + padding_len) as u64;
             let record = self.record(start, start + size, &header, kept);
-            self.check_content(&record, head, crc32c::crc32c(body)).map_err(|problem| invalid(start, problem))?;
+            self.check_content(&record, head, record_crc::append(0, body)).map_err(|problem| invalid(start, problem))?;
             self.received.0 += size;
             self.pass(&record);
             sink(&record);
@@ -134,7 +134,7 @@ impl WalScanner {
     #[inline]
     fn check_content(&mut self, record: &Record<'_>, header: &[u8], body_crc: u32) -> Result<(), String> {
         let covered = header.get(..RecordHeader::COVERED).unwrap_or_default();
-        let crc = crc32c::crc32c_append(body_crc, covered);
+        let crc = record_crc::append(body_crc, covered);
         if crc != record.crc {
             return Err(format!("the record has CRC {crc:08X}, its header says {:08X}", record.crc));
         }
