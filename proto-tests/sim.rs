@@ -3,6 +3,8 @@
 
 #[path = "sim/audit.rs"]
 mod audit;
+#[path = "sim/border.rs"]
+mod border;
 #[path = "sim/chance.rs"]
 mod chance;
 #[path = "sim/chaos.rs"]

@@ -20,7 +20,7 @@ use super::cluster::Phase;
 use super::disk::{DiskFaults, Mount, SimDisk};
 use super::life::Life;
 use super::trace::Trace;
-use super::world::World;
+use super::world::{Plan, World};
 
 const CLAIM: (SystemIdentifier, TimelineId, Lsn) = (SystemIdentifier(1), TimelineId(1), Lsn(1));
 
@@ -74,12 +74,18 @@ fn a_dead_file_stays_only_for_what_was_synced_in_it() {
 
 /// A world without faults, on a local disk: each round of the server's is acknowledged before the next.
 fn quiet_world<F: Future<Output = ()>>(act: impl FnOnce(Arc<World>) -> F) {
+    quiet_world_with(|_| (), act);
+}
+
+/// The same with something of the plan otherwise.
+pub fn quiet_world_with<F: Future<Output = ()>>(change: impl Fn(&mut Plan), act: impl FnOnce(Arc<World>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
-        let mut worlds =
-            (1..).map(|seed| World::new(seed, Trace::new(std::env::var_os("WALRECV_SIM_ALOUD").is_some())));
-        let world = worlds.find(|world| world.plan.local && world.plan.sql && !world.plan.second);
-        let world = world.expect("one of them is local");
+        let trace = Trace::new(std::env::var_os("WALRECV_SIM_ALOUD").is_some());
+        let world = World::with(1, trace, |plan| {
+            (plan.local, plan.sql, plan.second) = (true, true, false);
+            change(plan);
+        });
         let process = tokio::spawn(world.clone().supervise(0));
         act(world.clone()).await;
         world.closing.store(true, Ordering::SeqCst);
@@ -93,7 +99,7 @@ fn quiet_world<F: Future<Output = ()>>(act: impl FnOnce(Arc<World>) -> F) {
 }
 
 /// Two records; never the end of a segment by itself, as real work may be.
-fn write(world: &World, bytes: u32) {
+pub fn write(world: &World, bytes: u32) {
     world.cluster.change(|state| {
         let current = state.current;
         let wal = &mut state.branches[current].wal;
@@ -102,7 +108,7 @@ fn write(world: &World, bytes: u32) {
     });
 }
 
-async fn acknowledged(world: &World) {
+pub async fn acknowledged(world: &World) {
     for _ in 0..600 {
         {
             let state = world.cluster.state();

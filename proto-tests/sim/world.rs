@@ -130,8 +130,14 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, trace: Trace) -> Arc<World> {
+        World::with(seed, trace, |_| ())
+    }
+
+    /// Of what the seed planned, something is otherwise.
+    pub fn with(seed: u64, trace: Trace, change: impl Fn(&mut Plan)) -> Arc<World> {
         let chance = Chance::new(seed, "world");
-        let plan = Plan::new(&chance);
+        let mut plan = Plan::new(&chance);
+        change(&mut plan);
         trace.say(format!("{plan:?}"));
         let (id, secret) = (RepositoryId([7; 16]), RepositorySecret::published());
         let writer = Arc::new(WriterRing::new(id, secret.clone(), None).expect("a ring"));

@@ -2,7 +2,7 @@
 //! of what went by.
 
 use super::compare::{Comparison, Differs};
-use crate::pg::record::Record;
+use crate::pg::record::{RM_XLOG, Record, XLOG_OVERWRITE_CONTRECORD};
 use crate::pg::scan::{Invalid, ScanConfig, WalScanner};
 use crate::pg::{Lsn, xact};
 
@@ -18,27 +18,53 @@ pub enum Refused {
     Forgotten(String),
 }
 
+/// The record that the first one of a run must name as the one before it, and the stored object that it is known from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub record: Lsn,
+    pub object: String,
+}
+
 /// Checks a stream of WAL from one start on.
 pub struct Check {
     config: ScanConfig,
     scanner: WalScanner,
     comparison: Comparison,
+    /// Until the first record has come.
+    link: Option<Link>,
+}
+
+impl Link {
+    /// What a first record proves that names another one: the server has other WAL before it than is stored. A record that says that the one before it was
+    /// broken off names the last whole one, which may lie further back.
+    fn broken_by(self, first: &Record<'_>) -> Option<Differs> {
+        let voids = first.rmid == RM_XLOG && first.info & 0xF0 == XLOG_OVERWRITE_CONTRECORD;
+        let broken = first.prev != self.record && !voids;
+        broken.then(|| Differs { name: self.object, from: first.prev.min(self.record), to: first.start })
+    }
 }
 
 impl Check {
-    pub fn new(config: ScanConfig, start: Lsn, comparison: Comparison) -> Check {
-        Check { config, scanner: WalScanner::new(config, start), comparison }
+    pub fn new(config: ScanConfig, start: Lsn, comparison: Comparison, link: Option<Link>) -> Check {
+        Check { config, scanner: WalScanner::new(config, start), comparison, link }
     }
 
     /// The next bytes; `sink` is shown each record that ends in them, with its meaning.
     pub fn feed(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&Record<'_>, &xact::Note)) -> Result<(), Refused> {
         let at = self.scanner.received();
         let version = self.config.version;
-        let mut problem = None;
-        self.scanner.feed(bytes, &mut |record| match xact::note(record, version) {
-            Ok(note) => sink(record, &note),
-            Err(text) => problem = problem.take().or(Some(Invalid { at: record.start, problem: text })),
+        let (mut problem, mut broken) = (None, None);
+        let link = &mut self.link;
+        self.scanner.feed(bytes, &mut |record| {
+            broken = broken.take().or(link.take().and_then(|link| link.broken_by(record)));
+            match xact::note(record, version) {
+                Ok(note) => sink(record, &note),
+                Err(text) => problem = problem.take().or(Some(Invalid { at: record.start, problem: text })),
+            }
         })?;
+        if let Some(differs) = broken {
+            return Err(Refused::Differs(differs));
+        }
         if let Some(invalid) = problem {
             return Err(invalid.into());
         }

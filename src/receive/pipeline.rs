@@ -67,6 +67,8 @@ pub struct Pipeline {
     /// End of what was taken from the server.
     received: Lsn,
     recall: Recall,
+    /// Where it began, where the first record has to show that what is stored before it is this server's too.
+    linked_at: Option<Lsn>,
     flush_at: Option<Instant>,
     /// When what is in memory may leave it, and up to where it did.
     rest_at: Option<Instant>,
@@ -118,7 +120,8 @@ impl Pipeline {
             stored.tails.iter().filter(|tail| tail.start >= start).map(|tail| (tail.end(), tail.pieces.clone()));
         let older = older.collect();
         let whole = stored.segments.clone();
-        let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()));
+        let linked_at = stored.link.as_ref().map(|_| start);
+        let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()), stored.link);
         let flush_interval = if synchronous { Duration::ZERO } else { options.flush_interval };
         // Where tails are files of the repository, a spool would only hold them twice.
         let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
@@ -150,6 +153,7 @@ impl Pipeline {
             trouble,
             received: start,
             recall: Recall::new(start),
+            linked_at,
             flush_at: None,
             rest_at: None,
             rest_after: options.rest_after,
@@ -208,6 +212,13 @@ impl Pipeline {
     /// Where a new connection begins, to be recognised by what it sends of the last bytes. Not below `floor`: what lies there may be gone.
     pub fn resume_at(&self, floor: Lsn) -> Lsn {
         self.recall.from(floor)
+    }
+
+    /// A server that sends what was received from `from` on is known to be the same only once a record that ends behind this has passed its checks: such a one
+    /// names the record before it, which was received or is stored. `None`: what it sends is enough.
+    pub fn proof(&self, from: Lsn) -> Option<Lsn> {
+        let behind = if self.recall.tells(from) { self.linked_at } else { Some(self.received) };
+        behind.filter(|lsn| self.ledger.verified() <= *lsn)
     }
 
     /// What is new of bytes from `start` on; `None`: those that were received before are others.

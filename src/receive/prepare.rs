@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::try_join_all;
 
+use super::check::Link;
 use super::compare::OldTail;
+use super::object::Place;
 use super::observe::Observer;
 use super::put::read_summary;
 use super::resume::{self, Known, ServerView, SlotPosition, Start};
@@ -12,7 +14,9 @@ use super::server::Server;
 use crate::archive::Archive;
 use crate::archive::inventory::{Inventory, TimelineStock};
 use crate::error::{Error, Kind, Result};
+use crate::pg::page::{PAGE_SIZE, SHORT_HEADER};
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use crate::seal::content::summary::LastRecord;
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::{OpenFailed, read_header};
 use crate::seal::tail::{piece_marks, tail_marks};
@@ -31,6 +35,8 @@ pub struct Stored {
     pub tails: Vec<OldTail>,
     /// Segments below the start that are complete and still have tails: those are of no use any more.
     pub litter: BTreeSet<SegmentNumber>,
+    /// What the object before the start says of the record before the first one.
+    pub link: Option<Link>,
 }
 
 /// Where this run begins, and what is stored of the newest WAL.
@@ -71,7 +77,7 @@ async fn partial_ends(archive: &Archive, server: &Server, inventory: &Inventory)
             continue;
         }
         let segment = SegmentName::new(ancestor.timeline, number, server.segment_size);
-        let start = super::object::Place::of(ancestor.switch_point, ancestor.timeline, server.segment_size).start;
+        let start = Place::of(ancestor.switch_point, ancestor.timeline, server.segment_size).start;
         let claims = archive.claims(ObjectKind::Partial, ancestor.timeline, start);
         if let Some(summary) = read_summary(archive, &archive.names.partial(segment), &claims).await? {
             ends.insert(ancestor.timeline, summary.end);
@@ -104,7 +110,29 @@ pub async fn stored(
     }
     let litter = stock.tails.range(..first).map(|(number, _)| *number);
     let litter = litter.filter(|number| stock.complete.contains(number)).collect();
-    Ok(Stored { segments, tails, litter })
+    let link = link(archive, timeline, start).await?;
+    Ok(Stored { segments, tails, litter, link })
+}
+
+/// The last record that begins in the object before `start`, where that is stored and says so.
+async fn link(archive: &Archive, timeline: TimelineId, start: Lsn) -> Result<Option<Link>> {
+    let Some(before) = start.0.checked_sub(1) else { return Ok(None) };
+    let place = Place::of(Lsn(before), timeline, archive.names.segment_size);
+    let object = archive.names.segment(place.segment, place.part);
+    let claims = archive.claims(ObjectKind::Segment, timeline, place.start);
+    let summary = read_summary(archive, &object, &claims).await?;
+    let last = summary.and_then(|summary| summary.last_record);
+    Ok(last.map(|last| Link { record: last_begun(last, start), object }))
+}
+
+/// Where the last record begins that does so before `start`: another one behind the last that ends there, if that leaves room.
+fn last_begun(last: LastRecord, start: Lsn) -> Lsn {
+    match last.end {
+        end if end >= start => last.start,
+        // A page begins with its header; only the first one of a segment has a longer one.
+        end if end.0.is_multiple_of(PAGE_SIZE) => end + SHORT_HEADER as u64,
+        end => end,
+    }
 }
 
 /// The tails of one segment, of which none was gone when it was read: merged meanwhile, or no longer needed. `None`: the segment is complete by now.

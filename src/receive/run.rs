@@ -50,6 +50,8 @@ pub struct Run {
     /// The tasks beside the stream, from the first answer of a server on.
     pub(super) index: Option<Index>,
     pub(super) pipeline: Option<Pipeline>,
+    /// Everything up to there was received, and this server has let go of the last bytes of it that lie below the segment of its slot.
+    let_go: Option<Lsn>,
     /// Where WAL was asked for that the server had let go of.
     gone_at: Option<(TimelineId, Lsn)>,
     followed: Followed,
@@ -87,6 +89,7 @@ impl Run {
             archive: None,
             index: None,
             pipeline: None,
+            let_go: None,
             gone_at: None,
             followed: Followed::default(),
             refused_in: None,
@@ -224,9 +227,10 @@ impl Run {
             archive = self.begin_with(server) => archive?,
             () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
         };
-        self.away = None;
+        (self.away, self.let_go) = (None, None);
         loop {
             let end = match self.stream(server).await {
+                Err(error) if error.kind() == Kind::Gap && self.asked_to_recognise(server) => continue,
                 Err(error) if error.kind() == Kind::Gap && self.is_news() => return self.begin_again(error).await,
                 // Removed WAL: the only `Kind::Gap` that a server's answer has.
                 Err(error) if error.kind() == Kind::Gap => {
@@ -274,6 +278,14 @@ impl Run {
     /// Whether the slot was there when it was looked at, or was made since.
     fn is_found(&self, server: &Server) -> bool {
         server.slot != SlotPosition::Unknown || self.made_slot.is_some()
+    }
+
+    /// Whether WAL was asked for that was received already, only to recognise the server by it. It is not asked for that again.
+    fn asked_to_recognise(&mut self, server: &Server) -> bool {
+        let Some(pipeline) = &self.pipeline else { return false };
+        let more = pipeline.resume_at(Lsn::INVALID) < pipeline.resume_at(floor(server, pipeline));
+        let received = pipeline.received();
+        more && self.let_go.replace(received) != Some(received)
     }
 
     /// Whether another look at the archive may show a better place than the one that was just asked for: another receiver may have come further meanwhile.
@@ -325,7 +337,9 @@ impl Run {
     async fn stream(&mut self, server: &mut Server) -> Result<End> {
         let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
         let (timeline, slot) = (pipeline.timeline(), self.options.slot.clone());
-        let from = pipeline.resume_at(floor(server, pipeline));
+        // Whatever the slot holds: where a segment has just begun, what lies above its start is too little to recognise a server by.
+        let lowest = if self.let_go == Some(pipeline.received()) { floor(server, pipeline) } else { Lsn::INVALID };
+        let from = pipeline.resume_at(lowest);
         // A slot must not be set back to where its server has nothing any more: the first word waits for the server's own.
         pipeline.ledger.doubt();
         let start = async {

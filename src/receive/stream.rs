@@ -63,6 +63,8 @@ pub struct Stream<'a> {
     heart: Heart,
     /// Where the next byte from the server belongs: below the end of what was received while the server is being recognised.
     next: Lsn,
+    /// What the server sends again is not enough to recognise it by: see [`Pipeline::proof`].
+    proof: Option<Lsn>,
 }
 
 impl<'a> Stream<'a> {
@@ -75,6 +77,7 @@ impl<'a> Stream<'a> {
     ) -> Stream<'a> {
         let heard = Instant::now();
         let heart = Heart::new(HEARTBEAT);
+        let proof = pipeline.proof(from);
         Stream {
             options,
             server,
@@ -86,6 +89,7 @@ impl<'a> Stream<'a> {
             heard,
             heart,
             next: from,
+            proof,
         }
     }
 
@@ -159,13 +163,17 @@ impl<'a> Stream<'a> {
 
     /// A server that sends at all still has what it was asked for; once it has sent the last bytes that were received, they are its own.
     fn recognise(&mut self) {
-        if self.next >= self.pipeline.received() {
+        let proven = self.proof.is_none_or(|end| self.pipeline.ledger.verified() > end);
+        if proven && self.next >= self.pipeline.received() {
             self.pipeline.ledger.trust();
         }
     }
 
     /// Something inside moved: answer the ping if that is possible now, else report what is new.
     async fn moved(&mut self) -> Result<Option<End>> {
+        if self.proof.is_some() {
+            self.recognise();
+        }
         if self.ping.is_some() {
             self.pipeline.flush_all();
             if let Some(end) = self.answer().await? {

@@ -1,0 +1,137 @@
+//! A reconnect, or a start, where a segment has just begun: nothing above the border tells one server from another.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use walrecv::pg::xact::PgTime;
+use walrecv::pg::{Lsn, MajorVersion};
+
+use super::cluster::{Phase, SEGMENT};
+use super::tails::{acknowledged, quiet_world_with, write};
+use super::world::{Plan, World};
+
+/// Nobody can tell where the slot stands.
+fn blind(plan: &mut Plan) {
+    (plan.sql, plan.version) = (false, MajorVersion::V13);
+}
+
+/// Two records; the segment ends behind them.
+fn fill_segment(world: &World, xid: u32, bytes: u32) -> Lsn {
+    world.cluster.change(|state| {
+        let current = state.current;
+        let wal = &mut state.branches[current].wal;
+        wal.filler(xid, bytes);
+        wal.commit(xid, PgTime(i64::from(xid)));
+        wal.switch();
+        state.end()
+    })
+}
+
+fn comes_up(world: &World) {
+    world.cluster.change(|state| state.phase = Phase::Up);
+}
+
+/// A segment and a half, acknowledged; then the rest of it. Gives the border.
+async fn two_segments(world: &World) -> Lsn {
+    // Streaming from the first byte on.
+    acknowledged(world).await;
+    fill_segment(world, 900, 300_000);
+    write(world, 500_000);
+    acknowledged(world).await;
+    let border = fill_segment(world, 901, 100_000);
+    acknowledged(world).await;
+    assert_eq!(border, Lsn(3 * SEGMENT));
+    border
+}
+
+/// The server is set back to what it was before it wrote the last records of the segment, writes others, and comes to the same border.
+fn set_back(world: &World, before_border: u64, bytes: u32) {
+    let border = world.cluster.state().end();
+    world.excuses().diverged = true;
+    world.cluster.crash(Phase::Down);
+    world.cluster.roll_back(Lsn(border.0 - before_border));
+    assert_eq!(fill_segment(world, 990, bytes), border);
+}
+
+/// The server goes on, and the receiver finds out that it has another history.
+async fn found_out(world: &World) {
+    for _ in 0..300 {
+        write(world, 9_000);
+        sleep(Duration::from_millis(200)).await;
+        if world.diverged.load(Ordering::SeqCst) {
+            return;
+        }
+    }
+    panic!("nobody noticed: {}", world.trace.last());
+}
+
+/// What it was told must be its own WAL, which is asked at the end for everything that it was told.
+#[test]
+fn a_server_that_was_set_back_and_came_to_the_same_border_is_recognised() {
+    quiet_world_with(blind, |world: Arc<World>| async move {
+        two_segments(&world).await;
+        // Both segments end with zeros.
+        set_back(&world, 500_000, 100);
+        comes_up(&world);
+        found_out(&world).await;
+    });
+}
+
+/// It cannot show the bytes any more. Its next record names the one before it, which is another one than was received.
+#[test]
+fn a_server_that_was_set_back_and_has_let_go_of_its_last_segment_is_recognised_by_its_next_record() {
+    quiet_world_with(blind, |world: Arc<World>| async move {
+        let border = two_segments(&world).await;
+        set_back(&world, 500_000, 100);
+        world.cluster.change(|state| state.removed = border);
+        comes_up(&world);
+        found_out(&world).await;
+        let state = world.cluster.state();
+        let told = state.told.iter().filter(|(branch, _, _)| *branch == 1).map(|(_, _, lsn)| *lsn).max();
+        assert!(told.is_none_or(|told| told <= border), "told {told:?}: {}", world.trace.last());
+    });
+}
+
+/// The same server, which has let go of everything below the border as it may: nothing is begun anew for that, and what it writes next is acknowledged.
+#[test]
+fn a_server_that_has_let_go_of_all_before_the_border_is_recognised_by_its_next_record() {
+    quiet_world_with(blind, |world: Arc<World>| async move {
+        let border = two_segments(&world).await;
+        world.cluster.change(|state| state.removed = border);
+        world.cluster.crash(Phase::Down);
+        sleep(Duration::from_secs(1)).await;
+        let before = world.trace.last();
+        comes_up(&world);
+        sleep(Duration::from_secs(10)).await;
+        write(&world, 20_000);
+        acknowledged(&world).await;
+        let trace = world.trace.last();
+        let since = trace.strip_prefix(before.as_str()).unwrap_or(&trace);
+        let asked: Vec<&str> = since.lines().filter(|line| line.contains("START_REPLICATION")).collect();
+        assert!(asked.len() == 2 && asked[1].contains(&border.to_string()), "{asked:?}\n{trace}");
+    });
+}
+
+/// A new run begins at the border, and knows the record before it from what is stored.
+#[test]
+fn a_run_that_begins_at_a_border_knows_the_record_before_it() {
+    quiet_world_with(
+        |_| (),
+        |world: Arc<World>| async move {
+            let border = two_segments(&world).await;
+            world.processes()[0].iter().for_each(|process| process.life.kill());
+            set_back(&world, 500_000, 100);
+            // As another receiver may have left it, or a hand that advanced it.
+            world.cluster.change(|state| {
+                state.removed = border;
+                if let Some(slot) = &mut state.slot {
+                    (slot.restart, slot.saved) = (Some(border), Some(border));
+                }
+            });
+            comes_up(&world);
+            found_out(&world).await;
+        },
+    );
+}
