@@ -28,7 +28,8 @@ impl WalScanner {
             let kept = (xact::wanted(header.rmid, header.info) && body_len <= MAX_BODY).then_some(body);
             let size = (RecordHeader::SIZE + body_len + padding_len) as u64;
             let record = self.record(start, start + size, &header, kept);
-            self.check_content(&record, head, record_crc::append(0, body)).map_err(|problem| invalid(start, problem))?;
+            self.check_content(&record, head, record_crc::append(0, body))
+                .map_err(|problem| invalid(start, problem))?;
             self.received.0 += size;
             self.pass(&record);
             sink(&record);
