@@ -26,7 +26,7 @@ pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
     let _socket = status_socket("receive", &context, vec![board], &screen).await;
     let place = place(&context)?;
     let (ask, stop) = watch::channel(false);
-    // On a worker, where the sockets are polled: what arrives wakes no second thread.
+    // On a worker, where sockets are polled: what arrives from object storage wakes no second thread. (A local repository has a thread of its own.)
     let job = tokio::spawn(receive(options, place, observer, stop));
     let report = ended(until_signalled(job, &ask, &screen).await?)?;
     screen.stopped(&context.cluster.name, &report);

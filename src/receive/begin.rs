@@ -171,6 +171,7 @@ impl Run {
             start,
             stored,
             feed: self.feed(archive),
+            desk: self.desk.clone(),
         };
         let mut pipeline = Pipeline::begin(&self.options, server.synchronous, begin, self.observer.clone())?;
         let switch_point = server.history.switch_point_of(timeline);

@@ -176,6 +176,7 @@ impl Keeper {
         self.config.flush_interval = interval;
         let span = object_bytes(self.segment_size());
         for maker in [&mut self.tails].into_iter().chain(self.spool.as_mut().map(Spool::maker)) {
+            maker.hurry(interval.is_zero());
             if interval.is_zero() {
                 // Someone waits for every flush: no file may have to grow, and the first one is there before the first flush.
                 maker.preallocate(span);
@@ -204,7 +205,7 @@ impl Keeper {
                 }
             })?;
             self.config.stats.commits.add(count);
-            open.push(now);
+            open.push(now, self.config.flush_interval.is_zero());
             let upto = open.offset(self.wanted());
             if upto > open.tail.kept() && open.oldest.is_none() {
                 open.oldest = Some(Instant::now());
@@ -424,9 +425,17 @@ impl Keeper {
         }
     }
 
-    /// Work that waits for a moment without other work; a step takes a millisecond or so. `false`: there is none.
-    pub fn idle_step(&mut self) -> bool {
-        let (Some(mut merging), Some(open)) = (self.merging.take(), &self.open) else { return false };
+    /// Whether there is work that waits for a moment without other work.
+    pub fn has_idle_work(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| self.merging.is_some() || open.can_seal())
+    }
+
+    /// One step of it, which takes a millisecond at most.
+    pub fn idle_step(&mut self) {
+        if self.open.as_mut().is_some_and(Open::seal_one) {
+            return;
+        }
+        let (Some(mut merging), Some(open)) = (self.merging.take(), &self.open) else { return };
         let bytes = open.bytes(open.offset(merging.at()), open.offset(merging.to())).unwrap_or_default();
         match merging.step(bytes) {
             true => self.merging = Some(merging),
@@ -435,7 +444,6 @@ impl Keeper {
                 self.tell(Kept::Merged(piece));
             }
         }
-        true
     }
 
     /// The timeline ends here: its last bytes become an object of their own.

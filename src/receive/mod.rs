@@ -47,11 +47,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub use observe::{Observer, ReceiveEvent, SlotHealth};
 
 use crate::archive::Archive;
 use crate::archive::cluster::write_cluster_file;
+use crate::disk::desk::Desk;
+use crate::disk::lane::Lane;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::net::Conninfo;
@@ -166,7 +169,18 @@ pub async fn receive(
     observer: Observer,
     stop: watch::Receiver<bool>,
 ) -> Result<ReceiveReport> {
-    run::Run::new(options, place, observer, stop)?.run().await
+    // Where commits may wait for a local disk, a thread reads what arrives and makes it durable itself.
+    let local = place.repo.local_root().is_some() && matches!(place.repo.lane(), Lane::Threads);
+    let run = move |desk| async move { run::Run::new(options, place, observer, stop, desk)?.run().await };
+    if local { Desk::run("receive", |desk| run(Some(desk))).await? } else { run(None).await }
+}
+
+/// Returns then; never without a time.
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Place {

@@ -49,6 +49,9 @@ pub fn object_bytes(size: SegmentSize) -> u64 {
     size.bytes().min(OBJECT_BYTES)
 }
 
+/// So many bytes wait for a quiet moment to be sealed; then each batch seals what it brings.
+const UNSEALED: usize = 2 << 20;
+
 /// Bytes of WAL in one frame. A match of lz4 reaches back at most 64 KiB, and most of its time in longer frames goes into candidates further away: frames of that
 /// length cost two thirds of the time, and a twentieth more space.
 fn frame_bytes(compression: Compression) -> usize {
@@ -94,6 +97,8 @@ pub struct Open {
     frame: usize,
     summary: SummaryBuilder,
     hasher: ContentHasher,
+    /// Bytes of `raw` that are in the hash.
+    hashed: usize,
     /// Hash of the bytes that are away.
     away_hash: [u8; 32],
 }
@@ -124,6 +129,7 @@ impl Open {
             summary: SummaryBuilder::new(place.start),
             away_hash: hasher.finalize(),
             hasher,
+            hashed: 0,
         })
     }
 
@@ -180,10 +186,42 @@ impl Open {
         self.tail.flush(maker, keys, (self.place.segment, self.place.start), bytes, wrote)
     }
 
-    pub fn push(&mut self, bytes: &[u8]) {
+    /// Takes the next bytes. With `later` they are sealed by [`Open::seal_one`] in a quiet moment, unless too many wait for one.
+    pub fn push(&mut self, bytes: &[u8], later: bool) {
         self.raw.extend_from_slice(bytes);
-        self.hasher.update(bytes);
-        self.seal();
+        if !later {
+            self.hash_to(self.raw.len());
+            self.seal();
+        }
+        while self.raw.len() - self.sealed > UNSEALED && self.seal_one() {}
+    }
+
+    /// Whether there is a whole frame to seal.
+    pub fn can_seal(&self) -> bool {
+        // The last byte waits for the last frame.
+        self.sealer.is_some() && self.raw.len() - self.sealed > self.frame
+    }
+
+    /// Seals one frame, if there is a whole one.
+    pub fn seal_one(&mut self) -> bool {
+        let can = self.can_seal();
+        if let Some(sealer) = self.sealer.as_mut().filter(|_| can) {
+            let frame = self.raw.get(self.sealed..=self.sealed + self.frame).unwrap_or_default();
+            self.sealed += sealer.take(frame, self.frame);
+            self.hash_to(self.sealed);
+        }
+        can
+    }
+
+    /// The hash of everything that has arrived.
+    fn hash(&mut self) -> [u8; 32] {
+        self.hash_to(self.raw.len());
+        self.hasher.finalize()
+    }
+
+    fn hash_to(&mut self, end: usize) {
+        self.hasher.update(self.raw.get(self.hashed..end).unwrap_or_default());
+        self.hashed = self.hashed.max(end);
     }
 
     /// Seals what fills frames, from where it is.
@@ -204,8 +242,8 @@ impl Open {
         if all {
             self.away = self.len();
             self.away_in = names;
-            self.away_hash = self.hasher.finalize();
-            self.raw = Vec::new();
+            self.away_hash = self.hash();
+            (self.raw, self.hashed) = (Vec::new(), 0);
             self.sealer = None;
             self.tail.rest();
         }
@@ -234,7 +272,8 @@ impl Open {
         raw.extend_from_slice(&self.raw);
         let claims = archive.claims(ObjectKind::Segment, self.place.segment.timeline, self.place.start);
         let sealer = Sealer::new(keys, claims, salt::random()?, compression);
-        (self.raw, self.sealer, self.sealed, self.away) = (raw, Some(sealer), 0, 0);
+        (self.hashed, self.raw, self.sealer) = (raw.len() - self.raw.len() + self.hashed, raw, Some(sealer));
+        (self.sealed, self.away) = (0, 0);
         self.seal();
         Ok(())
     }
@@ -242,7 +281,8 @@ impl Open {
     /// The complete object, and the buffer to use again.
     pub fn finish(mut self, archive: &Archive) -> Result<(Object, Vec<u8>)> {
         let name = archive.names.segment(self.place.segment, self.place.part);
-        let summary = self.summary.finish(self.place.end, self.hasher.finalize());
+        let hash = self.hash();
+        let summary = self.summary.finish(self.place.end, hash);
         let sealer = self.sealer.take();
         let mut sealer = sealer.ok_or_else(|| Error::new(Kind::Failed, "an object is finished without its bytes"))?;
         sealer.push(self.raw.get(self.sealed..).unwrap_or_default());
@@ -254,11 +294,12 @@ impl Open {
     }
 
     /// What has arrived of a segment at the end of its timeline, sealed anew: it is another kind of object.
-    pub fn finish_partial(self, archive: &Archive, keys: &WriterKeys, compression: Compression) -> Result<Object> {
+    pub fn finish_partial(mut self, archive: &Archive, keys: &WriterKeys, compression: Compression) -> Result<Object> {
         let claims = archive.claims(ObjectKind::Partial, self.place.segment.timeline, self.place.start);
         let mut sealer = Sealer::new(keys, claims, salt::random()?, compression);
         sealer.push(&self.raw);
-        let summary = self.summary.finish(self.place.start + self.raw.len() as u64, self.hasher.finalize());
+        let hash = self.hash();
+        let summary = self.summary.finish(self.place.start + self.raw.len() as u64, hash);
         let sealed = sealer.finish(&summary.encode());
         let name = archive.names.partial(self.place.segment);
         Ok(Object { name, sealed, summary, place: self.place, kind: ObjectKind::Partial })

@@ -25,9 +25,10 @@ use super::prepare::Stored;
 use super::put::{Done, Item, Puts};
 use super::recall::Recall;
 use super::tail::Piece;
-use super::worker::{Work, Worker};
-use super::{GIVE_UP, ReceiveOptions};
+use super::worker::{Work, Worker, hand_over};
+use super::{GIVE_UP, ReceiveOptions, wait_until};
 use crate::archive::Archive;
+use crate::disk::desk::Desk;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::scan::ScanConfig;
@@ -107,11 +108,13 @@ pub struct Begin {
     pub start: Lsn,
     pub stored: Stored,
     pub feed: Feed,
+    /// Where the stream's task runs.
+    pub desk: Option<Desk>,
 }
 
 impl Pipeline {
     pub fn begin(options: &ReceiveOptions, synchronous: bool, begin: Begin, observer: Observer) -> Result<Pipeline> {
-        let Begin { archive, writer, version, timeline, start, stored, feed } = begin;
+        let Begin { archive, writer, version, timeline, start, stored, feed, desk } = begin;
         let names = &archive.names;
         let config = ScanConfig { version, system: names.system, timeline, segment_size: names.segment_size };
         let mut tailed = stored.litter;
@@ -137,7 +140,9 @@ impl Pipeline {
             stats: observer.stats().clone(),
         };
         let ledger = Ledger::new(names.system, timeline, start);
-        let worker = Worker::start(archive.repo.lane(), options.memory, |out| Keeper::new(keep, check, out))?;
+        let make = |out| Keeper::new(keep, check, out);
+        let worker = Worker::start(archive.repo.lane(), desk.as_ref(), options.memory, make)?;
+        worker.sit(flush_interval.is_zero());
         let (out, trouble) = mpsc::unbounded_channel();
         Ok(Pipeline {
             puts: Puts::new(archive.clone(), out, observer.stats().clone()),
@@ -291,6 +296,7 @@ impl Pipeline {
 
     pub fn set_flush_interval(&mut self, interval: Duration) {
         self.flush_interval = interval;
+        self.worker.sit(interval.is_zero());
         self.ask(Work::FlushInterval(interval));
     }
 
@@ -348,7 +354,7 @@ impl Pipeline {
         tokio::select! {
             true = hand_over(&self.worker.work, &mut self.outbox), if !self.outbox.is_empty() => Ok(Turn::Went),
             kept = self.worker.kept.recv() => match kept {
-                Some(kept) => self.kept(kept),
+                Some(kept) => self.all_kept(kept),
                 None => Err(Error::new(Kind::Failed, "the thread that keeps has died")),
             },
             Some(done) = self.puts.next() => self.put_done(done?),
@@ -378,6 +384,18 @@ impl Pipeline {
                 Ok(Turn::Went)
             }
         }
+    }
+
+    /// This, and what else was told by now: whoever reports it says all in one word.
+    fn all_kept(&mut self, first: Kept) -> Result<Turn> {
+        let mut next = Some(first);
+        while let Some(kept) = next {
+            if let Turn::Refused(refused) = self.kept(kept)? {
+                return Ok(Turn::Refused(refused));
+            }
+            next = self.worker.kept.try_recv().ok();
+        }
+        Ok(Turn::Moved)
     }
 
     fn kept(&mut self, kept: Kept) -> Result<Turn> {
@@ -583,22 +601,5 @@ impl Pipeline {
         self.puts.forget_waiting();
         let settled = async { while self.puts.next().await.is_some() {} };
         let _ = tokio::time::timeout(GIVE_UP, settled).await;
-    }
-}
-
-/// Hands the next message to the thread once there is room; `false`: the thread has ended. Cancel safe.
-async fn hand_over(work: &mpsc::Sender<Work>, outbox: &mut VecDeque<Work>) -> bool {
-    let Ok(permit) = work.reserve().await else { return false };
-    if let Some(next) = outbox.pop_front() {
-        permit.send(next);
-    }
-    true
-}
-
-/// Returns then; never without a time.
-pub async fn wait_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }

@@ -21,6 +21,7 @@ use super::stream::{End, Stream, asked_to_stop};
 use super::{Place, ReceiveOptions, ReceiveReport};
 use crate::archive::Archive;
 use crate::backoff::Backoff;
+use crate::disk::desk::Desk;
 use crate::error::{Error, Kind, Result};
 use crate::net::Started;
 use crate::pg::{Lsn, SegmentNumber, TimelineId};
@@ -44,6 +45,8 @@ enum Next {
 pub struct Run {
     pub(super) options: ReceiveOptions,
     pub(super) place: Place,
+    /// Whose task this is, if it is one's.
+    pub(super) desk: Option<Desk>,
     pub(super) observer: Observer,
     pub(super) stop: watch::Receiver<bool>,
     archive: Option<Archive>,
@@ -79,11 +82,18 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn new(options: ReceiveOptions, place: Place, observer: Observer, stop: watch::Receiver<bool>) -> Result<Run> {
+    pub fn new(
+        options: ReceiveOptions,
+        place: Place,
+        observer: Observer,
+        stop: watch::Receiver<bool>,
+        desk: Option<Desk>,
+    ) -> Result<Run> {
         let seed = u64::from_le_bytes(super::salt::random()?);
         Ok(Run {
             options,
             place,
+            desk,
             observer,
             stop,
             archive: None,

@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::ReceiveOptions;
 use super::check::Refused;
 use super::heart::Heart;
 use super::observe::{Observer, ReceiveEvent};
-use super::pipeline::{Pipeline, Turn, wait_until};
+use super::pipeline::{Pipeline, Turn};
 use super::sentinel::Sign;
 use super::server::Server;
+use super::{ReceiveOptions, wait_until};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
 use crate::wire::message::{Status, StreamEvent};

@@ -93,22 +93,30 @@ pub struct TailMaker {
     files: Option<Files>,
     prepared: Option<Beside<Result<PreparedTail>>>,
     preallocate: u64,
+    /// Local files are written as fast as possible, not as short.
+    hurried: bool,
 }
 
 impl TailMaker {
     pub fn new(archive: Archive, compression: Compression) -> TailMaker {
         let files = archive.repo.local_root().map(|root| Files::Repository(root.to_owned()));
-        TailMaker { archive, compression, files, prepared: None, preallocate: 0 }
+        TailMaker { archive, compression, files, prepared: None, preallocate: 0, hurried: false }
     }
 
     /// Makes those of a spool.
     pub fn spool(archive: Archive, compression: Compression, root: PathBuf) -> TailMaker {
-        TailMaker { archive, compression, files: Some(Files::Spool(root)), prepared: None, preallocate: 0 }
+        let files = Some(Files::Spool(root));
+        TailMaker { archive, compression, files, prepared: None, preallocate: 0, hurried: false }
     }
 
     /// Zeros that a local file begins with from now on; it grows when they are used up.
     pub fn preallocate(&mut self, bytes: u64) {
         self.preallocate = bytes;
+    }
+
+    /// Whether somebody waits for each flush: then nothing is compressed on the way to a local file, which goes with its segment.
+    pub fn hurry(&mut self, hurried: bool) {
+        self.hurried = hurried && self.files.is_some();
     }
 
     /// Begins to make the next local file, away from the hot path. Without effect where tails are pieces.
@@ -218,7 +226,10 @@ impl Tail {
             Some(current) => current,
             None => Current::begin(maker, keys, segment, from)?,
         };
-        let sealed = current.sealer.seal(bytes);
+        let sealed = match maker.hurried {
+            true => current.sealer.seal_plain(bytes),
+            false => current.sealer.seal(bytes),
+        };
         let flushed = match &mut current.file {
             Some(file) => {
                 let claim = (maker.archive.names.system, segment.timeline, to);

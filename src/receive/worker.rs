@@ -1,5 +1,6 @@
 //! The thread that keeps (under simulation: a task): a bounded queue in front, events behind, and a bound on the bytes that are on their way to the repository.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 
 use super::keep::{Flush, Keeper, Kept, Stop};
 use super::merge::Merge;
+use crate::disk::desk::{Desk, Work as Seat};
 use crate::disk::lane::Lane;
 use crate::error::{Error, Kind, Result};
 
@@ -135,19 +137,46 @@ pub struct Worker {
     pub work: mpsc::Sender<Work>,
     pub kept: UnboundedReceiver<Kept>,
     pub budget: Arc<Budget>,
+    /// Where it goes on, if it may do so at the desk of the stream.
+    seat: Option<Arc<Seat>>,
 }
 
 impl Worker {
-    /// Starts the thread. `make` builds its keeper. It ends when `work` is dropped, or after it said that it cannot go on.
-    pub fn start(lane: Lane, memory: u64, make: impl FnOnce(Out) -> Result<Keeper>) -> Result<Worker> {
+    /// Starts the thread. `make` builds its keeper. It ends when `work` is dropped, or after it said that it cannot go on. With a desk it can go on there.
+    pub fn start(
+        lane: Lane,
+        desk: Option<&Desk>,
+        memory: u64,
+        make: impl FnOnce(Out) -> Result<Keeper>,
+    ) -> Result<Worker> {
         let (work, queue) = mpsc::channel(QUEUE);
         let (events, kept) = mpsc::unbounded_channel();
         let budget = Arc::new(Budget::new(memory));
         let out = Out { events, budget: budget.clone() };
         let keeper = make(out.clone())?;
         let runs_in = lane.clone();
-        lane.start("keep", async move { run(keeper, queue, &out, runs_in).await })?;
-        Ok(Worker { work, kept, budget })
+        let keeping = async move { run(keeper, queue, &out, runs_in).await };
+        let seat = match desk {
+            Some(desk) => {
+                let seat = desk.work(keeping);
+                lane.start("keep", seat.clone().elsewhere())?;
+                Some(seat)
+            }
+            None => {
+                lane.start("keep", keeping)?;
+                None
+            }
+        };
+        Ok(Worker { work, kept, budget, seat })
+    }
+
+    /// Whether it goes on where the socket is read: then nobody is woken on the way of a commit. On a thread of its own it computes beside that.
+    pub fn sit(&self, at_the_socket: bool) {
+        match (&self.seat, at_the_socket) {
+            (Some(seat), true) => seat.sit_down(),
+            (Some(seat), false) => seat.leave(),
+            (None, _) => {}
+        }
     }
 }
 
@@ -215,10 +244,24 @@ async fn run(mut keeper: Keeper, mut queue: mpsc::Receiver<Work>, out: &Out, lan
     }
 }
 
+/// Hands the next message to the thread once there is room; `false`: the thread has ended. Cancel safe.
+pub async fn hand_over(work: &mpsc::Sender<Work>, outbox: &mut VecDeque<Work>) -> bool {
+    let Ok(permit) = work.reserve().await else { return false };
+    if let Some(next) = outbox.pop_front() {
+        permit.send(next);
+    }
+    true
+}
+
 /// What waits for a moment in which nothing arrives is done, in steps so short that nobody waits for them.
 async fn idle(keeper: &mut Keeper, queue: &mpsc::Receiver<Work>, lane: &Lane) {
-    while queue.is_empty() && !queue.is_closed() && keeper.idle_step() {
+    while queue.is_empty() && !queue.is_closed() && keeper.has_idle_work() {
+        // What was just made durable is told first.
+        tokio::task::yield_now().await;
         lane.pace().await;
+        if queue.is_empty() {
+            keeper.idle_step();
+        }
     }
 }
 

@@ -112,13 +112,22 @@ impl TailSealer {
     /// Seals the next bytes (split into frames of at most 256 KiB) and says what to append. What one call returns must be written
     /// after the bytes of the call before were synced: a torn write is told from damage by that.
     pub fn seal(&mut self, bytes: &[u8]) -> Bytes {
+        self.seal_as(bytes, self.compression)
+    }
+
+    /// As [`TailSealer::seal`], without compression.
+    pub fn seal_plain(&mut self, bytes: &[u8]) -> Bytes {
+        self.seal_as(bytes, Compression::None)
+    }
+
+    fn seal_as(&mut self, bytes: &[u8], compression: Compression) -> Bytes {
         let flush = self.number;
         let mut out = BytesMut::new();
         for plain in bytes.chunks(FRAME_BYTES) {
             let offset = self.hasher.len();
             self.hasher.update(plain);
             let extra = Extra { number: self.number, flush, offset, hash: self.hasher.finalize() }.encode();
-            let compression = match self.compression {
+            let compression = match compression {
                 Compression::Zstd(_) if plain.len() < SMALL_FRAME => Compression::Lz4,
                 chosen => chosen,
             };

@@ -204,3 +204,26 @@ fn a_sync_that_hangs_under_waiting_commits_is_a_stall() {
     harness::wait_acknowledged(&scene.server, commit);
     scene.end();
 }
+
+/// The thread that reads what arrives waits for the disk itself then; while that hangs the server hears from the receiver all the same, and may stop.
+#[test]
+fn a_sync_that_hangs_under_waiting_commits_holds_no_server_up() {
+    require_servers!(MajorVersion::V16);
+    if !strace::possible() {
+        return;
+    }
+    let mut scene = Scene::flushing_every(MajorVersion::V16, 0);
+    let interfered = scene.interfere("fdatasync:delay_enter=60000000:when=1");
+    let commit = scene.write();
+    std::thread::sleep(Duration::from_secs(4));
+    let silent = scene.server.sql("select extract(epoch from now() - max(reply_time))::int from pg_stat_replication");
+    assert!(matches!(&*silent, "0" | "1" | "2"), "the server heard nothing for {silent} s");
+    assert!(told(&scene.server) < commit, "acknowledged before the sync came back");
+    let took = scene.server.stop(Stop::Fast);
+    assert!(took < Duration::from_secs(9), "the stop waited {took:?} for a hanging sync");
+    scene.server.start_again();
+    assert!(harness::acknowledged(&scene.server) < commit);
+    drop(interfered);
+    harness::wait_acknowledged(&scene.server, commit);
+    scene.end();
+}
