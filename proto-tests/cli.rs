@@ -14,6 +14,8 @@ mod equality;
 mod fetch_codes;
 #[path = "cli/idle.rs"]
 mod idle;
+#[path = "cli/looking.rs"]
+mod looking;
 #[path = "cli/many.rs"]
 mod many;
 #[path = "cli/refusals.rs"]

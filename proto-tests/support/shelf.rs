@@ -39,6 +39,23 @@ impl Shelf {
         Shelf { archive: Archive { repo, names, keys: Arc::new(reader) }, ring: Arc::new(ring), keys, id }
     }
 
+    /// Another cluster with the same keys, in a folder of its own.
+    pub async fn sister(&self, folder: &Path, system: SystemIdentifier) -> Shelf {
+        let new = Shelf::new(folder, system, self.archive.names.segment_size).await;
+        let keys = RepositoryKeys {
+            identity: self.keys.identity.clone(),
+            public: self.keys.public.clone(),
+            secret: self.keys.secret.clone(),
+        };
+        let archive = Archive { keys: self.archive.keys.clone(), ..new.archive };
+        Shelf { archive, ring: self.ring.clone(), keys, id: self.id }
+    }
+
+    /// What opens names, times and sizes, but no contents.
+    pub fn index_keys(&self) -> Arc<ReaderRing> {
+        Arc::new(ReaderRing::new(self.id, self.keys.secret.clone(), None).expect("a ring"))
+    }
+
     /// What a restore leaves for `wal-fetch`.
     pub fn access(&self) -> Access {
         Access {

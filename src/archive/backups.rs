@@ -66,17 +66,23 @@ impl Archive {
     pub async fn backup(&self, id: &BackupId) -> Result<Option<Backup>> {
         let name = self.names.backup(id.as_str());
         let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
+        self.open_backup(id, &object).map(Some)
+    }
+
+    /// What an object says that stands under a backup's name.
+    pub fn open_backup(&self, id: &BackupId, object: &[u8]) -> Result<Backup> {
+        let name = self.names.backup(id.as_str());
         let refused = |failed: OpenFailed| refused(&name, failed);
         // Which of the two it is, only the object says; its claim is bound into its keys.
-        let (header, _) = read_header(&object).map_err(refused)?;
+        let (header, _) = read_header(object).map_err(refused)?;
         let kind = header.claims.kind;
         let expected = if kind == ObjectKind::Tombstone { kind } else { ObjectKind::Manifest };
         let claims = self.claims(expected, TimelineId(0), Lsn(0));
-        let plain = open_index(&object, &claims, self.keys.as_ref()).map_err(refused)?;
+        let plain = open_index(object, &claims, self.keys.as_ref()).map_err(refused)?;
         let found = match expected {
             ObjectKind::Tombstone => Tombstone::decode(&plain, id).map(Backup::GivenUp),
             _ => Manifest::decode(&plain, id).map(|m| Backup::Complete(Box::new(m))),
         };
-        found.map(Some).map_err(|bad| Error::new(Kind::Corrupt, bad.to_string()).context(&name))
+        found.map_err(|bad| Error::new(Kind::Corrupt, bad.to_string()).context(&name))
     }
 }

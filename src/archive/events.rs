@@ -8,7 +8,7 @@ use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
 use crate::repo::{Found, names};
-use crate::seal::content::event::{CorruptWal, Event, Hole, What};
+use crate::seal::content::event::{CorruptWal, Event, Hole, Verified, What};
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::WriterKeys;
 use crate::seal::opener::{OpenFailed, open_index, read_header};
@@ -54,22 +54,52 @@ impl Archive {
         for entry in listed {
             // Gone since it was listed: expired.
             let Some(object) = self.repo.get(&entry.name).await? else { continue };
-            match open_index(&object, &self.event_claims(), &*self.keys) {
-                Ok(content) => {
-                    let event = Event::decode(&content)
-                        .map_err(|e| Error::new(Kind::Corrupt, format!("{}: {e}", entry.name)))?;
-                    // Two clusters of one system under two names are two archives.
-                    if event.cluster == self.names.cluster {
-                        events.push(event);
-                    }
-                }
-                // Of another cluster.
-                Err(OpenFailed::Claims { .. }) => {}
-                Err(problem) => return Err(refused(&entry.name, problem)),
-            }
+            events.extend(self.open_event(&entry.name, &object)?);
         }
         events.sort_by_key(|event| event.at);
         Ok(events)
+    }
+
+    /// The newest checks of this archive that were noted, newest first, at most `most`. One that cannot be opened tells nothing: what is lost with it is only
+    /// when somebody looked.
+    pub async fn verified(&self, most: usize) -> Result<Vec<(Timestamp, Verified)>> {
+        let mut listed = self.repo.list("events").await?;
+        listed.retain(|entry| names::event_kind(&entry.name) == Some("verified"));
+        // The time is the first thing in a name, below its month.
+        listed.sort_by(|a, b| b.name.cmp(&a.name));
+        let mut found = Vec::new();
+        for entry in listed {
+            if found.len() >= most {
+                break;
+            }
+            let Some(object) = self.repo.get(&entry.name).await? else { continue };
+            match self.open_event(&entry.name, &object) {
+                Ok(Some(Event { at, what: What::Verified(verified), .. })) => found.push((at, verified)),
+                Ok(_) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        Ok(found)
+    }
+
+    /// An event of this cluster from its object; `None` for another cluster's.
+    pub fn open_event(&self, name: &str, object: &[u8]) -> Result<Option<Event>> {
+        match open_index(object, &self.event_claims(), &*self.keys) {
+            Ok(content) => {
+                let event = Event::decode(&content).map_err(|e| Error::new(Kind::Corrupt, format!("{name}: {e}")))?;
+                // Two clusters of one system under two names are two archives.
+                Ok(Some(event).filter(|event| event.cluster == self.names.cluster))
+            }
+            Err(OpenFailed::Claims { .. }) if self.is_foreign_event(object) => Ok(None),
+            Err(problem) => Err(refused(name, problem)),
+        }
+    }
+
+    /// Whether this is an event of another cluster of the same repository: what is of another repository, or no event, does not belong there.
+    fn is_foreign_event(&self, object: &[u8]) -> bool {
+        read_header(object).is_ok_and(|(header, _)| {
+            header.claims.kind == ObjectKind::Event && header.claims.repository == self.keys.repository()
+        })
     }
 
     /// Where this archive has holes that were given up, in the order in which that happened.

@@ -35,6 +35,23 @@ pub struct Inventory {
 impl Archive {
     /// Lists `wal/` and `tail/` and reads all history files.
     pub async fn inventory(&self) -> Result<Inventory> {
+        let (mut inventory, histories) = self.stock().await?;
+        for timeline in histories {
+            match self.parsed_history(timeline).await {
+                Ok(Some(history)) => _ = inventory.histories.insert(timeline, history),
+                // Gone since it was listed: expired.
+                Ok(None) => {}
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    inventory.damaged.insert(timeline, error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(inventory)
+    }
+
+    /// Lists `wal/` and `tail/`: the inventory without histories, and the timelines of which one is stored.
+    pub async fn stock(&self) -> Result<(Inventory, Vec<TimelineId>)> {
         let root = self.names.root();
         // Tails first: a segment that is completed between the two listings is then seen twice, never missed.
         let mut listed = self.repo.list(&format!("{root}/tail")).await?;
@@ -49,18 +66,7 @@ impl Archive {
             }
         }
         inventory.complete_parts(parts_of(self.names.segment_size));
-        for timeline in histories {
-            match self.parsed_history(timeline).await {
-                Ok(Some(history)) => _ = inventory.histories.insert(timeline, history),
-                // Gone since it was listed: expired.
-                Ok(None) => {}
-                Err(error) if error.kind() == Kind::Corrupt => {
-                    inventory.damaged.insert(timeline, error.to_string());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(inventory)
+        Ok((inventory, histories))
     }
 
     /// Of every timeline what is stored from the position on that `from` gives for it, and the newest segments (at least [`NEWEST`]). Older segments are left out,

@@ -3,6 +3,7 @@
 pub mod backups;
 pub mod cluster;
 pub mod events;
+pub mod examine;
 pub mod extent;
 pub mod group;
 pub mod heartbeat;

@@ -244,7 +244,13 @@ impl Archive {
 
     /// Claims of an object that may begin anywhere in its segment: the start that it states itself, if that lies there. What it states
     /// is authenticated when it is opened.
-    fn claims_inside(&self, segment: SegmentName, kind: ObjectKind, name: &str, object: &[u8]) -> Result<Claims> {
+    pub(super) fn claims_inside(
+        &self,
+        segment: SegmentName,
+        kind: ObjectKind,
+        name: &str,
+        object: &[u8],
+    ) -> Result<Claims> {
         let (header, _) = read_header(object).map_err(|e| refused(name, e))?;
         let start = header.claims.start;
         if start < segment.start() || start >= segment.end() {

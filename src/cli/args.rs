@@ -64,6 +64,13 @@ pub enum Command {
     WalFetch(WalFetchArgs),
     /// Backups, and the range of WAL that each can be restored to
     List,
+    /// One backup: sizes, WAL, how it was made, what can be restored from it
+    Show(ShowArgs),
+    /// Read back what is stored and say whether it is whole (exit 16 damaged, 15 gap in WAL)
+    Verify(VerifyArgs),
+    /// The repository itself: how much is stored, of what, and how it grows
+    #[command(subcommand)]
+    Repo(RepoCommand),
     /// How the streams are: state, lag, time to durable, slots (exit 1 when one needs attention)
     Status(StatusArgs),
     /// Can this server be streamed, is the slot healthy, can the repository be written
@@ -109,6 +116,41 @@ pub struct ReceiveArgs {
     /// Stop once everything up to this LSN is durable
     #[arg(long, value_name = "LSN")]
     pub until: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// Backup: its id, the beginning of it that no other has, or `latest`
+    #[arg(value_name = "ID")]
+    pub backup: String,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Open every byte of packs and WAL (needs the private key), not only names, lengths and indexes
+    #[arg(long)]
+    pub deep: bool,
+    /// Only this backup and the WAL that it needs: its id, the beginning of it, or `latest`
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Objects read side by side; each takes up to 40 MiB of memory while it is opened
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+    /// How long an object is asked for while the store fails
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub patience: String,
+    /// Do not note the result in the repository
+    #[arg(long)]
+    pub no_record: bool,
+    /// Private key file of a recipient, in place of the configured one
+    #[arg(long, value_name = "FILE", env = "WALRECV_IDENTITY_FILE")]
+    pub identity_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Bytes by kind, what each backup alone holds, dead space, growth (lists everything and reads all maps)
+    Stats,
 }
 
 #[derive(Debug, Args)]

@@ -1,10 +1,11 @@
 //! `walrecv list`: the backups, and how far each can be restored.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::args::Common;
 use super::context::Context;
-use super::{output, target};
+use super::{output, show};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
 use crate::catalog::{Catalog, path_in};
@@ -13,21 +14,21 @@ use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::repo::names::{PART_BYTES, parts_of};
 use crate::restore::stock;
-use crate::seal::content::event::Hole;
+use crate::seal::content::event::{Hole, Verified};
 use crate::seal::content::manifest::Manifest;
 
 /// How many segments are looked back through for the newest commit.
 const LOOK_BACK: u64 = 64;
 
 /// What one backup can be restored to.
-struct Window {
-    manifest: Manifest,
+pub(super) struct Window {
+    pub manifest: Manifest,
     /// Timeline and end of the WAL that continues the backup without a hole; `None`: not even the backup's own WAL is there.
-    end: Option<(TimelineId, Lsn)>,
+    pub end: Option<(TimelineId, Lsn)>,
     /// Time of the newest commit that a complete segment's summary tells of; the open segment may hold newer ones.
-    newest: Option<PgTime>,
+    pub newest: Option<PgTime>,
     /// Everything that was committed by then is stored: told by a heartbeat.
-    complete: Option<PgTime>,
+    pub complete: Option<PgTime>,
 }
 
 pub async fn run(common: &Common) -> Result<()> {
@@ -45,9 +46,10 @@ pub async fn run(common: &Common) -> Result<()> {
     }
     let holes = archive.holes().await?;
     let corrupt = archive.corrupt_wal().await?;
+    let checks = archive.verified(show::CHECKS).await?;
     if common.output == output::Format::Json {
         let stored: Vec<Value> = inventory.timelines.keys().map(|t| timeline_json(&inventory, *t, &archive)).collect();
-        let backups: Vec<Value> = windows.iter().map(window_json).collect();
+        let backups: Vec<Value> = windows.iter().map(|window| checked_json(window, &checks)).collect();
         output::json(&json!({
             "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
@@ -58,7 +60,8 @@ pub async fn run(common: &Common) -> Result<()> {
         }));
         return Ok(());
     }
-    show(&archive, &inventory, &windows);
+    print(&archive, &inventory, &windows);
+    tell_checks(&windows, &checks);
     holes.iter().for_each(|hole| output::line(hole_text(hole, &windows)));
     for (at, found) in &corrupt {
         output::line(format!(
@@ -67,6 +70,13 @@ pub async fn run(common: &Common) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// The window of one backup alone.
+pub(super) async fn window_of(context: &Context, archive: &Archive, manifest: Manifest) -> Result<Window> {
+    let inventory = archive.inventory().await?;
+    let catalog = noted(context, archive);
+    window(&Shelf { archive, inventory: &inventory, catalog: catalog.as_ref() }, manifest).await
 }
 
 /// What windows are made from.
@@ -147,7 +157,7 @@ fn noted_times(catalog: &Catalog, segment: SegmentName) -> Option<Vec<Option<(Pg
     (0..parts).map(|part| object(part).map(|object| object.times)).collect()
 }
 
-fn show(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
+fn print(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
     let names = &archive.names;
     output::line(format!(
         "cluster {}, system identifier {}, segments of {}",
@@ -166,15 +176,92 @@ fn show(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
         return;
     }
     output::line("");
-    let header =
-        ["BACKUP", "LABEL", "PG", "STOPPED", "DATA", "STORED", "RESTORABLE FROM", "THROUGH", "COMMITS THROUGH"];
-    let right = [false, false, true, false, true, true];
-    let rows: Vec<Vec<String>> = windows.iter().map(row).collect();
+    let wide = output::width() >= WIDE;
+    let columns: Vec<&Column> = COLUMNS.iter().filter(|column| wide || !column.wide).collect();
+    let header: Vec<&str> = columns.iter().map(|column| column.name).collect();
+    let right: Vec<bool> = columns.iter().map(|column| column.right).collect();
+    let rows: Vec<Vec<String>> =
+        windows.iter().map(|window| columns.iter().map(|column| (column.cell)(window)).collect()).collect();
     output::line(output::table(&header, &right, &rows));
     output::line("");
     output::line(
-        "COMMITS THROUGH is what complete segments and heartbeats tell; the open segment may hold newer ones. `walrecv restore --latest --plan` looks.",
+        "COMMITS THROUGH (UTC) is what complete segments and heartbeats tell; the open segment may hold newer ones.",
     );
+    output::line("`walrecv restore --latest --plan` looks; `walrecv show ID` tells the rest of one backup.");
+}
+
+/// A terminal of so many columns gets all of the table's.
+const WIDE: usize = 175;
+
+struct Column {
+    name: &'static str,
+    right: bool,
+    wide: bool,
+    cell: fn(&Window) -> String,
+}
+
+const fn column(name: &'static str, right: bool, wide: bool, cell: fn(&Window) -> String) -> Column {
+    Column { name, right, wide, cell }
+}
+
+/// Without the wide ones a row has at most 120 columns.
+const COLUMNS: [Column; 11] = [
+    column("BACKUP", false, false, |window| window.manifest.id.to_string()),
+    column("LABEL", false, true, |window| window.manifest.label.clone()),
+    column("PG", true, true, |window| (window.manifest.version_num / 10000).to_string()),
+    column("KIND", false, false, |window| show::kind(&window.manifest).to_owned()),
+    column("DATA", true, false, |window| output::bytes(window.manifest.sizes.total)),
+    column("CHANGED", true, false, |window| format!("{:.1} %", show::changed_share(&window.manifest) * 100.0)),
+    column("STORED", true, false, |window| output::bytes(window.manifest.sizes.stored)),
+    column("TOOK", true, false, |window| output::seconds(show::took(&window.manifest))),
+    column("RESTORABLE FROM", true, true, |window| window.manifest.stop.to_string()),
+    column("WAL THROUGH", false, true, |window| match usable(window) {
+        Some((timeline, end)) => format!("{end} (timeline {timeline})"),
+        None => "WAL MISSING".to_owned(),
+    }),
+    column("COMMITS THROUGH", false, false, |window| match usable(window) {
+        Some(_) => window.newest.max(window.complete).map_or("-".to_owned(), short),
+        None => "WAL MISSING".to_owned(),
+    }),
+];
+
+/// Where its WAL ends, if it reaches far enough for a restore.
+fn usable(window: &Window) -> Option<(TimelineId, Lsn)> {
+    window.end.filter(|(_, end)| *end >= window.manifest.stop)
+}
+
+/// To the second below: JSON and `show` have the rest.
+fn short(time: PgTime) -> String {
+    output::moment(time).map_or("-".to_owned(), |moment| moment.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
+}
+
+/// When somebody last read all of it back, and what was found.
+fn tell_checks(windows: &[Window], checks: &[(Timestamp, Verified)]) {
+    let Some((at, newest)) = checks.iter().find(|(_, check)| check.only.is_none()) else {
+        if !windows.is_empty() {
+            output::line("never verified: `walrecv verify` reads it back");
+        }
+        return;
+    };
+    let depth = if newest.deep { "every byte" } else { "names, lengths, indexes" };
+    output::line(format!("last verified {} ({depth}): {}", output::time(*at), newest.outcome.name()));
+    for window in windows {
+        let id = window.manifest.id.as_str();
+        match show::last_check(checks, id) {
+            Some((at, check)) if check.hurt.iter().any(|hurt| hurt == id) => {
+                output::line(format!("HURT: {id} could not be restored when it was verified at {}", output::time(*at)));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn checked_json(window: &Window, checks: &[(Timestamp, Verified)]) -> Value {
+    let mut value = window_json(window);
+    let id = window.manifest.id.as_str();
+    value["last_verified"] =
+        show::last_check(checks, id).map_or(Value::Null, |(at, check)| show::check_json(*at, check, id));
+    value
 }
 
 /// Whether a backup behind the hole makes it a matter of the past.
@@ -204,22 +291,6 @@ fn hole_json(hole: &Hole, windows: &[Window]) -> Value {
     })
 }
 
-fn row(window: &Window) -> Vec<String> {
-    let manifest = &window.manifest;
-    let usable = window.end.filter(|(_, end)| *end >= manifest.stop);
-    vec![
-        manifest.id.to_string(),
-        manifest.label.clone(),
-        (manifest.version_num / 10000).to_string(),
-        output::time(manifest.stopped_at),
-        output::bytes(manifest.sizes.total),
-        output::bytes(manifest.sizes.stored),
-        manifest.stop.to_string(),
-        usable.map_or("WAL MISSING".to_owned(), |(timeline, end)| format!("{end} (timeline {timeline})")),
-        window.newest.max(window.complete).map_or("-".to_owned(), target::show),
-    ]
-}
-
 /// One backup as scripts see it.
 pub fn backup_json(manifest: &Manifest) -> Value {
     json!({
@@ -228,16 +299,19 @@ pub fn backup_json(manifest: &Manifest) -> Value {
         "started_at": manifest.started_at.to_string(), "stopped_at": manifest.stopped_at.to_string(),
         "total_bytes": manifest.sizes.total, "stored_bytes": manifest.sizes.stored, "read_bytes": manifest.sizes.read,
         "files": manifest.sizes.files, "packs": manifest.sizes.packs, "bad_pages": manifest.bad_page_count,
+        "transfer": manifest.transfer, "parent": manifest.parent.as_ref().map(ToString::to_string),
+        "changed_bytes": manifest.sizes.changed, "reused_bytes": manifest.sizes.reused,
+        "changed_share": show::changed_share(manifest), "seconds": show::took(manifest),
     })
 }
 
-fn window_json(window: &Window) -> Value {
+pub(super) fn window_json(window: &Window) -> Value {
     let mut value = backup_json(&window.manifest);
     value["restorable_through"] = match &window.end {
         Some((timeline, end)) => json!({ "timeline": timeline.0, "lsn": end.to_string() }),
         None => Value::Null,
     };
-    value["restorable"] = window.end.is_some_and(|(_, end)| end >= window.manifest.stop).into();
+    value["restorable"] = usable(window).is_some().into();
     value["complete_through"] = window.complete.and_then(output::moment).map(output::rfc3339).into();
     value["newest_summarised_commit"] = window.newest.and_then(output::moment).map(output::rfc3339).into();
     value

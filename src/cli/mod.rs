@@ -12,11 +12,14 @@ mod init;
 mod list;
 mod output;
 mod receive;
+mod repo;
 mod restore;
 mod run;
+mod show;
 mod slot;
 mod status;
 mod target;
+mod verify;
 mod wal_fetch;
 
 use std::ffi::OsString;
@@ -24,7 +27,7 @@ use std::ffi::OsString;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use self::args::{CatalogCommand, Cli, Command, SlotCommand};
+use self::args::{CatalogCommand, Cli, Command, RepoCommand, SlotCommand};
 use crate::error::{Error, Kind, Result};
 
 /// Parses the line, runs the command, prints an error as last words, and returns the exit code.
@@ -112,6 +115,9 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::Restore(args) => interruptible(restore::run(&common, &args)).await.map(done),
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
         Command::List => list::run(&common).await.map(done),
+        Command::Show(args) => interruptible(show::run(&common, &args)).await.map(done),
+        Command::Verify(args) => interruptible(verify::run(&common, &args)).await.map(done),
+        Command::Repo(RepoCommand::Stats) => interruptible(repo::stats(&common)).await.map(done),
         Command::Check => check::run(&common).await.map(done),
         Command::Catalog(CatalogCommand::Rebuild) => interruptible(catalog::rebuild(&common)).await.map(done),
         Command::Catalog(CatalogCommand::Verify) => interruptible(catalog::verify(&common)).await.map(done),

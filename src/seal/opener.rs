@@ -4,7 +4,7 @@ use super::cipher::{self, COMMITMENT, FrameCipher};
 use super::frame::{self, BadFrame, FRAME_HEAD, Head, Slot};
 use super::header::{Claims, Header, KeyClass, truncated};
 use super::key::{DataKey, ObjectKey, ReaderKeys};
-use super::sealer::OBJECT_BYTES;
+use super::sealer::{FramePlace, OBJECT_BYTES};
 
 /// Why an object was refused. `Key` maps to exit 12, the rest to 16 (version: 10).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,6 +143,20 @@ impl Opener {
             (offset, number) = (offset + frame.len(), number + 1);
         }
         Ok(plain)
+    }
+
+    /// Where each frame of a whole object stands, by lengths and CRC-32C alone, as its sealer told it.
+    pub fn places(&self, object: &[u8]) -> Result<Vec<FramePlace>, OpenFailed> {
+        let walk = Walk { opener: self, object };
+        let (mut offset, mut places) = (self.preamble_len, Vec::new());
+        while places.is_empty() || offset < object.len() {
+            let (frame, head) = walk.frame(offset, places.len() as u64)?;
+            // Both are bounded by what a frame's head may say.
+            let (len, plain_len) = (frame.len() as u32, head.plain_len as u32);
+            places.push(FramePlace { offset: offset as u64, len, plain_len });
+            offset += frame.len();
+        }
+        Ok(places)
     }
 
     /// One frame of a pack, cut out by range: `frame` are its bytes (header and ciphertext), `number` its number; `last` whether it is the last.

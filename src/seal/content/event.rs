@@ -30,6 +30,7 @@ pub struct Event {
 pub enum What {
     Hole(Hole),
     CorruptWal(CorruptWal),
+    Verified(Verified),
     /// Of a later version of walrecv.
     #[serde(other)]
     Unknown,
@@ -61,12 +62,57 @@ pub struct CorruptWal {
     pub problem: String,
 }
 
+/// The archive, or one backup of it, was read back and checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Every byte was opened, not only what names, lengths and indexes tell.
+    pub deep: bool,
+    /// What was looked at: everything, or only this backup and its WAL.
+    pub only: Option<String>,
+    pub outcome: Outcome,
+    /// Problems that were found.
+    pub problems: u64,
+    /// Backups of which nothing that they need is missing or damaged.
+    pub whole: Vec<String>,
+    /// Backups that cannot be restored as they are.
+    pub hurt: Vec<String>,
+    /// Backups of which something could not be read, so that nothing is known.
+    pub unknown: Vec<String>,
+}
+
+/// What a check came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Nothing is wrong.
+    Ok,
+    /// Something is missing, damaged, or not what it should be.
+    Corrupt,
+    /// WAL is missing that no event explains.
+    Gap,
+    /// Something could not be read: neither good nor bad is known of it.
+    Unreadable,
+}
+
+impl Outcome {
+    /// As it is stored and printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Corrupt => "corrupt",
+            Outcome::Gap => "gap",
+            Outcome::Unreadable => "unreadable",
+        }
+    }
+}
+
 impl What {
     /// As it stands in the object's name.
     pub fn name(&self) -> &'static str {
         match self {
             What::Hole(_) => "hole",
             What::CorruptWal(_) => "corrupt-wal",
+            What::Verified(_) => "verified",
             What::Unknown => "unknown",
         }
     }
@@ -109,7 +155,18 @@ mod tests {
             reason: "r".to_owned(),
         };
         let corrupt = CorruptWal { timeline: TimelineId(1), lsn: Lsn(7), problem: "p".to_owned() };
-        for what in [What::Hole(hole), What::CorruptWal(corrupt)] {
+        let verified = Verified {
+            deep: true,
+            only: None,
+            outcome: Outcome::Corrupt,
+            problems: 3,
+            whole: vec!["a".to_owned()],
+            hurt: vec!["b".to_owned()],
+            unknown: Vec::new(),
+        };
+        let one = Verified { only: Some("b".to_owned()), ..verified.clone() };
+        let verified = [What::Verified(verified), What::Verified(one)];
+        for what in [What::Hole(hole), What::CorruptWal(corrupt)].into_iter().chain(verified) {
             let event = event(what);
             let text = String::from_utf8(event.encode()).unwrap();
             assert!(text.contains(&format!("\"event\": \"{}\"", event.what.name())), "{text}");

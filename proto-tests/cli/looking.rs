@@ -1,0 +1,147 @@
+//! What a person sees of a repository: `list`, `show`, `verify`, `repo stats`, on a real server's archive that is then damaged.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use walrecv::pg::MajorVersion;
+
+use crate::site::{Site, end, wait_durable};
+use crate::support::{Server, require_servers};
+
+/// All files below a folder whose path contains `part`, sorted.
+fn files(folder: &Path, part: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.display().to_string().contains(part) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// An archive with two backups that nobody writes to any more.
+fn archive(server: &Server) -> (Site, Value) {
+    let site = Site::new(server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("create table story as select n, repeat('x', 500) filler from generate_series(1, 4000) n");
+    site.backup();
+    server.sql("update story set filler = 'y' where n < 50");
+    server.switch_wal();
+    let backup = site.backup();
+    server.switch_wal();
+    wait_durable(server, server.lsn());
+    end(receiver);
+    (site, backup)
+}
+
+fn shown(site: &Site, args: &[&str]) -> Value {
+    site.walrecv(args).args(["--output", "json"]).run().expect_code(0).json()
+}
+
+#[test]
+fn a_repository_is_looked_after() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::start(MajorVersion::V17);
+    let (site, backup) = archive(&server);
+    let id = backup["id"].as_str().expect("an id");
+    drop(server);
+    assert!(site.walrecv(&["list"]).run().expect_code(0).stdout.contains("never verified"));
+
+    let quick = shown(&site, &["verify"]);
+    assert_eq!(
+        (&quick["outcome"], &quick["deep"], &quick["problems"]),
+        (&"ok".into(), &false.into(), &Value::Array(vec![]))
+    );
+    let deep = shown(&site, &["verify", "--deep", "--backup", "latest"]);
+    assert_eq!((&deep["outcome"], &deep["only"]), (&"ok".into(), &id.into()), "{deep}");
+    assert!(
+        deep["checked"]["pages"].as_u64() > Some(1000) && deep["checked"]["wal_records"].as_u64() > Some(0),
+        "{deep}"
+    );
+    assert_eq!(deep["checked"]["pages_bad"], 0, "{deep}");
+
+    let listed = shown(&site, &["list"]);
+    let newest = &listed["backups"][1];
+    assert_eq!(
+        (&newest["id"], &newest["last_verified"]["deep"], &newest["last_verified"]["state"]),
+        (&id.into(), &true.into(), &"whole".into())
+    );
+    for width in ["80", "120"] {
+        let text = site.walrecv(&["list"]).env("COLUMNS", width).run().expect_code(0).stdout;
+        let long = text.lines().find(|line| line.chars().count() > 120);
+        assert!(long.is_none() && text.contains(id) && text.contains("CHANGED"), "{text}");
+    }
+    let wide = site.walrecv(&["list"]).run().expect_code(0).stdout;
+    assert!(
+        wide.contains("RESTORABLE FROM") && wide.contains("last verified") && !wide.contains("WAL MISSING"),
+        "{wide}"
+    );
+
+    let told = shown(&site, &["show", "latest"]);
+    assert_eq!(
+        (&told["id"], &told["restorable"], &told["last_verified"]["state"]),
+        (&id.into(), &true.into(), &"whole".into())
+    );
+    assert!(told["changed_share"].as_f64().is_some_and(|share| share > 0.0 && share <= 1.0), "{told}");
+    let text = site.walrecv(&["show", &id[..id.len() - 2]]).run().expect_code(0).stdout;
+    for word in [id, "transfer", "made by", "restorable", "verified", "PostgreSQL 17."] {
+        assert!(text.contains(word), "{word:?} is not said: {text}");
+    }
+    let many = site.walrecv(&["show", "2"]).run().expect_code(2).stderr;
+    assert!(many.contains("2 backups begin with"), "{many}");
+    site.walrecv(&["show", "nothing"]).run().expect_code(2);
+
+    let stats = shown(&site, &["repo", "stats"]);
+    let classes = &stats["classes"];
+    assert!(
+        ["packs", "maps", "wal", "manifests"].iter().all(|class| classes[class]["bytes"].as_u64() > Some(0)),
+        "{stats}"
+    );
+    let on_disk: u64 =
+        files(&site.repository().join("clusters"), "/").iter().map(|p| fs::metadata(p).expect("a file").len()).sum();
+    assert_eq!(stats["bytes"], on_disk, "{stats}");
+    assert_eq!((stats["backups"].as_array().map(Vec::len), &stats["forecast"]), (Some(2), &Value::Null), "{stats}");
+    let (live, all) = (stats["live_bytes"].as_u64().expect("live"), stats["pack_bytes"].as_u64().expect("all"));
+    assert!(live > 0 && live <= all + 8192 * 2000, "{stats}");
+    assert!(site.walrecv(&["repo", "stats"]).run().expect_code(0).stdout.contains("COMES BACK"));
+    damaged(&site, id);
+}
+
+/// One byte of a pack, then a segment that is gone.
+fn damaged(site: &Site, id: &str) {
+    let pack = files(&site.repository(), &format!("/packs/{id}/")).pop().expect("a pack");
+    let good = fs::read(&pack).expect("a pack");
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 4;
+    fs::write(&pack, &bad).expect("a pack");
+    site.walrecv(&["verify"]).run().expect_code(0);
+    let refused = site.walrecv(&["verify", "--deep", "--output", "json"]).run().expect_code(16);
+    let report: Value = serde_json::from_str(&refused.stdout).expect("a report");
+    let leaf = pack.strip_prefix(site.repository()).expect("below it").display().to_string();
+    assert_eq!((&report["problems"][0]["object"], &report["problems"][0]["flaw"]), (&leaf.into(), &"damaged".into()));
+    assert!(refused.stderr.contains("\"code\":16"), "{}", refused.stderr);
+    let text = site.walrecv(&["list"]).run().expect_code(0).stdout;
+    assert!(text.contains(&format!("HURT: {id}")) && text.contains("corrupt"), "{text}");
+    fs::write(&pack, &good).expect("a pack");
+    let text = site.walrecv(&["verify", "--deep"]).run().expect_code(0).stdout;
+    assert!(text.contains("result  ok"), "{text}");
+
+    let segments = files(&site.repository(), "/wal/00000001/0000000100000000/0000");
+    let middle = &segments[segments.len() / 2];
+    let kept = fs::read(middle).expect("a segment");
+    fs::remove_file(middle).expect("a segment");
+    let text = site.walrecv(&["verify"]).run().expect_code(15);
+    let name = middle.file_name().expect("a name").to_string_lossy();
+    assert!(text.stdout.contains(&*name) && text.stdout.contains("GAP"), "{}", text.stdout);
+    fs::write(middle, kept).expect("a segment");
+    site.walrecv(&["verify", "--no-record"]).run().expect_code(0);
+}

@@ -1,0 +1,216 @@
+//! `walrecv show ID`: one backup, and what can be restored from it.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::args::{Common, ShowArgs};
+use super::context::Context;
+use super::{list, output, target};
+use crate::archive::Archive;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::seal::content::BackupId;
+use crate::seal::content::event::Verified;
+use crate::seal::content::manifest::{Backup, Manifest, Transfer};
+
+/// Candidates that are named where a beginning is not unique.
+const NAMED: usize = 4;
+/// Newest checks that are looked through for one that speaks of a backup.
+pub const CHECKS: usize = 16;
+
+pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
+    let context = Context::open(common).await?;
+    let archive = context.archive(context.index_ring()?).await?;
+    let id = choose(&archive, &args.backup).await?;
+    let manifest = match archive.backup(&id).await? {
+        Some(Backup::Complete(manifest)) => *manifest,
+        Some(Backup::GivenUp(tombstone)) => {
+            let text = format!("backup {id} was given up at {}: {}", tombstone.created_at, tombstone.reason);
+            return Err(Error::new(Kind::Usage, text).hint("nothing can be restored from it; take a new one"));
+        }
+        None => return Err(unknown(id.as_str())),
+    };
+    let checks = archive.verified(CHECKS).await?;
+    let window = list::window_of(&context, &archive, manifest).await?;
+    let last = last_check(&checks, id.as_str());
+    match common.output {
+        output::Format::Json => {
+            let mut value = list::window_json(&window);
+            details(&mut value, &window.manifest);
+            value["last_verified"] = last.map_or(Value::Null, |(at, check)| check_json(*at, check, id.as_str()));
+            output::json(&value);
+        }
+        output::Format::Text => {
+            text(&window);
+            let told = last.map_or("never".to_owned(), |(at, check)| check_text(*at, check, id.as_str()));
+            row("verified", told);
+        }
+    }
+    Ok(())
+}
+
+/// The backup that is meant: an id, a beginning that no other id has, or `latest`.
+pub async fn choose(archive: &Archive, text: &str) -> Result<BackupId> {
+    if text == "latest" {
+        let newest = archive.list_backups().await?.complete.pop();
+        return newest.map(|manifest| manifest.id).ok_or_else(|| {
+            Error::new(Kind::Usage, "there is no complete backup").hint("take one with `walrecv backup`")
+        });
+    }
+    let prefix = format!("{}/backups", archive.names.root());
+    let listed = archive.repo.list(&prefix).await.context("cannot list the backups")?;
+    let names = listed.iter().filter_map(|entry| entry.name.rsplit('/').next());
+    let mut found: Vec<BackupId> =
+        names.filter(|name| name.starts_with(text)).filter_map(|name| BackupId::parse(name).ok()).collect();
+    found.sort_unstable();
+    match found.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(unknown(text)),
+        many => {
+            let named: Vec<&str> = many.iter().take(NAMED).map(BackupId::as_str).collect();
+            let text = format!("{} backups begin with {text:?}: {}", many.len(), named.join(", "));
+            Err(Error::new(Kind::Usage, text).hint("give more of the id"))
+        }
+    }
+}
+
+fn unknown(text: &str) -> Error {
+    Error::new(Kind::Usage, format!("there is no backup {text:?}")).hint("`walrecv list` shows the backups")
+}
+
+/// The newest check that looked at a backup.
+pub fn last_check<'c>(checks: &'c [(Timestamp, Verified)], id: &str) -> Option<&'c (Timestamp, Verified)> {
+    checks.iter().find(|(_, check)| state(check, id).is_some())
+}
+
+/// What a check said of a backup; `None`: it did not look at it.
+fn state(check: &Verified, id: &str) -> Option<&'static str> {
+    let has = |ids: &[String]| ids.iter().any(|other| other == id);
+    match () {
+        () if has(&check.hurt) => Some("hurt"),
+        () if has(&check.unknown) => Some("unknown"),
+        () if has(&check.whole) => Some("whole"),
+        () => None,
+    }
+}
+
+fn depth(check: &Verified) -> &'static str {
+    if check.deep { "deep" } else { "quick" }
+}
+
+pub fn check_json(at: Timestamp, check: &Verified, id: &str) -> Value {
+    json!({ "at": output::rfc3339(at), "deep": check.deep, "state": state(check, id) })
+}
+
+pub fn check_text(at: Timestamp, check: &Verified, id: &str) -> String {
+    let state = match state(check, id) {
+        Some("hurt") => "HURT: it cannot be restored as it is",
+        Some("unknown") => "could not be read",
+        _ => "whole",
+    };
+    format!("{} ({}): {state}", output::time(at), depth(check))
+}
+
+/// What `list` does not tell.
+fn details(value: &mut Value, manifest: &Manifest) {
+    let sizes = &manifest.sizes;
+    let raw = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    value["made_by"] = manifest.made_by.clone().into();
+    value["from_standby"] = manifest.from_standby.into();
+    value["checkpoint_lsn"] = manifest.checkpoint.to_string().into();
+    value["stop_timeline"] = manifest.stop_timeline.0.into();
+    value["zero_bytes"] = sizes.zero.into();
+    value["carried_bytes"] = sizes.carried.into();
+    value["why_full"] = manifest.why_full.clone().into();
+    value["host"] = manifest.host.clone().into();
+    value["survivors_at"] = manifest.survivors_at.to_string().into();
+    value["data_checksums"] = (manifest.control.data_checksum_version > 0).into();
+    let spaces = manifest.tablespaces.iter().map(|t| json!({ "oid": t.oid, "location": raw(&t.location.0) }));
+    value["tablespaces"] = spaces.collect();
+    let maps = manifest
+        .maps
+        .iter()
+        .map(|map| json!({ "backup": map.backup.to_string(), "parts": map.parts, "bytes": map.bytes }));
+    value["maps"] = maps.collect();
+    let bad = manifest.bad_pages.iter().map(|page| json!({ "path": raw(&page.path.0), "page": page.page }));
+    value["bad_pages_named"] = bad.collect();
+}
+
+/// How it came: all files, or only blocks that changed. Either way it is restored as one whole.
+pub fn kind(manifest: &Manifest) -> &'static str {
+    match manifest.transfer {
+        Transfer::Full => "full",
+        Transfer::Incremental => "incr",
+    }
+}
+
+/// Seconds from the start to the end of the copy.
+pub fn took(manifest: &Manifest) -> f64 {
+    manifest.stopped_at.duration_since(manifest.started_at).as_secs_f64().max(0.0)
+}
+
+/// The part of the data that this backup stored anew, 0 to 1; 0 for an empty one.
+pub fn changed_share(manifest: &Manifest) -> f64 {
+    let sizes = &manifest.sizes;
+    if sizes.total == 0 { 0.0 } else { (sizes.changed as f64 / sizes.total as f64).min(1.0) }
+}
+
+fn row(name: &str, text: impl AsRef<str>) {
+    output::line(format!("{name:<12} {}", text.as_ref()));
+}
+
+fn text(window: &list::Window) {
+    let manifest = &window.manifest;
+    let sizes = &manifest.sizes;
+    row("backup", manifest.id.as_str());
+    row("label", &manifest.label);
+    let standby = if manifest.from_standby { ", taken from a standby" } else { "" };
+    let version = manifest.version_num;
+    row("server", format!("PostgreSQL {}.{}{standby}", version / 10000, version % 10000));
+    let host = if manifest.host.is_empty() { String::new() } else { format!(" on {}", manifest.host) };
+    row("made by", format!("{}{host}", manifest.made_by));
+    let why = manifest.why_full.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    match manifest.transfer {
+        Transfer::Full => row("transfer", format!("full{why}")),
+        Transfer::Incremental => row("transfer", "incremental: the server sent what had changed"),
+    }
+    match &manifest.parent {
+        Some(parent) => row("compared", format!("with {parent}, whose packs it names; it is whole without it")),
+        None => row("compared", "with none: it stored everything itself"),
+    }
+    row("began", output::time(manifest.started_at));
+    row("took", output::seconds(took(manifest)));
+    row("data", format!("{} in {} files", output::bytes(sizes.total), sizes.files));
+    row(
+        "changed",
+        format!(
+            "{} ({:.1} %), {} of zeros",
+            output::bytes(sizes.changed),
+            changed_share(manifest) * 100.0,
+            output::bytes(sizes.zero)
+        ),
+    );
+    row("stored", format!("{} in {} packs", output::bytes(sizes.stored), sizes.packs));
+    row("WAL", format!("{} to {}, timeline {}", manifest.start, manifest.stop, manifest.stop_timeline));
+    for map in &manifest.maps {
+        row("map", format!("of {}, {}", map.backup, output::bytes(map.bytes)));
+    }
+    for space in &manifest.tablespaces {
+        row("tablespace", format!("{} at {}", space.oid, String::from_utf8_lossy(&space.location.0)));
+    }
+    if manifest.bad_page_count > 0 {
+        row("BAD PAGES", format!("{}: their checksums are wrong on the server itself", manifest.bad_page_count));
+        for page in manifest.bad_pages.iter().take(10) {
+            row("", format!("{} page {}", String::from_utf8_lossy(&page.path.0), page.page));
+        }
+    }
+    match window.end.filter(|(_, end)| *end >= manifest.stop) {
+        Some((timeline, end)) => row("restorable", format!("from {} to {end} (timeline {timeline})", manifest.stop)),
+        None => row("restorable", "NO: WAL from its start to its stop is missing"),
+    }
+    if let Some(time) = window.newest.max(window.complete) {
+        row(
+            "commits",
+            format!("through {}, perhaps later: `walrecv restore --latest --plan` looks", target::show(time)),
+        );
+    }
+}

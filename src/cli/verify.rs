@@ -1,0 +1,187 @@
+//! `walrecv verify`: read back, check, say what is wrong and which backups that hurts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::args::{Common, VerifyArgs};
+use super::context::Context;
+use super::{output, show};
+use crate::archive::Archive;
+use crate::config::duration;
+use crate::error::{Error, Kind, Result};
+use crate::seal::content::event::{Outcome, What};
+use crate::verify::{self, Checked, Flaw, Options, Problem, Progress, Report, Stage, State};
+
+/// How long noting the result may take.
+const NOTE: Duration = Duration::from_secs(30);
+/// Backups that are named behind a problem.
+const NAMED: usize = 5;
+
+pub async fn run(common: &Common, args: &VerifyArgs) -> Result<()> {
+    let context = Context::open_with(common, args.identity_file.as_deref()).await?;
+    let ring = if args.deep { context.content_ring().await? } else { context.index_ring()? };
+    let archive = context.archive(ring).await?;
+    let patience =
+        duration::parse(&args.patience).map_err(|problem| Error::new(Kind::Usage, format!("--patience: {problem}")))?;
+    let only = match &args.backup {
+        Some(text) => Some(show::choose(&archive, text).await?),
+        None => None,
+    };
+    let bar = bar();
+    let shown = bar.clone();
+    let options = Options {
+        deep: args.deep,
+        only,
+        jobs: usize::from(args.jobs),
+        patience,
+        progress: Some(Arc::new(move |progress| tell(&shown, progress))),
+    };
+    let report = verify::verify(&archive, &options).await;
+    bar.finish_and_clear();
+    let report = report?;
+    if !args.no_record {
+        record(&context, &archive, &report).await;
+    }
+    match common.output {
+        output::Format::Json => output::json(&report),
+        output::Format::Text => print(&report, context.repo.url()),
+    }
+    verify::refusal(&report).map_or(Ok(()), Err)
+}
+
+/// That nothing can be written, for lack of rights, must not hide what was found.
+async fn record(context: &Context, archive: &Archive, report: &Report) {
+    let noted = async {
+        let keys = context.writer_ring()?.fresh()?;
+        archive.put_event(&keys, What::Verified(report.event()), NOTE).await
+    };
+    if let Err(error) = noted.await {
+        output::note(format!("warning: the result is not noted in the repository: {error}"));
+    }
+}
+
+/// Hidden unless a person watches.
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if !output::watched() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    bar
+}
+
+fn tell(bar: &ProgressBar, progress: Progress) {
+    let style = match progress.stage {
+        Stage::Maps => "{bar:40} map {pos} of {len}",
+        Stage::Packs => "{bar:40} packs: {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        Stage::Runs => "{bar:40} map {pos} of {len} against the packs",
+        Stage::Wal => "{bar:40} WAL: folder {pos} of {len}, {eta} left",
+    };
+    if bar.length() != Some(progress.total) || progress.done <= 1 {
+        bar.reset();
+        bar.set_length(progress.total);
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+    }
+    bar.set_position(progress.done);
+}
+
+fn print(report: &Report, url: &str) {
+    let depth = if report.deep { "every byte" } else { "names, lengths, indexes" };
+    output::line(format!("cluster {} in {url}: {depth}", report.cluster));
+    for verdict in &report.backups {
+        let state = match verdict.state {
+            State::Whole if verdict.limited => "whole, but WAL behind it is missing or damaged",
+            State::Whole => "whole",
+            State::Hurt => "HURT: it cannot be restored as it is",
+            State::Unknown => "UNKNOWN: something of it could not be read",
+        };
+        output::line(format!("backup  {}  {state}", verdict.id));
+    }
+    if report.backups.is_empty() {
+        output::line("backup  none");
+    }
+    for range in &report.wal {
+        output::line(format!("WAL     timeline {}: {} to {}", range.timeline, range.from, range.to));
+    }
+    for hole in &report.recorded_holes {
+        let (timeline, from, to) = (hole.timeline, &hole.from, &hole.to);
+        output::line(format!("hole    timeline {timeline}: {from} to {to}, recorded: {}", hole.reason));
+    }
+    report.problems.iter().for_each(problem);
+    if report.problems_not_named > 0 {
+        output::line(format!("        and {} more problems", report.problems_not_named));
+    }
+    checked(&report.checked, report.deep);
+    if report.left_over.objects > 0 {
+        let left = &report.left_over;
+        output::line(format!(
+            "left    {} objects, {}, of {} backups without a manifest or not needed any more: no harm",
+            left.objects,
+            output::bytes(left.bytes),
+            left.backups.len()
+        ));
+    }
+    let result = match report.outcome {
+        Outcome::Ok => "ok: nothing is missing or damaged",
+        Outcome::Corrupt => "DAMAGED",
+        Outcome::Gap => "GAP in WAL",
+        Outcome::Unreadable => "not everything COULD BE READ: no verdict",
+    };
+    output::line(format!("result  {result} ({})", output::seconds(report.milliseconds as f64 / 1000.0)));
+}
+
+fn problem(problem: &Problem) {
+    let flaw = match problem.flaw {
+        Flaw::Missing => "MISSING",
+        Flaw::Damaged => "DAMAGED",
+        Flaw::Unauthentic => "NOT AUTHENTIC",
+        Flaw::Gap => "GAP",
+        Flaw::Unreadable => "COULD NOT BE READ",
+    };
+    output::line(format!("{flaw}  {}", problem.object));
+    output::line(format!("        expected {}", problem.expected));
+    output::line(format!("        found    {}", problem.found));
+    let list = |ids: &std::collections::BTreeSet<String>| {
+        let named: Vec<&str> = ids.iter().take(NAMED).map(String::as_str).collect();
+        let more = ids.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{}{more}", named.join(", "))
+    };
+    if !problem.hurts.is_empty() {
+        output::line(format!("        hurts    {}", list(&problem.hurts)));
+    }
+    if !problem.limits.is_empty() {
+        output::line(format!("        limits   {}", list(&problem.limits)));
+    }
+    if problem.hurts.is_empty() && problem.limits.is_empty() {
+        output::line("        hurts    no backup");
+    }
+}
+
+fn checked(checked: &Checked, deep: bool) {
+    output::line(format!(
+        "checked {} manifests, {} map parts, {} packs, {} objects with WAL, {} tails, {} histories, {} others; {} read",
+        checked.manifests,
+        checked.map_parts,
+        checked.packs,
+        checked.wal_objects,
+        checked.tails,
+        checked.histories,
+        checked.others,
+        output::bytes(checked.bytes)
+    ));
+    if deep {
+        output::line(format!(
+            "opened  {} data pages in {} runs, {} WAL records; page checksums: {} right, {} too new to judge, {} wrong",
+            checked.pages,
+            checked.runs,
+            checked.wal_records,
+            checked.pages_good,
+            checked.pages_newer,
+            checked.pages_bad
+        ));
+    }
+}

@@ -1,0 +1,130 @@
+//! The backups that there are, and PostgreSQL's own manifests of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::stream::{self, StreamExt};
+use sha2::{Digest, Sha256};
+
+use super::bits::Bits;
+use super::look::{Look, Trouble};
+use crate::error::{Context, Error, Kind, Result};
+use crate::seal::content::manifest::{Backup, Manifest};
+use crate::seal::content::{BackupId, hex};
+use crate::seal::header::{KeyClass, ObjectKind};
+
+/// Manifests read side by side.
+const AT_ONCE: usize = 8;
+
+/// The backups that are looked at.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    /// Oldest first; their places are the numbers in [`Bits`].
+    pub manifests: Vec<Manifest>,
+    numbers: BTreeMap<String, usize>,
+    /// Under whose names stands something that does not read as a manifest.
+    pub unread: BTreeSet<String>,
+    pub given_up: BTreeSet<String>,
+}
+
+impl Shelf {
+    pub fn number(&self, id: &str) -> Option<usize> {
+        self.numbers.get(id).copied()
+    }
+
+    /// Ids of these backups.
+    pub fn names(&self, bits: &Bits) -> BTreeSet<String> {
+        bits.iter().filter_map(|number| Some(self.manifests.get(number)?.id.to_string())).collect()
+    }
+
+    /// All that are looked at, readable or not.
+    pub fn ids(&self) -> impl Iterator<Item = String> {
+        let all: BTreeSet<String> = self.numbers.keys().chain(&self.unread).cloned().collect();
+        all.into_iter()
+    }
+
+    fn add(&mut self, mut manifests: Vec<Manifest>) {
+        manifests.sort_by(|a, b| a.id.cmp(&b.id));
+        self.numbers = manifests.iter().enumerate().map(|(number, m)| (m.id.to_string(), number)).collect();
+        self.manifests = manifests;
+    }
+}
+
+/// Reads every manifest, or the one that was asked for.
+pub async fn shelf(look: &Look<'_>) -> Result<Shelf> {
+    let archive = look.archive;
+    let prefix = format!("{}/backups", archive.names.root());
+    let listed = look.patiently(|| archive.repo.list(&prefix)).await.context("cannot list the backups")?;
+    let ids = listed.iter().filter_map(|entry| BackupId::parse(entry.name.rsplit('/').next()?).ok());
+    let wanted: Vec<BackupId> = ids.filter(|id| look.options.only.as_ref().is_none_or(|only| only == id)).collect();
+    if let (Some(only), true) = (&look.options.only, wanted.is_empty()) {
+        return Err(
+            Error::new(Kind::Usage, format!("there is no backup {only}")).hint("`walrecv list` shows the backups")
+        );
+    }
+    let mut shelf = Shelf::default();
+    let mut manifests = Vec::new();
+    let mut reading = stream::iter(wanted.into_iter().map(|id| read(look, id))).buffer_unordered(AT_ONCE);
+    while let Some((id, found)) = reading.next().await {
+        match found {
+            Ok(Backup::Complete(manifest)) => {
+                look.count(|checked| checked.manifests += 1);
+                manifests.push(*manifest);
+            }
+            Ok(Backup::GivenUp(_)) => {
+                look.count(|checked| checked.others += 1);
+                shelf.given_up.insert(id.to_string());
+            }
+            // Deleted since it was listed.
+            Err(Trouble { flaw: super::Flaw::Missing, .. }) => {}
+            Err(trouble) => {
+                let hurts = BTreeSet::from([id.to_string()]);
+                shelf.unread.insert(id.to_string());
+                look.blame(&archive.names.backup(id.as_str()), "the manifest of this backup", trouble, hurts);
+            }
+        }
+    }
+    shelf.add(manifests);
+    Ok(shelf)
+}
+
+async fn read(look: &Look<'_>, id: BackupId) -> (BackupId, Result<Backup, Trouble>) {
+    let name = look.archive.names.backup(id.as_str());
+    let (archive, of) = (look.archive.clone(), id.clone());
+    let whole_name = name.clone();
+    let open =
+        move |bytes: bytes::Bytes| archive.open_backup(&of, &bytes).map_err(|error| Trouble::of(&error, &whole_name));
+    (id, look.object(&name, KeyClass::Index, open).await)
+}
+
+/// PostgreSQL's own manifests: every part, the length, the SHA-256.
+pub async fn server_manifests(look: &Look<'_>, shelf: &Shelf) {
+    let all = shelf.manifests.iter().map(|manifest| server_manifest(look, manifest));
+    stream::iter(all).buffer_unordered(look.options.jobs.max(1)).collect::<Vec<()>>().await;
+}
+
+async fn server_manifest(look: &Look<'_>, manifest: &Manifest) {
+    let Some(stored) = &manifest.server_manifest else { return };
+    let hurts = || BTreeSet::from([manifest.id.to_string()]);
+    let (mut len, mut hash, mut whole) = (0, Sha256::new(), true);
+    for part in 0..stored.parts {
+        let name = look.archive.names.server_manifest(manifest.id.as_str(), part);
+        match look.index(&name, ObjectKind::ServerManifest, part).await {
+            Ok(plain) => {
+                len += plain.len() as u64;
+                hash.update(&plain);
+            }
+            Err(trouble) => {
+                whole = false;
+                look.blame(&name, "a part of PostgreSQL's backup_manifest", trouble, hurts());
+            }
+        }
+    }
+    let sha256 = hex(&hash.finalize());
+    if whole && (len, sha256.as_str()) != (stored.len, stored.sha256.as_str()) {
+        // Parts do not say which they are: any of them may be another one.
+        let name = format!("{}/manifests/{}", look.archive.names.root(), manifest.id);
+        let expected = format!("parts of {} bytes together with SHA-256 {}", stored.len, stored.sha256);
+        look.blame(&name, &expected, Trouble::damaged(format!("{len} bytes with SHA-256 {sha256}")), hurts());
+    }
+    look.count(|checked| checked.server_manifests += u64::from(whole));
+}
