@@ -2,6 +2,8 @@
 
 #[path = "cli/archive_refusals.rs"]
 mod archive_refusals;
+#[path = "cli/backups.rs"]
+mod backups;
 #[path = "cli/catalog.rs"]
 mod catalog;
 #[path = "cli/check.rs"]

@@ -17,7 +17,6 @@ fn an_archive_answers_what_it_cannot_do() {
     let server = Server::start(MajorVersion::V18);
     let site = Site::new(&server);
     // Nothing has ever been received.
-    Refusal::of(&site, &["backup"]).is(18, "receiver");
     Refusal::of(&site, &["list"]).is(10, "nothing is stored");
     Refusal::of(&site, &["restore", "--latest", "--plan"]).is(10, "nothing is stored");
 
@@ -40,17 +39,9 @@ fn an_archive_answers_what_it_cannot_do() {
     server.sql("insert into t select generate_series(1, 10)");
     wait_durable(&server, server.lsn());
     end(receiver);
-    no_receiver(&site, &server);
     restores(&site, &before);
     keys(&site);
     fetch_codes::answers(&site);
-}
-
-/// The archive lags behind the server and nobody fills it.
-fn no_receiver(site: &Site, server: &Server) {
-    server.sql("insert into t values (0)");
-    server.switch_wal();
-    Refusal::of(site, &["backup"]).is(18, "receive");
 }
 
 fn restores(site: &Site, before: &str) {

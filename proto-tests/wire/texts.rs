@@ -1,7 +1,7 @@
 //! Command texts in the grammar of each version, and what must never get into one.
 
 use walrecv::pg::{Lsn, MajorVersion, TimelineId};
-use walrecv::wire::command::{self, BaseBackupOptions};
+use walrecv::wire::command::{self, BaseBackupOptions, ServerCompression};
 use walrecv::wire::upload_manifest::UploadManifest;
 use walrecv::wire::{Outbox, WireError};
 
@@ -38,6 +38,19 @@ fn base_backup_in_both_grammars() {
         let upload = UploadManifest::begin(version, &mut out);
         assert_eq!(upload.is_ok(), version >= MajorVersion::V17);
         assert_eq!(out.bytes.is_empty(), upload.is_err());
+        for (method, said) in [
+            (ServerCompression::Zstd { level: 3 }, "COMPRESSION 'zstd', COMPRESSION_DETAIL 'level=3', "),
+            (ServerCompression::Lz4, "COMPRESSION 'lz4', "),
+        ] {
+            let packed = BaseBackupOptions { compression: Some(method), ..full.clone() };
+            match command::base_backup_text(&packed, version) {
+                Ok(text) if version >= MajorVersion::V15 => {
+                    assert_eq!(text, new.replace("MANIFEST 'yes'", &format!("{said}MANIFEST 'yes'")));
+                }
+                Err(error) if version < MajorVersion::V15 => assert!(error.to_string().contains("from 15 on")),
+                other => panic!("{version}: {other:?}"),
+            }
+        }
         for label in ["a\nb", "a\0b", "\u{7f}"] {
             assert!(command::base_backup_text(&options(label), version).is_err(), "{label:?}");
         }

@@ -19,7 +19,8 @@ use crate::seal::content::manifest::{BadPage, Manifest, Raw, ServerManifest};
 use crate::seal::content::map::{EntryKind, PackPlace};
 use crate::seal::page_hash::{CHUNK, PageHash, PageHasher};
 use crate::seal::sealer::Compression;
-use crate::wire::command::{BackupEvent, TablespaceRow};
+use crate::seal::unpack::{BadStream, Method, Unpack};
+use crate::wire::command::{BackupEvent, ServerCompression, TablespaceRow};
 
 /// Largest backup_label or tablespace_map that is accepted.
 const KEPT: u64 = 4 << 20;
@@ -33,6 +34,8 @@ pub struct Expected {
     /// `None`: the cluster has no page checksums.
     pub pages_per_segment: Option<u32>,
     pub compression: Compression,
+    /// What archives are compressed with as they come.
+    pub server_compression: Option<ServerCompression>,
 }
 
 /// Everything that was received and stored.
@@ -71,6 +74,8 @@ pub struct Intake {
     pub(super) sealing: Sealing,
     packer: Packer,
     hasher: PageHasher,
+    /// Undoes the server's compression of the current archive.
+    unpack: Option<Unpack>,
     tar: TarReader,
     /// What the current archive's names are below.
     prefix: Vec<u8>,
@@ -97,6 +102,7 @@ impl Intake {
             sealing,
             packer,
             hasher,
+            unpack: None,
             tar: TarReader::new(),
             prefix: Vec::new(),
             archives: 0,
@@ -142,15 +148,32 @@ impl Intake {
             self.records.push(Record::directory(path));
         }
         self.tar = TarReader::new();
+        self.unpack = self.expected.server_compression.map(unpack).transpose()?;
         self.archives += 1;
         Ok(())
     }
 
     fn archive_ends(&mut self) -> Result<()> {
+        if let Some(unpack) = self.unpack.take() {
+            unpack.finish().map_err(garbled)?;
+        }
         self.tar.finish().map_err(damaged)
     }
 
     fn data(&mut self, bytes: Bytes) -> Result<()> {
+        let Some(mut unpack) = self.unpack.take() else { return self.plain(bytes) };
+        unpack
+            .feed(&bytes, &mut |piece| self.plain(Bytes::copy_from_slice(piece)).map_err(Unpacked::Refused))
+            .map_err(|failed| match failed {
+                Unpacked::Refused(error) => error,
+                Unpacked::Bad(bad) => garbled(bad),
+            })?;
+        self.unpack = Some(unpack);
+        Ok(())
+    }
+
+    /// Bytes of the archive itself.
+    fn plain(&mut self, bytes: Bytes) -> Result<()> {
         self.tar.feed(bytes);
         while let Some(event) = self.tar.next_event().map_err(damaged)? {
             match event {
@@ -329,6 +352,30 @@ impl Intake {
         };
         Ok((received, self.sealing))
     }
+}
+
+/// Why compressed bytes were refused: as such, or for what they hold.
+enum Unpacked {
+    Bad(BadStream),
+    Refused(Error),
+}
+
+impl From<BadStream> for Unpacked {
+    fn from(bad: BadStream) -> Unpacked {
+        Unpacked::Bad(bad)
+    }
+}
+
+fn unpack(compression: ServerCompression) -> Result<Unpack> {
+    let method = match compression {
+        ServerCompression::Zstd { .. } => Method::Zstd,
+        ServerCompression::Lz4 => Method::Lz4,
+    };
+    Unpack::new(method).map_err(garbled)
+}
+
+fn garbled(bad: BadStream) -> Error {
+    Error::new(Kind::Corrupt, bad.to_string()).context("the server's compressed base backup")
 }
 
 fn damaged(bad: BadTar) -> Error {

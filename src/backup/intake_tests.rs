@@ -26,7 +26,8 @@ use crate::seal::header::{ObjectKind, RepositoryId};
 use crate::seal::opener::{Opener, open_index};
 use crate::seal::page_hash::CHUNK;
 use crate::seal::sealer::Compression;
-use crate::wire::command::{BackupEvent, TablespaceRow};
+use crate::seal::unpack::packed_by_zstd;
+use crate::wire::command::{BackupEvent, ServerCompression, TablespaceRow};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7);
 const START: Lsn = Lsn(0x2000028);
@@ -99,6 +100,7 @@ struct Bench {
     archive: Archive,
     ring: Arc<WriterRing>,
     id: BackupId,
+    server_compression: Option<ServerCompression>,
 }
 
 impl Bench {
@@ -110,7 +112,12 @@ impl Bench {
             ClusterNames { cluster: "main".into(), system: SYSTEM, segment_size: SegmentSize::new(1 << 20).unwrap() };
         let repo = Repository::open("file:///nowhere", &|_| None).unwrap();
         let id = BackupId::new(jiff::Timestamp::from_second(0).unwrap(), TimelineId(1), START, 1);
-        Bench { archive: Archive { repo, names, keys: Arc::new(reader) }, ring: Arc::new(ring), id }
+        Bench {
+            archive: Archive { repo, names, keys: Arc::new(reader) },
+            ring: Arc::new(ring),
+            id,
+            server_compression: None,
+        }
     }
 
     /// Runs the intake and the map over these events; what was received, the map's parts, and every object by name.
@@ -129,6 +136,7 @@ impl Bench {
             tablespaces: vec![TablespaceRow { oid: None, location: String::new(), size_kb: None }],
             pages_per_segment: None,
             compression: Compression::Lz4,
+            server_compression: self.server_compression,
         };
         let (to, from) = mpsc::channel(events.len() + 1);
         events.into_iter().for_each(|e| to.try_send(e).unwrap());
@@ -312,4 +320,36 @@ fn a_stream_out_of_order_or_cut_is_refused() {
     bench.refuses(other, "an archive of no tablespace");
     let unfinished = without(&|e| *e == BackupEvent::Complete);
     assert_eq!(bench.take(unfinished).err().unwrap().kind(), Kind::Interrupted);
+}
+
+/// The same stream, its archive compressed, in pieces.
+fn compressed(made: &Made, change: impl Fn(&mut Vec<u8>)) -> Vec<BackupEvent> {
+    let mut packed = packed_by_zstd(&made.tar());
+    change(&mut packed);
+    let mut events = made.events();
+    let first = events.iter().position(|e| matches!(e, BackupEvent::Data(_))).unwrap();
+    events.retain(|e| !matches!(e, BackupEvent::Data(_)));
+    let pieces = packed.chunks(made.pieces).map(|c| BackupEvent::Data(Bytes::copy_from_slice(c)));
+    events.splice(first..first, pieces);
+    events
+}
+
+#[test]
+fn what_a_server_compressed_comes_back_and_garbage_is_refused() {
+    let bench = Bench { server_compression: Some(ServerCompression::Zstd { level: 3 }), ..Bench::new() };
+    let mut made = made(vec![("base/1/10".into(), pages(100, &[0, 5])), ("a".into(), noise(70_000, 3))]);
+    for pieces in [32_768, 333] {
+        made.pieces = pieces;
+        let (_, map, objects) = bench.take(compressed(&made, |_| ())).unwrap();
+        for file in bench.files(&map, &objects) {
+            let expected = made.files.iter().find(|(path, _)| path.as_bytes() == file.path).map(|(_, content)| content);
+            assert!(expected == Some(&bench.content(&file, &objects)), "pieces of {pieces}");
+        }
+    }
+    bench.refuses(compressed(&made, |packed| packed.truncate(packed.len() - 1)), "ends in the middle");
+    bench.refuses(compressed(&made, |packed| packed.truncate(packed.len() / 2)), "ends in the middle");
+    bench.refuses(compressed(&made, |packed| packed[0] ^= 1), "zstd");
+    bench.refuses(compressed(&made, |packed| packed.extend_from_slice(b"garbage")), "zstd");
+    // Not compressed at all.
+    bench.refuses(made.events(), "zstd");
 }

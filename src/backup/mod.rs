@@ -9,6 +9,7 @@
 //! [`take()`] is the list of these steps. A backup exists from the moment its manifest does; whatever stops it before leaves objects that
 //! no manifest names.
 
+mod alone;
 mod check;
 mod finish;
 mod intake;
@@ -32,11 +33,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use take::{take, take_with};
-pub use wal::WalWatch;
+pub use wal::{Attendance, Moment, WalWatch};
 
 use crate::pg::Lsn;
 use crate::seal::content::manifest::Manifest;
 use crate::seal::sealer::Compression;
+use crate::wire::command::ServerCompression;
 
 /// What a backup is asked to be. `Default` gives what the program does without options.
 #[derive(Clone)]
@@ -48,6 +50,8 @@ pub struct BackupOptions {
     pub fast_checkpoint: bool,
     /// Most kB a second that the server may send: 32 to 1048576.
     pub max_rate: Option<u32>,
+    /// What the server compresses with before it sends (15+).
+    pub server_compression: Option<ServerCompression>,
     /// Of pages and files; lists and maps are always compressed with zstd.
     pub compression: Compression,
     /// Where the lock stands that keeps two backups of one cluster on one host apart; `None`: no lock.
@@ -68,6 +72,7 @@ impl Default for BackupOptions {
             label: "walrecv".to_owned(),
             fast_checkpoint: true,
             max_rate: None,
+            server_compression: None,
             compression: Compression::Zstd(3),
             state_dir: None,
             follow_within: Duration::from_secs(15),

@@ -1,12 +1,12 @@
 //! Before the first byte: is this the right server, and does a receiver follow it?
 
-use super::wal::{Reach, WalWatch};
+use super::wal::{Moment, Reach, Reached, WalWatch};
 use super::{BackupOptions, Progress, wal};
 use crate::archive::Archive;
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::pg::data_page::PAGE;
-use crate::pg::{Lsn, SegmentSize};
+use crate::pg::{Lsn, MajorVersion, SegmentSize};
 use crate::wire::command::Identity;
 
 /// Longest label.
@@ -24,6 +24,11 @@ pub struct Prepared {
 pub async fn connect(archive: &Archive, server: &Conninfo, options: &BackupOptions) -> Result<Prepared> {
     demand_label(&options.label)?;
     let mut connection = Connection::connect(server, Mode::Physical, "").await?;
+    if options.server_compression.is_some() && connection.version() < MajorVersion::V15 {
+        let text =
+            format!("PostgreSQL {} cannot compress what it sends, versions from 15 on can", connection.version());
+        return Err(Error::new(Kind::Usage, text).hint("Take the backup without --server-compression."));
+    }
     let identity = connection.identify_system().await?;
     let names = &archive.names;
     if identity.system != names.system {
@@ -82,19 +87,23 @@ pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupO
     let Identity { timeline, position: needed, .. } = prepared.identity;
     // From the byte before: where the server is idle, nothing has been written at its position yet.
     let from = Lsn(needed.0.saturating_sub(1));
-    let reach = Reach { timeline, from, needed, patience: options.follow_within, renewed: false };
+    let reach = Reach { timeline, from, needed, patience: options.follow_within, renewed: true };
     let tell = |durable| options.tell(Progress::WaitingForReceiver { durable, needed });
-    let reached = reach.wait(watch, wal::PAUSE, tell).await.context("does a receiver follow the server?")?;
-    if reached.is_some_and(|durable| durable >= needed) {
+    let server = prepared.connection.same_server();
+    watch.attend(server, Moment::Routine).await?;
+    let Reached { durable, remark } =
+        reach.wait(watch, server, wal::PAUSE, tell).await.context("does a receiver follow the server?")?;
+    if durable.is_some_and(|durable| durable >= needed) {
         return Ok(());
     }
-    let state = match reached {
+    let state = match durable {
         Some(durable) => format!("the archive ends at {durable}, the server is at {needed} of timeline {timeline}"),
         None => format!("the archive does not hold the WAL before {needed} of timeline {timeline}"),
     };
-    let text = format!("no receiver follows the server: {state} after {:?}", options.follow_within);
+    let remark = remark.map_or(String::new(), |remark| format!("; {remark}"));
+    let text = format!("no receiver follows the server: {state} after {:?}{remark}", options.follow_within);
     Err(Error::new(Kind::Slot, text)
-        .hint("Start `walrecv receive` for this cluster first: a backup without its WAL cannot be restored."))
+        .hint("See what `walrecv receive` says for this cluster: a backup without its WAL cannot be restored."))
 }
 
 #[cfg(test)]

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::alone::lock;
 use super::finish::{self, Span, made_by};
 use super::intake::{Expected, Intake, Received};
 use super::prepare::{self, Prepared};
 use super::sealing::{Sealing, fill_random};
 use super::state::{host, state_id};
 use super::upload::{self, store_all};
-use super::wal::{self, Reach, WalWatch};
+use super::wal::{self, Reach, Reached, WalWatch};
 use super::{BackupOptions, Outcome, Progress};
 use crate::archive::Archive;
-use crate::disk::lock::LockFile;
 use crate::error::{Context, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::net::{Connection, Conninfo};
@@ -83,21 +83,6 @@ pub async fn take_with(
     }
 }
 
-/// One backup of a cluster at a time on this host. Others are not known: two backups at once cost time and space, and do no harm.
-async fn lock(archive: &Archive, options: &BackupOptions) -> Result<Option<LockFile>> {
-    let Some(dir) = options.state_dir.clone() else { return Ok(None) };
-    let path = dir.join(format!("backup-{}.lock", archive.names.cluster));
-    let taken = {
-        let path = path.clone();
-        blocking(move || LockFile::take(&path)).await?
-    };
-    if taken.is_none() {
-        let text = format!("a backup of cluster {} is running: {} is locked", archive.names.cluster, path.display());
-        return Err(Error::new(Kind::Busy, text).hint("Wait for it to end, or stop it."));
-    }
-    Ok(taken)
-}
-
 /// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first.
 async fn begin(connection: &mut Connection, options: &BackupOptions) -> Result<Begun> {
     options.tell(Progress::Checkpoint);
@@ -106,6 +91,7 @@ async fn begin(connection: &mut Connection, options: &BackupOptions) -> Result<B
         fast_checkpoint: options.fast_checkpoint,
         max_rate: options.max_rate,
         manifest: true,
+        compression: options.server_compression,
         ..BaseBackupOptions::default()
     };
     connection.base_backup(&command).await?;
@@ -146,7 +132,11 @@ async fn copy(
     watch: &dyn WalWatch,
 ) -> Result<(Manifest, Duration)> {
     let version_num = prepared.connection.version_num();
-    let (span, transferred) = receive(archive, prepared, &begun, sealing, options).await?;
+    let server = prepared.connection.same_server().clone();
+    let (span, transferred) = tokio::select! {
+        received = receive(archive, prepared, &begun, sealing, options) => received?,
+        error = wal::attend(watch, &server, begun.timeline, begun.start) => return Err(error),
+    };
     let Transferred { received, mut sealing, read, stored } = transferred;
     options.tell(Progress::Mapping { files: received.records.len() as u64 });
     let (to, from) = upload::channel();
@@ -161,7 +151,7 @@ async fn copy(
     manifest.sizes.read = read;
     manifest.sizes.stored = stored + mapped;
     let waiting = Instant::now();
-    wait_for_wal(&span, options, watch).await?;
+    wait_for_wal(&span, options, watch, &server).await?;
     let waited = waiting.elapsed();
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
@@ -189,6 +179,7 @@ async fn receive(
         tablespaces: begun.tablespaces.clone(),
         pages_per_segment: prepared.pages_per_segment,
         compression: options.compression,
+        server_compression: options.server_compression,
     };
     let (to_intake, events) = mpsc::channel(QUEUE);
     let (to_store, uploads) = upload::channel();
@@ -208,14 +199,20 @@ async fn feed(
 ) -> Result<(Span, u64)> {
     let known: Option<Vec<u64>> = begun.tablespaces.iter().map(|t| t.size_kb).collect();
     let total = known.map(|sizes| sizes.iter().sum::<u64>() * 1024);
-    let (mut done, mut end, mut told) = (0, None, Instant::now());
+    // What the server compresses it counts itself, before it does.
+    let counted = options.server_compression.is_some();
+    let (mut read, mut done, mut end, mut told) = (0, 0, None, Instant::now());
     options.tell(Progress::Copying { done, total });
     loop {
         let event = connection.next_backup_event().await?;
         match &event {
-            BackupEvent::Data(bytes) => done += bytes.len() as u64,
+            BackupEvent::Data(bytes) => read += bytes.len() as u64,
+            BackupEvent::Progress { bytes_done } if counted => done = *bytes_done,
             BackupEvent::End { lsn, timeline } => end = Some((*lsn, *timeline)),
             _ => {}
+        }
+        if !counted {
+            done = read;
         }
         if told.elapsed() >= TELL {
             options.tell(Progress::Copying { done, total });
@@ -235,23 +232,25 @@ async fn feed(
     let (stop, stop_timeline) =
         end.ok_or_else(|| Error::new(Kind::Server, "the server ended a base backup without saying where"))?;
     let Begun { start, timeline, started_at, .. } = *begun;
-    Ok((Span { start, timeline, stop, stop_timeline, started_at, stopped_at: Timestamp::now() }, done))
+    Ok((Span { start, timeline, stop, stop_timeline, started_at, stopped_at: Timestamp::now() }, read))
 }
 
 /// A backup is worth something only with all WAL from its start to its stop position.
-async fn wait_for_wal(span: &Span, options: &BackupOptions, watch: &dyn WalWatch) -> Result<()> {
+async fn wait_for_wal(span: &Span, options: &BackupOptions, watch: &dyn WalWatch, server: &Conninfo) -> Result<()> {
     let needed = span.stop;
     let tell = |durable| options.tell(Progress::WaitingForWal { durable, needed });
     let (timeline, from, patience) = (span.stop_timeline, span.start, options.wal_stall);
-    let reached = Reach { timeline, from, needed, patience, renewed: true }.wait(watch, wal::PAUSE, tell).await?;
-    let (kind, text) = match reached {
+    let reach = Reach { timeline, from, needed, patience, renewed: true };
+    let Reached { durable, remark } = reach.wait(watch, server, wal::PAUSE, tell).await?;
+    let (kind, text) = match durable {
         Some(durable) if durable >= needed => return Ok(()),
         Some(durable) => {
             (Kind::Slot, format!("the archive stands still at {durable}, the backup needs WAL up to {needed}"))
         }
         None => (Kind::Gap, format!("the archive does not hold the WAL at {}, where the backup begins", span.start)),
     };
-    let error = Error::new(kind, format!("{text} (no progress for {:?})", options.wal_stall));
+    let remark = remark.map_or(String::new(), |remark| format!("; {remark}"));
+    let error = Error::new(kind, format!("{text} (no progress for {:?}){remark}", options.wal_stall));
     Err(error.hint("See what `walrecv receive` says, and take the backup again when it follows."))
 }
 
@@ -276,7 +275,7 @@ async fn give_up(archive: &Archive, ring: Arc<WriterRing>, id: BackupId, error: 
 }
 
 /// Runs what computes or blocks on a thread of its own.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let joined = tokio::task::spawn_blocking(work).await;
     joined.map_err(|e| Error::new(Kind::Failed, "a task of the backup died").caused_by(e))?
 }

@@ -6,16 +6,49 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
 use crate::archive::Archive;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::net::Conninfo;
 use crate::pg::{Lsn, TimelineId};
 
 /// Between two looks at an archive.
 pub const PAUSE: Duration = Duration::from_millis(500);
+/// An archive that has not moved for so long, though the server has more, may have no receiver.
+const STANDSTILL: Duration = Duration::from_secs(4);
+/// A receiver of our own may have to wait for a server that restarts, or for a repository.
+const OWN_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at whoever streams, while a backup copies.
+const ATTEND: Duration = Duration::from_secs(2);
 
-/// Whoever knows how far WAL is durable. The archive is; a backup that streams its own WAL would be another.
+/// Whoever knows how far WAL is durable, and may be able to do something about it. The archive only knows.
 pub trait WalWatch: Send + Sync {
     /// The position up to which every byte from `from` on is durable, on the way to `timeline`; `None` when not even the byte at `from` is.
     fn durable_end(&self, timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>>;
+
+    /// Sees to it that somebody streams, as far as that is possible. Asked before a backup begins, while it copies, and for as long as WAL is missing; must
+    /// return soon. `server` is the one that is backed up.
+    ///
+    /// Errors: the WAL can no longer come.
+    fn attend<'a>(&'a self, _server: &'a Conninfo, _moment: Moment) -> BoxFuture<'a, Result<Attendance>> {
+        Box::pin(async { Ok(Attendance::default()) })
+    }
+}
+
+/// When a [`WalWatch`] is asked whether somebody streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Nothing is known to be missing.
+    Routine,
+    /// The archive lacks WAL that the server has had for a while, and does not move.
+    Lacking,
+}
+
+/// Who streams.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attendance {
+    /// This process does.
+    pub own: bool,
+    /// What there is to say of it where the WAL does not come.
+    pub remark: Option<String>,
 }
 
 impl WalWatch for Archive {
@@ -49,12 +82,28 @@ pub struct Reach {
     pub renewed: bool,
 }
 
+/// Where an archive has come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    pub durable: Option<Lsn>,
+    /// What there is to say of whoever should have streamed.
+    pub remark: Option<String>,
+}
+
 impl Reach {
-    /// Looks until the archive reaches `needed` or patience has ended; tells every answer and returns the last one. A look that fails for a moment
-    /// is no news: it must not end a backup that is copied already.
-    pub async fn wait(self, watch: &dyn WalWatch, pause: Duration, tell: impl Fn(Option<Lsn>)) -> Result<Option<Lsn>> {
-        let mut since = Instant::now();
+    /// Looks until the archive reaches `needed` or patience has ended; tells every answer and returns the last one. An archive that stands still is brought to
+    /// the attention of `watch`; where this process streams by itself, patience is for standstill only. A look that fails for a moment is no news: it must not
+    /// end a backup that is copied already.
+    pub async fn wait(
+        self,
+        watch: &dyn WalWatch,
+        server: &Conninfo,
+        pause: Duration,
+        tell: impl Fn(Option<Lsn>),
+    ) -> Result<Reached> {
+        let (mut since, mut moved) = (Instant::now(), Instant::now());
         let mut last = None;
+        let mut attended = Attendance::default();
         loop {
             let durable = match watch.durable_end(self.timeline, self.from).await {
                 Err(error) if error.is_transient() && since.elapsed() < self.patience => {
@@ -65,14 +114,42 @@ impl Reach {
                 answer => answer?,
             };
             tell(durable);
-            if self.renewed && durable > last {
-                since = Instant::now();
+            if durable > last {
+                moved = Instant::now();
+                if self.renewed || attended.own {
+                    since = moved;
+                }
             }
             last = durable;
-            if durable.is_some_and(|d| d >= self.needed) || since.elapsed() >= self.patience {
-                return Ok(durable);
+            let patience = if attended.own { self.patience.max(OWN_PATIENCE) } else { self.patience };
+            if durable.is_some_and(|d| d >= self.needed) || since.elapsed() >= patience {
+                return Ok(Reached { durable, remark: attended.remark });
+            }
+            if moved.elapsed() >= STANDSTILL.min(self.patience / 2) {
+                let before = attended.own;
+                attended = watch.attend(server, Moment::Lacking).await?;
+                if attended.own && !before {
+                    since = Instant::now();
+                }
             }
             sleep(pause).await;
+        }
+    }
+}
+
+/// Beside the copy: whoever can stream is called as soon as it is needed, and a backup whose WAL cannot come any more is given up at once. Returns only then.
+pub async fn attend(watch: &dyn WalWatch, server: &Conninfo, timeline: TimelineId, start: Lsn) -> Error {
+    let begun = Instant::now();
+    let mut lacking = true;
+    loop {
+        sleep(ATTEND).await;
+        // The server has WAL behind the start by now: its checkpoint. A receiver that works has it too.
+        if lacking {
+            lacking = !matches!(watch.durable_end(timeline, start).await, Ok(Some(_)));
+        }
+        let moment = if lacking && begun.elapsed() >= STANDSTILL { Moment::Lacking } else { Moment::Routine };
+        if let Err(error) = watch.attend(server, moment).await {
+            return error;
         }
     }
 }
@@ -95,6 +172,10 @@ mod tests {
         }
     }
 
+    fn server() -> Conninfo {
+        Conninfo::parse("host=nowhere user=nobody", &|_| None).unwrap()
+    }
+
     /// Pauses of 20 ms; where the archive has ended up, and how many answers it took.
     fn ask(answers: &[Option<u64>], milliseconds: u64, renewed: bool) -> (Option<Lsn>, usize) {
         let told = Mutex::new(0);
@@ -102,8 +183,9 @@ mod tests {
         let patience = Duration::from_millis(milliseconds);
         let reach = Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, renewed };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let reached = runtime.block_on(reach.wait(&watch, Duration::from_millis(20), |_| *told.lock().unwrap() += 1));
-        (reached.unwrap(), told.into_inner().unwrap())
+        let reached =
+            runtime.block_on(reach.wait(&watch, &server(), Duration::from_millis(20), |_| *told.lock().unwrap() += 1));
+        (reached.unwrap().durable, told.into_inner().unwrap())
     }
 
     #[test]
@@ -139,7 +221,9 @@ mod tests {
             let reach = Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, renewed: true };
             let watch = Flaky(Mutex::new(failures), transient);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            runtime.block_on(reach.wait(&watch, Duration::from_millis(5), |_| ()))
+            runtime
+                .block_on(reach.wait(&watch, &server(), Duration::from_millis(5), |_| ()))
+                .map(|reached| reached.durable)
         };
         assert_eq!(ask(3, true, 5000).unwrap(), Some(Lsn(u64::MAX)));
         assert!(ask(1, false, 5000).is_err());

@@ -21,7 +21,7 @@ The usual order:
   walrecv init --repo file:///srv/walrecv --dsn 'host=db1 user=walrecv' --slot walrecv_main --create-slot
   walrecv receive        keep this running: it streams WAL, durable within a second (`run`: all clusters)
   walrecv status         how it goes
-  walrecv backup         a base backup, while receive runs
+  walrecv backup         a base backup; streams its WAL itself where nobody else does
   walrecv list           what can be restored
   walrecv restore --target-time '2026-11-21 14:05:00+00' --pgdata /srv/restored --start
 
@@ -56,7 +56,7 @@ pub enum Command {
     Run,
     /// Stream WAL into the repository, in the foreground
     Receive(ReceiveArgs),
-    /// Take a base backup now (while `walrecv receive` streams the same cluster)
+    /// Take a base backup now; where no receiver streams the cluster, its WAL too
     Backup(BackupArgs),
     /// Restore to a point in time into an empty directory
     Restore(RestoreArgs),
@@ -174,6 +174,15 @@ pub struct BackupArgs {
     /// none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", env = "WALRECV_COMPRESSION")]
     pub compression: Option<String>,
+    /// What the server compresses with before it sends, where the network is the limit (PostgreSQL 15 and later): none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    pub server_compression: String,
+    /// Say how it goes, also where nobody watches: a line every few seconds; JSON lines with --output json
+    #[arg(long, conflicts_with = "quiet")]
+    pub progress: bool,
+    /// Say nothing until it is done
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

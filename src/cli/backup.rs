@@ -1,94 +1,139 @@
-//! `walrecv backup`: a base backup now, with a progress bar.
+//! `walrecv backup`: a base backup now. Where no receiver streams the cluster, its WAL is streamed here.
 
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 
 use super::args::{BackupArgs, Common};
-use super::context::Context;
+use super::context::{Context, Signals};
+use super::progress::Teller;
+use super::receive::{options as receiver_options, place};
 use super::{list, output};
-use crate::backup::{BackupOptions, Outcome, Progress, take};
+use crate::archive::Archive;
+use crate::backup::{BackupOptions, Outcome, take_with};
 use crate::config::settings;
+use crate::daemon::stand_in::{Service, StandIn};
 use crate::error::{Error, Kind, Result};
+use crate::keys::ring::WriterRing;
+use crate::net::{Connection, Conninfo, Mode};
+use crate::pg::SegmentSize;
+use crate::receive::OnGap;
+use crate::repo::ClusterNames;
+use crate::seal::sealer::Compression;
+use crate::wire::command::ServerCompression;
+
+/// Everything that a backup needs, made ready.
+struct Ready {
+    archive: Archive,
+    writer: Arc<WriterRing>,
+    server: Conninfo,
+    options: BackupOptions,
+    stand_in: StandIn,
+    teller: Arc<Teller>,
+}
 
 pub async fn run(common: &Common, args: &BackupArgs) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let interrupted = |name| Error::new(Kind::Interrupted, format!("interrupted by {name}: the backup is given up"));
+    let ready = tokio::select! {
+        ready = prepare(common, args) => ready?,
+        name = signals.next() => return Err(interrupted(name)),
+    };
+    let Ready { archive, writer, server, options, stand_in, teller } = &ready;
+    let taken = tokio::select! {
+        taken = take_with(archive, writer.clone(), server, options, stand_in) => taken,
+        name = signals.next() => Err(interrupted(name)),
+    };
+    teller.clear();
+    // Whatever became of the backup, WAL that was received is kept. A second signal does not wait for that.
+    let service = tokio::select! {
+        service = stand_in.end() => service,
+        _ = signals.next() => Service::default(),
+    };
+    report(common, args, &taken?, &service);
+    Ok(())
+}
+
+async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
     let context = Context::open(common).await?;
     let compression = match &args.compression {
         Some(text) => settings::compression(text)
             .map_err(|problem| Error::new(Kind::Usage, format!("--compression: {problem}")))?,
         None => context.cluster.compression,
     };
-    let conninfo = context.conninfo()?;
+    let server = context.conninfo()?;
     let writer = Arc::new(context.writer_ring()?);
-    let archive = context.archive_for_backup(context.index_ring()?).await?;
-    let bar = bar();
-    let shown = bar.clone();
+    let archive = match context.archive_for_backup(context.index_ring()?).await? {
+        Some(archive) => archive,
+        None => archive_of_server(&context, &server).await?,
+    };
+    let teller = Arc::new(Teller::new(common, args, &context.cluster.name));
+    let (shown, told) = (teller.clone(), teller.clone());
     let options = BackupOptions {
         label: args.label.clone(),
         fast_checkpoint: args.checkpoint == "fast",
         max_rate: args.max_rate,
+        server_compression: server_compression(&args.server_compression)?,
         compression,
         state_dir: Some(context.settings.state_dir.clone()),
-        progress: Some(Arc::new(move |progress| show(&shown, progress))),
+        progress: Some(Arc::new(move |progress| shown.progress(progress))),
         ..BackupOptions::default()
     };
-    let outcome = take(&archive, writer, &conninfo, &options).await;
-    bar.finish_and_clear();
-    report(common, &outcome?);
-    Ok(())
-}
-
-/// Hidden unless a person watches.
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    if !output::watched() {
-        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    let mut receiver = receiver_options(&context)?;
+    if context.cluster.slot.is_none() && !context.cluster.on_gap_given {
+        // Without a slot nobody was ever promised that nothing is missing between two backups.
+        receiver.on_gap = OnGap::NewRange;
     }
-    bar
+    let stand_in = StandIn::new(archive.clone(), receiver, place(&context)?, move |what| told.told(&what));
+    Ok(Ready { archive, writer, server, options, stand_in, teller })
 }
 
-fn show(bar: &ProgressBar, progress: Progress) {
-    let spinner = |text: String| {
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
-            bar.set_style(style);
-        }
-        bar.set_message(text);
-        bar.tick();
-    };
-    match progress {
-        Progress::WaitingForReceiver { durable, needed } => {
-            let durable = durable.map_or("nothing".to_owned(), |lsn| lsn.to_string());
-            spinner(format!("waiting for the receiver: the archive has {durable}, the server is at {needed}"));
-        }
-        Progress::Checkpoint => spinner("the server makes its checkpoint".to_owned()),
-        Progress::Copying { done, total } => {
-            let style = "{bar:40} {bytes} of about {total_bytes}, {bytes_per_sec}, {eta} left";
-            if let Ok(style) = ProgressStyle::with_template(style) {
-                bar.set_style(style);
-            }
-            bar.set_length(total.unwrap_or(done).max(done));
-            bar.set_position(done);
-        }
-        Progress::Mapping { files } => spinner(format!("writing the map of {files} files")),
-        Progress::WaitingForWal { durable, needed } => {
-            let durable = durable.map_or("nothing".to_owned(), |lsn| lsn.to_string());
-            spinner(format!("waiting for WAL: the archive has {durable}, the backup needs {needed}"));
-        }
-    }
+/// `none`, `lz4`, `zstd` or `zstd:LEVEL`.
+fn server_compression(text: &str) -> Result<Option<ServerCompression>> {
+    // gzip costs the server the most and saves the least.
+    let refused = |problem: String| Error::new(Kind::Usage, format!("--server-compression: {problem}"));
+    Ok(match settings::compression(text).map_err(refused)? {
+        Compression::None => None,
+        Compression::Lz4 => Some(ServerCompression::Lz4),
+        Compression::Zstd(level) => Some(ServerCompression::Zstd { level }),
+    })
 }
 
-fn report(common: &Common, outcome: &Outcome) {
+/// Where this server's WAL and backups will be, before anything of it is stored.
+async fn archive_of_server(context: &Context, server: &Conninfo) -> Result<Archive> {
+    let mut connection = Connection::connect(server, Mode::Physical, "").await?;
+    let system = connection.identify_system().await?.system;
+    let size = connection.show("wal_segment_size").await?;
+    connection.close().await;
+    let segment_size = SegmentSize::from_show(&size)
+        .ok_or_else(|| Error::new(Kind::Server, format!("wal_segment_size is {size:?}, expected 1MB to 1GB")))?;
+    let names = ClusterNames { cluster: context.cluster.name.clone(), system, segment_size };
+    Ok(context.archive_of(names, context.index_ring()?))
+}
+
+fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Service) {
     let manifest = &outcome.manifest;
     let seconds = outcome.elapsed.as_secs_f64();
     if common.output == output::Format::Json {
         let mut value = list::backup_json(manifest);
         value["elapsed_seconds"] = seconds.into();
         value["waited_for_wal_seconds"] = outcome.waited_for_wal.as_secs_f64().into();
+        value["wal_streamed_here"] = match &service.slot {
+            Some((slot, temporary)) => json!({ "slot": slot, "temporary": temporary }),
+            None => json!(null),
+        };
         return output::json(&value);
+    }
+    if args.quiet {
+        return;
     }
     let sizes = &manifest.sizes;
     output::line(format!("backup       {}", manifest.id));
     output::line(format!("WAL          {} to {}, timeline {}", manifest.start, manifest.stop, manifest.timeline));
+    if let Some((slot, temporary)) = &service.slot {
+        let kind = if *temporary { "a temporary slot, which is gone" } else { slot.as_str() };
+        output::line(format!("             streamed by this command on {kind}"));
+    }
     output::line(format!("data         {} in {} files", output::bytes(sizes.total), sizes.files));
     output::line(format!("stored       {} in {} packs", output::bytes(sizes.stored), sizes.packs));
     let rate = output::bytes((sizes.read as f64 / seconds.max(0.001)) as u64);
@@ -102,5 +147,11 @@ fn report(common: &Common, outcome: &Outcome) {
             let path = String::from_utf8_lossy(&page.path.0);
             output::line(format!("             {path} page {}", page.page));
         }
+    }
+    for hole in &service.holes {
+        output::line(format!(
+            "HOLE         WAL from {} to {} is not stored: older backups cannot be restored past it, this one begins behind it",
+            hole.from, hole.to
+        ));
     }
 }

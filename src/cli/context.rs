@@ -138,20 +138,19 @@ impl Context {
         }
     }
 
-    /// As [`Context::archive`]; where nothing is stored, the reason is that no receiver has run.
-    pub async fn archive_for_backup(&self, ring: ReaderRing) -> Result<Archive> {
-        let archive = self.archive(ring).await.map_err(|error| match error.kind() {
-            Kind::Repository => Error::new(Kind::Slot, "no receiver has streamed this cluster into the repository")
-                .hint("start `walrecv receive` first, and keep it running"),
-            _ => error,
-        })?;
+    /// As [`Context::archive`]; `None` where nothing is stored yet: the first backup may come before the first receiver.
+    pub async fn archive_for_backup(&self, ring: ReaderRing) -> Result<Option<Archive>> {
+        if Archive::incarnations(&self.repo, &self.cluster.name).await?.is_empty() {
+            return Ok(None);
+        }
+        let archive = self.archive(ring).await?;
         // A backup sealed with another secret than its WAL could never be restored. Any stored segment tells.
         let inventory = archive.newest(|_| Lsn(u64::MAX)).await?;
         let newest = inventory.timelines.iter().rev().find_map(|(t, stock)| Some((*t, *stock.complete.last()?)));
         if let Some((timeline, number)) = newest {
             archive.summaries(SegmentName::new(timeline, number, archive.names.segment_size)).await?;
         }
-        Ok(archive)
+        Ok(Some(archive))
     }
 
     pub fn archive_of(&self, names: ClusterNames, ring: ReaderRing) -> Archive {

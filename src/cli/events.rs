@@ -121,7 +121,7 @@ impl Screen {
     }
 }
 
-fn as_text(event: &ReceiveEvent) -> Option<String> {
+pub fn as_text(event: &ReceiveEvent) -> Option<String> {
     Some(match event {
         ReceiveEvent::Connected { server, version, system, timeline } => {
             format!("connected to {server}: PostgreSQL {version}, system identifier {system}, timeline {timeline}")
@@ -183,7 +183,7 @@ fn as_text(event: &ReceiveEvent) -> Option<String> {
     })
 }
 
-fn as_json(event: &ReceiveEvent) -> Value {
+pub fn as_json(event: &ReceiveEvent) -> Value {
     match event {
         ReceiveEvent::Connected { server, version, system, timeline } => json!({
             "event": "connected", "server": server, "version": version.number(), "system_identifier": system.to_string(),

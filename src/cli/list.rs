@@ -172,7 +172,7 @@ fn print(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
         }
     }
     if windows.is_empty() {
-        output::line("no backup yet: take one with `walrecv backup` while `walrecv receive` runs");
+        output::line("no backup yet: take one with `walrecv backup`");
         return;
     }
     output::line("");
@@ -302,6 +302,7 @@ pub fn backup_json(manifest: &Manifest) -> Value {
         "transfer": manifest.transfer, "parent": manifest.parent.as_ref().map(ToString::to_string),
         "changed_bytes": manifest.sizes.changed, "reused_bytes": manifest.sizes.reused,
         "changed_share": show::changed_share(manifest), "seconds": show::took(manifest),
+        "from_standby": manifest.from_standby,
     })
 }
 

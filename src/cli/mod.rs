@@ -11,6 +11,7 @@ mod health;
 mod init;
 mod list;
 mod output;
+mod progress;
 mod receive;
 mod repo;
 mod restore;
@@ -111,7 +112,7 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::Run => run::run(&common).await.map(done),
         Command::Status(args) => status::run(&common, &args).await,
         Command::Receive(args) => receive::run(&common, &args).await.map(done),
-        Command::Backup(args) => interruptible(backup::run(&common, &args)).await.map(done),
+        Command::Backup(args) => backup::run(&common, &args).await.map(done),
         Command::Restore(args) => interruptible(restore::run(&common, &args)).await.map(done),
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
         Command::List => list::run(&common).await.map(done),

@@ -57,6 +57,8 @@ pub struct ClusterSettings {
     /// Absolute.
     pub spool_dir: Option<PathBuf>,
     pub on_gap: OnGap,
+    /// The file says so.
+    pub on_gap_given: bool,
     pub after_failover: AfterFailover,
     pub give_up_at: Option<u64>,
 }
@@ -148,6 +150,7 @@ fn cluster(path: &Path, name: &str, table: &ClusterTable) -> Result<ClusterSetti
     check_stall(flush_interval, stall_timeout).map_err(|problem| place("stall_timeout", problem))?;
     Ok(ClusterSettings {
         on_gap,
+        on_gap_given: table.on_gap.is_some(),
         give_up_at,
         after_failover: match table.slot_after_failover.as_deref() {
             None | Some("create") => AfterFailover::Create,

@@ -4,3 +4,4 @@ pub mod board;
 pub mod fleet;
 pub mod report;
 pub mod socket;
+pub mod stand_in;

@@ -1,18 +1,21 @@
 //! A lock that one process at a time can hold, and that goes with the process however it ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::durable;
 use super::medium::Disk;
 use crate::error::Result;
 
-/// A held lock on a file, which stays behind, empty and unlocked, when this is dropped.
+/// A held lock on a file, which stays behind, unlocked, when this is dropped.
 #[derive(Debug)]
 pub struct LockFile {
-    _file: File,
+    file: File,
 }
+
+/// Longest note that is read.
+const NOTE: usize = 4096;
 
 impl LockFile {
     /// Takes the lock, or answers `None` where another process holds it. Makes the file and the directories above it.
@@ -23,10 +26,27 @@ impl LockFile {
         let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
         let file = open.map_err(|e| durable::failed("cannot open", path, e))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(LockFile { _file: file })),
+            Ok(()) => Ok(Some(LockFile { file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(durable::failed("cannot lock", path, e)),
         }
+    }
+
+    /// Leaves a note for whoever finds the lock taken. Best effort: without it nothing is wrong.
+    pub fn note(&self, text: &str) {
+        let written = self.file.set_len(0).and_then(|()| self.file.write_all_at(text.as_bytes(), 0));
+        if let Err(error) = written {
+            tracing::debug!(%error, "no note in a lock file");
+        }
+    }
+
+    /// What the holder of a taken lock has noted: one line, if anything.
+    pub fn noted(path: &Path) -> Option<String> {
+        let mut note = vec![0; NOTE];
+        let read = File::open(path).and_then(|file| file.read_at(&mut note, 0)).ok()?;
+        note.truncate(read);
+        let line = String::from_utf8_lossy(&note).lines().next().unwrap_or_default().trim().to_owned();
+        (!line.is_empty()).then_some(line)
     }
 }
 
@@ -39,8 +59,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state").join("backup.lock");
         let first = LockFile::take(&path).unwrap();
-        assert!(first.is_some());
+        assert_eq!(LockFile::noted(&path), None);
+        let held = first.as_ref().expect("a lock");
+        held.note("a longer note than the next one\nand another line");
+        held.note("process 7");
         assert!(LockFile::take(&path).unwrap().is_none());
+        assert_eq!(LockFile::noted(&path).as_deref(), Some("process 7"));
         drop(first);
         assert!(LockFile::take(&path).unwrap().is_some());
     }

@@ -193,6 +193,9 @@ pub(super) fn server(error: &ServerError, command: &'static str, scene: &Scene) 
         }
         "57P01" | "57P02" | "57P03" | "57P05" => new(Kind::Server).transient(),
         "55000" if error.is_from("exec_replication_command") => new(Kind::Server).transient(),
+        "55000" if command == "BASE_BACKUP" && gave_up(&error.message).is_some() => {
+            new(Kind::Server).hint(gave_up(&error.message).unwrap_or_default())
+        }
         state
             if state.starts_with("08")
                 || state.starts_with("53")
@@ -222,6 +225,10 @@ fn command_error(error: &ServerError, command: &str, plain: Error, new: &dyn Fn(
         }
         (_, "55000") if error.is_from("CheckSlotRequirements") => new(Kind::Server)
             .hint("set wal_level=replica (or logical) and max_replication_slots above 0, and restart the server"),
+        // `validate_compress_specification`, and a sink whose library is not there.
+        ("BASE_BACKUP", "42601" | "0A000") if speaks_of_compression(&error.message) => new(Kind::Usage).hint(
+            "this server is built without that method: name another one with --server-compression, or leave it out",
+        ),
         // Ahead of its end, or not in its history.
         ("START_REPLICATION", "XX000") => new(Kind::Diverged)
             .hint("this server lags behind what is stored, or went another way: check which server is the primary"),
@@ -229,7 +236,65 @@ fn command_error(error: &ServerError, command: &str, plain: Error, new: &dyn Fn(
     }
 }
 
+/// In the languages that PostgreSQL speaks with our letters.
+fn speaks_of_compression(message: &str) -> bool {
+    let message = message.to_lowercase();
+    ["compr", "kompr", "sıkıştır"].iter().any(|word| message.contains(word))
+}
+
+/// What to do where a standby ends a backup that it cannot vouch for (`do_pg_backup_stop`, `sendDir`). The words may be translated; then the server's own
+/// advice has to do.
+fn gave_up(message: &str) -> Option<&'static str> {
+    if message.contains("full_page_writes") {
+        return Some(
+            "set full_page_writes = on on the primary, let it make a checkpoint, and take the backup again; or take it from the primary",
+        );
+    }
+    let promoted = "a standby that became a primary in the middle of a backup cannot finish it: take the backup again";
+    message.contains("promoted").then_some(promoted)
+}
+
 /// A role's name as SQL spells it.
 fn quoted_sql(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(command: &'static str, sqlstate: &str, message: &str) -> Error {
+        let info = Conninfo::parse("host=h user=u", &|_| None).unwrap();
+        let hint = Some("Advice of the server.".to_owned());
+        let error = ServerError { sqlstate: sqlstate.into(), message: message.into(), hint, ..ServerError::default() };
+        server(&error, command, &Scene::new(&info, "h", Mode::Physical, None, false))
+    }
+
+    #[test]
+    fn a_server_without_a_compression_method_is_told_from_others() {
+        for (state, message) in [
+            ("42601", "invalid compression specification: this build does not support compression with ZSTD"),
+            ("0A000", "lz4 compression is not supported by this build"),
+            ("42601", "ungültige Komprimierungsangabe"),
+        ] {
+            let error = refused("BASE_BACKUP", state, message);
+            assert_eq!(error.kind(), Kind::Usage, "{message}");
+            assert!(error.to_string().contains(message));
+        }
+        assert_eq!(refused("BASE_BACKUP", "42601", "syntax error").kind(), Kind::Server);
+        assert_eq!(refused("SHOW", "0A000", "compression").kind(), Kind::Server);
+    }
+
+    #[test]
+    fn why_a_standby_ended_a_backup_is_said_in_words_of_our_own() {
+        for (message, says) in [
+            ("the standby was promoted during online backup", "became a primary"),
+            ("WAL generated with full_page_writes=off was replayed during online backup", "full_page_writes = on"),
+            ("der Standby wurde befördert", "Advice of the server"),
+        ] {
+            let error = refused("BASE_BACKUP", "55000", message);
+            assert_eq!((error.kind(), error.is_transient()), (Kind::Server, false));
+            assert!(error.advice().is_some_and(|advice| advice.contains(says)), "{error:?}");
+        }
+    }
 }

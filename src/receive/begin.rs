@@ -23,6 +23,11 @@ pub(super) struct MadeSlot {
 }
 
 impl MadeSlot {
+    /// The one that was just made on this server.
+    pub(super) fn on(server: &Server) -> MadeSlot {
+        MadeSlot { server: server.stream.server().to_owned(), position: server.slot }
+    }
+
     /// Whether the slot of this server is the one that was made: at another address, or from another position on, it is not.
     pub(super) fn is_on(&self, server: &Server) -> bool {
         self.server == server.stream.server() && self.position == server.slot
@@ -32,7 +37,7 @@ impl MadeSlot {
 impl Run {
     /// Sees to it that the slot holds WAL back: makes one on the new primary of a failover, and anew where it was lost, as far as the options allow.
     pub(super) async fn ready_slot(&mut self, archive: &Archive, server: &mut Server) -> Result<()> {
-        let Some(name) = self.options.slot.clone() else { return Ok(()) };
+        let Some(name) = self.options.slot.clone().filter(|_| !self.options.temporary_slot) else { return Ok(()) };
         // 16 and 17 show a lost slot like one that never reserved WAL, and stream on it.
         let may_be_lost = server.slot == SlotPosition::Unreserved { certain: false };
         let unfit = match server.unfit.take() {
@@ -79,9 +84,9 @@ impl Run {
             made => made?,
         }
         let at = server.stream.server().to_owned();
-        self.made_slot = Some(MadeSlot { server: at.clone(), position: SlotPosition::Unknown });
+        self.made_slot = Some(MadeSlot { server: at, position: SlotPosition::Unknown });
         server.look_at_new_slot(name).await?;
-        self.made_slot = Some(MadeSlot { server: at, position: server.slot });
+        self.made_slot = Some(MadeSlot::on(server));
         self.observer.tell(ReceiveEvent::SlotCreated { slot: name.to_owned(), reason });
         Ok(())
     }
@@ -159,8 +164,8 @@ impl Run {
         start: Lsn,
         mut stored: prepare::Stored,
     ) -> Result<()> {
-        if !matches!(server.slot, SlotPosition::At(_)) {
-            // Without a slot nobody has said that what was found below the start is durable.
+        if !matches!(server.slot, SlotPosition::At(_)) || self.options.temporary_slot {
+            // Without a lasting slot nobody has said that what was found below the start is durable.
             stored.litter.clear();
         }
         let begin = Begin {

@@ -44,8 +44,9 @@ impl Run {
         }
         let position = match (server.slot, self.options.slot.clone()) {
             // It holds WAL back already, from further on.
-            (SlotPosition::At(lsn), _) if whole(lsn) > asked => lsn,
+            (SlotPosition::At(lsn), _) if whole(lsn) > asked || self.options.temporary_slot => lsn,
             (_, None) => server.identity.position,
+            (_, Some(_)) if self.options.temporary_slot => server.identity.position,
             (_, Some(name)) => {
                 let seen = server.slot;
                 let unmoved = |row: &SlotRow, _| match (seen, row.restart_lsn) {
@@ -85,6 +86,7 @@ impl Run {
     /// A slot that this run made, and does not use, would fill the server's disk.
     async fn unmake_slot(&mut self, server: &mut Server) {
         if let (Some(made), Some(name)) = (self.made_slot.take(), self.options.slot.clone())
+            && !self.options.temporary_slot
             && made.is_on(server)
             && let SlotPosition::At(lsn) = server.slot
             && let Err(error) = slot::drop_stale(&mut server.stream, &name, |row, _| row.restart_lsn == Some(lsn)).await

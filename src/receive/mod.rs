@@ -92,6 +92,8 @@ pub struct ReceiveOptions {
     pub conninfo: Conninfo,
     /// Without a slot the server may remove WAL before it was received.
     pub slot: Option<String>,
+    /// `slot` is a temporary one: made with reserved WAL on each connection, gone with it.
+    pub temporary_slot: bool,
     /// The unfinished segment is durable within this. Zero: after every commit.
     pub flush_interval: Duration,
     pub compression: Compression,
@@ -123,6 +125,7 @@ impl ReceiveOptions {
         ReceiveOptions {
             conninfo,
             slot: None,
+            temporary_slot: false,
             flush_interval: Duration::from_secs(1),
             compression: Compression::Zstd(1),
             shutdown_grace: Duration::from_secs(5),

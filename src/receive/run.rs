@@ -148,18 +148,22 @@ impl Run {
     /// Connects; `None` when asked to stop meanwhile. What was received is kept and put all the while.
     async fn connect(&mut self) -> Result<Option<Server>> {
         self.watch = None;
-        let access =
-            Access { info: &self.options.conninfo, slot: self.options.slot.as_deref(), observer: &self.observer };
+        let (slot, temporary) = (self.options.slot.as_deref(), self.options.temporary_slot);
+        let access = Access { info: &self.options.conninfo, slot, temporary, observer: &self.observer };
         let (giving_up, standing_by) = (&mut self.giving_up, &mut self.standing_by);
         let connecting = async {
             while giving_up.join_next().await.is_some() {}
             server::connect(&access, standing_by).await
         };
-        tokio::select! {
-            server = connecting => server.map(Some),
-            refused = tend(&mut self.pipeline) => Err(corrupt(&refused?)),
-            () = asked_to_stop(&mut self.stop) => Ok(None),
+        let server = tokio::select! {
+            server = connecting => server?,
+            refused = tend(&mut self.pipeline) => return Err(corrupt(&refused?)),
+            () = asked_to_stop(&mut self.stop) => return Ok(None),
+        };
+        if temporary {
+            self.made_slot = Some(MadeSlot::on(&server));
         }
+        Ok(Some(server))
     }
 
     /// Waits before the next attempt; `false` when asked to stop.

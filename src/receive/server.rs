@@ -57,6 +57,8 @@ pub enum Unfit {
 pub struct Access<'a> {
     pub info: &'a Conninfo,
     pub slot: Option<&'a str>,
+    /// The slot is made on the stream's connection, and goes with it.
+    pub temporary: bool,
     pub observer: &'a Observer,
 }
 
@@ -71,12 +73,13 @@ pub async fn answered<T>(what: &str, answer: impl Future<Output = Result<T>>) ->
 /// Connects, identifies the server and looks at the slot. While another receiver uses that, waits with the second connection alone, without a line in the
 /// server's log; where no SQL is allowed, the slot's state comes with the attempt to stream.
 pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
-    let Access { info, slot, observer } = *access;
+    let Access { info, slot, temporary, observer } = *access;
     let (mut second, problem) = match Second::open(info).await {
         Ok(second) => (Some(second), None),
         Err(error) => (None, Some(error)),
     };
-    if let (Some(second), Some(name)) = (second.as_mut().filter(|second| second.sql), slot) {
+    let shared = slot.filter(|_| !temporary);
+    if let (Some(second), Some(name)) = (second.as_mut().filter(|second| second.sql), shared) {
         stand_by(&mut second.connection, name, observer, told).await?;
     }
     // Of several hosts, both connections go to the same one.
@@ -91,6 +94,9 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
     if second.is_none() && problem.is_some() {
         // It may have failed in the middle of a failover, and without SQL much is not known.
         second = Second::open(stream.same_server()).await.ok();
+    }
+    if let Some(name) = slot.filter(|_| temporary) {
+        answered("CREATE_REPLICATION_SLOT", stream.create_slot(name, true, true)).await?;
     }
     let identity = answered("IDENTIFY_SYSTEM", stream.identify_system()).await?;
     possible(identity.position)?;
@@ -112,7 +118,7 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
             problem.map_or(String::new(), |problem| format!(": {problem}"))
         )),
     }
-    let (position, unfit) = position(&mut stream, second.as_mut(), slot).await?;
+    let (position, unfit) = position(&mut stream, second.as_mut(), slot, temporary).await?;
     let names = answered("SHOW", stream.show("synchronous_standby_names")).await?;
     let synchronous = sentinel::lists(&names, info.application_name());
     let (history, history_file) = history(&mut stream, &identity).await?;
@@ -173,8 +179,12 @@ async fn position(
     stream: &mut Connection,
     second: Option<&mut Second>,
     slot: Option<&str>,
+    temporary: bool,
 ) -> Result<(SlotPosition, Option<Unfit>)> {
     let Some(name) = slot else { return Ok((SlotPosition::NoSlot, None)) };
+    if temporary {
+        return Ok((of_temporary(stream, second, name).await?, None));
+    }
     let found = match second.filter(|second| second.sql) {
         Some(second) => by_sql(&mut second.connection, name).await?,
         None => by_command(stream, name).await?,
@@ -187,6 +197,22 @@ async fn position(
             }
             Ok((position, None))
         }
+    }
+}
+
+/// Where a temporary slot stands that this connection just made. It is in use from its first moment on, by us.
+async fn of_temporary(stream: &mut Connection, second: Option<&mut Second>, name: &str) -> Result<SlotPosition> {
+    let restart_lsn = match second.filter(|second| second.sql) {
+        Some(second) => {
+            answered("pg_replication_slots", slot::read(&mut second.connection, name)).await?.map(|row| row.restart_lsn)
+        }
+        None if stream.version() < MajorVersion::V15 => return Ok(SlotPosition::Unknown),
+        None => answered("READ_REPLICATION_SLOT", stream.read_slot(name)).await?.map(|state| state.restart_lsn),
+    };
+    match restart_lsn.flatten() {
+        Some(lsn) => possible(lsn).map(|()| SlotPosition::At(lsn)),
+        // Of several hosts behind one address the second connection may have reached another.
+        None => Err(slot::changed(name, "it was made a moment ago and is not to be seen")),
     }
 }
 

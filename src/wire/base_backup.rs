@@ -50,6 +50,8 @@ pub struct BaseBackup {
     state: State,
     typed: bool,
     manifest_asked: bool,
+    /// What the names of archives end with, behind `.tar`.
+    suffix: &'static str,
     start: Option<(Lsn, TimelineId)>,
     tablespaces: Vec<TablespaceRow>,
     /// Archives that have begun.
@@ -70,6 +72,7 @@ impl BaseBackup {
             state: State::Expect(Set::Start),
             typed: version >= MajorVersion::V15,
             manifest_asked: options.manifest,
+            suffix: options.compression.map_or("", |method| method.suffix()),
             start: None,
             tablespaces: Vec::new(),
             archives: 0,
@@ -239,8 +242,8 @@ impl BaseBackup {
         let name = String::from_utf8_lossy(name).into_owned();
         let due = self.tablespaces.get(self.archives).filter(|_| !self.manifest_begun);
         let expected = match due {
-            Some(TablespaceRow { oid: Some(oid), .. }) => format!("{oid}.tar"),
-            Some(_) => "base.tar".to_owned(),
+            Some(TablespaceRow { oid: Some(oid), .. }) => format!("{oid}.tar{}", self.suffix),
+            Some(_) => format!("base.tar{}", self.suffix),
             None => return Err(WireError::answer(NAME, format!("archive {name:?} where none is due"))),
         };
         if name != expected {

@@ -43,6 +43,33 @@ pub struct BaseBackupOptions {
     pub manifest: bool,
     /// Only what changed since the backup whose manifest was uploaded in this session (17+).
     pub incremental: bool,
+    /// Of the archives, not of the manifest. 15 and later.
+    pub compression: Option<ServerCompression>,
+}
+
+/// What a server compresses archives with before it sends them (`compression.c:parse_compress_algorithm`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerCompression {
+    Zstd { level: i32 },
+    Lz4,
+}
+
+impl ServerCompression {
+    /// What the names of archives end with.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            ServerCompression::Zstd { .. } => ".zst",
+            ServerCompression::Lz4 => ".lz4",
+        }
+    }
+
+    /// Its options of BASE_BACKUP.
+    fn text(self) -> String {
+        match self {
+            ServerCompression::Zstd { level } => format!("COMPRESSION 'zstd', COMPRESSION_DETAIL 'level={level}'"),
+            ServerCompression::Lz4 => "COMPRESSION 'lz4'".to_owned(),
+        }
+    }
 }
 
 /// One tablespace row of BASE_BACKUP; the last one is the base directory (no oid).
@@ -351,6 +378,10 @@ pub fn base_backup_text(options: &BaseBackupOptions, version: MajorVersion) -> R
     parts.extend(options.max_rate.map(|rate| format!("MAX_RATE {rate}")));
     parts.push("TABLESPACE_MAP".to_owned());
     parts.push(if old { "NOVERIFY_CHECKSUMS" } else { "VERIFY_CHECKSUMS 0" }.to_owned());
+    if old && options.compression.is_some() {
+        return Err(WireError::Text { what: "the compression of a backup", found: "one that servers know from 15 on" });
+    }
+    parts.extend(options.compression.map(ServerCompression::text));
     if options.manifest {
         parts.push("MANIFEST 'yes'".to_owned());
         parts.push("MANIFEST_CHECKSUMS 'CRC32C'".to_owned());

@@ -1,0 +1,406 @@
+//! `walrecv backup` in every situation: without a receiver, with one that dies, from standbys, in the middle of everything that can go wrong.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use walrecv::pg::MajorVersion;
+
+use crate::site::{SLOT, Site, end, wait_durable};
+use crate::support::server::Stop;
+use crate::support::walrecv::Running;
+use crate::support::{Server, require_servers, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A site whose configuration names no slot.
+fn without_slot(server: &Server) -> Site {
+    let site = Site::empty();
+    site.init(&server.conninfo("postgres")).run().expect_code(0);
+    site
+}
+
+fn edit(site: &Site, change: impl Fn(&str) -> String) {
+    let text = std::fs::read_to_string(site.config()).expect("a configuration");
+    std::fs::write(site.config(), change(&text)).expect("write the configuration");
+}
+
+fn slots(server: &Server) -> String {
+    server.sql("select coalesce(string_agg(slot_name || ' ' || coalesce(active_pid::text, 'free'), ','), '') from pg_replication_slots")
+}
+
+/// A backup that takes several seconds, and copies.
+fn slow(site: &Site, server: &Server, args: &[&str]) -> Running {
+    let mut running = site.walrecv(&["backup", "--max-rate", "4096", "--progress"]).args(args).spawn();
+    running.wait_logged("cop", PATIENCE);
+    wait_for("the server to send a backup", PATIENCE, || {
+        (server.sql("select count(*) from pg_stat_replication where state = 'backup'") == "1").then_some(())
+    });
+    running
+}
+
+fn rows(server: &Server, name: &str, count: u32) {
+    server.sql(&format!("create table {name} as select n, repeat('x', 100) from generate_series(1, {count}) n"));
+}
+
+/// What JSON says of it: complete, and restorable.
+fn listed(site: &Site, count: usize) -> serde_json::Value {
+    let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    let backups = listed["backups"].as_array().expect("backups");
+    assert_eq!(backups.len(), count, "{listed}");
+    assert!(backups.iter().all(|backup| backup["restorable"] == true), "{listed}");
+    listed
+}
+
+/// The configured slot is free: it is used, moves on, and the archive goes on without a hole.
+#[test]
+fn without_a_receiver_the_free_slot_is_streamed_on() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let server = Server::start(version);
+        let site = Site::new(&server);
+        rows(&server, "before", 20_000);
+        server.switch_wal();
+        // Nothing was ever received.
+        let backup = site.backup();
+        assert_eq!(backup["wal_streamed_here"], serde_json::json!({ "slot": SLOT, "temporary": false }), "{version}");
+        assert_eq!(slots(&server), format!("{SLOT} free"), "{version}");
+        let stop = backup["stop_lsn"].as_str().expect("a position");
+        let at = format!("select restart_lsn >= '{stop}' from pg_replication_slots");
+        assert_eq!(server.sql(&at), "t", "{version}: what is stored was reported, {backup}");
+
+        rows(&server, "between", 1000);
+        server.switch_wal();
+        rows(&server, "between_too", 1000);
+        site.backup();
+        let receiver = site.receive(&[]);
+        rows(&server, "after", 1000);
+        wait_durable(&server, server.lsn());
+        // Somebody streams: nothing of this happens.
+        let third = site.backup();
+        assert!(third["wal_streamed_here"].is_null(), "{third}");
+        wait_durable(&server, server.lsn());
+        end(receiver);
+        let listed = listed(&site, 3);
+        assert_eq!(listed["holes"].as_array().map(Vec::len), Some(0), "{listed}");
+        let first = listed["backups"][0]["id"].as_str().expect("an id");
+        let copy = site.land(&server, "latest", &["--latest", "--backup", first]);
+        assert_eq!(copy.value("select count(*) from after"), "1000", "{version}: from the first backup to the end");
+    }
+}
+
+/// No slot at all: a temporary one holds the WAL back while the backup runs, and nothing is left behind. The server's own archiving is stuck.
+#[test]
+fn where_there_is_no_slot_a_temporary_one_holds_the_wal_back() {
+    for version in [MajorVersion::V13, MajorVersion::V15, MajorVersion::V18] {
+        require_servers!(version);
+        let stuck = Server::builder(version).setting("archive_mode", "on").setting("archive_command", "false");
+        let server = stuck.start();
+        let site = without_slot(&server);
+        rows(&server, "before", 20_000);
+        let running = slow(&site, &server, &["--output", "json"]);
+        let sql = "select count(*) from pg_replication_slots where temporary and active and restart_lsn is not null";
+        assert_eq!(server.sql(sql), "1", "{version}: {}", slots(&server));
+        rows(&server, "during", 1000);
+        server.switch_wal();
+        let begun = Instant::now();
+        let output = running.wait(PATIENCE).expect_code(0);
+        assert!(begun.elapsed() < Duration::from_secs(40), "{version}: nothing waits for the server's archiving");
+        let backup = output.json();
+        assert_eq!(backup["wal_streamed_here"]["temporary"], true, "{backup}");
+        wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+        listed(&site, 1);
+        let copy = site.land(&server, "latest", &["--latest"]);
+        assert_eq!(copy.value("select count(*) from during"), "1000", "{version}");
+    }
+}
+
+/// The configured slot was dropped: the backup makes none that lasts.
+#[test]
+fn a_configured_slot_that_is_missing_is_not_made() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::start(MajorVersion::V17);
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    wait_durable(&server, server.lsn());
+    end(receiver);
+    site.walrecv(&["slot", "drop"]).run().expect_code(0);
+    let output = site.walrecv(&["backup"]).run().expect_code(0);
+    assert!(output.stderr.contains("does not exist") && output.stderr.contains("temporary slot"), "{}", output.stderr);
+    assert!(output.stdout.contains("temporary slot"), "{}", output.stdout);
+    wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+    let quiet = site.walrecv(&["backup", "--quiet"]).run().expect_code(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    listed(&site, 2);
+}
+
+/// A receiver that follows when the backup begins, and is killed while it copies.
+#[test]
+fn a_receiver_that_dies_in_the_middle_is_stood_in_for() {
+    for version in [MajorVersion::V13, MajorVersion::V17] {
+        require_servers!(version);
+        let server = Server::start(version);
+        let site = Site::new(&server);
+        let receiver = site.receive(&[]);
+        rows(&server, "before", 1000);
+        wait_durable(&server, server.lsn());
+        let running = slow(&site, &server, &[]);
+        assert!(!running.stderr().contains("streaming WAL here"), "{version}");
+        receiver.kill();
+        rows(&server, "during", 1000);
+        server.switch_wal();
+        let output = running.wait(PATIENCE).expect_code(0);
+        assert!(output.stderr.contains(&format!("streaming WAL here on slot {SLOT}")), "{version}: {}", output.stderr);
+        assert_eq!(slots(&server), format!("{SLOT} free"), "{version}");
+        let copy = site.land(&server, "latest", &["--latest"]);
+        assert_eq!(copy.value("select count(*) from during"), "1000", "{version}");
+    }
+}
+
+/// Without a slot the server removes WAL between two backups: `on_gap` decides, and the hole is told.
+#[test]
+fn wal_that_is_gone_before_a_backup_is_a_hole_that_is_told() {
+    require_servers!(MajorVersion::V18);
+    let small = Server::builder(MajorVersion::V18).setting("max_wal_size", "4MB").setting("min_wal_size", "2MB");
+    let server = small.start();
+    let site = without_slot(&server);
+    site.backup();
+    rows(&server, "lost", 1000);
+    let forget = || {
+        for _ in 0..10 {
+            server.switch_wal();
+            server.sql("checkpoint");
+        }
+    };
+    forget();
+    edit(&site, |text| text.replace("[clusters.main]", "[clusters.main]\non_gap = \"stop\""));
+    let refused = site.walrecv(&["backup"]).run().expect_code(18);
+    assert!(refused.stderr.contains("removed") && refused.stderr.contains("on_gap"), "{}", refused.stderr);
+    listed(&site, 1);
+    // Nothing said: without a slot nothing else can be expected, and it is told.
+    edit(&site, |text| text.replace("on_gap = \"stop\"\n", ""));
+    let told = site.walrecv(&["backup"]).run().expect_code(0);
+    assert!(told.stdout.contains("HOLE"), "{}", told.stdout);
+    let listed = listed(&site, 2);
+    assert_eq!(listed["holes"].as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(slots(&server), "");
+    let copy = site.land(&server, "latest", &["--latest"]);
+    assert_eq!(copy.value("select count(*) from lost"), "1000");
+}
+
+/// The temporary slot goes with its connection. What the server still has is streamed on; what it has removed meanwhile ends the backup.
+#[test]
+fn a_lost_connection_of_the_temporary_slot_is_made_again_or_ends_the_backup() {
+    require_servers!(MajorVersion::V16);
+    let small = Server::builder(MajorVersion::V16).setting("max_wal_size", "4MB").setting("min_wal_size", "2MB");
+    let server = small.start();
+    server.sql("create role streamer login replication");
+    let site = Site::empty();
+    site.init(&server.conninfo("streamer")).run().expect_code(0);
+    edit(&site, |text| text.replace("[clusters.main]", "[clusters.main]\non_gap = \"stop\""));
+    rows(&server, "before", 20_000);
+    let cut = "select count(pg_terminate_backend(pid)) from pg_stat_replication where state <> 'backup'";
+    let running = slow(&site, &server, &[]);
+    assert_ne!(server.sql(cut), "0");
+    rows(&server, "during", 1000);
+    let output = running.wait(PATIENCE).expect_code(0);
+    assert!(output.stderr.contains("connecting again"), "{}", output.stderr);
+
+    let running = slow(&site, &server, &[]);
+    // Nobody else is let in until the server has removed what the slot held.
+    server.sql("alter role streamer connection limit 1");
+    server.sql(cut);
+    for _ in 0..10 {
+        server.switch_wal();
+        server.sql("checkpoint");
+    }
+    server.sql("alter role streamer connection limit -1");
+    let output = running.wait(PATIENCE).expect_code(18);
+    assert!(output.stderr.contains("removed"), "{}", output.stderr);
+    listed(&site, 1);
+    wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+}
+
+#[test]
+fn a_signal_ends_backup_and_stream_and_leaves_no_slot() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::start(MajorVersion::V17);
+    let site = without_slot(&server);
+    let running = slow(&site, &server, &[]);
+    running.signal(Signal::INT);
+    let begun = Instant::now();
+    let output = running.wait(PATIENCE).expect_code(130);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}: {}", begun.elapsed(), output.stderr);
+    wait_for("everybody to go", PATIENCE, || {
+        (slots(&server).is_empty() && server.sql("select count(*) from pg_stat_replication") == "0").then_some(())
+    });
+    // A kill leaves it to the server to notice.
+    slow(&site, &server, &[]).kill();
+    wait_for("everybody to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+    listed(&site, 0);
+    site.backup();
+    listed(&site, 1);
+}
+
+#[test]
+fn a_server_that_goes_away_in_the_middle_ends_the_backup() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let mut server = Server::start(version);
+        let site = without_slot(&server);
+        let running = slow(&site, &server, &[]);
+        let begun = Instant::now();
+        if version == MajorVersion::V13 {
+            server.kill9();
+        } else {
+            server.stop(Stop::Fast);
+        }
+        let output = running.wait(PATIENCE).expect_code(17);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{version}: {:?}", begun.elapsed());
+        assert!(output.stderr.contains("walrecv: error"), "{version}: {}", output.stderr);
+        listed(&site, 0);
+        server.start_again();
+        assert_eq!(slots(&server), "", "{version}");
+        site.backup();
+        listed(&site, 1);
+    }
+}
+
+/// A quiet primary; its standby is backed up, and nothing is done on the primary.
+#[test]
+fn a_standby_of_a_quiet_primary_is_backed_up_with_its_wal() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let primary = Server::start(version);
+        rows(&primary, "t", 1000);
+        let standby = primary.standby().setting("hot_standby", "on").start();
+        standby.wait_sql("select count(*) from t", "1000");
+        primary.sql("checkpoint");
+        rows(&primary, "u", 10);
+        standby.wait_sql("select count(*) from u", "10");
+        let site = without_slot(&standby);
+        let backup = site.backup();
+        assert_eq!(backup["from_standby"], true, "{version}: {backup}");
+        listed(&site, 1);
+        let copy = site.land(&standby, "latest", &["--latest"]);
+        assert_eq!(copy.value("select count(*) from u"), "10", "{version}");
+    }
+}
+
+#[test]
+fn a_standby_that_is_promoted_or_sees_torn_pages_gives_no_backup() {
+    for version in [MajorVersion::V14, MajorVersion::V18] {
+        require_servers!(version);
+        let primary = Server::start(version);
+        rows(&primary, "t", 1000);
+        let standby = primary.standby().setting("hot_standby", "on").start();
+        standby.wait_sql("select count(*) from t", "1000");
+        let site = without_slot(&standby);
+        // Written without images of pages, and replayed in the middle of the backup.
+        let running = slow(&site, &standby, &[]);
+        primary.sql("alter system set full_page_writes = off");
+        primary.sql("select pg_reload_conf()");
+        primary.wait_sql("show full_page_writes", "off");
+        rows(&primary, "torn", 1000);
+        standby.wait_sql("select count(*) from torn", "1000");
+        let output = running.wait(PATIENCE).expect_code(17);
+        assert!(output.stderr.contains("full_page_writes = on"), "{version}: {}", output.stderr);
+        primary.sql("alter system reset full_page_writes");
+        primary.sql("select pg_reload_conf()");
+        primary.wait_sql("show full_page_writes", "on");
+        std::thread::sleep(Duration::from_millis(500));
+        primary.sql("checkpoint");
+        standby.wait_sql("select count(*) from torn", "1000");
+        let lsn = primary.lsn();
+        standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'"), "t");
+        standby.sql("checkpoint");
+
+        let running = slow(&site, &standby, &[]);
+        standby.promote();
+        let output = running.wait(PATIENCE).expect_code(17);
+        assert!(output.stderr.contains("became a primary"), "{version}: {}", output.stderr);
+        listed(&site, 0);
+        site.backup();
+        listed(&site, 1);
+    }
+}
+
+/// Relations come, go and change size while they are copied; what the restored server has is what was committed.
+#[test]
+fn relations_that_change_while_they_are_copied() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::start(MajorVersion::V17);
+    let site = without_slot(&server);
+    for name in ["dropped", "emptied", "rewritten", "grown", "cut"] {
+        rows(&server, name, 40_000);
+    }
+    let running = slow(&site, &server, &["--server-compression", "zstd"]);
+    server.sql("drop table dropped");
+    server.sql("truncate emptied");
+    server.sql("vacuum full rewritten");
+    server.sql("insert into grown select n, repeat('y', 100) from generate_series(1, 40000) n");
+    server.sql("delete from cut where n > 100");
+    server.sql("vacuum cut");
+    server.sql("create table new as select 1 as n");
+    running.wait(PATIENCE * 2).expect_code(0);
+    let copy = site.land(&server, "latest", &["--latest"]);
+    let count = |table: &str| copy.value(&format!("select count(*) from {table}"));
+    let counts = ["emptied", "rewritten", "grown", "cut", "new"].map(count);
+    assert_eq!(counts, ["0", "40000", "80000", "100", "1"]);
+    assert_eq!(copy.value("select to_regclass('dropped') is null"), "t");
+}
+
+/// What the server compresses comes back byte by byte: the checksums of its own manifest are compared on the way. 15 is installed without zstd.
+#[test]
+fn what_the_server_compresses_is_stored_all_the_same() {
+    for (version, methods) in [(MajorVersion::V15, &["lz4"][..]), (MajorVersion::V18, &["lz4", "zstd", "zstd:9"])] {
+        require_servers!(version);
+        let server = Server::start(version);
+        let site = Site::new(&server);
+        let place = site.places.postgres_dir("space");
+        server.sql(&format!("create tablespace extra location '{}'", place.display()));
+        rows(&server, "t", 20_000);
+        server.sql("create table far tablespace extra as select n from generate_series(1, 1000) n");
+        let backup = |how: &str| site.walrecv(&["backup", "--output", "json", "--server-compression", how]).run();
+        let plain = site.backup();
+        for how in methods {
+            let packed = backup(how).expect_code(0).json();
+            let read = |of: &serde_json::Value| of["read_bytes"].as_u64().expect("a number");
+            assert!(read(&packed) < read(&plain) / 2, "{how}: {packed}, without {plain}");
+            assert_eq!(packed["files"], plain["files"]);
+        }
+        if version == MajorVersion::V15 {
+            let refused = backup("zstd").expect_code(2);
+            assert!(refused.stderr.contains("built without that method"), "{}", refused.stderr);
+        }
+        let mapping = format!("{}={}", place.display(), site.data("space2").display());
+        let copy = site.land(&server, "latest", &["--latest", "--tablespace-mapping", &mapping]);
+        assert_eq!(copy.value("select count(*) from t"), "20000");
+        copy.run(&server, "pg_dumpall", &[]);
+    }
+    require_servers!(MajorVersion::V14);
+    let old = Server::start(MajorVersion::V14);
+    let site = Site::new(&old);
+    let refused = site.walrecv(&["backup", "--server-compression", "zstd"]).run().expect_code(2);
+    assert!(refused.stderr.contains("from 15 on"), "{}", refused.stderr);
+}
+
+/// The second of two says who runs the first one.
+#[test]
+fn a_second_backup_is_told_who_is_at_work() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    let site = Site::new(&server);
+    let running = slow(&site, &server, &["--label", "the first", "--output", "json"]);
+    let refused = site.walrecv(&["backup"]).run().expect_code(11);
+    for said in [&format!("process {}", running.pid()), "since", "the first"] {
+        assert!(refused.stderr.contains(said), "{said:?} is not said: {}", refused.stderr);
+    }
+    let output = running.wait(PATIENCE).expect_code(0);
+    // Progress for scripts, on standard error; the result alone on standard output.
+    let lines: Vec<serde_json::Value> = output.stderr.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+    let copying = lines.iter().filter(|l| l["phase"] == "copying");
+    let told: Vec<_> = copying.filter_map(|l| l["done_bytes"].as_u64().zip(l["total_bytes"].as_u64())).collect();
+    assert!(told.is_sorted() && told.last().is_some_and(|(done, total)| *done > 0 && *total > 0), "{lines:?}");
+    assert!(lines.iter().any(|l| l["event"] == "serving" && l["slot"] == SLOT), "{lines:?}");
+    assert!(output.json()["id"].is_string());
+}

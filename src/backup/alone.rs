@@ -1,0 +1,37 @@
+//! One backup of a cluster at a time on this host. Others are not known: two backups at once cost time and space, and do no harm.
+
+use jiff::Timestamp;
+
+use super::BackupOptions;
+use super::state::host;
+use super::take::blocking;
+use crate::archive::Archive;
+use crate::disk::lock::LockFile;
+use crate::error::{Error, Kind, Result};
+
+/// Takes the lock; `Kind::Busy`, with what the holder has noted, where another backup has it.
+pub async fn lock(archive: &Archive, options: &BackupOptions) -> Result<Option<LockFile>> {
+    let Some(dir) = options.state_dir.clone() else { return Ok(None) };
+    let path = dir.join(format!("backup-{}.lock", archive.names.cluster));
+    let (id, host) = (std::process::id(), host());
+    let since = Timestamp::now().strftime("%Y-%m-%d %H:%M:%S+00");
+    let note = format!("process {id} on {host}, since {since}, label {:?}", options.label);
+    let (taken, holder, path) = blocking(move || {
+        let taken = LockFile::take(&path)?;
+        let holder = match &taken {
+            Some(lock) => {
+                lock.note(&note);
+                None
+            }
+            None => LockFile::noted(&path),
+        };
+        Ok((taken, holder, path))
+    })
+    .await?;
+    if taken.is_none() {
+        let holder = holder.unwrap_or_else(|| format!("{} is locked", path.display()));
+        let text = format!("a backup of cluster {} is running: {holder}", archive.names.cluster);
+        return Err(Error::new(Kind::Busy, text).hint("Wait for it to end, or stop it."));
+    }
+    Ok(taken)
+}

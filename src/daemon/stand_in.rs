@@ -1,0 +1,300 @@
+//! WAL for a backup that no receiver follows: the ordinary receiver runs in this process, until the backup has what it needs.
+//!
+//! Where the configured slot exists and nobody streams on it, that slot is used, so that the archive goes on without a hole. Where there is none, a temporary
+//! slot holds the WAL back; it goes with its connection. Slots that last are never made here, and a receiver that is there is left to its work.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::archive::Archive;
+use crate::backup::{Attendance, Moment, WalWatch};
+use crate::error::{Error, Kind, Result};
+use crate::net::Conninfo;
+use crate::pg::{Lsn, TimelineId};
+use crate::receive::sentinel::Second;
+use crate::receive::{AfterFailover, Observer, OnGap, Place, ReceiveEvent, ReceiveOptions, ReceiveReport, receive};
+use crate::seal::content::event::Hole;
+
+/// How often the server is asked who streams: while something is missing, and otherwise.
+const LOOK: Duration = Duration::from_secs(3);
+const LOOK_ROUTINE: Duration = Duration::from_secs(20);
+
+/// What a stand-in tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nobody streams: this process does from now on.
+    Serving { slot: String, temporary: bool, why: String },
+    /// What its receiver tells.
+    Receiver(ReceiveEvent),
+}
+
+type Tell = dyn Fn(Told) + Send + Sync;
+
+/// What it did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// The slot that was streamed on, and whether it was a temporary one; `None`: nothing had to be done.
+    pub slot: Option<(String, bool)>,
+    /// Holes that were recorded on the way: before the backup, which is complete behind them.
+    pub holes: Vec<Hole>,
+}
+
+/// Who streams, as far as the server tells.
+enum Seen {
+    /// The server's process that does.
+    Somebody(u32),
+    /// The slot is there, and free.
+    Nobody,
+    /// There is no slot to use, and nobody streams without one.
+    NoSlot(String),
+    /// Without SQL not all can be seen.
+    Unclear,
+}
+
+/// How to stream.
+enum Way {
+    /// On the configured slot, which is there and free.
+    Slot(String),
+    /// On the configured slot, if it is there.
+    Unsure(String),
+    /// On a slot of our own, and why.
+    Temporary(String),
+}
+
+/// Streams where nobody else does. The archive tells how far WAL is stored, whoever stored it.
+pub struct StandIn {
+    archive: Archive,
+    options: ReceiveOptions,
+    place: Place,
+    tell: Arc<Tell>,
+    stop: watch::Sender<bool>,
+    work: tokio::sync::Mutex<Work>,
+    notes: Arc<Mutex<Notes>>,
+}
+
+/// The receiver, once there is one.
+#[derive(Default)]
+struct Work {
+    job: Option<JoinHandle<Result<ReceiveReport>>>,
+    looked: Option<Instant>,
+    remark: Option<String>,
+    /// It was begun without knowing whether the slot is there.
+    unsure: bool,
+}
+
+/// What the receiver told.
+#[derive(Default)]
+struct Notes {
+    service: Service,
+    /// Why it does not stream at present.
+    trouble: Option<String>,
+}
+
+impl StandIn {
+    /// `options` are those of the cluster's ordinary receiver.
+    pub fn new(
+        archive: Archive,
+        options: ReceiveOptions,
+        place: Place,
+        tell: impl Fn(Told) + Send + Sync + 'static,
+    ) -> StandIn {
+        let (stop, _) = watch::channel(false);
+        // A slot that lasts is not for a backup to make.
+        let options = ReceiveOptions { after_failover: AfterFailover::Stop, until: None, ..options };
+        let (work, notes) = (tokio::sync::Mutex::default(), Arc::default());
+        StandIn { archive, options, place, tell: Arc::new(tell), stop, work, notes }
+    }
+
+    /// Ends the receiver, if there is one, as a stop of `receive` does: what it has becomes durable and is reported, within the grace.
+    pub async fn end(&self) -> Service {
+        let mut work = self.work.lock().await;
+        self.stop.send_replace(true);
+        if let Some(job) = work.job.take() {
+            match job.await {
+                Ok(Ok(report)) if report.behind > 0 => {
+                    tracing::info!("{} bytes of WAL that the server had were left to the next receiver", report.behind);
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::warn!("the receiver of the backup's WAL has ended: {error}"),
+                Err(died) => tracing::warn!("the receiver of the backup's WAL has died: {died}"),
+            }
+        }
+        self.notes().service.clone()
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn look_after(&self, server: &Conninfo, moment: Moment) -> Result<Attendance> {
+        let mut work = self.work.lock().await;
+        if let Some(job) = work.job.take_if(|job| job.is_finished()) {
+            let error = ended(job).await;
+            if !std::mem::take(&mut work.unsure) || error.kind() != Kind::Slot {
+                return Err(error);
+            }
+            work.job = Some(self.start(server, Way::Temporary(error.to_string()))?);
+        }
+        if work.job.is_some() {
+            return Ok(Attendance { own: true, remark: self.notes().trouble.clone() });
+        }
+        let pause = if moment == Moment::Lacking { LOOK } else { LOOK_ROUTINE };
+        if work.looked.is_some_and(|at| at.elapsed() < pause) {
+            return Ok(Attendance { own: false, remark: work.remark.clone() });
+        }
+        let seen = self.look(server).await;
+        work.looked = Some(Instant::now());
+        let way = match (seen, &self.options.slot) {
+            (Seen::Somebody(pid), name) => {
+                let on = name.as_ref().map_or(String::new(), |name| format!(" on slot {name:?}"));
+                work.remark =
+                    Some(format!("process {pid} of the server streams{on}, not into this archive or too slowly"));
+                return Ok(Attendance { own: false, remark: work.remark.clone() });
+            }
+            (Seen::Unclear, Some(_)) if moment == Moment::Routine => return Ok(Attendance::default()),
+            (Seen::Unclear, Some(name)) => {
+                work.unsure = true;
+                Way::Unsure(name.clone())
+            }
+            (Seen::Nobody, Some(name)) => Way::Slot(name.clone()),
+            (Seen::NoSlot(why), _) => Way::Temporary(why),
+            (Seen::Nobody | Seen::Unclear, None) => Way::Temporary("no slot is configured".to_owned()),
+        };
+        work.job = Some(self.start(server, way)?);
+        Ok(Attendance { own: true, remark: None })
+    }
+
+    /// Who streams now. What cannot be found out is no reason to end a backup.
+    async fn look(&self, server: &Conninfo) -> Seen {
+        let found = tokio::time::timeout(LOOK * 3, async {
+            match &self.options.slot {
+                Some(name) => look_at_slot(&self.options.conninfo, name).await,
+                None => look_at_walsenders(server, self.options.conninfo.application_name()).await,
+            }
+        });
+        match found.await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(error)) => {
+                tracing::warn!("cannot see who streams: {error}");
+                Seen::Unclear
+            }
+            Err(_) => Seen::Unclear,
+        }
+    }
+
+    fn start(&self, server: &Conninfo, way: Way) -> Result<JoinHandle<Result<ReceiveReport>>> {
+        let mut options = self.options.clone();
+        let (slot, temporary, why) = match way {
+            Way::Slot(name) => (name, false, "nobody streams on it".to_owned()),
+            Way::Unsure(name) => {
+                // Where it does not exist it must not come into being.
+                options.on_gap = OnGap::Stop;
+                (name, false, "the archive does not move".to_owned())
+            }
+            Way::Temporary(why) => {
+                // It must hold back what this very server needs for its backup, and is worth nothing to anybody later.
+                options.conninfo = server.clone();
+                options.give_up_at = None;
+                (temporary_name()?, true, why)
+            }
+        };
+        (options.slot, options.temporary_slot) = (Some(slot.clone()), temporary);
+        self.notes().service.slot = Some((slot.clone(), temporary));
+        (self.tell)(Told::Serving { slot, temporary, why });
+        let (tell, notes) = (self.tell.clone(), self.notes.clone());
+        let observer = Observer::new(move |event| {
+            notes.lock().unwrap_or_else(PoisonError::into_inner).see(&event);
+            tell(Told::Receiver(event));
+        });
+        // On a task of its own: a backup that computes must not hold up what a commit may wait for.
+        Ok(tokio::spawn(receive(options, self.place.clone(), observer, self.stop.subscribe())))
+    }
+}
+
+impl Notes {
+    fn see(&mut self, event: &ReceiveEvent) {
+        match event {
+            ReceiveEvent::Streaming { .. } | ReceiveEvent::Resumed => self.trouble = None,
+            ReceiveEvent::Reconnecting { why, .. } => self.trouble = Some(why.clone()),
+            ReceiveEvent::StandingBy { slot, holder } => {
+                let holder = holder.map_or(String::new(), |pid| format!(" by process {pid} of the server"));
+                self.trouble = Some(format!(
+                    "slot {slot:?} is in use{holder}, which does not stream into this archive, or too slowly"
+                ));
+            }
+            ReceiveEvent::Stalled { .. } => self.trouble = Some("the repository takes nothing".to_owned()),
+            ReceiveEvent::CorruptWal { problem } => self.trouble = Some(problem.clone()),
+            ReceiveEvent::Hole(hole) => self.service.holes.push(hole.clone()),
+            _ => {}
+        }
+    }
+}
+
+impl WalWatch for StandIn {
+    fn durable_end(&self, timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+        WalWatch::durable_end(&self.archive, timeline, from)
+    }
+
+    fn attend<'a>(&'a self, server: &'a Conninfo, moment: Moment) -> BoxFuture<'a, Result<Attendance>> {
+        Box::pin(self.look_after(server, moment))
+    }
+}
+
+/// Why a receiver ended that nobody asked to.
+async fn ended(job: JoinHandle<Result<ReceiveReport>>) -> Error {
+    let what = "the WAL of the backup cannot be streamed";
+    match job.await {
+        Ok(Err(error)) => error.context(what),
+        Ok(Ok(_)) => Error::new(Kind::Failed, format!("{what}: its receiver has stopped")),
+        Err(died) => Error::new(Kind::Failed, format!("{what}: its receiver has died")).caused_by(died),
+    }
+}
+
+async fn look_at_slot(info: &Conninfo, name: &str) -> Result<Seen> {
+    let mut second = Second::open(info).await?;
+    let sql = second.sql;
+    let state = second.state(name).await;
+    second.connection.close().await;
+    let row = match state {
+        Ok(row) => row,
+        // 13 and 14 without SQL show nothing of a slot.
+        Err(error) if !sql && !error.is_transient() => return Ok(Seen::Unclear),
+        Err(error) => return Err(error),
+    };
+    Ok(match row {
+        None => Seen::NoSlot(format!("slot {name:?} does not exist")),
+        Some(row) => match row.active_pid {
+            Some(pid) => Seen::Somebody(pid),
+            None if sql => Seen::Nobody,
+            None => Seen::Unclear,
+        },
+    })
+}
+
+/// Where no slot is configured, a receiver is known by its name.
+async fn look_at_walsenders(server: &Conninfo, name: &str) -> Result<Seen> {
+    let mut second = Second::open(server).await?;
+    if !second.sql {
+        second.connection.close().await;
+        return Ok(Seen::Unclear);
+    }
+    let sql = format!(
+        "SELECT pid FROM pg_catalog.pg_stat_replication WHERE application_name = '{}' AND state IN ('streaming', 'catchup')",
+        name.replace('\'', "''")
+    );
+    let rows = second.connection.query(&sql).await;
+    second.connection.close().await;
+    let pid = rows?.first().and_then(|row| row.first().cloned().flatten()).and_then(|pid| pid.parse().ok());
+    Ok(pid.map_or_else(|| Seen::NoSlot("no slot is configured, and nobody streams".to_owned()), Seen::Somebody))
+}
+
+/// Of this run alone.
+fn temporary_name() -> Result<String> {
+    let random = getrandom::u32().map_err(|e| Error::new(Kind::Failed, "no random numbers").caused_by(e))?;
+    Ok(format!("walrecv_backup_{}_{random:08x}", std::process::id()))
+}
