@@ -174,14 +174,12 @@ fn checked(checked: &Checked, deep: bool) {
         output::bytes(checked.bytes)
     ));
     if deep {
-        output::line(format!(
-            "opened  {} data pages in {} runs, {} WAL records; page checksums: {} right, {} too new to judge, {} wrong",
-            checked.pages,
-            checked.runs,
-            checked.wal_records,
-            checked.pages_good,
-            checked.pages_newer,
-            checked.pages_bad
-        ));
+        let (good, newer, bad) = (checked.pages_good, checked.pages_newer, checked.pages_bad);
+        let sums = match good + newer + bad {
+            0 => "no page has a checksum".to_owned(),
+            _ => format!("page checksums: {good} right, {newer} too new to judge, {bad} wrong"),
+        };
+        let Checked { pages, runs, wal_records, .. } = checked;
+        output::line(format!("opened  {pages} data pages in {runs} runs, {wal_records} WAL records; {sums}"));
     }
 }

@@ -199,10 +199,13 @@ impl<'a> Reading<'a> {
     }
 }
 
+/// A part of a map, by the backup that wrote it and its number.
+type Kept = ((BackupId, u32), Arc<Vec<u8>>);
+
 /// Parts of maps that several backups name: the newest are kept.
 #[derive(Default)]
 pub struct Parts {
-    kept: VecDeque<((BackupId, u32), Arc<Vec<u8>>)>,
+    kept: VecDeque<Kept>,
     bytes: usize,
 }
 

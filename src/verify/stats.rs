@@ -107,10 +107,10 @@ pub async fn stats(archive: &Archive, options: &Options) -> Result<Stats> {
     let classes = classes(&listed, &root);
     let shelf = backups::shelf(&look).await?;
     let census = maps::walk(&look, &shelf).await;
-    let pack_bytes = census.iter().map(|(_, _, pack)| pack.plain).sum();
-    let live_bytes = live(&look, &shelf).await;
-    let dead_share =
-        live_bytes.filter(|_| pack_bytes > 0).map(|live| 1.0 - (live.min(pack_bytes) as f64 / pack_bytes as f64));
+    let pack_bytes: u64 = census.iter().map(|(_, _, pack)| pack.plain).sum();
+    // Blocks at both ends of a piece count whole.
+    let live_bytes = live(&look, &shelf).await.map(|live| live.min(pack_bytes));
+    let dead_share = live_bytes.filter(|_| pack_bytes > 0).map(|live| 1.0 - live as f64 / pack_bytes as f64);
     let wal = listed.iter().filter(|entry| class_of(&entry.name, &root) == "wal");
     let days = days(wal, &shelf);
     let all = [&classes.packs, &classes.maps, &classes.wal, &classes.tails, &classes.manifests, &classes.other];
