@@ -77,13 +77,12 @@ async fn one(look: &Look<'_>, shelf: &Shelf, census: &Census, id: BackupId) -> R
             Some(found) if found.size != pack.len => Some(Trouble::damaged(format!("{} bytes", found.size))),
             Some(_) => None,
         };
-        // One that maps only mention, and that no backup takes a byte from, may be gone.
+        // One that maps name and that no backup takes a byte from any more hurts nobody; but nothing of ours deletes it.
         match trouble {
-            Some(trouble) if trouble.flaw != Flaw::Missing || !pack.needed.is_empty() => {
+            Some(trouble) => {
                 let expected = format!("{EXPECTED}, of {} bytes", pack.len);
                 look.blame(&name, &expected, trouble, shelf.names(&pack.needed));
             }
-            Some(_) => {}
             None => look.count(|checked| checked.packs += u64::from(!look.options.deep)),
         }
     }
