@@ -8,5 +8,7 @@ mod damage;
 mod pages;
 #[path = "verify/shop.rs"]
 mod shop;
+#[path = "verify/stats.rs"]
+mod stats;
 #[path = "verify/stores.rs"]
 mod stores;

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
-use crate::support::{Server, require_servers};
+use crate::support::{Server, require_moto, require_servers, rounds};
 
 /// All files below a folder whose path contains `part`, sorted.
 fn files(folder: &Path, part: &str) -> Vec<PathBuf> {
@@ -144,4 +146,50 @@ fn damaged(site: &Site, id: &str) {
     assert!(text.stdout.contains(&*name) && text.stdout.contains("GAP"), "{}", text.stdout);
     fs::write(middle, kept).expect("a segment");
     site.walrecv(&["verify", "--no-record"]).run().expect_code(0);
+}
+
+/// Segments are completed, tails merged and deleted while they are looked at: none of that is damage.
+fn while_it_is_written(server: &Server, site: &Site) {
+    let receiver = site.receive(&["--flush-interval", "20ms"]);
+    server.sql("create table story (n int, filler text)");
+    site.backup();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = server.connect("postgres").expect("a session");
+            while !stop.load(Ordering::Relaxed) {
+                client
+                    .query("insert into story select 1, repeat('x', 300) from generate_series(1, 40)")
+                    .expect("a commit");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let outcomes: Vec<_> = (0..rounds(5, 100))
+            .map(|round| {
+                let depth: &[&str] = if round % 2 == 0 { &["verify", "--deep"] } else { &["verify"] };
+                let output = site.walrecv(depth).args(["--no-record", "--output", "json"]).run();
+                (output.code(), output.stdout, output.stderr)
+            })
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        for (code, stdout, stderr) in outcomes {
+            assert_eq!(code, 0, "{stdout}\n{stderr}");
+        }
+    });
+    end(receiver);
+}
+
+#[test]
+fn a_directory_that_is_written_to_is_no_worse_for_it() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    while_it_is_written(&server, &Site::new(&server));
+}
+
+#[test]
+fn a_bucket_that_is_written_to_is_no_worse_for_it() {
+    require_servers!(MajorVersion::V16);
+    require_moto!();
+    let server = Server::start(MajorVersion::V16);
+    while_it_is_written(&server, &Site::in_bucket(&server, "looking"));
 }
