@@ -79,6 +79,8 @@ impl Archive {
                 Err(error) => tracing::warn!("{error}"),
             }
         }
+        // Names tell the second only.
+        found.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         Ok(found)
     }
 
