@@ -90,7 +90,7 @@ pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupO
     let reach = Reach { timeline, from, needed, patience: options.follow_within, renewed: true };
     let tell = |durable| options.tell(Progress::WaitingForReceiver { durable, needed });
     let server = prepared.connection.same_server();
-    watch.attend(server, Moment::Routine).await?;
+    watch.attend(server, Moment::Before).await?;
     let Reached { durable, remark } =
         reach.wait(watch, server, wal::PAUSE, tell).await.context("does a receiver follow the server?")?;
     if durable.is_some_and(|durable| durable >= needed) {

@@ -36,6 +36,8 @@ pub trait WalWatch: Send + Sync {
 /// When a [`WalWatch`] is asked whether somebody streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
+    /// The backup has not begun. What the server must hold back for it is held back when the answer comes.
+    Before,
     /// Nothing is known to be missing.
     Routine,
     /// The archive lacks WAL that the server has had for a while, and does not move.

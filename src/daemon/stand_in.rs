@@ -23,6 +23,8 @@ use crate::seal::content::event::Hole;
 /// How often the server is asked who streams: while something is missing, and otherwise.
 const LOOK: Duration = Duration::from_secs(3);
 const LOOK_ROUTINE: Duration = Duration::from_secs(20);
+/// How long a receiver may take to stream before a backup begins.
+const READY: Duration = Duration::from_secs(60);
 
 /// What a stand-in tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub struct StandIn {
     stop: watch::Sender<bool>,
     work: tokio::sync::Mutex<Work>,
     notes: Arc<Mutex<Notes>>,
+    /// The receiver streams, or somebody else has the slot.
+    ready: Arc<watch::Sender<bool>>,
 }
 
 /// The receiver, once there is one.
@@ -107,7 +111,8 @@ impl StandIn {
         // A slot that lasts is not for a backup to make.
         let options = ReceiveOptions { after_failover: AfterFailover::Stop, until: None, ..options };
         let (work, notes) = (tokio::sync::Mutex::default(), Arc::default());
-        StandIn { archive, options, place, tell: Arc::new(tell), stop, work, notes }
+        let ready = Arc::new(watch::Sender::new(false));
+        StandIn { archive, options, place, tell: Arc::new(tell), stop, work, notes, ready }
     }
 
     /// Ends the receiver, if there is one, as a stop of `receive` does: what it has becomes durable and is reported, within the grace.
@@ -156,7 +161,7 @@ impl StandIn {
                     Some(format!("process {pid} of the server streams{on}, not into this archive or too slowly"));
                 return Ok(Attendance { own: false, remark: work.remark.clone() });
             }
-            (Seen::Unclear, Some(_)) if moment == Moment::Routine => return Ok(Attendance::default()),
+            (Seen::Unclear, Some(_)) if moment != Moment::Lacking => return Ok(Attendance::default()),
             (Seen::Unclear, Some(name)) => {
                 work.unsure = true;
                 Way::Unsure(name.clone())
@@ -166,7 +171,28 @@ impl StandIn {
             (Seen::Nobody | Seen::Unclear, None) => Way::Temporary("no slot is configured".to_owned()),
         };
         work.job = Some(self.start(server, way)?);
+        if moment == Moment::Before {
+            self.until_ready(&mut work).await?;
+        }
         Ok(Attendance { own: true, remark: None })
+    }
+
+    /// A backup that begins before its WAL is held back could lose it to its own checkpoint.
+    async fn until_ready(&self, work: &mut Work) -> Result<()> {
+        let mut ready = self.ready.subscribe();
+        let deadline = Instant::now() + READY;
+        while !*ready.borrow_and_update() {
+            if let Some(job) = work.job.take_if(|job| job.is_finished()) {
+                return Err(ended(job).await);
+            }
+            if Instant::now() >= deadline {
+                let trouble = self.notes().trouble.clone().unwrap_or_else(|| "the server does not answer".to_owned());
+                return Err(Error::new(Kind::Server, format!("the WAL of the backup cannot be streamed: {trouble}"))
+                    .hint("See what `walrecv check` says of the server, and take the backup again."));
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(100), ready.changed()).await;
+        }
+        Ok(())
     }
 
     /// Who streams now. What cannot be found out is no reason to end a backup.
@@ -206,8 +232,11 @@ impl StandIn {
         (options.slot, options.temporary_slot) = (Some(slot.clone()), temporary);
         self.notes().service.slot = Some((slot.clone(), temporary));
         (self.tell)(Told::Serving { slot, temporary, why });
-        let (tell, notes) = (self.tell.clone(), self.notes.clone());
+        let (tell, notes, ready) = (self.tell.clone(), self.notes.clone(), self.ready.clone());
         let observer = Observer::new(move |event| {
+            if matches!(event, ReceiveEvent::Streaming { .. } | ReceiveEvent::StandingBy { .. }) {
+                ready.send_replace(true);
+            }
             notes.lock().unwrap_or_else(PoisonError::into_inner).see(&event);
             tell(Told::Receiver(event));
         });

@@ -349,6 +349,15 @@ impl Run {
     }
 
     async fn stream(&mut self, server: &mut Server) -> Result<End> {
+        if let Some(name) = self.options.slot.as_deref().filter(|_| self.options.temporary_slot && server.slot_spent) {
+            answered("CREATE_REPLICATION_SLOT", server.stream.create_slot(name, true, true)).await?;
+        }
+        let end = self.stream_once(server).await;
+        server.slot_spent = end.is_err();
+        end
+    }
+
+    async fn stream_once(&mut self, server: &mut Server) -> Result<End> {
         let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
         let (timeline, slot) = (pipeline.timeline(), self.options.slot.clone());
         // Whatever the slot holds: where a segment has just begun, what lies above its start is too little to recognise a server by.

@@ -32,6 +32,8 @@ pub struct Server {
     pub unasked: bool,
     /// The slot cannot hold WAL as it is.
     pub unfit: Option<Unfit>,
+    /// A temporary slot went with an error of the stream's connection (`WalSndErrorCleanup`).
+    pub slot_spent: bool,
     /// Listed in `synchronous_standby_names`.
     pub synchronous: bool,
     /// In recovery: what it holds says nothing of its primary.
@@ -95,9 +97,6 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
         // It may have failed in the middle of a failover, and without SQL much is not known.
         second = Second::open(stream.same_server()).await.ok();
     }
-    if let Some(name) = slot.filter(|_| temporary) {
-        answered("CREATE_REPLICATION_SLOT", stream.create_slot(name, true, true)).await?;
-    }
     let identity = answered("IDENTIFY_SYSTEM", stream.identify_system()).await?;
     possible(identity.position)?;
     let size = answered("SHOW", stream.show("wal_segment_size")).await?;
@@ -136,6 +135,7 @@ pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
         slot,
         unasked,
         unfit,
+        slot_spent: false,
         synchronous,
         standby: true,
     })
@@ -183,6 +183,7 @@ async fn position(
 ) -> Result<(SlotPosition, Option<Unfit>)> {
     let Some(name) = slot else { return Ok((SlotPosition::NoSlot, None)) };
     if temporary {
+        answered("CREATE_REPLICATION_SLOT", stream.create_slot(name, true, true)).await?;
         return Ok((of_temporary(stream, second, name).await?, None));
     }
     let found = match second.filter(|second| second.sql) {
