@@ -138,6 +138,26 @@ fn a_configured_slot_that_is_missing_is_not_made() {
     listed(&site, 2);
 }
 
+/// Where no SQL is allowed nobody sees who streams, and on 13 not even whether there is a slot: an archive that stands still tells.
+#[test]
+fn without_sql_an_archive_that_stands_still_is_the_sign() {
+    require_servers!(MajorVersion::V13);
+    let server = Server::builder(MajorVersion::V13).setting("wal_keep_size", "100MB").start();
+    let site = Site::empty();
+    let dsn = format!("{} dbname=nowhere", server.conninfo("postgres"));
+    site.init(&dsn).args(["--slot", SLOT, "--create-slot"]).run().expect_code(0);
+    rows(&server, "t", 1000);
+    let backup = site.backup();
+    assert_eq!(backup["wal_streamed_here"], serde_json::json!({ "slot": SLOT, "temporary": false }));
+    assert_eq!(slots(&server), format!("{SLOT} free"));
+    server.sql(&format!("select pg_drop_replication_slot('{SLOT}')"));
+    rows(&server, "u", 1000);
+    let backup = site.backup();
+    assert_eq!(backup["wal_streamed_here"]["temporary"], true, "{backup}");
+    wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+    listed(&site, 2);
+}
+
 /// A receiver that follows when the backup begins, and is killed while it copies.
 #[test]
 fn a_receiver_that_dies_in_the_middle_is_stood_in_for() {

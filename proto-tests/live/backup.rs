@@ -2,6 +2,8 @@
 //! whatever stops a backup leaves none.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -182,7 +184,13 @@ fn fill(server: &Server, places: &TempDir) {
     server.sql("create index on there (t)");
     server.sql("create unlogged table fleeting (n int); insert into fleeting values (1)");
     server.sql("create database \"ünicode\"");
+    // The longest name that a server sends, and one that is no text: its manifest encodes that.
+    for name in [&[b'n'; 99][..], ODD_NAME] {
+        std::fs::write(server.data_dir().join(OsStr::from_bytes(name)), name).expect("write a file");
+    }
 }
+
+const ODD_NAME: &[u8] = b"no text: \xff\xfe";
 
 #[test]
 fn every_file_can_be_read_back_from_map_and_packs() {
@@ -208,6 +216,7 @@ fn every_file_can_be_read_back_from_map_and_packs() {
         let files = fixture.files(&manifest);
         let contents = fixture.contents(&files);
         check_against_server_manifest(&fixture, &manifest, &contents, version);
+        assert_eq!(contents.get(ODD_NAME).map(Vec::as_slice), Some(ODD_NAME));
         check_packs(&fixture, &manifest, &files);
         check_sizes(&fixture, &manifest, &contents);
         let told = told.lock().expect("a lock");
