@@ -11,6 +11,7 @@ use super::stock;
 use crate::archive::Archive;
 use crate::disk::lay::Ground;
 use crate::error::{Error, Kind, Result};
+use crate::seal::content::contents::Contents;
 use crate::seal::content::map::{File, PackPlace, Source};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::Opener;
@@ -48,9 +49,28 @@ fn opener(archive: &Archive, pack: &PackPlace, name: &str) -> Result<Opener> {
     Opener::new(&pack.header, &claims, archive.keys.as_ref(), true).map_err(|e| stock::refused(name, e))
 }
 
-/// The bytes of the pack that hold the frames of these pieces (sorted by frame), neighbours joined.
+/// The contents list of a pack, from its sealed frame 0.
+fn contents(opener: &Opener, pack: &PackPlace, sealed: &[u8], name: &str) -> Result<Contents> {
+    let plain = opener.frame(sealed, 0, pack.is_last(0)).map_err(|e| stock::refused(name, e))?;
+    Contents::decode(&plain, &pack.backup, pack.number).map_err(|e| stock::malformed(name, e))
+}
+
+/// Where a map is wrong about a place, the page that stands there would open all the same: only the pack's own list tells.
+fn demand_stands(contents: &Contents, at: &Piece, path: &[u8], name: &str) -> Result<()> {
+    contents.stands(at.frame, at.offset, path, at.at, u64::from(at.len)).map_err(|found| {
+        let shown = String::from_utf8_lossy(path);
+        let text = format!(
+            "a map says that {} bytes at {} of {shown:?} stand in frame {} of {name}, byte {}: {found}",
+            at.len, at.at, at.frame, at.offset
+        );
+        Error::new(Kind::Corrupt, text).hint("restore from another backup, and see what `walrecv verify --deep` says")
+    })
+}
+
+/// The bytes of the pack that hold its contents list and the frames of these pieces (sorted by frame), neighbours joined.
 fn ranges(job: &PackJob, name: &str) -> Result<Vec<Range<u64>>> {
-    let mut out: Vec<Range<u64>> = Vec::new();
+    let list = job.pack.frames.first().ok_or_else(|| no_frame(name, 0))?;
+    let mut out: Vec<Range<u64>> = vec![list.offset..list.offset + u64::from(list.len)];
     for piece in &job.pieces {
         let place = job.pack.frames.get(piece.frame as usize).ok_or_else(|| no_frame(name, piece.frame))?;
         let (start, end) = (place.offset, place.offset + u64::from(place.len));
@@ -75,6 +95,7 @@ fn write_pieces(
     chunks: &[(u64, Bytes)],
 ) -> Result<u64> {
     let opener = opener(archive, &job.pack, name)?;
+    let contents = contents(&opener, &job.pack, sealed_frame(&job.pack, 0, chunks, name)?, name)?;
     let (mut scratch, mut plain) = (Vec::new(), Vec::new());
     let mut opened = None;
     let mut written = 0;
@@ -89,6 +110,8 @@ fn write_pieces(
                 .map_err(|e| stock::refused(name, e))?;
             opened = Some(piece.frame);
         }
+        let path = path_of(&files.paths, piece)?;
+        demand_stands(&contents, piece, path, name)?;
         let bytes = piece_of(&plain, piece.offset, u64::from(piece.len), name)?;
         // Pieces come frame by frame and a frame holds few files: a handful of open files is enough.
         if open_files.len() >= 64 {
@@ -96,9 +119,7 @@ fn write_pieces(
         }
         let file = match open_files.entry(piece.file) {
             std::collections::hash_map::Entry::Occupied(file) => file.into_mut(),
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(ground.open(path_of(&files.paths, piece)?)?)
-            }
+            std::collections::hash_map::Entry::Vacant(place) => place.insert(ground.open(path)?),
         };
         file.write_at(bytes, piece.at)?;
         if let Some(tally) = files.tallies.get(piece.file as usize) {
@@ -151,8 +172,16 @@ pub async fn small_file(archive: &Archive, file: &File) -> Result<Vec<u8>> {
         let place = pack.frames.get(*frame as usize).ok_or_else(|| no_frame(&name, *frame))?;
         let range = place.offset..place.offset + u64::from(place.len);
         let sealed = stock::needed(archive.repo.get_range(&name, range).await?, &name)?;
-        let plain = opener(archive, pack, &name)?.frame(&sealed, *frame, pack.is_last(*frame));
-        let plain = plain.map_err(|e| stock::refused(&name, e))?;
+        let opener = opener(archive, pack, &name)?;
+        let plain = opener.frame(&sealed, *frame, pack.is_last(*frame)).map_err(|e| stock::refused(&name, e))?;
+        let list = pack.frames.first().ok_or_else(|| no_frame(&name, 0))?;
+        let list = list.offset..list.offset + u64::from(list.len);
+        let list = stock::needed(archive.repo.get_range(&name, list).await?, &name)?;
+        let contents = contents(&opener, pack, &list, &name)?;
+        // No longer than the file, which is small.
+        let len = (run.count * unit) as u32;
+        let piece = Piece { at: run.first * unit, len, file: 0, frame: *frame, offset: *offset };
+        demand_stands(&contents, &piece, &file.path, &name)?;
         let bytes = piece_of(&plain, *offset, run.count * unit, &name)?;
         let at = (run.first * unit) as usize;
         let place = out.get_mut(at..at + bytes.len());

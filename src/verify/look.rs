@@ -15,7 +15,8 @@ use super::{Options, Progress, Stage};
 use crate::archive::Archive;
 use crate::backoff::Backoff;
 use crate::error::{Error, Kind, Result};
-use crate::seal::content::Malformed;
+use crate::seal::content::manifest::Backup;
+use crate::seal::content::{BackupId, Malformed};
 use crate::seal::header::{KeyClass, ObjectKind};
 use crate::seal::opener::{OpenFailed, open_index};
 
@@ -204,8 +205,10 @@ impl<'a> Look<'a> {
         let problems = std::mem::take(&mut self.book().problems);
         let suspects: BTreeSet<String> = problems.iter().flat_map(|problem| problem.hurts.iter().cloned()).collect();
         for id in suspects.into_iter().filter(|id| shelf.number(id).is_some()) {
-            let name = self.archive.names.backup(&id);
-            if matches!(self.patient(&name, || self.archive.repo.head(&name)).await, Ok(None)) {
+            let Ok(parsed) = BackupId::parse(&id) else { continue };
+            let now = self.patient(&id, || self.archive.backup(&parsed)).await;
+            // An expiry leaves a tombstone where the manifest was.
+            if matches!(now, Ok(None | Some(Backup::GivenUp(_)))) {
                 gone.insert(id);
             }
         }

@@ -122,33 +122,9 @@ impl<'a> Window<'a> {
     }
 }
 
-/// Whether a contents list says that these bytes of the file `path` stand there; else what it says.
-pub fn stands(contents: &Contents, at: &At, path: &[u8]) -> Result<(), String> {
-    let pieces = (at.frame as usize).checked_sub(1).and_then(|index| contents.frames.get(index));
-    let Some(pieces) = pieces else {
-        return Err(format!("the pack lists {} frames", contents.frames.len()));
-    };
-    let (mut begin, mut from) = (u64::from(at.offset), at.first);
-    let end = begin.saturating_add(at.len);
-    let mut place = 0u64;
-    for piece in pieces {
-        let unit = piece.unit.bytes();
-        let until = place.saturating_add(piece.count.saturating_mul(unit));
-        if (place..until).contains(&begin) {
-            let says = piece.first.saturating_mul(unit).saturating_add(begin - place);
-            if piece.path != path || says != from {
-                let shown = String::from_utf8_lossy(&piece.path);
-                return Err(format!("the pack says that bytes at {says} of {shown:?} stand there"));
-            }
-            let taken = until.min(end) - begin;
-            (begin, from) = (begin + taken, from + taken);
-            if begin == end {
-                return Ok(());
-            }
-        }
-        place = until;
-    }
-    Err(format!("the pack's list of that frame ends at byte {place}"))
+/// Whether the contents list says the same as a run.
+fn stands(contents: &Contents, at: &At, path: &[u8]) -> Result<(), String> {
+    contents.stands(at.frame, at.offset, path, at.first, at.len)
 }
 
 #[cfg(test)]

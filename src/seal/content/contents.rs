@@ -98,6 +98,34 @@ impl ContentsWriter {
 }
 
 impl Contents {
+    /// Whether `len` bytes at byte `offset` of a frame's plaintext are those from byte `first` of the file `path`; else what stands there. A map says so: written by
+    /// other code at another time, under an authentication of its own, so that where the two agree no page comes from a wrong place.
+    pub fn stands(&self, frame: u32, offset: u32, path: &[u8], first: u64, len: u64) -> Result<(), String> {
+        let pieces = (frame as usize).checked_sub(1).and_then(|index| self.frames.get(index));
+        let Some(pieces) = pieces else { return Err(format!("the pack lists {} frames", self.frames.len())) };
+        let (mut begin, mut from) = (u64::from(offset), first);
+        let end = begin.saturating_add(len);
+        let mut place = 0u64;
+        for piece in pieces {
+            let unit = piece.unit.bytes();
+            let until = place.saturating_add(piece.count.saturating_mul(unit));
+            if (place..until).contains(&begin) {
+                let says = piece.first.saturating_mul(unit).saturating_add(begin - place);
+                if piece.path != path || says != from {
+                    let shown = String::from_utf8_lossy(&piece.path);
+                    return Err(format!("the pack says that bytes at {says} of {shown:?} stand there"));
+                }
+                let taken = until.min(end) - begin;
+                (begin, from) = (begin + taken, from + taken);
+                if begin == end {
+                    return Ok(());
+                }
+            }
+            place = until;
+        }
+        Err(format!("the pack's list of that frame ends at byte {place}"))
+    }
+
     /// Reads frame 0 of the pack `number` of `backup`; a list of another pack is refused.
     pub fn decode(frame0: &[u8], backup: &BackupId, number: u32) -> Result<Contents, Malformed> {
         let mut cursor = Cursor::new(WHAT, frame0);
