@@ -10,6 +10,7 @@ use super::connection::Mode;
 use super::conninfo::{self, Conninfo, SslMode};
 use super::host::Host;
 use super::link::{Link, LinkError, Stream};
+use super::quiet::Quiet;
 use super::refusal::{self, Scene};
 use super::security::{Security, Verified};
 use super::socket::{self, Address, Raw};
@@ -117,6 +118,11 @@ impl<'a> Route<'a> {
         Err(first.unwrap_or_else(|| Failure::last(Error::new(Kind::Server, format!("{}: no attempt", self.server)))))
     }
 
+    /// A connected socket that cannot be waited for.
+    fn not_taken(&self, cause: std::io::Error) -> Failure {
+        Failure::last(Error::new(Kind::Server, format!("{}: cannot wait for the socket", self.server)).caused_by(cause))
+    }
+
     async fn attempt(&self, protection: Protection) -> Result<Session, Failure> {
         let raw = socket::connect(self.info, self.address, &self.server)
             .await
@@ -125,7 +131,7 @@ impl<'a> Route<'a> {
         let near = self.address.ip().is_none_or(|ip| Some(ip) == local);
         self.check_peer(&raw).map_err(Failure::last)?;
         let (stream, end_point, protected): (Box<dyn Stream>, _, _) = match (raw, protection) {
-            (Raw::Unix(stream), _) => (Box::new(stream), None, None),
+            (Raw::Unix(stream), _) => (Box::new(Quiet::new(stream).map_err(|e| self.not_taken(e))?), None, None),
             (Raw::Dialed(stream), _) => (stream, None, None),
             (Raw::Tcp(stream, _), Protection::Plain) => (Box::new(stream), None, None),
             (Raw::Tcp(mut stream, peer), Protection::Tls { optional }) => {

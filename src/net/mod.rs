@@ -12,6 +12,7 @@ mod dialer;
 mod host;
 mod link;
 mod passfile;
+mod quiet;
 mod refusal;
 pub mod security;
 mod service;
