@@ -36,9 +36,8 @@ use crate::pg::{Lsn, MajorVersion, SegmentNumber, SegmentSize, TimelineId};
 use crate::seal::content::heartbeat::Heartbeat;
 use crate::seal::header::ObjectKind;
 
-/// How often progress is told.
+/// How often progress is told, and the longest quiet time.
 const TELL: Duration = Duration::from_secs(1);
-/// A quiet time is never longer than this.
 const LONG_QUIET: Duration = Duration::from_secs(600);
 /// What is in memory leaves it in a quiet time only if it is at least so much.
 const WORTH_A_REST: u64 = 1 << 20;
@@ -108,7 +107,6 @@ pub struct Begin {
     pub start: Lsn,
     pub stored: Stored,
     pub feed: Feed,
-    /// Where the stream's task runs.
     pub desk: Option<Desk>,
 }
 
@@ -388,14 +386,13 @@ impl Pipeline {
 
     /// This, and what else was told by now: whoever reports it says all in one word.
     fn all_kept(&mut self, first: Kept) -> Result<Turn> {
-        let mut next = Some(first);
-        while let Some(kept) = next {
-            if let Turn::Refused(refused) = self.kept(kept)? {
-                return Ok(Turn::Refused(refused));
-            }
-            next = self.worker.kept.try_recv().ok();
+        let mut turn = self.kept(first)?;
+        while matches!(turn, Turn::Moved)
+            && let Ok(kept) = self.worker.kept.try_recv()
+        {
+            turn = self.kept(kept)?;
         }
-        Ok(Turn::Moved)
+        Ok(turn)
     }
 
     fn kept(&mut self, kept: Kept) -> Result<Turn> {
