@@ -135,3 +135,69 @@ fn a_run_that_begins_at_a_border_knows_the_record_before_it() {
         },
     );
 }
+
+/// A standby that ended in the middle of a record over the border, all of which it had sent was acknowledged when it stopped. Gives the border.
+async fn half_a_record(world: &Arc<World>) -> Lsn {
+    acknowledged(world).await;
+    world.cluster.change(|state| {
+        let current = state.current;
+        let branch = &mut state.branches[current];
+        branch.wal.filler(900, 1_000_000);
+        branch.wal.filler(901, 100_000);
+        branch.wal.commit(901, PgTime(901));
+        branch.upto = Some(Lsn(2 * SEGMENT + 20_000));
+    });
+    sleep(Duration::from_secs(3)).await;
+    let told = world.cluster.state().told_end();
+    assert!(told < Lsn(2 * SEGMENT), "half a record is no news: {told}");
+    super::chaos::shut_down(world).await;
+    let told = world.cluster.state().told_end();
+    assert_eq!(told, Lsn(2 * SEGMENT + 20_000));
+    world.processes()[0].iter().for_each(|process| process.life.kill());
+    sleep(Duration::from_secs(4)).await;
+    world.cluster.change(|state| {
+        let current = state.current;
+        state.branches[current].upto = None;
+        // A shutdown saves it.
+        if let Some(slot) = &mut state.slot {
+            (slot.restart, slot.saved) = (Some(told), Some(told));
+        }
+    });
+    Lsn(2 * SEGMENT)
+}
+
+fn asked(world: &World) -> Vec<String> {
+    let trace = world.trace.last();
+    let asked = trace.lines().filter_map(|line| line.split_once("START_REPLICATION ")?.1.split_once(' '));
+    asked.map(|(from, _)| from.to_owned()).collect()
+}
+
+/// Else nobody would ever check it: the first run saw its head only, the second one would pass over the rest.
+#[test]
+fn a_record_that_was_acknowledged_in_part_is_received_again_from_its_head() {
+    quiet_world_with(
+        |_| (),
+        |world: Arc<World>| async move {
+            let border = half_a_record(&world).await;
+            comes_up(&world);
+            acknowledged(&world).await;
+            assert_eq!(asked(&world)[1..], [border.to_string(), Lsn(SEGMENT).to_string()], "{}", world.trace.last());
+        },
+    );
+}
+
+#[test]
+fn a_record_whose_head_the_server_has_let_go_of_is_taken_as_it_is_and_that_is_said() {
+    quiet_world_with(
+        |_| (),
+        |world: Arc<World>| async move {
+            let border = half_a_record(&world).await;
+            world.cluster.change(|state| state.removed = border);
+            comes_up(&world);
+            acknowledged(&world).await;
+            let expected = [border, Lsn(SEGMENT), border].map(|lsn| lsn.to_string());
+            assert_eq!(asked(&world)[1..], expected, "{}", world.trace.last());
+            assert!(world.trace.last().contains("has let go of its head"), "{}", world.trace.last());
+        },
+    );
+}

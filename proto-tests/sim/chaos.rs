@@ -151,7 +151,7 @@ async fn come_up(world: &World) {
 }
 
 /// A planned shutdown, which waits for its walsenders as PostgreSQL does.
-async fn shut_down(world: &World) {
+pub async fn shut_down(world: &World) {
     world.trace.say("server: shuts down");
     world.cluster.change(|state| state.phase = Phase::Stopping);
     let begun = Instant::now();

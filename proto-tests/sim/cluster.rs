@@ -23,13 +23,20 @@ pub struct Branch {
     pub ancestors: Vec<(TimelineId, Lsn)>,
     /// A byte that the server's disk has wrong.
     pub damaged: Option<Lsn>,
+    /// A standby's: what it has of the WAL, which may end in the middle of a record.
+    pub upto: Option<Lsn>,
 }
 
 impl Branch {
+    /// The end of what this server has.
+    pub fn end(&self) -> Lsn {
+        self.upto.unwrap_or(self.wal.end())
+    }
+
     /// The end of what this server has of a timeline; `None`: it is not in its history.
     pub fn end_of(&self, timeline: TimelineId) -> Option<Lsn> {
         if timeline == self.timeline {
-            return Some(self.wal.end());
+            return Some(self.end());
         }
         self.ancestors.iter().find(|(ancestor, _)| *ancestor == timeline).map(|(_, end)| *end)
     }
@@ -106,7 +113,7 @@ impl State {
     }
 
     pub fn end(&self) -> Lsn {
-        self.branch().wal.end()
+        self.branch().end()
     }
 
     pub fn told_end(&self) -> Lsn {
@@ -133,7 +140,7 @@ impl Cluster {
         let size = SegmentSize::new(SEGMENT).expect("a size");
         let mut wal = WalMaker::new(version, size, TimelineId(1), Lsn(SEGMENT));
         wal.checkpoint(false);
-        let branch = Branch { timeline: TimelineId(1), wal, ancestors: Vec::new(), damaged: None };
+        let branch = Branch { timeline: TimelineId(1), wal, ancestors: Vec::new(), damaged: None, upto: None };
         let start = Lsn(SEGMENT + 40);
         let slot = Slot { restart: Some(start), saved: Some(start), active: None };
         let state = State {
@@ -227,7 +234,7 @@ impl Cluster {
             wal.end_of_recovery(PgTime(i64::from(state.next_xid) * 1_000_000));
             let mut ancestors = old.ancestors.clone();
             ancestors.push((old.timeline, fork));
-            state.branches.push(Branch { timeline, wal, ancestors, damaged: None });
+            state.branches.push(Branch { timeline, wal, ancestors, damaged: None, upto: None });
             state.current = state.branches.len() - 1;
             let slot = state.slot.clone().unwrap_or_default();
             let restart = slot.saved.map(|lsn| lsn.min(fork));
@@ -242,7 +249,7 @@ impl Cluster {
             let old = state.branch().clone();
             let wal = old.wal.until(at);
             let back = wal.end();
-            state.branches.push(Branch { wal, damaged: None, ..old });
+            state.branches.push(Branch { wal, damaged: None, upto: None, ..old });
             state.current = state.branches.len() - 1;
             state.next_xid += 100_000;
             // What the slot was told later is forgotten with the rest.

@@ -337,7 +337,7 @@ impl Session {
                 let state = self.cluster.state();
                 let branch = state.branch();
                 let system = branch.wal.config().system.to_string();
-                let row = [Some(system), Some(branch.timeline.0.to_string()), Some(branch.wal.end().to_string()), None];
+                let row = [Some(system), Some(branch.timeline.0.to_string()), Some(branch.end().to_string()), None];
                 words::result(&["systemid", "timeline", "xlogpos", "dbname"], Some(&row), "IDENTIFY_SYSTEM")
             }
             ["SHOW", name] => {

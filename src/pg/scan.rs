@@ -63,6 +63,8 @@ pub struct WalScanner {
     page_header: [u8; page::LONG_HEADER],
     partial: Partial,
     overwrite: Option<Overwritten>,
+    /// End of the continuation that was passed over.
+    skipped: Option<Lsn>,
     failed: Option<Invalid>,
 }
 
@@ -109,6 +111,7 @@ impl WalScanner {
             page_header: [0; page::LONG_HEADER],
             partial: Partial::new(),
             overwrite: None,
+            skipped: None,
             failed: (!possible).then(|| Invalid { at: start, problem: problem() }),
         }
     }
@@ -153,6 +156,11 @@ impl WalScanner {
     /// The last checked record; before there is one, the mark that scanning was resumed from.
     pub fn last(&self) -> Option<Mark> {
         self.last
+    }
+
+    /// End of the record that began before the start, padding included, once it has been passed over: nothing of it was checked.
+    pub fn skipped(&self) -> Option<Lsn> {
+        self.skipped
     }
 
     /// Start of the record whose bytes are still arriving. `None` between records, inside one that began before the

@@ -131,11 +131,32 @@ impl Run {
         if let Some(root) = &self.options.spool_dir {
             recover(&self.place, root, &self.observer).await?;
         }
-        let (start, inventory) = prepare::start(archive, server).await?;
+        let (mut start, inventory) = prepare::start(archive, server).await?;
+        self.go_below(&mut start, server);
         self.tell_start(&start, server);
         self.climb_to = start.stored.filter(|_| server.slot == SlotPosition::Unknown);
-        let stored = prepare::stored(archive, &inventory, start.timeline, start.lsn, &self.observer).await?;
+        let mut stored = prepare::stored(archive, &inventory, start.timeline, start.lsn, &self.observer).await?;
+        if let SlotPosition::At(lsn) = server.slot {
+            stored.reported = Some(lsn).filter(|_| self.headless != Some((start.timeline, start.lsn)));
+        }
         self.begin(archive, server, start.timeline, start.lsn, stored)
+    }
+
+    /// Where a record ends at the start whose head no run has checked, the start moves to the segment before. On another timeline that head was checked, or
+    /// went with the branch that it is on.
+    fn go_below(&mut self, start: &mut Start, server: &Server) {
+        let Some((timeline, seen)) = self.begin_below else { return };
+        if timeline != start.timeline || start.lsn < seen {
+            return;
+        }
+        let whole = |lsn: Lsn| lsn.align_down(server.segment_size.bytes());
+        let first = whole(server.history.begin_of(timeline).unwrap_or_default());
+        let lower = whole(Lsn(seen.0.saturating_sub(1))).max(first);
+        if lower < seen {
+            start.lsn = lower;
+        } else {
+            (self.begin_below, self.headless) = (None, Some((timeline, start.lsn)));
+        }
     }
 
     fn tell_start(&self, start: &Start, server: &Server) {

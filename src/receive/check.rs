@@ -13,6 +13,10 @@ pub enum Refused {
     Invalid(#[from] Invalid),
     #[error(transparent)]
     Differs(#[from] Differs),
+    /// An earlier run told the server of the head of this record, as it does when the server stops, and never saw all of it. It is received again from the
+    /// object before `start` on.
+    #[error("the record that began before {start} and ends at {end} was never checked")]
+    Headless { start: Lsn, end: Lsn },
     /// Not the server's fault: the segment is received again.
     #[error("the tail cannot be read back: {0}")]
     Forgotten(String),
@@ -25,6 +29,14 @@ pub struct Link {
     pub object: String,
 }
 
+/// What is known of the WAL before the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    pub link: Option<Link>,
+    /// Where the slot stood: up to there earlier runs have reported.
+    pub reported: Option<Lsn>,
+}
+
 /// Checks a stream of WAL from one start on.
 pub struct Check {
     config: ScanConfig,
@@ -32,6 +44,9 @@ pub struct Check {
     comparison: Comparison,
     /// Until the first record has come.
     link: Option<Link>,
+    start: Lsn,
+    /// Up to where earlier runs have reported, where that is known: of records that end later they may have seen the head only.
+    known: Option<Lsn>,
 }
 
 impl Link {
@@ -45,8 +60,9 @@ impl Link {
 }
 
 impl Check {
-    pub fn new(config: ScanConfig, start: Lsn, comparison: Comparison, link: Option<Link>) -> Check {
-        Check { config, scanner: WalScanner::new(config, start), comparison, link }
+    pub fn new(config: ScanConfig, start: Lsn, comparison: Comparison, known: Known) -> Check {
+        let Known { link, reported: known } = known;
+        Check { config, scanner: WalScanner::new(config, start), comparison, link, start, known }
     }
 
     /// The next bytes; `sink` is shown each record that ends in them, with its meaning.
@@ -62,6 +78,12 @@ impl Check {
                 Err(text) => problem = problem.take().or(Some(Invalid { at: record.start, problem: text })),
             }
         })?;
+        if let Some(end) = self.scanner.skipped()
+            && let Some(known) = self.known.take()
+            && end > known
+        {
+            return Err(Refused::Headless { start: self.start, end });
+        }
         if let Some(differs) = broken {
             return Err(Refused::Differs(differs));
         }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::acknowledge::Ledger;
 use super::arrivals::Arrivals;
 use super::beats::Beats;
-use super::check::{Check, Refused};
+use super::check::{Check, Known, Refused};
 use super::clear::Clearing;
 use super::compare::Comparison;
 use super::index::Feed;
@@ -122,7 +122,8 @@ impl Pipeline {
         let older = older.collect();
         let whole = stored.segments.clone();
         let linked_at = stored.link.as_ref().map(|_| start);
-        let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()), stored.link);
+        let comparison = Comparison::new(start, stored.tails, archive.keys.secret());
+        let check = Check::new(config, start, comparison, Known { link: stored.link, reported: stored.reported });
         let flush_interval = if synchronous { Duration::ZERO } else { options.flush_interval };
         // Where tails are files of the repository, a spool would only hold them twice.
         let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
@@ -434,7 +435,7 @@ impl Pipeline {
                 self.rest_at = self.rest_at.filter(|_| self.received > lsn);
             }
             Kept::Refused(refused) => {
-                self.lost = matches!(refused, Refused::Forgotten(_));
+                self.lost = matches!(refused, Refused::Forgotten(_) | Refused::Headless { .. });
                 return Ok(Turn::Refused(refused));
             }
             Kept::Failed(error) => return Err(error),

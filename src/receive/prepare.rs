@@ -37,6 +37,8 @@ pub struct Stored {
     pub litter: BTreeSet<SegmentNumber>,
     /// What the object before the start says of the record before the first one.
     pub link: Option<Link>,
+    /// Up to where earlier runs have reported, where that is known and a record that ends later is to be checked from its head on.
+    pub reported: Option<Lsn>,
 }
 
 /// Where this run begins, and what is stored of the newest WAL.
@@ -111,7 +113,7 @@ pub async fn stored(
     let litter = stock.tails.range(..first).map(|(number, _)| *number);
     let litter = litter.filter(|number| stock.complete.contains(number)).collect();
     let link = link(archive, timeline, start).await?;
-    Ok(Stored { segments, tails, litter, link })
+    Ok(Stored { segments, tails, litter, link, reported: None })
 }
 
 /// The last record that begins in the object before `start`, where that is stored and says so.

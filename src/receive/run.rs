@@ -55,6 +55,10 @@ pub struct Run {
     pub(super) pipeline: Option<Pipeline>,
     /// Everything up to there was received, and this server has let go of the last bytes of it that lie below the segment of its slot.
     let_go: Option<Lsn>,
+    /// A run that began there saw the end of a record whose head was never checked: the next one begins further down.
+    pub(super) begin_below: Option<(TimelineId, Lsn)>,
+    /// The server has let go of that head: from there on it is taken as it is.
+    pub(super) headless: Option<(TimelineId, Lsn)>,
     /// Where WAL was asked for that the server had let go of.
     gone_at: Option<(TimelineId, Lsn)>,
     followed: Followed,
@@ -100,6 +104,8 @@ impl Run {
             index: None,
             pipeline: None,
             let_go: None,
+            begin_below: None,
+            headless: None,
             gone_at: None,
             followed: Followed::default(),
             refused_in: None,
@@ -245,6 +251,9 @@ impl Run {
         loop {
             let end = match self.stream(server).await {
                 Err(error) if error.kind() == Kind::Gap && self.asked_to_recognise(server) => continue,
+                Err(error) if error.kind() == Kind::Gap && self.begin_below.is_some() => {
+                    return self.do_without_head(error).await;
+                }
                 Err(error) if error.kind() == Kind::Gap && self.is_news() => return self.begin_again(error).await,
                 // Removed WAL: the only `Kind::Gap` that a server's answer has.
                 Err(error) if error.kind() == Kind::Gap => {
@@ -306,6 +315,18 @@ impl Run {
     fn is_news(&mut self) -> bool {
         let asked = self.pipeline.as_ref().map(|p| (p.timeline(), p.received()));
         self.climb_to.is_none() && asked.is_some() && std::mem::replace(&mut self.gone_at, asked) != asked
+    }
+
+    /// The server has let go of the head of a record that no run has checked. What is stored of it stays as it is: it was never acknowledged to a commit, and
+    /// PostgreSQL checks it when it is replayed.
+    async fn do_without_head(&mut self, error: Error) -> Result<Next> {
+        if let Some((timeline, start)) = self.begin_below.take() {
+            self.headless = Some((timeline, start));
+            self.observer.warn(format!(
+                "the record that began before {start} on timeline {timeline} was stored in two parts and never checked, and the server has let go of its head: {error}"
+            ));
+        }
+        self.begin_again(error.transient()).await
     }
 
     /// What this run received is not what this server goes on with: another receiver stored WAL meanwhile, or the server went another way. Only the archive
@@ -390,6 +411,7 @@ impl Run {
             self.backoff.reset();
             self.made_slot = None;
             self.climb_to = None;
+            self.begin_below = None;
         }
         end
     }
@@ -430,6 +452,11 @@ impl Run {
         let at = match &refused {
             Refused::Invalid(invalid) => invalid.at,
             Refused::Differs(_) => return Err(corrupt(&refused)),
+            Refused::Headless { start, .. } => {
+                self.begin_below = Some((pipeline.timeline(), *start));
+                self.pipeline = Some(pipeline);
+                return self.begin_again(corrupt(&refused)).await;
+            }
             Refused::Forgotten(_) => {
                 self.pipeline = Some(pipeline);
                 return self.begin_again(corrupt(&refused)).await;
@@ -538,6 +565,7 @@ pub(super) fn corrupt(refused: &Refused) -> Error {
             .hint("Nothing from there on was acknowledged; check the server's storage (pg_waldump) before anything else."),
         Refused::Differs(_) => Error::new(Kind::Diverged, refused.to_string())
             .hint("The server's history is not the one that is stored: check whether it was restored from a snapshot; stream it under another cluster name."),
+        Refused::Headless { .. } => Error::new(Kind::Server, format!("{refused}: it is received again with its head")).transient(),
         Refused::Forgotten(_) => Error::new(Kind::Repository, refused.to_string())
             .transient()
             .hint("Its segment is received again; look after the storage of the repository."),

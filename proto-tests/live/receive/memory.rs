@@ -37,6 +37,11 @@ fn a_large_backlog_needs_bounded_memory() {
     let process = Process::start(&vault, &server, 1000);
     let end = server.switch_wal();
     harness::wait_acknowledged(&server, end);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("status");
+    println!(
+        "{}",
+        status.lines().filter(|l| l.starts_with("Rss") || l.starts_with("Vm")).collect::<Vec<_>>().join("; ")
+    );
     let peak = peak_kib(process.pid());
     let (user, system) = cpu_ticks(process.pid());
     println!("{} MiB of WAL: peak {peak} KiB, {user} + {system} ticks of processor time", end.0 >> 20);

@@ -72,6 +72,7 @@ impl WalScanner {
         }
         if self.place == Place::Skipping(0) && self.received.0.is_multiple_of(8) {
             self.place = Place::Between;
+            self.skipped = Some(self.received);
         }
         Ok(())
     }
