@@ -70,7 +70,8 @@ fn demand_stands(contents: &Contents, at: &Piece, path: &[u8], name: &str) -> Re
 /// The bytes of the pack that hold its contents list and the frames of these pieces (sorted by frame), neighbours joined.
 fn ranges(job: &PackJob, name: &str) -> Result<Vec<Range<u64>>> {
     let list = job.pack.frames.first().ok_or_else(|| no_frame(name, 0))?;
-    let mut out: Vec<Range<u64>> = vec![list.offset..list.offset + u64::from(list.len)];
+    let list = list.offset..list.offset + u64::from(list.len);
+    let mut out: Vec<Range<u64>> = [list].into();
     for piece in &job.pieces {
         let place = job.pack.frames.get(piece.frame as usize).ok_or_else(|| no_frame(name, piece.frame))?;
         let (start, end) = (place.offset, place.offset + u64::from(place.len));
