@@ -70,10 +70,9 @@ pub struct Pipeline {
     /// Where it began, where the first record has to show that what is stored before it is this server's too.
     linked_at: Option<Lsn>,
     flush_at: Option<Instant>,
-    /// When what is in memory may leave it, and up to where it did.
+    /// When what is in memory may leave it, and up to where it did; `rest_after` is `quiet` again after a rest.
     rest_at: Option<Instant>,
     rest_after: Duration,
-    /// What `rest_after` is again after a rest.
     quiet: Duration,
     rested: Lsn,
     lost: bool,
@@ -593,8 +592,7 @@ impl Pipeline {
         let _ = tokio::time::timeout(GIVE_UP, last).await;
     }
 
-    /// Waits for puts that were begun, whatever becomes of them: before the same bytes are received again. Not for long: one that is still under way then
-    /// is a question that the next put under its name asks.
+    /// Waits, not for long, for puts that were begun: before the same bytes are received again. The next put of a name asks after one that is left.
     pub async fn abandon(mut self) {
         self.puts.forget_waiting();
         let settled = async { while self.puts.next().await.is_some() {} };
