@@ -85,7 +85,6 @@ pub struct Pipeline {
     partial_stored: bool,
     /// When durable bytes last moved, or nothing waited.
     progress_at: Instant,
-    /// So long checked bytes may wait before anybody tries to make them durable.
     flush_interval: Duration,
     told_at: Option<Instant>,
     /// Segments that were stored complete before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
@@ -190,7 +189,7 @@ impl Pipeline {
         self.received
     }
 
-    /// A new connection goes on with this pipeline. `server_end` is what its server said it holds, `switch_point` where it left this timeline.
+    /// A new connection goes on with this pipeline: what its server said it holds, and where it left this timeline.
     pub fn connected(&mut self, server_end: Lsn, switch_point: Option<Lsn>) {
         self.ledger.connected(server_end, switch_point);
         self.count();
