@@ -11,6 +11,8 @@ mod credentials;
 mod fixture;
 #[path = "live/hosts.rs"]
 mod hosts;
+#[path = "live/incremental.rs"]
+mod incremental;
 #[path = "live/login.rs"]
 mod login;
 #[path = "live/net.rs"]
@@ -26,3 +28,5 @@ mod restore;
 mod support;
 #[path = "wire/transcript.rs"]
 mod transcript;
+#[path = "live/workload.rs"]
+mod workload;

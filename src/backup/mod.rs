@@ -12,6 +12,10 @@
 mod alone;
 mod check;
 mod finish;
+#[expect(dead_code, reason = "called when deltas are written")]
+mod incremental;
+#[expect(dead_code, reason = "called when deltas are written")]
+mod incremental_file;
 mod intake;
 #[cfg(test)]
 mod intake_tests;

@@ -1,0 +1,267 @@
+//! Incremental transfers of real servers: what walrecv restores of them is, byte for byte, what `pg_combinebackup` makes of the same server's own
+//! incremental backups; and where a server cannot send one, the backup says why and is taken in full.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use futures::future::BoxFuture;
+use walrecv::backup::{self, BackupOptions, Outcome, WalWatch};
+use walrecv::error::{Error, Result};
+use walrecv::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
+use walrecv::restore::{self, Action, Options, Target, Wanted};
+use walrecv::restore::server::Account;
+use walrecv::seal::content::manifest::{Manifest, Transfer};
+use walrecv::seal::content::BackupId;
+
+use super::net::{conninfo, run};
+use super::workload::Workload;
+use crate::support::shelf::Shelf;
+use crate::support::user::as_postgres;
+use crate::support::{Seed, Server, Stop, TempDir, require_servers, rounds};
+
+/// The archive has everything: its WAL is put there after each backup.
+struct Always;
+
+impl WalWatch for Always {
+    fn durable_end(&self, _timeline: TimelineId, _from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+        Box::pin(async { Ok(Some(Lsn(u64::MAX))) })
+    }
+}
+
+/// A server, a repository for it, and places for what is restored.
+struct Scene {
+    server: Server,
+    shelf: Shelf,
+    places: TempDir,
+    /// The first segment whose WAL is not stored yet.
+    stored_to: Option<Lsn>,
+}
+
+impl Scene {
+    fn new(version: MajorVersion, settings: &[(&str, &str)]) -> Scene {
+        let builder = Server::builder(version).initdb("--data-checksums").setting("autovacuum", "off");
+        let builder = builder.setting("wal_keep_size", "2GB").setting("max_wal_size", "1GB");
+        Scene::of(settings.iter().fold(builder, |builder, (name, value)| builder.setting(name, value)).start())
+    }
+
+    fn of(server: Server) -> Scene {
+        let places = TempDir::for_postgres("incremental");
+        let system = server.sql("select system_identifier from pg_control_system()").parse().expect("a number");
+        let size = SegmentSize::from_show(&server.sql("show wal_segment_size")).expect("a size");
+        let shelf = run(Shelf::new(&places.join("repository"), SystemIdentifier(system), size));
+        Scene { server, shelf, places, stored_to: None }
+    }
+
+    fn options(&self) -> BackupOptions {
+        BackupOptions { state_dir: Some(self.places.join("state")), ..BackupOptions::default() }
+    }
+
+    fn take(&self, options: &BackupOptions) -> Outcome {
+        self.try_take(&self.server, options).expect("a backup")
+    }
+
+    fn try_take(&self, server: &Server, options: &BackupOptions) -> std::result::Result<Outcome, Error> {
+        let info = conninfo(&server.conninfo("postgres"));
+        run(backup::take_with(&self.shelf.archive, self.shelf.ring.clone(), &info, options, &Always))
+    }
+
+    /// Stores the server's WAL up to the segment in which this backup ends.
+    fn store_wal(&mut self, manifest: &Manifest) {
+        let size = self.shelf.archive.names.segment_size;
+        let mut segment = self.shelf.segment(TimelineId(1), self.stored_to.unwrap_or(manifest.start));
+        while segment.start() < manifest.stop {
+            let path = self.server.data_dir().join("pg_wal").join(segment.to_string());
+            let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            run(self.shelf.put_wal(segment, &bytes));
+            segment.number = segment.number.next();
+        }
+        assert_eq!(segment.start().0 % size.bytes(), 0);
+        self.stored_to = Some(segment.start());
+    }
+
+    /// Restores exactly this backup into a folder of that name, and does not start it.
+    fn restore(&self, id: &BackupId, name: &str) -> PathBuf {
+        let wanted = Wanted { target: Target::Immediate, timeline: None, backup: Some(id.clone()) };
+        let prepared = run(restore::prepare(&self.shelf.archive, &wanted)).expect("a plan");
+        assert_eq!(prepared.choice.manifest.id, *id);
+        let tablespaces = prepared.choice.manifest.tablespaces.iter();
+        let mapping = tablespaces.map(|t| {
+            let old = PathBuf::from(String::from_utf8(t.location.0.clone()).expect("a path"));
+            (old, self.places.join(format!("{name}.{}", t.oid)))
+        });
+        let options = Options {
+            pgdata: self.places.join(name),
+            tablespaces: mapping.collect(),
+            action: Action::Promote,
+            jobs: 2,
+            account: Account::choose(None).expect("the user postgres"),
+            keep_archiving: false,
+            scratch: None,
+            program: crate::support::walrecv::path().to_path_buf(),
+            fetch_arguments: Vec::new(),
+        };
+        run(restore::restore(&self.shelf.archive, self.shelf.access(), &prepared, &options, &|_, _| ()))
+            .expect("a restore");
+        options.pgdata
+    }
+
+    /// A backup by the server's own tool, incremental to the one in the folder `prior`.
+    fn pg_basebackup(&self, name: &str, prior: Option<&Path>) -> PathBuf {
+        let target = self.places.join(name);
+        let shown = target.display().to_string();
+        let mut args = vec!["-D".to_owned(), shown, "-X".into(), "none".into(), "-c".into(), "fast".into()];
+        args.extend(["--no-sync".to_owned()]);
+        args.extend(self.space().map(|space| format!("--tablespace-mapping={}={}", space.display(), self.tool_space(name))));
+        args.extend(prior.map(|prior| format!("--incremental={}/backup_manifest", prior.display())));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.server.run("pg_basebackup", &args);
+        target
+    }
+
+    fn combine(&self, chain: &[PathBuf], name: &str) -> PathBuf {
+        let target = self.places.join(name);
+        let mut command = self.server.bin("pg_combinebackup");
+        command.args(chain).arg("-o").arg(&target).arg("--no-sync");
+        if let Some(last) = chain.last().and_then(|l| l.file_name()).and_then(|n| n.to_str()).filter(|_| self.space().is_some())
+        {
+            command.arg(format!("--tablespace-mapping={}={}", self.tool_space(last), self.tool_space(name)));
+        }
+        must(&mut command);
+        target
+    }
+
+    /// The tablespace of the workload, where it has one.
+    fn space(&self) -> Option<PathBuf> {
+        Some(self.places.join("space")).filter(|space| space.exists())
+    }
+
+    fn tool_space(&self, name: &str) -> String {
+        self.places.join(format!("{name}.space")).display().to_string()
+    }
+}
+
+fn must(command: &mut std::process::Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out.into_owned()
+}
+
+fn verify(server: &Server, pgdata: &Path) {
+    must(as_postgres(server.bin_dir().join("pg_verifybackup")).arg("-n").arg(pgdata));
+}
+
+/// All files below a data directory, tablespaces under their links, but what differs from backup to backup or is written by a restore.
+fn tree(root: &Path) -> BTreeMap<String, PathBuf> {
+    const OTHER: [&str; 6] = [
+        "backup_label",
+        "backup_manifest",
+        "global/pg_control",
+        "postgresql.auto.conf",
+        "recovery.signal",
+        "tablespace_map",
+    ];
+    let (mut found, mut folders) = (BTreeMap::new(), vec![root.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.strip_prefix(root).expect("below the root").display().to_string();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !OTHER.contains(&name.as_str()) && !name.starts_with("pg_wal/") {
+                found.insert(name, path);
+            }
+        }
+    }
+    found
+}
+
+/// The same files with the same bytes.
+fn same(ours: &Path, theirs: &Path) -> usize {
+    let (ours, theirs) = (tree(ours), tree(theirs));
+    let names = |tree: &BTreeMap<String, PathBuf>| tree.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&ours), names(&theirs));
+    for ((name, ours), theirs) in ours.iter().zip(theirs.values()) {
+        let read = |path: &Path| fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let (ours, theirs) = (read(ours), read(theirs));
+        assert_eq!(ours.len(), theirs.len(), "length of {name}");
+        let differs = ours.chunks(8192).zip(theirs.chunks(8192)).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "first page of {name} that differs");
+    }
+    ours.len()
+}
+
+/// Recovers the copy from the source's WAL, and compares what is in both; indexes, tables and pages are checked by the server's own tools.
+fn recovers(scene: &Scene, copy: &Path) {
+    let version = scene.server.version();
+    let wal = scene.server.data_dir().join("pg_wal");
+    for entry in fs::read_dir(&wal).expect("WAL") {
+        let path = entry.expect("a file").path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        if name.len() == 24 {
+            fs::copy(&path, copy.join("pg_wal").join(&name)).expect("a copy of WAL");
+            crate::support::user::give_to_postgres(&copy.join("pg_wal").join(&name));
+        }
+    }
+    let _ = fs::remove_dir_all(copy.join("pg_wal/walrecv"));
+    for file in ["recovery.signal", "postgresql.auto.conf"] {
+        fs::write(copy.join(file), "").expect("a file");
+    }
+    fs::remove_file(copy.join("recovery.signal")).expect("no archive recovery");
+    let mut restored = Server::builder(version).on_data_dir(copy).start();
+    let dump = |server: &Server| server.run("pg_dumpall", &[]);
+    let random = |text: String| text.lines().filter(|l| !l.contains("restrict ")).map(str::to_owned).collect::<Vec<_>>();
+    assert!(random(dump(&restored)) == random(dump(&scene.server)), "the dumps differ");
+    restored.run("pg_amcheck", &["--all", "--install-missing"]);
+    restored.stop(Stop::Fast);
+    must(as_postgres(scene.server.bin_dir().join("pg_checksums")).arg("--check").arg(copy));
+}
+
+fn transfer(outcome: &Outcome) -> (Transfer, &str) {
+    (outcome.manifest.transfer, outcome.manifest.why_full.as_deref().unwrap_or_default())
+}
+
+#[test]
+fn restored_increments_are_what_pg_combinebackup_makes() {
+    for version in [MajorVersion::V17, MajorVersion::V18] {
+        require_servers!(version);
+        let mut seed = Seed::of_run();
+        let mut scene = Scene::new(version, &[("summarize_wal", "on")]);
+        let mut workload = Workload::begin(&scene.server, &scene.places);
+        let options = scene.options();
+        let first = scene.take(&options);
+        assert_eq!(first.manifest.transfer, Transfer::Full);
+        scene.store_wal(&first.manifest);
+        let mut chain = vec![scene.pg_basebackup("tool-0", None)];
+        let length = rounds(4, 20);
+        for round in 1..=length {
+            workload.go_on(&mut seed, &scene.server);
+            let outcome = scene.take(&options);
+            assert_eq!(transfer(&outcome), (Transfer::Incremental, ""), "round {round}");
+            assert_eq!(outcome.manifest.parent.is_some(), true);
+            chain.push(scene.pg_basebackup(&format!("tool-{round}"), chain.last().map(PathBuf::as_path)));
+            scene.store_wal(&outcome.manifest);
+            let ours = scene.restore(&outcome.manifest.id, "ours");
+            let theirs = scene.combine(&chain, "theirs");
+            verify(&scene.server, &ours);
+            let files = same(&ours, &theirs);
+            let label = fs::read_to_string(ours.join("backup_label")).expect("a label");
+            assert!(!label.contains("INCREMENTAL") && label.lines().count() == 7, "{label}");
+            let sizes = &outcome.manifest.sizes;
+            println!("PostgreSQL {version}, {round}: {files} files, read {}, stored {}", sizes.read, sizes.stored);
+            if round == length {
+                recovers(&scene, &ours);
+            }
+            for (place, space) in [(&ours, "ours"), (&theirs, "theirs")] {
+                fs::remove_dir_all(place).expect("a restored backup");
+                for entry in fs::read_dir(scene.places.path()).expect("places") {
+                    let path = entry.expect("an entry").path();
+                    if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&format!("{space}."))) {
+                        fs::remove_dir_all(path).expect("a restored tablespace");
+                    }
+                }
+            }
+        }
+    }
+}

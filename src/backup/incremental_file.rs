@@ -1,0 +1,84 @@
+//! One file of an incremental transfer over the same file of the parent: which pages are sent, which are the parent's, which are zero.
+//!
+//! The rules are those of `pg_combinebackup/reconstruct.c`. A page that is sent is as it was sent. A page below the truncation length that is not
+//! sent is the parent's, where the parent has it. Every other page of the result is zero; it is named as zero, so that nothing an older map says
+//! of the place can be taken for it.
+
+use std::ops::Range;
+
+use crate::pg::incremental::Header;
+
+/// What is not sent of a file, page by page, as rows that ascend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsent {
+    /// Pages that are the parent's.
+    pub kept: Vec<Range<u64>>,
+    /// Pages that are zero.
+    pub zero: Vec<Range<u64>>,
+}
+
+/// Computes it from the file's header, and how many pages the parent has of it.
+pub fn unsent(header: &Header, parent_pages: u64) -> Unsent {
+    let inherited = u64::from(header.truncation).min(parent_pages);
+    let mut rows = Unsent { kept: Vec::new(), zero: Vec::new() };
+    let mut at = 0;
+    let ends = header.blocks.iter().map(|number| u64::from(*number)).chain([u64::from(header.len())]);
+    for end in ends {
+        let border = inherited.clamp(at, end.max(at));
+        push(&mut rows.kept, at..border);
+        push(&mut rows.zero, border..end);
+        at = end + 1;
+    }
+    rows
+}
+
+fn push(rows: &mut Vec<Range<u64>>, row: Range<u64>) {
+    if !row.is_empty() {
+        rows.push(row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Page by page, as the rule is told.
+    fn model(header: &Header, parent_pages: u64) -> (Vec<u64>, Vec<u64>) {
+        let not_sent = (0..u64::from(header.len())).filter(|page| !header.blocks.contains(&(*page as u32)));
+        not_sent.partition(|page| *page < u64::from(header.truncation) && *page < parent_pages)
+    }
+
+    fn check(truncation: u32, blocks: &[u32], parent_pages: u64) -> Unsent {
+        let header = Header { truncation, blocks: blocks.into() };
+        let rows = unsent(&header, parent_pages);
+        let pages = |rows: &[Range<u64>]| rows.iter().cloned().flatten().collect::<Vec<u64>>();
+        assert_eq!((pages(&rows.kept), pages(&rows.zero)), model(&header, parent_pages), "{header:?}, {parent_pages}");
+        rows
+    }
+
+    #[test]
+    fn what_neither_the_server_nor_the_parent_gives_is_zero() {
+        assert_eq!(check(4, &[], 4), Unsent { kept: vec![0..4], zero: vec![] });
+        assert_eq!(check(6, &[], 4), Unsent { kept: vec![0..4], zero: vec![4..6] });
+        assert_eq!(check(2, &[], 4), Unsent { kept: vec![0..2], zero: vec![] });
+        // Cut to two pages and grown again: pages 2 and 4 are not the parent's.
+        assert_eq!(check(2, &[3, 5], 9), Unsent { kept: vec![0..2], zero: vec![2..3, 4..5] });
+        assert_eq!(check(0, &[], 9), Unsent { kept: vec![], zero: vec![] });
+        assert_eq!(check(3, &[0, 1, 2], 9), Unsent { kept: vec![], zero: vec![] });
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn rows_are_what_the_rule_says(
+            truncation in 0u32..40,
+            blocks in proptest::collection::btree_set(0u32..40, 0..20),
+            parent_pages in 0u64..40,
+        ) {
+            check(truncation, &blocks.into_iter().collect::<Vec<_>>(), parent_pages);
+        }
+    }
+}
