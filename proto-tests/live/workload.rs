@@ -25,7 +25,9 @@ impl Workload {
         self.made += 1;
         let name = format!("w{}", self.made);
         server.sql(&format!("create table {name} (n bigint, t text) {place}"));
-        server.sql(&format!("insert into {name} select n, md5(n::text) || repeat('x', (n % 300)::int) from generate_series(1, {rows}) n"));
+        server.sql(&format!(
+            "insert into {name} select n, md5(n::text) || repeat('x', (n % 300)::int) from generate_series(1, {rows}) n"
+        ));
         server.sql(&format!("create index on {name} (n) {place}"));
     }
 
@@ -41,7 +43,8 @@ impl Workload {
     }
 
     fn change(&mut self, seed: &mut Seed, server: &Server) {
-        let tables = server.sql("select relname from pg_class where relname ~ '^w[0-9]+$' and relkind = 'r' order by relname");
+        let tables =
+            server.sql("select relname from pg_class where relname ~ '^w[0-9]+$' and relkind = 'r' order by relname");
         let tables: Vec<&str> = tables.lines().collect();
         let Some(table) = tables.get(seed.below(tables.len().max(1) as u64) as usize) else {
             return self.table(server, 1000, "");
@@ -52,7 +55,8 @@ impl Workload {
             2 => format!("delete from {table} where n % {part} = 0"),
             3 => {
                 // The end of the file goes, and perhaps comes back.
-                let more = format!("insert into {table} select n, 'new' from generate_series(1, {}) n", seed.below(2000));
+                let more =
+                    format!("insert into {table} select n, 'new' from generate_series(1, {}) n", seed.below(2000));
                 return [
                     format!("delete from {table} where ctid >= (select ('(' || relpages / {part} || ',0)')::tid from pg_class where relname = '{table}')"),
                     format!("vacuum (analyze) {table}"),
@@ -77,7 +81,10 @@ impl Workload {
             10 | 11 => format!("insert into {table} select n, md5(n::text) from generate_series(1, {}) n", part * 500),
             12 => format!("reindex table {table}"),
             // Pages that only an aborted transaction has touched.
-            13 => format!("begin; insert into {table} select n, repeat('r', 500) from generate_series(1, {}) n; rollback", part * 50),
+            13 => format!(
+                "begin; insert into {table} select n, repeat('r', 500) from generate_series(1, {}) n; rollback",
+                part * 50
+            ),
             _ => format!("vacuum (freeze, truncate true) {table}"),
         };
         self.run(server, &sql);

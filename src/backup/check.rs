@@ -6,6 +6,7 @@ use super::record::Record;
 use super::sealing::Sealing;
 use super::upload::Outbox;
 use crate::error::{Error, Kind, Result};
+use crate::pg::incremental::target;
 use crate::pg::manifest::{Checksum, ManifestItem, ManifestReader};
 use crate::pg::{Lsn, SystemIdentifier};
 use crate::seal::content::hex;
@@ -90,15 +91,20 @@ impl Compared {
 
     fn file(&mut self, records: &[Record], path: &[u8], size: u64, checksum: &Checksum) -> Result<(), String> {
         let shown = String::from_utf8_lossy(path);
-        let at = records.binary_search_by(|r| r.path.as_slice().cmp(path)).unwrap_or(records.len());
+        // Of an incremental file the name and size are those of what was sent.
+        let find = |path: &[u8]| records.binary_search_by(|r| r.path.as_slice().cmp(path)).ok();
+        let whole = find(path).filter(|at| records.get(*at).is_some_and(|r| r.sent.is_none()));
+        let delta = || find(&target(path)?).filter(|at| records.get(*at).is_some_and(|r| r.sent.is_some()));
+        let at = whole.or_else(delta).unwrap_or(records.len());
         let (Some(record), Some(named)) = (records.get(at).filter(|r| r.is_file()), self.named.get_mut(at)) else {
             return Err(format!("it names {shown:?}, which was not received"));
         };
         if std::mem::replace(named, true) {
             return Err(format!("it names {shown:?} twice"));
         }
-        if record.size != size {
-            return Err(format!("{shown:?} has {size} bytes, received were {}", record.size));
+        let received = record.sent.unwrap_or(record.size);
+        if received != size {
+            return Err(format!("{shown:?} has {size} bytes, received were {received}"));
         }
         match checksum {
             Checksum::Crc32c(crc) if *crc != record.crc => {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::incremental_parent::ParentFiles;
 use super::intake::Received;
 use super::layers::{self, Place};
 use super::record::Record;
@@ -16,7 +17,7 @@ use crate::pg::control::ControlFile;
 use crate::pg::label::{BackupFrom, BackupLabel, TablespaceLine, parse_tablespace_map};
 use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes, Tablespace, Transfer};
-use crate::seal::content::map::PackPlace;
+use crate::seal::content::map::{Entry, EntryKind, PackPlace};
 
 /// When and where a backup began and ended.
 #[derive(Clone, Debug)]
@@ -34,18 +35,45 @@ pub fn made_by() -> String {
     concat!("walrecv ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-/// Writes the map of all files. Blocks.
+/// The parent's files, and its maps.
+pub struct Base<'a> {
+    pub files: &'a ParentFiles,
+    pub maps: &'a [MapRef],
+    pub read: &'a layers::ReadPart<'a>,
+}
+
+/// Writes the map of all files, and of the parent's that are gone; which maps the manifest names. Blocks.
 pub fn write_map(
     records: &[Record],
     packs: &[Arc<PackPlace>],
+    base: Option<Base<'_>>,
     sealing: &mut Sealing,
     outbox: &Outbox,
-) -> Result<MapRef> {
+) -> Result<Vec<MapRef>> {
     let mapped = || records.iter().filter(|r| r.mapped);
     let bytes = layers::estimate(mapped().count() as u64, mapped().map(|r| r.rows.len() as u64).sum());
-    let mut place = Place { sealing, outbox, read: &|_, _| Err(Error::new(Kind::Failed, "there is no parent")) };
-    let maps = layers::write(&mut place, mapped().map(|r| r.entry(packs)), bytes, &[])?;
-    maps.into_iter().next().ok_or_else(|| Error::new(Kind::Failed, "no map was written"))
+    let entries = mapped().map(|r| r.entry(packs));
+    let Some(Base { files, maps, read }) = base else {
+        let mut place = Place { sealing, outbox, read: &|_, _| Err(Error::new(Kind::Failed, "there is no parent")) };
+        return layers::write(&mut place, entries, bytes, &[]);
+    };
+    let there = |path: &[u8]| records.binary_search_by(|r| r.path.as_slice().cmp(path)).is_ok();
+    let mut lost = files.paths().filter(|path| !there(path)).peekable();
+    let mut records = mapped().peekable();
+    let delta = std::iter::from_fn(|| {
+        let next = records.peek().map(|r| r.path.as_slice());
+        match lost.next_if(|path| next.is_none_or(|next| *path < next)) {
+            Some(path) => Some(Ok(gone(path))),
+            None => records.next().map(|r| r.entry(packs)),
+        }
+    });
+    layers::write(&mut Place { sealing, outbox, read }, delta, bytes, maps)
+}
+
+/// A path of the parent that is not there any more.
+fn gone(path: &[u8]) -> Entry {
+    let (path, kind) = (path.to_vec(), EntryKind::Absent);
+    Entry { path, kind, size: 0, mode: 0, mtime: 0, link: Vec::new(), complete: true, runs: Vec::new() }
 }
 
 /// The manifest, all but what only the end knows: `sizes.stored`. Whatever the labels and pg_control say must agree with what the server said.
@@ -55,11 +83,13 @@ pub fn manifest(
     span: &Span,
     label: &str,
     version_num: u32,
-    map: MapRef,
+    maps: Vec<MapRef>,
 ) -> Result<Manifest> {
     let disagree =
         |what: String| Error::new(Kind::Corrupt, what).context("the server's base backup does not agree with itself");
     let bad = |e: &dyn std::fmt::Display| disagree(e.to_string());
+    // The newest map is this backup's own.
+    let own = maps.first().ok_or_else(|| Error::new(Kind::Failed, "no map was written"))?;
     let server_label = BackupLabel::parse(&received.backup_label).map_err(|e| bad(&e))?;
     let control = ControlFile::parse(&received.control).map_err(|e| bad(&e))?;
     if (server_label.start, server_label.timeline) != (span.start, span.timeline) {
@@ -76,7 +106,7 @@ pub fn manifest(
     let lines = parse_tablespace_map(received.tablespace_map.as_deref().unwrap_or_default()).map_err(|e| bad(&e))?;
     Ok(Manifest {
         version: Manifest::VERSION,
-        id: map.backup.clone(),
+        id: own.backup.clone(),
         label: label.to_owned(),
         cluster: archive.names.cluster.clone(),
         system: archive.names.system,
@@ -94,7 +124,7 @@ pub fn manifest(
         transfer: Transfer::Full,
         why_full: None,
         survivors_at: span.started_at,
-        maps: vec![map],
+        maps,
         tablespaces: tablespaces(&lines, received),
         backup_label: Raw(received.backup_label.clone()),
         tablespace_map: received.tablespace_map.clone().map(Raw),
@@ -106,6 +136,14 @@ pub fn manifest(
         made_by: made_by(),
         host: host(),
     })
+}
+
+/// The server sent only what changed since the parent: where the rest is, the parent's maps say.
+pub fn build_on(manifest: &mut Manifest, parent: Manifest) {
+    manifest.parent = Some(parent.id);
+    manifest.transfer = Transfer::Incremental;
+    manifest.survivors_at = parent.survivors_at;
+    manifest.sizes.carried += parent.sizes.carried;
 }
 
 /// All tablespaces: tablespace_map has the exact bytes of a path, and lacks those inside the data directory.
@@ -127,7 +165,7 @@ fn sizes(received: &Received) -> Sizes {
         read: 0,
         stored: 0,
         changed: received.plain,
-        reused: 0,
+        reused: files().map(Record::kept).sum(),
         zero: received.zero,
         packs: received.packs.len() as u32,
         carried: received.plain,

@@ -8,6 +8,7 @@ use futures::Stream;
 use futures::stream;
 use sha2::{Digest, Sha256};
 
+use super::incremental_parent::ParentFiles;
 use crate::archive::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Upload};
@@ -23,7 +24,9 @@ use crate::wire::command::{BackupEvent, BaseBackupOptions};
 #[derive(Debug)]
 pub struct Asked {
     pub first: BackupEvent,
-    /// Why the server sends everything, for people; `None`: it sends what changed since the parent.
+    /// Where the server sends what changed since the parent: the parent's files.
+    pub files: Option<ParentFiles>,
+    /// Else why it sends everything, for people.
     pub why_full: Option<String>,
 }
 
@@ -38,10 +41,10 @@ pub async fn ask(
 ) -> Result<Asked> {
     let why = match prepare(connection, archive, parent).await? {
         Err(why) => why,
-        Ok(()) => {
+        Ok(files) => {
             let incremental = BaseBackupOptions { incremental: true, ..options.clone() };
             match connection.begin_base_backup(&incremental).await? {
-                Ok(first) => return Ok(Asked { first, why_full: None }),
+                Ok(first) => return Ok(Asked { first, files: Some(files), why_full: None }),
                 Err(refusal) if means_full(&refusal.server) => told(&refusal.server),
                 Err(refusal) => return Err(refusal.error),
             }
@@ -49,9 +52,14 @@ pub async fn ask(
     };
     tracing::info!("a full transfer: {why}");
     match connection.begin_base_backup(options).await? {
-        Ok(first) => Ok(Asked { first, why_full: Some(why) }),
+        Ok(first) => Ok(Asked { first, files: None, why_full: Some(why) }),
         Err(refusal) => Err(refusal.error),
     }
+}
+
+/// Why a server of this version sends everything.
+pub fn too_old(version: MajorVersion) -> String {
+    format!("PostgreSQL {version} has no incremental transfers (17 has them)")
 }
 
 /// Everything before BASE_BACKUP; the inner error is why the transfer must be full.
@@ -59,10 +67,7 @@ async fn prepare(
     connection: &mut Connection,
     archive: &Archive,
     parent: std::result::Result<&Manifest, String>,
-) -> Result<std::result::Result<(), String>> {
-    if connection.version() < MajorVersion::V17 {
-        return Ok(Err(format!("PostgreSQL {} has no incremental transfers (17 has them)", connection.version())));
-    }
+) -> Result<std::result::Result<ParentFiles, String>> {
     let parent = match parent {
         Ok(parent) => parent,
         Err(why) => return Ok(Err(why)),
@@ -75,8 +80,12 @@ async fn prepare(
     if connection.show("summarize_wal").await? != "on" {
         return Ok(Err("summarize_wal is off on the server".to_owned()));
     }
+    let files = match ParentFiles::read(archive, parent).await? {
+        Ok(files) => files,
+        Err(why) => return Ok(Err(why)),
+    };
     match connection.upload_manifest(parts(archive.clone(), parent.id.to_string(), stored)).await? {
-        Upload::Taken => Ok(Ok(())),
+        Upload::Taken => Ok(Ok(files)),
         Upload::Refused(refusal) if means_full(&refusal.server) => Ok(Err(told(&refusal.server))),
         Upload::Refused(refusal) => Err(refusal.error),
         Upload::GivenUp(error) if error.is_transient() => Err(error),

@@ -4,9 +4,64 @@
 //! sent is the parent's, where the parent has it. Every other page of the result is zero; it is named as zero, so that nothing an older map says
 //! of the place can be taken for it.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::pg::incremental::Header;
+use super::intake::Expected;
+use super::record::Record;
+use crate::error::{Error, Kind, Result};
+use crate::pg::data_page::{PAGE, RelationFile, SEGMENT_PAGES};
+use crate::pg::incremental::{BadIncremental, Header, IncrementalReader, target};
+use crate::pg::tar::{Member, MemberKind};
+
+/// An incremental file that is being read.
+pub struct Delta {
+    pub reader: IncrementalReader,
+    parent_pages: u64,
+    /// Rows of zeros that are not yet written down.
+    zero: VecDeque<Range<u64>>,
+}
+
+impl Delta {
+    /// Whether a member is one, and of which file.
+    pub fn begin(expected: &Expected, path: &[u8], member: &Member) -> Result<Option<(Vec<u8>, Delta)>> {
+        let (Some(parent), MemberKind::File) = (&expected.parent, member.kind) else { return Ok(None) };
+        let Some(path) = target(path).filter(|path| RelationFile::from_path(path).is_some()) else { return Ok(None) };
+        let Some(parent_pages) = parent.pages(&path) else {
+            let shown = String::from_utf8_lossy(&path);
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("only some blocks of {shown} were sent, and the parent lacks it"),
+            )
+            .hint("Take the backup again with --full."));
+        };
+        let reader = IncrementalReader::new(member.size, expected.pages_per_segment.unwrap_or(SEGMENT_PAGES));
+        Ok(Some((path, Delta { reader, parent_pages, zero: VecDeque::new() })))
+    }
+
+    /// What follows is known now.
+    pub fn header(&mut self, header: &Header, record: &mut Record) {
+        record.size = u64::from(header.len()) * PAGE as u64;
+        record.base = Some(self.parent_pages * PAGE as u64);
+        self.zero = unsent(header, self.parent_pages).zero.into();
+    }
+
+    /// Writes down the zeros before this page; how many bytes they are.
+    pub fn zeros(&mut self, before: u64, record: &mut Record) -> u64 {
+        let mut count = 0;
+        while let Some(row) = self.zero.pop_front_if(|row| row.start < before) {
+            count += row.end - row.start;
+            row.for_each(|page| record.zero(page));
+        }
+        count * PAGE as u64
+    }
+
+    pub fn refused(&self, record: &Record, bad: &BadIncremental) -> Error {
+        Error::new(Kind::Corrupt, format!("{}: {bad}", record.shown()))
+            .context("the server's base backup")
+            .hint("Take the backup again with --full, and update the server: early releases of 17 sent malformed ones.")
+    }
+}
 
 /// What is not sent of a file, page by page, as rows that ascend.
 #[derive(Clone, Debug, PartialEq, Eq)]

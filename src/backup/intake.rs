@@ -7,12 +7,15 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::check::ServerCheck;
+use super::incremental_file::Delta;
+use super::incremental_parent::ParentFiles;
 use super::packer::Packer;
 use super::record::Record;
 use super::sealing::Sealing;
 use super::upload::Outbox;
 use crate::error::{Error, Kind, Result};
 use crate::pg::data_page::{self, PAGE, PageState, RelationFile};
+use crate::pg::incremental::Event as IncrementalEvent;
 use crate::pg::tar::{BadTar, Member, MemberKind, TarEvent, TarReader};
 use crate::pg::{Lsn, SystemIdentifier};
 use crate::seal::content::manifest::{BadPage, Manifest, Raw, ServerManifest};
@@ -36,6 +39,8 @@ pub struct Expected {
     pub compression: Compression,
     /// What archives are compressed with as they come.
     pub server_compression: Option<ServerCompression>,
+    /// Where the server sends incrementally: the files that it builds on.
+    pub parent: Option<Arc<ParentFiles>>,
 }
 
 /// Everything that was received and stored.
@@ -66,6 +71,8 @@ struct Current {
     partial: Vec<u8>,
     /// The content, of the few files that are needed here.
     kept: Option<Vec<u8>>,
+    /// Where the server sends only some blocks of the file.
+    delta: Option<Delta>,
 }
 
 /// Reads what BASE_BACKUP yields.
@@ -178,7 +185,7 @@ impl Intake {
         while let Some(event) = self.tar.next_event().map_err(damaged)? {
             match event {
                 TarEvent::Member(member) => self.begin(member)?,
-                TarEvent::Data(bytes) => self.content(&bytes)?,
+                TarEvent::Data(bytes) => self.content(bytes)?,
                 TarEvent::End => self.end()?,
             }
         }
@@ -187,6 +194,13 @@ impl Intake {
 
     fn begin(&mut self, member: Member) -> Result<()> {
         let path = [self.prefix.as_slice(), &member.path].concat();
+        if let Some((path, delta)) = Delta::begin(&self.expected, &path, &member)? {
+            let record = Record { sent: Some(member.size), ..Record::new(path, EntryKind::Pages, 0) };
+            let record = Record { mode: member.mode, mtime: member.mtime, ..record };
+            let (relation, delta) = (RelationFile::from_path(&record.path), Some(delta));
+            self.current = Some(Current { record, next: 0, relation, partial: Vec::new(), kept: None, delta });
+            return Ok(());
+        }
         let relation = RelationFile::from_path(&path).filter(|_| member.size.is_multiple_of(PAGE as u64));
         let kind = match member.kind {
             MemberKind::Directory => EntryKind::Directory,
@@ -202,23 +216,42 @@ impl Intake {
         let kept = (in_manifest || path == b"global/pg_control").then(Vec::new);
         let Member { size, mode, mtime, link, .. } = member;
         let record = Record { mode, mtime, link, mapped: !in_manifest, ..Record::new(path, kind, size) };
-        self.current = Some(Current { record, next: 0, relation, partial: Vec::new(), kept });
+        self.current = Some(Current { record, next: 0, relation, partial: Vec::new(), kept, delta: None });
         Ok(())
     }
 
-    fn content(&mut self, bytes: &[u8]) -> Result<()> {
+    fn content(&mut self, bytes: Bytes) -> Result<()> {
         let Some(mut current) = self.current.take() else { return Err(refused("content of no file")) };
-        current.record.crc = crc32c::crc32c_append(current.record.crc, bytes);
+        current.record.crc = crc32c::crc32c_append(current.record.crc, &bytes);
         if let Some(kept) = &mut current.kept {
             if kept.len() as u64 + bytes.len() as u64 > KEPT {
                 return Err(refused(&format!("{} is longer than {KEPT} bytes", current.record.shown())));
             }
-            kept.extend_from_slice(bytes);
+            kept.extend_from_slice(&bytes);
         }
-        if current.record.mapped {
-            self.chunks(&mut current, bytes)?;
+        if let Some(mut delta) = current.delta.take() {
+            self.blocks(&mut current, &mut delta, bytes)?;
+            current.delta = Some(delta);
+        } else if current.record.mapped {
+            self.chunks(&mut current, &bytes)?;
         }
         self.current = Some(current);
+        Ok(())
+    }
+
+    /// Takes an incremental file apart: blocks that were sent are stored, what nobody has is zero, and the rest stays the parent's.
+    fn blocks(&mut self, current: &mut Current, delta: &mut Delta, bytes: Bytes) -> Result<()> {
+        delta.reader.feed(bytes);
+        while let Some(event) = delta.reader.next_event().map_err(|e| delta.refused(&current.record, &e))? {
+            match event {
+                IncrementalEvent::Header(header) => delta.header(&header, &mut current.record),
+                IncrementalEvent::Block { number, page } => {
+                    self.zero += delta.zeros(u64::from(number), &mut current.record);
+                    current.next = u64::from(number);
+                    self.whole_chunks(current, &page)?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -298,6 +331,10 @@ impl Intake {
 
     fn end(&mut self) -> Result<()> {
         let Some(mut current) = self.current.take() else { return Err(refused("the end of no file")) };
+        if let Some(mut delta) = current.delta.take() {
+            delta.reader.finish().map_err(|e| delta.refused(&current.record, &e))?;
+            self.zero += delta.zeros(u64::MAX, &mut current.record);
+        }
         let last = std::mem::take(&mut current.partial);
         self.whole_chunks(&mut current, &last)?;
         match current.record.path.as_slice() {

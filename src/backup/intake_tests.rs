@@ -137,14 +137,15 @@ impl Bench {
             pages_per_segment: None,
             compression: Compression::Lz4,
             server_compression: self.server_compression,
+            parent: None,
         };
         let (to, from) = mpsc::channel(events.len() + 1);
         events.into_iter().for_each(|e| to.try_send(e).unwrap());
         drop(to);
         let sealing = Sealing::new(self.archive.clone(), self.ring.clone(), self.id.clone()).unwrap();
         let taken = Intake::new(expected, sealing, to_store.clone()).run(from).and_then(|(received, mut sealing)| {
-            let map = write_map(&received.records, &received.packs, &mut sealing, &to_store)?;
-            Ok((received, map))
+            let maps = write_map(&received.records, &received.packs, None, &mut sealing, &to_store)?;
+            Ok((received, maps.into_iter().next().unwrap()))
         });
         drop(to_store);
         let objects = store.join().unwrap();

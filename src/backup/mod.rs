@@ -12,10 +12,9 @@
 mod alone;
 mod check;
 mod finish;
-#[expect(dead_code, reason = "called when deltas are written")]
 mod incremental;
-#[expect(dead_code, reason = "called when deltas are written")]
 mod incremental_file;
+mod incremental_parent;
 mod intake;
 #[cfg(test)]
 mod intake_tests;
@@ -56,6 +55,8 @@ pub struct BackupOptions {
     pub max_rate: Option<u32>,
     /// What the server compresses with before it sends (15+).
     pub server_compression: Option<ServerCompression>,
+    /// Ask the server for everything even where it could send only what changed.
+    pub full: bool,
     /// Of pages and files; lists and maps are always compressed with zstd.
     pub compression: Compression,
     /// Where the lock stands that keeps two backups of one cluster on one host apart; `None`: no lock.
@@ -77,6 +78,7 @@ impl Default for BackupOptions {
             fast_checkpoint: true,
             max_rate: None,
             server_compression: None,
+            full: false,
             compression: Compression::Zstd(3),
             state_dir: None,
             follow_within: Duration::from_secs(15),

@@ -30,6 +30,8 @@ pub struct Record {
     pub crc: u32,
     /// Whether it goes into the map (backup_label and tablespace_map go into the manifest).
     pub mapped: bool,
+    /// Bytes of the `INCREMENTAL.` file that the server sent in its place.
+    pub sent: Option<u64>,
     /// Size of the parent's file that this one was compared with; `None`: every chunk is in a row.
     pub base: Option<u64>,
     /// Ascending, without overlaps.
@@ -64,7 +66,7 @@ pub struct Place {
 impl Record {
     pub fn new(path: Vec<u8>, kind: EntryKind, size: u64) -> Record {
         let (link, rows) = (Vec::new(), Vec::new());
-        Record { path, kind, size, mode: 0, mtime: 0, link, crc: 0, mapped: true, base: None, rows }
+        Record { path, kind, size, mode: 0, mtime: 0, link, crc: 0, mapped: true, sent: None, base: None, rows }
     }
 
     /// A directory that no archive names.
@@ -101,6 +103,12 @@ impl Record {
     pub fn bytes_of(&self, first: u64, count: u64) -> u64 {
         let end = (first + count).saturating_mul(STEP).min(self.size);
         end.saturating_sub(first * STEP)
+    }
+
+    /// Bytes that are the parent's.
+    pub fn kept(&self) -> u64 {
+        let covered: u64 = self.rows.iter().map(|row| self.bytes_of(row.first, row.count)).sum();
+        if self.base.is_some() { self.size.saturating_sub(covered) } else { 0 }
     }
 
     /// The map's entry: rows cut at the borders of frames.

@@ -7,8 +7,11 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::alone::lock;
-use super::finish::{self, Span, made_by};
+use super::finish::{self, Base, Span, made_by};
+use super::incremental::{self, Asked};
+use super::incremental_parent::{self, ParentFiles};
 use super::intake::{Expected, Intake, Received};
+use super::layers;
 use super::prepare::{self, Prepared};
 use super::sealing::{Sealing, fill_random};
 use super::state::{host, state_id};
@@ -19,7 +22,7 @@ use crate::archive::Archive;
 use crate::error::{Context, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::net::{Connection, Conninfo};
-use crate::pg::{Lsn, TimelineId};
+use crate::pg::{Lsn, MajorVersion, TimelineId};
 use crate::seal::content::BackupId;
 use crate::seal::content::intent::Intent;
 use crate::seal::content::manifest::{Manifest, Tombstone};
@@ -39,6 +42,9 @@ struct Begun {
     timeline: TimelineId,
     tablespaces: Vec<TablespaceRow>,
     started_at: Timestamp,
+    /// Where the server sends incrementally.
+    parent: Option<(Manifest, Arc<ParentFiles>)>,
+    why_full: Option<String>,
 }
 
 /// Takes a base backup of the server into the archive. The archive must be followed by a receiver: `Kind::Slot` when it is not. Dropping the future
@@ -65,26 +71,47 @@ pub async fn take_with(
 ) -> Result<Outcome> {
     let clock = Instant::now();
     let _lock = lock(archive, options).await?;
-    let mut prepared = prepare::connect(archive, server, options).await?;
-    prepare::follow(&prepared, watch, options).await?;
-    let begun = begin(&mut prepared.connection, options).await?;
-    let mut random = [0; 2];
-    fill_random(&mut random)?;
-    let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
-    let mut sealing = Sealing::new(archive.clone(), ring.clone(), id.clone())?;
-    announce(archive, &begun, &mut sealing, options).await?;
-    let taken = copy(archive, prepared, begun, sealing, options, watch).await;
-    match taken {
-        Ok((manifest, waited_for_wal)) => Ok(Outcome { manifest, elapsed: clock.elapsed(), waited_for_wal }),
-        Err(error) => {
-            give_up(archive, ring, id.clone(), &error).await;
-            Err(error.context(format_args!("backup {id}")))
+    let mut avoid = options.full.then(|| "a full transfer was asked for".to_owned());
+    loop {
+        let mut prepared = prepare::connect(archive, server, options).await?;
+        prepare::follow(&prepared, watch, options).await?;
+        let begun = begin(archive, &mut prepared.connection, options, avoid.take()).await?;
+        let mut random = [0; 2];
+        fill_random(&mut random)?;
+        let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
+        let mut sealing = Sealing::new(archive.clone(), ring.clone(), id.clone())?;
+        announce(archive, &begun, &mut sealing, options).await?;
+        if let Some(lost) = lost_parent(archive, &begun).await? {
+            // Nothing was received yet; the connection is dropped with what the server has begun.
+            give_up(archive, ring.clone(), id, &Error::new(Kind::Interrupted, lost.clone())).await;
+            avoid = Some(lost);
+            continue;
         }
+        let taken = copy(archive, prepared, begun, sealing, options, watch).await;
+        return match taken {
+            Ok((manifest, waited_for_wal)) => Ok(Outcome { manifest, elapsed: clock.elapsed(), waited_for_wal }),
+            Err(error) => {
+                give_up(archive, ring, id.clone(), &error).await;
+                Err(error.context(format_args!("backup {id}")))
+            }
+        };
     }
 }
 
-/// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first.
-async fn begin(connection: &mut Connection, options: &BackupOptions) -> Result<Begun> {
+/// Why the parent may not be built on, now that everyone can see that it is going to be.
+async fn lost_parent(archive: &Archive, begun: &Begun) -> Result<Option<String>> {
+    let Some((parent, _)) = &begun.parent else { return Ok(None) };
+    let look = archive.look_before_reuse(Some(&parent.id)).await?;
+    Ok(look.parent.is_none().then(|| format!("an expiry may be deleting backup {}", parent.id)))
+}
+
+/// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first. `avoid` is why it shall send everything.
+async fn begin(
+    archive: &Archive,
+    connection: &mut Connection,
+    options: &BackupOptions,
+    avoid: Option<String>,
+) -> Result<Begun> {
     options.tell(Progress::Checkpoint);
     let command = BaseBackupOptions {
         label: options.label.clone(),
@@ -94,10 +121,17 @@ async fn begin(connection: &mut Connection, options: &BackupOptions) -> Result<B
         compression: options.server_compression,
         ..BaseBackupOptions::default()
     };
-    connection.base_backup(&command).await?;
-    match connection.next_backup_event().await? {
+    let parent = match avoid {
+        Some(why) => Err(why),
+        None if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
+        None => incremental_parent::newest(archive).await?,
+    };
+    let Asked { first, files, why_full } =
+        incremental::ask(connection, archive, parent.as_ref().map_err(String::clone), &command).await?;
+    match first {
         BackupEvent::Start { lsn, timeline, tablespaces } => {
-            Ok(Begun { start: lsn, timeline, tablespaces, started_at: Timestamp::now() })
+            let parent = parent.ok().zip(files.map(Arc::new));
+            Ok(Begun { start: lsn, timeline, tablespaces, started_at: Timestamp::now(), parent, why_full })
         }
         other => Err(Error::new(Kind::Server, format!("expected the start of a base backup, found {other:?}"))),
     }
@@ -113,7 +147,7 @@ async fn announce(archive: &Archive, begun: &Begun, sealing: &mut Sealing, optio
         cluster: archive.names.cluster.clone(),
         system: archive.names.system,
         started_at: begun.started_at,
-        reuses: Vec::new(),
+        reuses: begun.parent.iter().map(|(parent, _)| parent.id.to_string()).collect(),
         state,
         made_by: made_by(),
         host: host(),
@@ -132,6 +166,8 @@ async fn copy(
     watch: &dyn WalWatch,
 ) -> Result<(Manifest, Duration)> {
     let version_num = prepared.connection.version_num();
+    let parent = begun.parent.clone();
+    let read_part = layers::from_repository(archive, &tokio::runtime::Handle::current());
     let server = prepared.connection.same_server().clone();
     let (span, transferred) = tokio::select! {
         received = receive(archive, prepared, &begun, sealing, options) => received?,
@@ -141,13 +177,18 @@ async fn copy(
     options.tell(Progress::Mapping { files: received.records.len() as u64 });
     let (to, from) = upload::channel();
     let write = blocking(move || {
-        let map = finish::write_map(&received.records, &received.packs, &mut sealing, &to)?;
+        let base = parent.as_ref().map(|(manifest, files)| Base { files, maps: &manifest.maps, read: &read });
+        let maps = finish::write_map(&received.records, &received.packs, base, &mut sealing, &to)?;
         drop(to);
-        Ok((map, received, sealing))
+        Ok((maps, received, sealing))
     });
-    let (mapped, (map, received, mut sealing)) =
+    let (mapped, (maps, received, mut sealing)) =
         tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write)?;
-    let mut manifest = finish::manifest(archive, &received, &span, &options.label, version_num, map)?;
+    let mut manifest = finish::manifest(archive, &received, &span, &options.label, version_num, maps)?;
+    manifest.why_full = begun.why_full;
+    if let Some((parent, _)) = begun.parent {
+        finish::build_on(&mut manifest, parent);
+    }
     manifest.sizes.read = read;
     manifest.sizes.stored = stored + mapped;
     let waiting = Instant::now();
@@ -180,6 +221,7 @@ async fn receive(
         pages_per_segment: prepared.pages_per_segment,
         compression: options.compression,
         server_compression: options.server_compression,
+        parent: begun.parent.as_ref().map(|(_, files)| files.clone()),
     };
     let (to_intake, events) = mpsc::channel(QUEUE);
     let (to_store, uploads) = upload::channel();
