@@ -269,3 +269,122 @@ fn restored_increments_are_what_pg_combinebackup_makes() {
         }
     }
 }
+
+/// Takes one backup more, which must be full for this reason.
+fn full_because(scene: &Scene, options: &BackupOptions, why: &str) -> Manifest {
+    let outcome = scene.take(options);
+    let (how, said) = transfer(&outcome);
+    assert!(how == Transfer::Full && said.contains(why), "{how:?}: {said:?}, expected {why:?}");
+    assert_eq!(outcome.manifest.parent, None);
+    outcome.manifest
+}
+
+fn incremental(scene: &Scene) -> Manifest {
+    let outcome = scene.take(&scene.options());
+    assert_eq!(transfer(&outcome), (Transfer::Incremental, ""));
+    outcome.manifest
+}
+
+#[test]
+fn what_the_server_cannot_do_leads_to_a_full_transfer_that_says_why() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let scene = Scene::new(version, &[]);
+    scene.server.sql("create table t as select generate_series(1, 1000) n");
+    let options = scene.options();
+    full_because(&scene, &options, "no earlier backup");
+    full_because(&scene, &options, "summarize_wal is off");
+    scene.server.sql("alter system set summarize_wal = on");
+    scene.server.sql("select pg_reload_conf()");
+    scene.server.wait_sql("show summarize_wal", "on");
+    // What was written before it was on has no summaries.
+    let late = full_because(&scene, &options, "WAL summaries are required on timeline 1");
+    scene.server.sql("insert into t select 1");
+    let small = incremental(&scene);
+    assert_eq!(small.parent, Some(late.id));
+    full_because(&scene, &BackupOptions { full: true, ..scene.options() }, "a full transfer was asked for");
+
+    // Removed, as wal_summary_keep_time does it.
+    scene.server.sql("insert into t select 2");
+    let parent = incremental(&scene);
+    let summaries = scene.server.data_dir().join("pg_wal/summaries");
+    for entry in fs::read_dir(&summaries).expect("summaries") {
+        fs::remove_file(entry.expect("a summary").path()).expect("a summary is removed");
+    }
+    let whole = full_because(&scene, &options, "WAL summaries are required on timeline 1");
+    assert_eq!(incremental(&scene).parent, Some(whole.id));
+
+    // The parent's manifest is damaged, or gone.
+    let newest = incremental(&scene);
+    let object = scene.shelf.file(&scene.shelf.archive.names.server_manifest(newest.id.as_str(), 0));
+    let mut bytes = fs::read(&object).expect("a manifest");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&object, &bytes).expect("a damaged manifest");
+    full_because(&scene, &options, "cannot be read");
+    let newest = incremental(&scene);
+    fs::remove_file(scene.shelf.file(&scene.shelf.archive.names.server_manifest(newest.id.as_str(), 0))).expect("gone");
+    let last = full_because(&scene, &options, "is missing");
+    assert!(parent.id < last.id);
+    let list = run(scene.shelf.archive.list_backups()).expect("a list");
+    assert!(list.given_up.is_empty() && list.unreadable.is_empty(), "{list:?}");
+    println!("{} backups", list.complete.len());
+}
+
+#[test]
+fn another_history_and_a_quiet_standby_lead_to_a_full_transfer() {
+    let version = MajorVersion::V18;
+    require_servers!(version);
+    let mut scene = Scene::new(version, &[("summarize_wal", "on")]);
+    scene.server.sql("create table t as select generate_series(1, 1000) n");
+    let standby = scene.server.standby().setting("hot_standby", "on").setting("summarize_wal", "on").start();
+    standby.wait_sql("select count(*) from t", "1000");
+    scene.server.sql("checkpoint");
+    let options = scene.options();
+    let of_standby = |scene: &Scene| scene.try_take(&standby, &options).expect("a backup");
+    let first = of_standby(&scene);
+    assert_eq!(first.manifest.transfer, Transfer::Full);
+    let quiet = of_standby(&scene);
+    assert!(transfer(&quiet).1.contains("manifest requires WAL from final timeline 1"), "{:?}", transfer(&quiet));
+    // Activity makes a new restart point.
+    scene.server.sql("insert into t select 1");
+    scene.server.sql("checkpoint");
+    let end = scene.server.lsn().to_string();
+    standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{end}'"), "t");
+    standby.sql("checkpoint");
+    let moved = of_standby(&scene);
+    assert_eq!(transfer(&moved), (Transfer::Incremental, ""));
+    assert!(moved.manifest.from_standby);
+
+    standby.promote();
+    standby.sql("insert into t select 2");
+    standby.sql("checkpoint");
+    let promoted = of_standby(&scene);
+    assert_eq!(transfer(&promoted), (Transfer::Incremental, ""), "over the parent's timeline, an ancestor");
+    assert_eq!(promoted.manifest.timeline, TimelineId(2));
+    // The old primary never went there.
+    full_because(&scene, &options, "timeline 2 found in manifest, but not in this server's history");
+    scene.server.stop(Stop::Fast);
+}
+
+#[test]
+fn older_servers_are_not_asked_and_a_shutdown_is_no_reason_for_a_full_transfer() {
+    require_servers!(MajorVersion::V16, MajorVersion::V17);
+    let scene = Scene::of(Server::start(MajorVersion::V16));
+    full_because(&scene, &scene.options(), "PostgreSQL 16 has no incremental transfers");
+
+    let scene = Scene::new(MajorVersion::V17, &[("summarize_wal", "on"), ("checkpoint_completion_target", "0.9")]);
+    scene.take(&scene.options());
+    scene.server.sql("create table t as select n, repeat('x', 1000) from generate_series(1, 20000) n");
+    // A checkpoint that is spread over minutes, and a walsender that is ended meanwhile.
+    let spread = BackupOptions { fast_checkpoint: false, ..scene.options() };
+    let error = std::thread::scope(|scope| {
+        let backup = scope.spawn(|| scene.try_take(&scene.server, &spread));
+        let ended = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                     where backend_type = 'walsender' and query like 'BASE_BACKUP%INCREMENTAL%'";
+        scene.server.wait_sql(ended, "1");
+        backup.join().expect("a thread").expect_err("no backup")
+    });
+    assert!(error.to_string().contains("57P01") && error.is_transient(), "{error}");
+    assert_eq!(run(scene.shelf.archive.list_backups()).expect("a list").complete.len(), 1);
+}

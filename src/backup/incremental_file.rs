@@ -115,13 +115,18 @@ mod tests {
 
     #[test]
     fn what_neither_the_server_nor_the_parent_gives_is_zero() {
-        assert_eq!(check(4, &[], 4), Unsent { kept: vec![0..4], zero: vec![] });
-        assert_eq!(check(6, &[], 4), Unsent { kept: vec![0..4], zero: vec![4..6] });
-        assert_eq!(check(2, &[], 4), Unsent { kept: vec![0..2], zero: vec![] });
+        assert_eq!(check(4, &[], 4), unsent_rows(&[(0, 4)], &[]));
+        assert_eq!(check(6, &[], 4), unsent_rows(&[(0, 4)], &[(4, 6)]));
+        assert_eq!(check(2, &[], 4), unsent_rows(&[(0, 2)], &[]));
         // Cut to two pages and grown again: pages 2 and 4 are not the parent's.
-        assert_eq!(check(2, &[3, 5], 9), Unsent { kept: vec![0..2], zero: vec![2..3, 4..5] });
-        assert_eq!(check(0, &[], 9), Unsent { kept: vec![], zero: vec![] });
-        assert_eq!(check(3, &[0, 1, 2], 9), Unsent { kept: vec![], zero: vec![] });
+        assert_eq!(check(2, &[3, 5], 9), unsent_rows(&[(0, 2)], &[(2, 3), (4, 5)]));
+        assert_eq!(check(0, &[], 9), unsent_rows(&[], &[]));
+        assert_eq!(check(3, &[0, 1, 2], 9), unsent_rows(&[], &[]));
+    }
+
+    fn unsent_rows(kept: &[(u64, u64)], zero: &[(u64, u64)]) -> Unsent {
+        let rows = |rows: &[(u64, u64)]| rows.iter().map(|(from, to)| *from..*to).collect();
+        Unsent { kept: rows(kept), zero: rows(zero) }
     }
 
     proptest! {

@@ -22,7 +22,7 @@ use crate::seal::header::ObjectKind;
 pub type ReadPart<'a> = dyn Fn(&MapRef, u32) -> Result<Vec<u8>> + 'a;
 
 /// Reads parts from the repository: requests run on `runtime`, the caller's thread, which must be none of its own, waits for them.
-pub fn from_repository(archive: &Archive, runtime: &Handle) -> impl Fn(&MapRef, u32) -> Result<Vec<u8>> {
+pub fn from_repository(archive: &Archive, runtime: &Handle) -> impl Fn(&MapRef, u32) -> Result<Vec<u8>> + use<> {
     let (archive, runtime) = (archive.clone(), runtime.clone());
     move |map, part| runtime.block_on(archive.map_part(&map.backup, part)).context("a map of the parent")
 }

@@ -177,7 +177,7 @@ async fn copy(
     options.tell(Progress::Mapping { files: received.records.len() as u64 });
     let (to, from) = upload::channel();
     let write = blocking(move || {
-        let base = parent.as_ref().map(|(manifest, files)| Base { files, maps: &manifest.maps, read: &read });
+        let base = parent.as_ref().map(|(manifest, files)| Base { files, maps: &manifest.maps, read: &read_part });
         let maps = finish::write_map(&received.records, &received.packs, base, &mut sealing, &to)?;
         drop(to);
         Ok((maps, received, sealing))
