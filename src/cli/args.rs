@@ -171,6 +171,9 @@ pub struct BackupArgs {
     /// Limit of the server's sending rate, in kB/s (32 to 1048576)
     #[arg(long, value_name = "KB/S", value_parser = clap::value_parser!(u32).range(32..=1048576))]
     pub max_rate: Option<u32>,
+    /// Let the server send everything, even where it could send only what changed (17 and later)
+    #[arg(long)]
+    pub full: bool,
     /// none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", env = "WALRECV_COMPRESSION")]
     pub compression: Option<String>,

@@ -74,6 +74,7 @@ async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
         fast_checkpoint: args.checkpoint == "fast",
         max_rate: args.max_rate,
         server_compression: server_compression(&args.server_compression)?,
+        full: args.full,
         compression,
         state_dir: Some(context.settings.state_dir.clone()),
         progress: Some(Arc::new(move |progress| shown.progress(progress))),
@@ -126,6 +127,8 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
     }
     if args.quiet {
         return;
+    if let Some(why) = &manifest.why_full {
+        output::line(format!("transfer     full: {why}"));
     }
     let sizes = &manifest.sizes;
     output::line(format!("backup       {}", manifest.id));
