@@ -127,6 +127,7 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
     }
     if args.quiet {
         return;
+    }
     if let Some(why) = &manifest.why_full {
         output::line(format!("transfer     full: {why}"));
     }
