@@ -120,8 +120,8 @@ impl Pipeline {
         let older = older.collect();
         let whole = stored.segments.clone();
         let linked_at = stored.link.as_ref().map(|_| start);
-        let comparison = Comparison::new(start, stored.tails, archive.keys.secret());
-        let check = Check::new(config, start, comparison, Known { link: stored.link, reported: stored.reported });
+        let known = Known { link: stored.link, reported: stored.reported };
+        let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()), known);
         let flush_interval = if synchronous { Duration::ZERO } else { options.flush_interval };
         // Where tails are files of the repository, a spool would only hold them twice.
         let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
@@ -216,8 +216,7 @@ impl Pipeline {
         self.recall.from(floor)
     }
 
-    /// A server that sends what was received from `from` on is known to be the same only once a record that ends behind this has passed its checks: such a one
-    /// names the record before it, which was received or is stored. `None`: what it sends is enough.
+    /// A server that sends what was received from `from` on is known only once a record that ends behind this was checked: it names the one before it.
     pub fn proof(&self, from: Lsn) -> Option<Lsn> {
         let behind = if self.recall.tells(from) { self.linked_at } else { Some(self.received) };
         behind.filter(|lsn| self.ledger.verified() <= *lsn)

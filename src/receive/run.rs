@@ -323,7 +323,7 @@ impl Run {
         if let Some((timeline, start)) = self.begin_below.take() {
             self.headless = Some((timeline, start));
             self.observer.warn(format!(
-                "the record that began before {start} on timeline {timeline} was stored in two parts and never checked, and the server has let go of its head: {error}"
+                "the record that began before {start} on timeline {timeline} was never checked, and the server has let go of its head: {error}"
             ));
         }
         self.begin_again(error.transient()).await
