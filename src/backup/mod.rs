@@ -20,6 +20,7 @@ mod intake;
 mod intake_tests;
 pub mod layers;
 #[cfg(test)]
+#[path = "made_maps_tests.rs"]
 mod made_maps;
 mod packer;
 mod prepare;
