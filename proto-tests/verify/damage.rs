@@ -318,7 +318,7 @@ fn damage_in_a_bucket_is_found_as_well() {
         let name = names[seed.below(names.len() as u64) as usize];
         for harm in [Harm::Removed, Harm::Flipped] {
             Case { name, harm }.apply(&repo, &all, &other, &mut seed).expect("damage");
-            judge(&shop, &archive, &[name.clone()], harm, harm == Harm::Flipped);
+            judge(&shop, &archive, std::slice::from_ref(name), harm, harm == Harm::Flipped);
             replace(&repo, name, all[name].clone());
         }
     }

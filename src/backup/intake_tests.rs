@@ -153,7 +153,7 @@ impl Bench {
     }
 
     fn files(&self, map: &MapRef, objects: &BTreeMap<String, Vec<u8>>) -> Vec<File> {
-        let (mut merge, mut files) = (Merge::new(&[map.clone()]), Vec::new());
+        let (mut merge, mut files) = (Merge::new(std::slice::from_ref(map)), Vec::new());
         loop {
             match merge.step().unwrap() {
                 Step::Need { part, .. } => {

@@ -49,7 +49,7 @@ mod tests {
     const NONE: u16 = u16::MAX;
 
     fn bytes(map: &Map) -> u64 {
-        let begins = |page: &usize| map[*page] != NONE && (page % FRAME == 0 || map[page - 1] != map[*page]);
+        let begins = |page: &usize| map[*page] != NONE && (page.is_multiple_of(FRAME) || map[page - 1] != map[*page]);
         (0..PAGES).filter(begins).count() as u64 * RUN * SCALE
     }
 
@@ -116,7 +116,8 @@ mod tests {
     /// Nine in ten changes hit a twentieth of the pages.
     #[test]
     fn where_most_changes_hit_the_same_pages() {
-        let hot = |random: &mut u64| if any(random) % 10 == 0 { any(random) } else { any(random) % (PAGES / 20) };
+        let hot =
+            |random: &mut u64| if any(random).is_multiple_of(10) { any(random) } else { any(random) % (PAGES / 20) };
         let seen = simulate(336, hot);
         let average = average(&seen.written);
         println!("written {average} on average; maps at most {:?}; {:.2}", seen.maps.iter().max(), seen.worst);

@@ -53,7 +53,7 @@ impl Simulated {
         self.stored += packs.plain;
         self.since = if due.is_some() { number } else { self.since };
         self.maps = self.store.write(number, delta, &self.maps).unwrap();
-        if number % 10 == 0 || due.is_some() {
+        if number.is_multiple_of(10) || due.is_some() {
             assert!(same(&self.store.files(&self.maps), &self.cluster), "backup {number}");
         }
     }

@@ -242,7 +242,10 @@ fn find(block: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>, String> {
     Ok(None)
 }
 
-fn index(bytes: &[u8]) -> Result<Vec<(u64, Box<[u8]>)>, String> {
+/// Where a block begins, and its first key.
+type First = (u64, Box<[u8]>);
+
+fn index(bytes: &[u8]) -> Result<Vec<First>, String> {
     let (mut cursor, mut all) = (Cursor::new(WHAT, bytes), Vec::new());
     let text = |e: crate::seal::content::Malformed| e.to_string();
     while !cursor.is_empty() {

@@ -136,12 +136,15 @@ struct Run {
     block: RecordBlock,
 }
 
+/// Key, run, value.
+type Head = (Vec<u8>, usize, Vec<u8>);
+
 /// What a [`Sorter`] sorted.
 pub struct Merged {
     file: Option<Blocks>,
     runs: Vec<Run>,
-    /// The next record of each run: key, run, value.
-    heads: BinaryHeap<Reverse<(Vec<u8>, usize, Vec<u8>)>>,
+    /// The next record of each run.
+    heads: BinaryHeap<Reverse<Head>>,
     /// What never left memory, where there are no runs.
     bytes: Vec<u8>,
     slots: std::vec::IntoIter<Slot>,

@@ -37,7 +37,13 @@ fn change() -> impl Strategy<Value = Change> {
         changed,
         complete,
     });
-    prop_oneof![3 => Just(Change::Nothing), 1 => Just(Change::Gone), 1 => Just(Change::Directory), 1 => Just(Change::Touched), 8 => file]
+    prop_oneof![
+        3 => Just(Change::Nothing),
+        1 => Just(Change::Gone),
+        1 => Just(Change::Directory),
+        1 => Just(Change::Touched),
+        8 => file,
+    ]
 }
 
 /// What stands at a path, and who wrote its mode: files by their pages, told apart by who stored them (backup, number), or zero.
