@@ -94,7 +94,13 @@ impl Site {
     /// Restores, starts a scratch server, and has it at its target.
     pub fn land(&self, server: &Server, name: &str, target: &[&str]) -> Copy {
         let started = ["--start", "--scratch", "--output", "json"];
-        let told = self.restore(server, name, target).args(started).run().expect_code(0).json();
+        let output = self.restore(server, name, target).args(started).run();
+        if output.code() != 0 {
+            // The folder goes with the test.
+            let log = std::fs::read_to_string(self.data(name).join("walrecv-start.log")).unwrap_or_default();
+            eprintln!("--- the server's log\n{log}---");
+        }
+        let told = output.expect_code(0).json();
         Copy { data: self.data(name), pg_ctl: server.bin_dir().join("pg_ctl"), told }
     }
 }

@@ -72,6 +72,9 @@ async fn prepare(
         Ok(parent) => parent,
         Err(why) => return Ok(Err(why)),
     };
+    if let Some(why) = unfit(connection, parent).await? {
+        return Ok(Err(why));
+    }
     let stored = match &parent.server_manifest {
         Some(stored) if parent.major() >= Some(MajorVersion::V17) => stored.clone(),
         _ => return Ok(Err(format!("backup {} has no manifest that a server takes", parent.id))),
@@ -94,6 +97,19 @@ async fn prepare(
             Ok(Err(format!("the manifest of backup {} cannot be read: {error}", parent.id)))
         }
     }
+}
+
+/// Why pages of the parent must not stay as they are, though the server does not send them.
+async fn unfit(connection: &mut Connection, parent: &Manifest) -> Result<Option<String>> {
+    // pg_checksums rewrites every page, and no WAL tells of it: the server's summaries do not know.
+    let (then, now) = (parent.control.data_checksum_version != 0, connection.show("data_checksums").await? == "on");
+    if then != now {
+        let said = if now { "on" } else { "off" };
+        return Ok(Some(format!("data_checksums is {said}, and was not at backup {}", parent.id)));
+    }
+    // A repair beside the server leaves no WAL either; and a damaged page is named by the backup that has read it.
+    let bad = parent.bad_page_count;
+    Ok((bad > 0).then(|| format!("backup {} has {bad} pages with a wrong checksum", parent.id)))
 }
 
 /// Whether a refusal speaks of the increment alone. `basebackup_incremental.c` and `walsummarizer.c` refuse with 55000 (another timeline, missing

@@ -9,13 +9,19 @@ use crate::seal::content::Malformed;
 use crate::seal::content::manifest::Manifest;
 use crate::seal::content::map::{EntryKind, Merge, Step};
 
-/// The newest complete backup, or why there is none to build on.
+/// Checks of the repository that are asked about the parent, the newest ones.
+const CHECKS: usize = 8;
+
+/// The newest complete backup, or why there is none to build on. One that a check has found hurt is none: what is missing of it would be missing in every
+/// backup after it.
 pub async fn newest(archive: &Archive) -> Result<std::result::Result<Manifest, String>> {
     let mut list = archive.list_backups().await?;
-    Ok(match list.complete.pop() {
-        None => Err("there is no earlier backup to build on".to_owned()),
-        Some(parent) => Ok(parent),
-    })
+    let Some(parent) = list.complete.pop() else {
+        return Ok(Err("there is no earlier backup to build on".to_owned()));
+    };
+    let checks = archive.verified(CHECKS).await?;
+    let hurt = checks.iter().any(|(_, check)| check.hurt.iter().any(|id| id == parent.id.as_str()));
+    Ok(if hurt { Err(format!("`walrecv verify` found backup {} hurt", parent.id)) } else { Ok(parent) })
 }
 
 /// Every path of the parent, what it is, and how long it is.
@@ -27,6 +33,16 @@ pub struct ParentFiles {
 impl ParentFiles {
     /// Reads the parent's maps; the inner error is why it cannot be built on.
     pub async fn read(archive: &Archive, parent: &Manifest) -> Result<std::result::Result<ParentFiles, String>> {
+        match ParentFiles::walk(archive, parent).await {
+            Err(error) if error.kind() == Kind::Corrupt => {
+                tracing::error!("backup {} cannot be built on: {error}", parent.id);
+                Ok(Err(format!("backup {} cannot be built on: {error}", parent.id)))
+            }
+            read => read,
+        }
+    }
+
+    async fn walk(archive: &Archive, parent: &Manifest) -> Result<std::result::Result<ParentFiles, String>> {
         let mut merge = Merge::new(&parent.maps);
         let mut files = ParentFiles::default();
         let bad = |e: Malformed| Error::new(Kind::Corrupt, format!("the maps of backup {}", parent.id)).caused_by(e);

@@ -81,7 +81,14 @@ pub async fn take_with(
         let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
         let mut sealing = Sealing::new(archive.clone(), ring.clone(), id.clone())?;
         announce(archive, &begun, &mut sealing, options).await?;
-        if let Some(lost) = lost_parent(archive, &begun).await? {
+        let lost = match lost_parent(archive, &begun).await {
+            Ok(lost) => lost,
+            Err(error) => {
+                give_up(archive, ring, id.clone(), &error).await;
+                return Err(error.context(format_args!("backup {id}")));
+            }
+        };
+        if let Some(lost) = lost {
             // Nothing was received yet; the connection is dropped with what the server has begun.
             give_up(archive, ring.clone(), id, &Error::new(Kind::Interrupted, lost.clone())).await;
             avoid = Some(lost);

@@ -243,7 +243,7 @@ impl Open {
             self.away = self.len();
             self.away_in = names;
             self.away_hash = self.hash();
-            (self.raw, self.hashed) = (Vec::new(), 0);
+            (self.raw, self.hashed, self.sealed) = (Vec::new(), 0, 0);
             self.sealer = None;
             self.tail.rest();
         }

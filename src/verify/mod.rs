@@ -109,7 +109,7 @@ pub fn refusal(report: &Report) -> Option<Error> {
         Outcome::Corrupt => (
             Kind::Corrupt,
             format!("{problems}: something that is stored is missing or damaged"),
-            "Bring the named objects back from another copy of the repository, or take a new backup now.",
+            "Bring the named objects back from another copy of the repository, or take a new backup now, with --full.",
         ),
         Outcome::Gap => (
             Kind::Gap,
