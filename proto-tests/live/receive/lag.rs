@@ -70,11 +70,11 @@ fn a_server_in_the_middle_of_a_stored_segment_is_no_stall() {
     harness::wait_acknowledged(&scene.primary, end);
     receiving.stop();
     let mut options = harness::options(&scene.standby);
-    options.stall_timeout = Duration::from_millis(500);
+    options.stall_timeout = Duration::from_millis(1500);
     options.flush_interval = Duration::from_millis(100);
     let receiving = Receiving::start(options, scene.vault.place());
     receiving.wait_streaming();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(4));
     assert!(!receiving.saw(|e| matches!(e, ReceiveEvent::Stalled { .. })), "{:#?}", receiving.events());
     scene.wire.stall(false);
     let end = scene.write(100);
