@@ -8,6 +8,8 @@ mod backups;
 mod catalog;
 #[path = "cli/check.rs"]
 mod check;
+#[path = "cli/deleting.rs"]
+mod deleting;
 #[path = "cli/disaster.rs"]
 mod disaster;
 #[path = "cli/equality.rs"]

@@ -16,6 +16,12 @@ mod catalog;
 mod common;
 #[path = "store/disk.rs"]
 mod disk;
+#[path = "store/expiry.rs"]
+mod expiry;
+#[path = "store/expiry_backup.rs"]
+mod expiry_backup;
+#[path = "store/expiry_store.rs"]
+mod expiry_store;
 #[path = "store/faults.rs"]
 mod faults;
 #[path = "store/groups.rs"]

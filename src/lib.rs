@@ -43,6 +43,7 @@ pub mod archive;
 pub mod backup;
 pub mod receive;
 pub mod restore;
+pub mod retention;
 pub mod verify;
 
 // Floor 6

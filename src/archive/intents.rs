@@ -74,4 +74,16 @@ impl Archive {
         let plain = open_index(&object, &claims, self.keys.as_ref()).map_err(|failed| refused(&name, failed))?;
         Intent::decode(&plain, id).map(Some).map_err(|bad| Error::new(Kind::Corrupt, bad.to_string()).context(&name))
     }
+
+    /// The last thing a backup asks before its manifest: where its intent is gone, it has been given up long ago, so that not even the tombstone
+    /// need be there any more.
+    pub async fn demand_intent(&self, id: &BackupId) -> Result<()> {
+        match self.intent(id).await? {
+            Some(_) => Ok(()),
+            None => {
+                Err(Error::new(Kind::Failed, format!("backup {id} stood still for so long that an expiry gave it up"))
+                    .hint("take it again"))
+            }
+        }
+    }
 }

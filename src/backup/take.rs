@@ -201,6 +201,7 @@ async fn copy(
     let waiting = Instant::now();
     wait_for_wal(&span, options, watch, &server).await?;
     let waited = waiting.elapsed();
+    archive.demand_intent(&manifest.id).await?;
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
     Ok((manifest, waited))

@@ -24,6 +24,7 @@ The usual order:
   walrecv backup         a base backup; streams its WAL itself where nobody else does
   walrecv list           what can be restored
   walrecv restore --target-time '2026-11-21 14:05:00+00' --pgdata /srv/restored --start
+  walrecv expire --backup ID     delete a backup; any other stays whole
 
 Exit codes: 0 done, 1 failed, 2 usage, 10 repository, 11 busy, 12 key, 13 other cluster, 14 version, 15 gap,
 16 corrupt, 17 server, 18 slot, 19 target, 20 retention, 130 interrupted. wal-fetch: 0, 1 (not stored), above 125 (unknown).";
@@ -71,6 +72,8 @@ pub enum Command {
     /// The repository itself: how much is stored, of what, and how it grows
     #[command(subcommand)]
     Repo(RepoCommand),
+    /// Delete backups without harm to any other, and free what nothing needs any more
+    Expire(ExpireArgs),
     /// How the streams are: state, lag, time to durable, slots (exit 1 when one needs attention)
     Status(StatusArgs),
     /// Can this server be streamed, is the slot healthy, can the repository be written
@@ -186,6 +189,25 @@ pub struct BackupArgs {
     /// Say nothing until it is done
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExpireArgs {
+    /// Backup to delete; may be given several times. Without it, only what earlier runs began is finished
+    #[arg(long, value_name = "ID")]
+    pub backup: Vec<String>,
+    /// Only say what would go, what would stay, and what that frees
+    #[arg(long)]
+    pub plan: bool,
+    /// Delete also the last complete backup, and one whose manifest is damaged
+    #[arg(long, requires = "backup")]
+    pub force: bool,
+    /// How long what a deleted backup stored stays, for restores that are running
+    #[arg(long, value_name = "TIME", default_value = "24h", env = "WALRECV_DELETE_DELAY")]
+    pub delete_delay: String,
+    /// Do not ask on a terminal
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ mod check;
 mod context;
 mod events;
 pub mod exit;
+mod expire;
 mod health;
 mod init;
 mod list;
@@ -115,6 +116,7 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::Backup(args) => backup::run(&common, &args).await.map(done),
         Command::Restore(args) => interruptible(restore::run(&common, &args)).await.map(done),
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
+        Command::Expire(args) => interruptible(expire::run(&common, &args)).await.map(done),
         Command::List => list::run(&common).await.map(done),
         Command::Show(args) => interruptible(show::run(&common, &args)).await.map(done),
         Command::Verify(args) => interruptible(verify::run(&common, &args)).await.map(done),

@@ -18,6 +18,9 @@ use crate::error::{Class, Error, Kind, Result};
 /// Deepest tree below a repository's root, so that a symbolic link that leads back up is found out.
 const DEPTH: usize = 16;
 
+/// Below these, folders come with their first object and go with their last one.
+const OWN_FOLDERS: [&str; 4] = ["/tail/", "/packs/", "/maps/", "/manifests/"];
+
 /// What the blocking work is given.
 struct Files {
     root: PathBuf,
@@ -112,11 +115,12 @@ impl Backend for LocalBackend {
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        let tail = name.rsplit_once('/').is_some_and(|(folder, _)| folder.contains("/tail/"));
+        let own = |folder: &str| OWN_FOLDERS.iter().any(|above| folder.contains(above));
+        let passing = name.rsplit_once('/').is_some_and(|(folder, _)| own(folder));
         self.run(name, move |files, path| {
             durable::remove(&*files.medium, path)?;
-            if let (true, Some(folder)) = (tail, path.parent()) {
-                // Every segment has a tail folder of its own: they would pile up. Not empty, or gone already: leave it.
+            if let (true, Some(folder)) = (passing, path.parent()) {
+                // Every segment's tail and every backup has folders of its own: they would pile up. Not empty, or gone already: leave it.
                 let _ = files.medium.remove_dir(folder);
             }
             Ok(())

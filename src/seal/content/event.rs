@@ -31,6 +31,7 @@ pub enum What {
     Hole(Hole),
     CorruptWal(CorruptWal),
     Verified(Verified),
+    Expiry(Expired),
     /// Of a later version of walrecv.
     #[serde(other)]
     Unknown,
@@ -106,6 +107,22 @@ impl Outcome {
     }
 }
 
+/// Backups that were deleted, and objects that were swept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expired {
+    /// The name of the plan that announced it.
+    pub plan: String,
+    /// Backups whose manifests were deleted.
+    pub deleted: Vec<String>,
+    /// Backups that were never complete and got a tombstone.
+    pub given_up: Vec<String>,
+    /// Packs, maps, server manifests and intents that were deleted, and their bytes.
+    pub objects: u64,
+    pub bytes: u64,
+    pub host: String,
+    pub user: String,
+}
+
 impl What {
     /// As it stands in the object's name.
     pub fn name(&self) -> &'static str {
@@ -113,6 +130,7 @@ impl What {
             What::Hole(_) => "hole",
             What::CorruptWal(_) => "corrupt-wal",
             What::Verified(_) => "verified",
+            What::Expiry(_) => "expiry",
             What::Unknown => "unknown",
         }
     }
@@ -166,7 +184,17 @@ mod tests {
         };
         let one = Verified { only: Some("b".to_owned()), ..verified.clone() };
         let verified = [What::Verified(verified), What::Verified(one)];
-        for what in [What::Hole(hole), What::CorruptWal(corrupt)].into_iter().chain(verified) {
+        let expired = Expired {
+            plan: "20260131T020001Z-0a02030405060708".to_owned(),
+            deleted: vec!["a".to_owned()],
+            given_up: Vec::new(),
+            objects: 3,
+            bytes: 4,
+            host: "h".to_owned(),
+            user: "u".to_owned(),
+        };
+        let others = [What::Hole(hole), What::CorruptWal(corrupt), What::Expiry(expired)];
+        for what in others.into_iter().chain(verified) {
             let event = event(what);
             let text = String::from_utf8(event.encode()).unwrap();
             assert!(text.contains(&format!("\"event\": \"{}\"", event.what.name())), "{text}");

@@ -1,0 +1,212 @@
+//! `walrecv expire`: deletes backups, and frees what nothing needs any more. Says what it is going to do before it does it.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::args::{Common, ExpireArgs};
+use super::context::{Context, env};
+use super::output;
+use crate::archive::Archive;
+use crate::config::duration;
+use crate::error::{Error, Kind, Result};
+use crate::retention::plan::Spared;
+use crate::retention::{Amount, ExpireOptions, Expiry, Outcome, Proposal};
+use crate::seal::content::BackupId;
+
+pub async fn run(common: &Common, args: &ExpireArgs) -> Result<()> {
+    let delete_delay = duration::parse(&args.delete_delay)
+        .map_err(|problem| Error::new(Kind::Usage, format!("--delete-delay: {problem}")))?;
+    let context = Context::open(common).await?;
+    let archive = context.archive(context.index_ring()?).await?;
+    let options = ExpireOptions {
+        backups: ids(&archive, &args.backup).await?,
+        force: args.force,
+        delete_delay,
+        state_dir: Some(context.settings.state_dir.clone()),
+        host: host(),
+        user: env("USER").or_else(|| env("LOGNAME")).unwrap_or_default(),
+        ..ExpireOptions::default()
+    };
+    let mut expiry = Expiry::begin(archive.clone(), options).await?;
+    let proposal = expiry.propose().await?;
+    let text = common.output == output::Format::Text;
+    if text {
+        show(&proposal, delete_delay);
+    }
+    if args.plan {
+        if !text {
+            output::json(&as_json(&archive, &proposal, None));
+        }
+        return verdict(&proposal.spared, proposal.blocked.as_ref(), args);
+    }
+    if !proposal.delete.is_empty() && !args.yes && !agreed().await? {
+        return Err(Error::new(Kind::Interrupted, "not agreed to: nothing was deleted"));
+    }
+    let outcome = expiry.carry_out(&context.writer_ring()?, &proposal).await?;
+    match text {
+        true => report(&outcome),
+        false => output::json(&as_json(&archive, &proposal, Some(&outcome))),
+    }
+    let Outcome { mut failures, spared, blocked, .. } = outcome;
+    if failures.is_empty() {
+        return verdict(&spared, blocked.as_ref(), args);
+    }
+    let (count, first) = (failures.len(), failures.swap_remove(0));
+    let class = if count == 1 { "one step failed".to_owned() } else { format!("{count} steps failed, the first") };
+    Err(first.context(class).hint("run this again: it goes on where it stopped"))
+}
+
+/// The ids that were typed; one that cannot be one is answered with those that are there.
+async fn ids(archive: &Archive, typed: &[String]) -> Result<Vec<BackupId>> {
+    let mut ids = Vec::new();
+    for text in typed {
+        match BackupId::parse(text.trim()) {
+            Ok(id) => ids.push(id),
+            Err(problem) => {
+                let known = archive.list_backups().await?.complete;
+                let known: Vec<&str> = known.iter().map(|manifest| manifest.id.as_str()).collect();
+                let hint = match known.is_empty() {
+                    true => "no complete backup is stored".to_owned(),
+                    false => format!("there are: {}", known.join(", ")),
+                };
+                return Err(Error::new(Kind::Usage, problem.to_string()).hint(hint));
+            }
+        }
+    }
+    Ok(ids)
+}
+
+/// This host's name, for a person who finds the plan; empty where it cannot be had.
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// Asks where a person can answer. Scripts have said what they want.
+async fn agreed() -> Result<bool> {
+    if !std::io::stdin().is_terminal() || !output::watched() {
+        return Ok(true);
+    }
+    let ask = || {
+        let _ = write!(std::io::stderr().lock(), "delete? [y/N] ");
+        let mut answer = String::new();
+        let read = std::io::stdin().lock().read_line(&mut answer);
+        read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
+    };
+    let failed = |e| Error::new(Kind::Failed, "cannot read the answer").caused_by(e);
+    tokio::task::spawn_blocking(ask).await.map_err(failed)
+}
+
+/// The run is done; but is what was asked for?
+fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, args: &ExpireArgs) -> Result<()> {
+    if let Some((kind, problem)) = blocked {
+        let text = format!("nothing can be swept while a backup cannot be read: {problem}");
+        return Err(Error::new(*kind, text)
+            .hint("put the object back from another copy of the repository, or delete that backup with --force"));
+    }
+    match spared.iter().find(|(id, _)| args.backup.iter().any(|typed| typed.trim() == id.as_str())) {
+        Some((id, why)) => Err(Error::new(Kind::Retention, format!("backup {id} stays for now: {}", reason(why)))
+            .hint("run `walrecv expire` again when that has passed: its plan stands until then")),
+        None => Ok(()),
+    }
+}
+
+fn reason(why: &Spared) -> String {
+    match why {
+        Spared::Reused { by } => format!("backup {by} is being taken and reuses it"),
+        Spared::DarkIntent { of } => format!("the intent of backup {of} cannot be read: it may reuse anything"),
+        Spared::Last => "no complete backup would be left".to_owned(),
+    }
+}
+
+fn amount(amount: &Amount) -> String {
+    let plural = if amount.objects == 1 { "" } else { "s" };
+    format!("{} in {} object{plural}", output::bytes(amount.bytes), amount.objects)
+}
+
+fn show(proposal: &Proposal, delay: Duration) {
+    for (id, manifest) in &proposal.delete {
+        let about = match manifest {
+            Some(m) => {
+                format!("{:?}, {} of data, taken {}", m.label, output::bytes(m.sizes.total), output::time(m.stopped_at))
+            }
+            None => "its manifest cannot be read".to_owned(),
+        };
+        output::line(format!("deletes      {id}  {about}"));
+    }
+    for id in &proposal.already {
+        output::line(format!("is none      {id}  deleted or given up before; what it left goes with the rest"));
+    }
+    for (id, why) in &proposal.spared {
+        output::line(format!("spares       {id}  {}", reason(why)));
+    }
+    for id in &proposal.give_up {
+        output::line(format!("gives up     {id}  never completed"));
+    }
+    for id in &proposal.sweep {
+        output::line(format!("sweeps       {id}"));
+    }
+    output::line(format!("keeps        {} complete backups, with all that they need", proposal.kept));
+    output::line(format!("frees now    {}", amount(&proposal.now)));
+    if proposal.later.objects > 0 {
+        let when = match delay.is_zero() {
+            true => "when nothing reuses it any more".to_owned(),
+            false => {
+                format!("{} after the deletion, by another `walrecv expire`", output::seconds(delay.as_secs_f64()))
+            }
+        };
+        output::line(format!("frees later  {}, {when}", amount(&proposal.later)));
+    }
+    if !proposal.acts() {
+        output::line("nothing to do now");
+    }
+}
+
+fn report(outcome: &Outcome) {
+    let Some(plan) = &outcome.plan else { return };
+    output::line(String::new());
+    outcome.deleted.iter().for_each(|id| output::line(format!("deleted      {id}")));
+    outcome.given_up.iter().for_each(|id| output::line(format!("given up     {id}")));
+    output::line(format!("freed        {}", amount(&outcome.freed)));
+    if outcome.unfinished {
+        output::line(format!("plan         {plan} stands until another `walrecv expire` has freed the rest"));
+    }
+    for error in &outcome.failures {
+        output::note(format!("walrecv: {error}"));
+    }
+}
+
+fn as_json(archive: &Archive, proposal: &Proposal, outcome: Option<&Outcome>) -> Value {
+    let text = |ids: &[BackupId]| ids.iter().map(BackupId::to_string).collect::<Vec<_>>();
+    let spared = |all: &[(BackupId, Spared)]| -> Vec<Value> {
+        all.iter().map(|(id, why)| json!({ "id": id.to_string(), "reason": reason(why) })).collect()
+    };
+    let sum = |amount: &Amount| json!({ "objects": amount.objects, "bytes": amount.bytes });
+    let delete: Vec<Value> = proposal
+        .delete
+        .iter()
+        .map(|(id, manifest)| {
+            json!({
+                "id": id.to_string(), "label": manifest.as_ref().map(|m| m.label.clone()),
+                "total_bytes": manifest.as_ref().map(|m| m.sizes.total),
+                "stopped_at": manifest.as_ref().map(|m| m.stopped_at.to_string()),
+            })
+        })
+        .collect();
+    let mut value = json!({
+        "cluster": archive.names.cluster, "delete": delete, "already": text(&proposal.already),
+        "spared": spared(&proposal.spared), "give_up": text(&proposal.give_up), "sweep": text(&proposal.sweep),
+        "kept": proposal.kept, "frees_now": sum(&proposal.now), "frees_later": sum(&proposal.later),
+        "blocked": proposal.blocked.as_ref().map(|(_, problem)| problem.clone()), "done": null,
+    });
+    if let Some(outcome) = outcome {
+        value["done"] = json!({
+            "plan": outcome.plan.as_ref().map(ToString::to_string), "unfinished": outcome.unfinished,
+            "deleted": text(&outcome.deleted), "spared": spared(&outcome.spared), "given_up": text(&outcome.given_up),
+            "freed": sum(&outcome.freed), "blocked": outcome.blocked.as_ref().map(|(_, problem)| problem.clone()),
+            "failures": outcome.failures.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        });
+    }
+    value
+}

@@ -1,0 +1,124 @@
+//! One look at everything that an expiry decides by.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use futures::stream::{self, StreamExt};
+
+use super::plan::{Announced, Part, Standing, View};
+use crate::archive::Archive;
+use crate::error::{Context, Error, Kind, Result};
+use crate::repo::names::parse_backup_part;
+use crate::seal::content::BackupId;
+use crate::seal::content::manifest::Backup;
+
+/// Manifests read at the same time.
+const AT_ONCE: usize = 8;
+
+/// Looks, in the order that makes the outcome safe although nothing stands still:
+///
+/// 1. plans: what others delete is named before it goes;
+/// 2. what backups left, and only then intents: who stores a pack has an intent by then;
+/// 3. `backups/` last, until a listing shows no new name: a backup that commits while its parent is deleted is not missed between the two.
+///
+/// A plan that cannot be read is an error: it may speak of anything.
+pub async fn look(archive: &Archive) -> Result<View> {
+    let mut list = archive.list_plans().await?;
+    if let Some((name, error)) = list.unreadable.pop() {
+        return Err(error.context(format!("an unfinished plan cannot be read ({name})")).hint(
+            "put it back from a copy of the repository, or delete that object once no expiry runs, and run this again",
+        ));
+    }
+    let parts = parts(archive).await?;
+    let intents = intents(archive).await?;
+    let backups = standings(archive).await?;
+    Ok(View { backups, intents, parts, plans: list.plans })
+}
+
+/// Everything below `packs/`, `maps/` and `manifests/`, and the intents, by backup. Other names are not ours to judge.
+async fn parts(archive: &Archive) -> Result<BTreeMap<BackupId, Vec<Part>>> {
+    let root = archive.names.root();
+    let mut parts: BTreeMap<BackupId, Vec<Part>> = BTreeMap::new();
+    for folder in ["packs", "maps", "manifests", "intents"] {
+        let listed = archive.repo.list(&format!("{root}/{folder}")).await.context("cannot list what backups left")?;
+        for entry in listed {
+            let relative = entry.name.strip_prefix(&root).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
+            let Some((backup, what)) = parse_backup_part(relative) else { continue };
+            let Ok(id) = BackupId::parse(backup) else { continue };
+            let part = Part { what, bytes: entry.size, modified: entry.modified, name: entry.name };
+            parts.entry(id).or_default().push(part);
+        }
+    }
+    Ok(parts)
+}
+
+async fn intents(archive: &Archive) -> Result<BTreeMap<BackupId, Announced>> {
+    let list = archive.list_intents().await?;
+    let mut intents = BTreeMap::new();
+    for stored in list.intents {
+        // A name that is none may be of a later version: what it stands for is not known.
+        let reuses = stored.intent.reuses.iter().map(|text| BackupId::parse(text).ok()).collect();
+        intents.insert(stored.intent.id, Announced { modified: stored.modified, reuses });
+    }
+    for dark in list.unreadable {
+        tracing::warn!("intent {} cannot be read: {}", dark.id, dark.error);
+        intents.insert(dark.id, Announced { modified: dark.modified, reuses: None });
+    }
+    Ok(intents)
+}
+
+/// What stands under the names of backups. A listing is no snapshot: it is repeated until it shows nothing new, and what was complete once stays so.
+async fn standings(archive: &Archive) -> Result<BTreeMap<BackupId, Standing>> {
+    let prefix = format!("{}/backups", archive.names.root());
+    let mut known: BTreeMap<BackupId, Backup> = BTreeMap::new();
+    let mut dark: BTreeMap<BackupId, Error> = BTreeMap::new();
+    loop {
+        let listed = archive.repo.list(&prefix).await.context("cannot list the backups")?;
+        let mut times = BTreeMap::new();
+        for entry in listed {
+            let last = entry.name.rsplit('/').next().unwrap_or_default();
+            if let Ok(id) = BackupId::parse(last)
+                && archive.names.backup(id.as_str()) == entry.name
+            {
+                times.insert(id, entry.modified);
+            }
+        }
+        let new: Vec<BackupId> =
+            times.keys().filter(|id| !known.contains_key(*id) && !dark.contains_key(*id)).cloned().collect();
+        if new.is_empty() {
+            return Ok(settled(known, dark, &times));
+        }
+        let read = |id: BackupId| async move { (archive.backup(&id).await, id) };
+        let mut reading = stream::iter(new.into_iter().map(read)).buffer_unordered(AT_ONCE);
+        while let Some((found, id)) = reading.next().await {
+            match found {
+                Ok(Some(found)) => _ = known.insert(id, found),
+                // Deleted since it was listed: the next listing tells what has become of it.
+                Ok(None) => {}
+                // The store itself: not a word about the object.
+                Err(error) if error.is_transient() || error.kind() == Kind::Repository => return Err(error),
+                Err(error) => _ = dark.insert(id, error),
+            }
+        }
+    }
+}
+
+/// `times` are those of the last listing: what was read is not younger, so a tombstone never gets the time of the manifest before it.
+fn settled(
+    known: BTreeMap<BackupId, Backup>,
+    dark: BTreeMap<BackupId, Error>,
+    times: &BTreeMap<BackupId, SystemTime>,
+) -> BTreeMap<BackupId, Standing> {
+    let mut standings = BTreeMap::new();
+    for (id, found) in known {
+        let standing = match (found, times.get(&id)) {
+            (Backup::Complete(manifest), _) => Standing::Complete(manifest),
+            (Backup::GivenUp(_), Some(since)) => Standing::GivenUp(*since),
+            // Swept since.
+            (Backup::GivenUp(_), None) => continue,
+        };
+        standings.insert(id, standing);
+    }
+    standings.extend(dark.into_iter().map(|(id, e)| (id, Standing::Dark(e.kind(), e.to_string()))));
+    standings
+}
