@@ -291,7 +291,7 @@ fn incremental(scene: &Scene) -> Manifest {
 fn what_the_server_cannot_do_leads_to_a_full_transfer_that_says_why() {
     let version = MajorVersion::V17;
     require_servers!(version);
-    let scene = Scene::new(version, &[]);
+    let mut scene = Scene::new(version, &[]);
     scene.server.sql("create table t as select generate_series(1, 1000) n");
     let options = scene.options();
     full_because(&scene, &options, "no earlier backup");
@@ -331,6 +331,19 @@ fn what_the_server_cannot_do_leads_to_a_full_transfer_that_says_why() {
     fs::remove_file(scene.shelf.file(&scene.shelf.archive.names.server_manifest(newest.id.as_str(), 0))).expect("gone");
     let last = full_because(&scene, &options, "is missing");
     assert!(parent.id < last.id);
+
+    // A map of the parent is gone.
+    let newest = incremental(&scene);
+    fs::remove_file(scene.shelf.file(&scene.shelf.archive.names.map(newest.id.as_str(), 0))).expect("gone");
+    full_because(&scene, &options, "cannot be built on");
+
+    // Every page is rewritten beside the server, or not, and no WAL tells of it.
+    scene.server.stop(Stop::Fast);
+    let data = scene.server.data_dir().display().to_string();
+    must(as_postgres(scene.server.bin_dir().join("pg_checksums")).args(["--disable", "-D", &data]));
+    scene.server.start_again();
+    full_because(&scene, &options, "data_checksums is off");
+    incremental(&scene);
     let list = run(scene.shelf.archive.list_backups()).expect("a list");
     assert!(list.given_up.is_empty() && list.unreadable.is_empty(), "{list:?}");
     println!("{} backups", list.complete.len());
