@@ -378,6 +378,32 @@ fn a_backup_whose_wal_does_not_come_is_given_up() {
     assert!(list.given_up[0].reason.contains("stands still at 0/5"), "{list:?}");
 }
 
+/// While a backup waits for its WAL, an expiry has given it up, and has swept what it left, long ago.
+struct Swept(Mutex<u32>, std::path::PathBuf);
+
+impl WalWatch for Swept {
+    fn durable_end(&self, _timeline: TimelineId, _from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+        let mut asked = self.0.lock().expect("a lock");
+        *asked += 1;
+        if *asked == 2 {
+            std::fs::remove_dir_all(&self.1).expect("an intent to remove");
+        }
+        Box::pin(async { Ok(Some(Lsn(u64::MAX))) })
+    }
+}
+
+#[test]
+fn a_backup_that_was_given_up_long_ago_is_not_completed() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    let fixture = Fixture::new(&server);
+    let intents = fixture.places.join("repository").join(fixture.archive.names.root()).join("intents");
+    let options = BackupOptions::default();
+    let error = fixture.take(&server, &options, &Swept(Mutex::new(0), intents)).expect_err("no backup");
+    assert!(error.to_string().contains("gave it up"), "{error}");
+    assert!(run(fixture.archive.list_backups()).expect("a list").complete.is_empty());
+}
+
 #[test]
 fn a_lost_server_and_a_dropped_backup_leave_none() {
     require_servers!(MajorVersion::V17);
