@@ -1,7 +1,7 @@
 //! What goes wrong, and when; and what must be true once it stops.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -10,7 +10,7 @@ use walrecv::pg::Lsn;
 use super::cluster::{Phase, SEGMENT, Slot};
 use super::disk::{DiskFaults, Loss};
 use super::store::StoreFaults;
-use super::walsender::NetFaults;
+use super::walsender::{NetFaults, TIMEOUT};
 use super::world::{GRACE, World};
 
 /// With nothing wrong any more, everything is durable and acknowledged within this.
@@ -165,7 +165,10 @@ pub async fn shut_down(world: &World) {
     }
     let took = begun.elapsed();
     world.trace.say(format!("server: has shut down after {:.3} s", took.as_secs_f64()));
-    if took > GRACE + HELD && world.calm.load(Ordering::SeqCst) {
+    let fell = *world.host_fell.lock().unwrap_or_else(PoisonError::into_inner);
+    // Who fell with its host cannot leave.
+    let waits_for_the_dead = fell.is_some_and(|fell| fell + TIMEOUT > begun);
+    if took > GRACE + HELD && world.calm.load(Ordering::SeqCst) && !waits_for_the_dead {
         world.trace.violated(format!("the shutdown of the server was held up for {:.3} s", took.as_secs_f64()));
     }
     world.cluster.crash(Phase::Down);

@@ -20,7 +20,7 @@ use super::life::Life;
 use super::words;
 
 /// `wal_sender_timeout`, which walrecv asks for.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// WAL messages between the server and the socket.
 const AHEAD: usize = 3;
 

@@ -117,6 +117,8 @@ pub struct World {
     pub processes: Mutex<Vec<Option<Process>>>,
     /// No host runs before this.
     pub host_up: Mutex<Instant>,
+    /// When the power failed last: the server goes on waiting for who was there, until its own timeout.
+    pub host_fell: Mutex<Option<Instant>>,
     /// Processes that end stay ended.
     pub closing: AtomicBool,
     /// Nothing is wrong, and all is durable: from now on nothing has an excuse.
@@ -155,6 +157,7 @@ impl World {
             excuses: Mutex::default(),
             processes: Mutex::new(vec![None; 1 + usize::from(plan.second)]),
             host_up: Mutex::new(Instant::now()),
+            host_fell: Mutex::default(),
             closing: AtomicBool::new(false),
             calm: AtomicBool::new(false),
             diverged: AtomicBool::new(false),
@@ -196,6 +199,7 @@ impl World {
         self.demand_all();
         self.processes().iter().flatten().for_each(|process| process.life.falls_with_its_host());
         self.disk.lose_power(loss);
+        *self.host_fell.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         *self.host_up.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + self.chance.millis(500, 8000);
     }
 
