@@ -6,14 +6,16 @@
 //! Options after `--`: `--mib N` backlog, `--rounds N`, `--version N`, `--json FILE`, `--only NAME` (several times), `--also NAME=FILE` (another build of
 //! `walrecv`, measured beside this one).
 
+mod process;
 #[path = "../proto-tests/support/mod.rs"]
 mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use process::{Sample, measure, median, size_of};
 use serde::Serialize;
 use support::{Server, TempDir};
 use walrecv::net::{Connection, Conninfo, Mode};
@@ -35,15 +37,6 @@ struct Options {
     json: Option<PathBuf>,
     only: Vec<String>,
     also: Vec<(String, PathBuf)>,
-}
-
-/// One run of one receiver.
-#[derive(Clone, Debug, Serialize)]
-struct Sample {
-    wall_seconds: f64,
-    cpu_seconds: f64,
-    peak_memory_kib: u64,
-    stored_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -229,61 +222,6 @@ fn walrecv_receive(
     command
 }
 
-/// Runs a command to its end; CPU time and peak memory come from `/proc`, the former after it ended and before it is reaped.
-fn measure(mut command: Command) -> Sample {
-    let begin = Instant::now();
-    let what = format!("{command:?}");
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start");
-    let proc = PathBuf::from(format!("/proc/{}", child.id()));
-    let mut peak = 0;
-    let (wall, cpu) = loop {
-        peak = peak.max(peak_memory_kib(&proc));
-        let stat = fs::read_to_string(proc.join("stat")).expect("read the state of the process");
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-        if fields[0] == "Z" {
-            let ticks: u64 = [11, 12].iter().map(|i| fields[*i].parse::<u64>().expect("ticks")).sum();
-            break (begin.elapsed().as_secs_f64(), ticks as f64 / 100.0);
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    };
-    let output = child.wait_with_output_of(&what);
-    assert!(output.0, "{what} failed:\n{}", output.1);
-    Sample { wall_seconds: wall, cpu_seconds: cpu, peak_memory_kib: peak, stored_bytes: 0 }
-}
-
-trait Ended {
-    fn wait_with_output_of(&mut self, what: &str) -> (bool, String);
-}
-
-impl Ended for std::process::Child {
-    fn wait_with_output_of(&mut self, what: &str) -> (bool, String) {
-        use std::io::Read;
-        let mut text = String::new();
-        if let Some(stderr) = &mut self.stderr {
-            let _ = stderr.read_to_string(&mut text);
-        }
-        (self.wait().unwrap_or_else(|e| panic!("{what}: {e}")).success(), text)
-    }
-}
-
-fn peak_memory_kib(proc: &Path) -> u64 {
-    let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
-}
-
-fn size_of(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).map(|e| e.flatten().collect::<Vec<_>>()).unwrap_or_default();
-    entries
-        .iter()
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => size_of(&entry.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
-}
-
 fn report(options: &Options, bytes: u64, chosen: &[&str], samples: Vec<Vec<Sample>>, mut checking: Vec<f64>) {
     let medians: Vec<Sample> = samples.iter().map(|s| median(s)).collect();
     let of = |name: &str| chosen.iter().position(|r| *r == name).map(|i| &medians[i]);
@@ -318,21 +256,6 @@ fn report(options: &Options, bytes: u64, chosen: &[&str], samples: Vec<Vec<Sampl
             "checking_seconds": checking, "checking_share": share,
         });
         fs::write(path, format!("{value:#}\n")).expect("write the JSON file");
-    }
-}
-
-/// The run with the median wall time; CPU, memory and size are medians of their own.
-fn median(samples: &[Sample]) -> Sample {
-    let middle = |value: &dyn Fn(&Sample) -> f64| {
-        let mut values: Vec<f64> = samples.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    Sample {
-        wall_seconds: middle(&|s| s.wall_seconds),
-        cpu_seconds: middle(&|s| s.cpu_seconds),
-        peak_memory_kib: middle(&|s| s.peak_memory_kib as f64) as u64,
-        stored_bytes: middle(&|s| s.stored_bytes as f64) as u64,
     }
 }
 
