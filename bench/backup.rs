@@ -6,6 +6,7 @@
 //! `--rounds N`, `--version N` (15: the last that Debian's pgBackRest knows), `--json FILE`, `--only NAME` (several times), `--also NAME=FILE` (another build of
 //! `walrecv`), `--part full|second`.
 
+mod common;
 mod peers;
 mod process;
 #[path = "../proto-tests/support/mod.rs"]
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::Options;
 use process::{Sample, measure, median, size_of};
 use serde_json::{Value, json};
 use support::walrecv::Running;
@@ -32,58 +34,19 @@ const BLOCK: usize = 256 << 10;
 /// Rows on a page of the tables that are made here: a row has 1040 bytes, and a fifth of the page stays free for its updates.
 const ROWS_ON_A_PAGE: u64 = 6;
 
-struct Options {
-    mib: u64,
-    rounds: usize,
-    version: MajorVersion,
-    json: Option<PathBuf>,
-    only: Vec<String>,
-    also: Vec<(String, PathBuf)>,
-    parts: Vec<String>,
-}
-
 fn main() {
-    let options = parse();
+    let options = Options::parse(0);
     let server = database(&options);
     let total = size_of(&server.data_dir().join("base"));
     eprintln!("PostgreSQL {}, {} MiB in base, {} rounds", options.version, total >> 20, options.rounds);
-    let part = |name: &str| options.parts.is_empty() || options.parts.iter().any(|p| p == name);
     let mut value = json!({ "bench": "backup", "postgresql": options.version.number(), "base_bytes": total, "rounds": options.rounds });
-    if part("full") {
+    if options.wants_part("full") {
         value["full"] = full(&options, &server);
     }
-    if part("second") {
+    if options.wants_part("second") {
         value["second"] = second(&options, &server);
     }
-    if let Some(path) = &options.json {
-        fs::write(path, format!("{value:#}\n")).expect("write the JSON file");
-    }
-}
-
-fn parse() -> Options {
-    let (only, also, parts) = (Vec::new(), Vec::new(), Vec::new());
-    let mut options = Options { mib: 2048, rounds: 7, version: MajorVersion::V18, json: None, only, also, parts };
-    let mut rest = std::env::args().skip(1).filter(|a| a != "--bench");
-    while let Some(name) = rest.next() {
-        let mut value = || rest.next().unwrap_or_else(|| panic!("{name} needs a value"));
-        match name.as_str() {
-            "--mib" => options.mib = value().parse().expect("a number of MiB"),
-            "--rounds" => options.rounds = value().parse().expect("a number of rounds"),
-            "--version" => {
-                options.version = MajorVersion::from_number(value().parse().expect("a version")).expect("13 to 18")
-            }
-            "--json" => options.json = Some(value().into()),
-            "--only" => options.only.push(value()),
-            "--part" => options.parts.push(value()),
-            "--also" => {
-                let value = value();
-                let (name, file) = value.split_once('=').expect("NAME=FILE");
-                options.also.push((name.to_owned(), file.into()));
-            }
-            other => panic!("unknown option {other}"),
-        }
-    }
-    options
+    options.write_json(&value);
 }
 
 /// A server with two tables of half the size each: one that hardly compresses, one that does.
@@ -115,14 +78,13 @@ fn database(options: &Options) -> Server {
 
 /// The options of this run that name what to measure.
 fn chosen<'a>(options: &'a Options, all: &[&'a str]) -> Vec<&'a str> {
-    let wanted = |name: &&str| options.only.is_empty() || options.only.iter().any(|o| o == name);
     let found = |name: &&str| match *name {
         "pgbackrest" => peers::has_pgbackrest(options.version),
         "barman" => peers::barman().is_some(),
         "pg_basebackup-lz4" => options.version >= MajorVersion::V15,
         _ => true,
     };
-    let mut chosen: Vec<&str> = all.iter().copied().filter(wanted).collect();
+    let mut chosen: Vec<&str> = all.iter().copied().filter(|name| options.wants(name)).collect();
     for missing in chosen.iter().filter(|name| !found(name)) {
         eprintln!("{missing} is not here, or does not know PostgreSQL {}: not measured", options.version);
     }
@@ -149,7 +111,7 @@ fn full(options: &Options, server: &Server) -> Value {
 fn full_once(options: &Options, server: &Server, tool: &str) -> Sample {
     let temp = TempDir::for_postgres("bench");
     let out = temp.postgres_dir("out");
-    let build = options.also.iter().find(|(name, _)| name == tool).map(|(_, file)| file.as_path());
+    let build = options.build(tool);
     let mut sample = match tool {
         "pg_basebackup" => measure(pg_basebackup(server, &out, &[])),
         "pg_basebackup-lz4" => measure(pg_basebackup(server, &out, &["--compress=client-lz4"])),

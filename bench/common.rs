@@ -24,14 +24,18 @@ pub struct Options {
     /// Other builds of walrecv that are measured beside this one.
     pub also: Vec<(String, PathBuf)>,
     pub cells: Vec<String>,
+    /// Size of what is measured, where the bench has one to choose.
+    pub mib: u64,
+    /// Parts of the bench to run; none: all.
+    pub parts: Vec<String>,
 }
 
 impl Options {
     /// From the command line, with this length of one measurement unless it says otherwise.
     pub fn parse(seconds: u64) -> Options {
         let version = MajorVersion::V18;
-        let (only, also, cells) = (Vec::new(), Vec::new(), Vec::new());
-        let mut options = Options { rounds: 7, version, seconds, json: None, only, also, cells };
+        let (only, also, cells, parts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut options = Options { rounds: 7, version, seconds, json: None, only, also, cells, mib: 2048, parts };
         let mut rest = std::env::args().skip(1).filter(|a| a != "--bench");
         while let Some(name) = rest.next() {
             let mut value = || rest.next().unwrap_or_else(|| panic!("{name} needs a value"));
@@ -44,6 +48,8 @@ impl Options {
                 "--json" => options.json = Some(value().into()),
                 "--only" => options.only.push(value()),
                 "--cell" => options.cells.push(value()),
+                "--mib" => options.mib = value().parse().expect("a number of MiB"),
+                "--part" => options.parts.push(value()),
                 "--also" => {
                     let value = value();
                     let (name, file) = value.split_once('=').expect("NAME=FILE");
@@ -63,6 +69,10 @@ impl Options {
     /// Whether these loads (bytes, clients) are among those to measure.
     pub fn has_cell(&self, (bytes, clients): (u32, u32)) -> bool {
         self.cells.is_empty() || self.cells.contains(&format!("{bytes}x{clients}"))
+    }
+
+    pub fn wants_part(&self, name: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|part| part == name)
     }
 
     pub fn wants(&self, name: &str) -> bool {

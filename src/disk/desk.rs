@@ -93,7 +93,13 @@ impl Desk {
             job.await
         });
         let _abort = AbortOnDrop(task.abort_handle());
-        thread::Builder::new().name(name.to_owned()).spawn(move || shared.sit(runtime)).map_err(failed)?;
+        let spare = runtime.clone();
+        let begun = thread::Builder::new().name(name.to_owned()).spawn(move || shared.sit(runtime));
+        // Whoever drops the last one inside a task must not wait for it: that would panic, as it would where no thread could be had.
+        if let Some(runtime) = Arc::into_inner(spare) {
+            runtime.shutdown_background();
+        }
+        begun.map_err(failed)?;
         task.await.map_err(died)
     }
 
