@@ -98,9 +98,68 @@ fn a_receiver_is_seen_streaming_without_its_server_and_dead() {
     assert_eq!(dead["positions"]["durable"], durable, "the repository knows");
     assert!(number(&dead["behind"]["seconds"]) < 60.0 && dead["since"].is_string(), "{dead}");
     let leftover = || std::fs::read_dir(site.etc().join("walrecv-state/status")).expect("a folder").count();
+    let last = &dead["last_run"];
+    assert_eq!((&last["ending"], &last["ended"]), (&"unknown".into(), &Value::Null), "it could not say so: {last}");
     assert_eq!(leftover(), 1, "a killed process cannot clear away");
     end(site.receive(&[]));
     assert!(leftover() <= 1, "the next one clears away what is old enough");
+}
+
+/// Where none runs, the catalog tells how the last one ended and how far it was, also while the repository cannot be reached; and a check of the archive is told.
+#[test]
+fn what_the_last_receiver_knew_is_told_without_it_and_without_the_repository() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("create table t as select 1");
+    wait_durable(&server, server.lsn());
+    site.walrecv(&["verify"]).run().expect_code(0);
+    let (running, _) = status(&site, &[]);
+    let check = &running["last_verified"];
+    assert_eq!((&check["outcome"], &check["problems"], &check["deep"]), (&"ok".into(), &0.into(), &false.into()));
+    assert_eq!(running["last_run"], Value::Null, "one runs");
+    end(receiver);
+    let stopped = |cluster: &Value| {
+        let last = &cluster["last_run"];
+        assert_eq!((&last["ending"], &last["problem"]), (&"stopped".into(), &Value::Null), "{cluster}");
+        assert_eq!((&last["timeline"], &last["behind_bytes"]), (&1.into(), &0.into()), "{cluster}");
+        assert!(last["began"].is_string() && last["ended"].is_string() && last["at"].is_string(), "{cluster}");
+        last["durable"].clone()
+    };
+    let (clean, code) = status(&site, &[]);
+    assert_eq!((&clean["state"], code), (&"not_running".into(), 1));
+    assert_eq!(clean["positions"]["durable"], stopped(&clean));
+    assert_eq!(clean["last_verified"]["outcome"], "ok");
+    let text = site.walrecv(&["status"]).run().expect_code(1).stdout;
+    for said in ["last run         stopped as asked at", "all that the server had", "verified", ": ok"] {
+        assert!(text.contains(said), "{said:?} is not said: {text}");
+    }
+    // The repository's disk is gone.
+    let aside = site.places.join("aside");
+    std::fs::rename(site.repository(), &aside).expect("move the repository away");
+    let (away, _) = status(&site, &[]);
+    assert_eq!(away["positions"]["durable"], stopped(&away), "the catalog is here");
+    assert!(away["warning"]["text"].as_str().is_some_and(|text| text.contains("repository")), "{away}");
+    std::fs::rename(&aside, site.repository()).expect("move it back");
+
+    // An end that nobody asked for.
+    server.sql("select pg_drop_replication_slot('walrecv_main')");
+    site.walrecv(&["receive"]).run().expect_code(18);
+    let (failed, _) = status(&site, &[]);
+    let last = &failed["last_run"];
+    assert_eq!(last["ending"], "stopped", "it never came so far that it began: {last}");
+    server.sql("select pg_create_physical_replication_slot('walrecv_main', true)");
+    let receiver = site.receive(&[]);
+    let (_, code) = wait_state(&site, &[], |cluster| cluster["state"] == "streaming");
+    assert_eq!(code, 0);
+    server.sql("select pg_terminate_backend(active_pid) from pg_replication_slots; select pg_drop_replication_slot('walrecv_main')");
+    receiver.wait(Duration::from_secs(30)).expect_code(18);
+    let (failed, _) = status(&site, &[]);
+    let last = &failed["last_run"];
+    assert_eq!(last["ending"], "failed", "{last}");
+    assert!(last["problem"].as_str().is_some_and(|problem| problem.contains("walrecv_main")), "{last}");
+    assert!(site.walrecv(&["status"]).run().stdout.contains("by an error"), "said to people too");
 }
 
 /// Another cluster in the site's configuration.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use walrecv::archive::Archive;
 use walrecv::archive::learn::{Learned, Scope};
-use walrecv::catalog::{Begun, Catalog, Dump, Fact, Growth, Identity, Object, Shared, path_in};
+use walrecv::catalog::{Begun, Catalog, Dump, Fact, Growth, Identity, LastKnown, LastRun, Object, Shared, path_in};
 use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, SystemIdentifier, TimelineId};
 use walrecv::repo::{Repository, WalGroup};
@@ -103,6 +103,46 @@ fn group_summaries_stand_for_the_objects_that_they_list() {
         let again = site.learn(&catalog, Scope::All).await;
         assert_eq!((again.objects, again.heads, again.summaries, again.gone), (0, 0, 0, 0));
     });
+}
+
+/// What the last run knew is read by who has only the file.
+#[test]
+fn the_last_run_and_its_end_are_told_without_knowing_the_server() {
+    let site = Site::new();
+    let read = || LastKnown::read(&site.path(), "main").unwrap();
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    assert_eq!(read(), None, "there is no file");
+    let (mut catalog, _) = Catalog::write(&site.path(), &site.identity()).unwrap().unwrap();
+    let nothing = LastKnown { identity: site.identity(), reached: None, complete_through: None, run: None };
+    assert_eq!(read(), Some(nothing.clone()));
+    assert_eq!(LastKnown::read(&site.path(), "other").unwrap(), None, "another cluster's");
+    let reached = |timeline, lsn: u64, time| Fact::Reached {
+        timeline: TimelineId(timeline),
+        durable: Lsn(lsn),
+        server_end: Lsn(lsn + 100),
+        at: at(time),
+    };
+    let beat = |timeline, time| Fact::Heartbeat { timeline: TimelineId(timeline), lsn: Lsn(5), time: PgTime(time) };
+    let facts = [Fact::Began(at(10)), reached(1, 5000, 20), reached(2, 3000, 30), beat(1, 77), beat(2, 55)];
+    catalog.apply(&facts, at(31)).unwrap();
+    let open = LastRun { began: at(10), ended: None };
+    let known = LastKnown {
+        reached: Some((TimelineId(2), Lsn(3000), Lsn(3100), at(30))),
+        complete_through: Some(PgTime(55)),
+        run: Some(open),
+        ..nothing
+    };
+    assert_eq!(read(), Some(known.clone()), "the newest word, not the highest position");
+    for problem in [None, Some("the slot is gone".to_owned())] {
+        catalog.apply(&[Fact::Ended { at: at(40), problem: problem.clone() }], at(41)).unwrap();
+        let run = LastRun { began: at(10), ended: Some((at(40), problem)) };
+        assert_eq!(read().unwrap().run, Some(run));
+    }
+    catalog.apply(&[Fact::Began(at(50))], at(51)).unwrap();
+    assert_eq!(read().unwrap().run, Some(LastRun { began: at(50), ended: None }), "a new run has not ended");
+    drop(catalog);
+    std::fs::write(site.path(), b"no database").unwrap();
+    assert!(LastKnown::read(&site.path(), "main").is_err());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! a file that is damaged, of another schema or of another cluster is moved aside and made anew. The repository stays the truth.
 
 mod dump;
+mod last;
 mod open;
 mod query;
 mod schema;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub use dump::Dump;
+pub use last::{LastKnown, LastRun};
 pub use open::Begun;
 pub use query::{Around, Growth};
 pub use shared::Shared;
@@ -116,6 +118,13 @@ pub enum Fact {
         durable: Lsn,
         server_end: Lsn,
         at: SystemTime,
+    },
+    /// A run of a receiver begins: how an earlier one ended is a thing of the past.
+    Began(SystemTime),
+    /// It ends: as it was asked to, or by an error.
+    Ended {
+        at: SystemTime,
+        problem: Option<String>,
     },
 }
 

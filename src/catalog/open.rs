@@ -113,7 +113,7 @@ fn make_anew(path: &Path, identity: &Identity) -> Result<Connection> {
     }
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
+pub(super) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
     let what = || format!("cannot open {}", path.display());
     let db =
         Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(|e| failed(&what(), e))?;

@@ -4,12 +4,14 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Identity, failed};
 use crate::error::Result;
-use crate::seal::content::hex;
+use crate::pg::{SegmentSize, SystemIdentifier};
+use crate::seal::content::{hex, unhex};
+use crate::seal::header::RepositoryId;
 
 /// Tells our files from others' (`PRAGMA application_id`): "wrec".
 const APPLICATION: i64 = 0x7772_6563;
 /// Of the tables below. A file with another one is made anew.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE identity (
@@ -30,6 +32,10 @@ CREATE TABLE heartbeats (
 ) WITHOUT ROWID;
 CREATE TABLE reached (
     timeline INTEGER PRIMARY KEY, durable INTEGER NOT NULL, server_end INTEGER NOT NULL, at INTEGER NOT NULL
+);
+-- The last run of a receiver: one row. Without an end it was killed, or still runs.
+CREATE TABLE run (
+    one INTEGER PRIMARY KEY CHECK (one = 1), began INTEGER NOT NULL, ended INTEGER, problem TEXT
 );
 ";
 
@@ -67,6 +73,27 @@ pub(super) fn create(db: &mut Connection, identity: &Identity) -> Result<()> {
         tx.commit()
     };
     make(db).map_err(|e| failed("cannot make its tables", e))
+}
+
+/// What the file says that it belongs to; `None` where it is no catalog of this schema.
+pub(super) fn identity(db: &Connection) -> Result<Option<Identity>> {
+    let look = || -> rusqlite::Result<Option<(String, String, String, i64)>> {
+        let number = |pragma: &str| db.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
+        if (number("application_id")?, number("user_version")?) != (APPLICATION, VERSION) {
+            return Ok(None);
+        }
+        let stored = "SELECT repository, cluster, system, segment_size FROM identity";
+        db.query_row(stored, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).optional()
+    };
+    let Some((repository, cluster, system, size)) = look().map_err(|e| failed("cannot read it", e))? else {
+        return Ok(None);
+    };
+    let parsed = || {
+        let repository = RepositoryId(unhex(&repository)?);
+        let size = SegmentSize::new(u64::try_from(size).ok()?)?;
+        Some(Identity { repository, cluster, system: SystemIdentifier(system.parse().ok()?), segment_size: size })
+    };
+    Ok(parsed())
 }
 
 /// Looks whether the file is whole, ours, of this schema and of this cluster.

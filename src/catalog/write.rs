@@ -57,6 +57,11 @@ fn note(tx: &Transaction<'_>, fact: &Fact, learned: i64) -> Result<()> {
             "INSERT OR REPLACE INTO reached VALUES (?1, ?2, ?3, ?4)",
             &[&timeline.0, &place(*durable)?, &place(*server_end)?, &seconds(*at)],
         ),
+        Fact::Began(at) => write("INSERT OR REPLACE INTO run VALUES (1, ?1, NULL, NULL)", &[&seconds(*at)]),
+        Fact::Ended { at, problem } => write(
+            "INSERT INTO run VALUES (1, ?1, ?1, ?2) ON CONFLICT DO UPDATE SET ended = excluded.ended, problem = excluded.problem",
+            &[&seconds(*at), problem],
+        ),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::output;
 use super::status::Told;
-use crate::daemon::report::{ClusterReport, SlotReport, Spread, State};
+use crate::daemon::report::{Check, ClusterReport, Ending, LastRun, SlotReport, Spread, State};
 
 const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
@@ -41,6 +41,9 @@ pub fn card(told: &Told, colour: bool) -> String {
         let (reconnects, stalls) = (report.reconnects, report.stalls);
         line("since start", (reconnects + stalls > 0).then(|| format!("{reconnects} reconnects, {stalls} stalls")));
     }
+    line("last run", report.last_run.as_ref().map(last_run));
+    line("last known", report.last_run.as_ref().and_then(last_known));
+    line("verified", report.last_verified.as_ref().map(verified));
     line("warning", report.warning.as_ref().map(|warning| format!("{} ({})", warning.text, people(&warning.at))));
     lines.join("\n")
 }
@@ -137,6 +140,38 @@ fn behind(report: &ClusterReport) -> Option<String> {
     let commit = report.behind.oldest_commit_seconds.map(output::seconds);
     let commit = commit.map_or(String::new(), |age| format!("; the oldest commit waits for {age}"));
     Some(format!("{bytes}, {seconds}{commit}"))
+}
+
+fn last_run(last: &LastRun) -> String {
+    let at = |time: &Option<String>| time.as_deref().map_or("at an unknown time".to_owned(), people);
+    match (last.ending, &last.problem) {
+        (Ending::Stopped, _) => format!("stopped as asked at {}", at(&last.ended)),
+        (Ending::Failed, problem) => {
+            format!("ended at {} by an error: {}", at(&last.ended), problem.as_deref().unwrap_or("unknown"))
+        }
+        (Ending::Unknown, _) => "ended without a word: it was killed, or its host went down".to_owned(),
+    }
+}
+
+fn last_known(last: &LastRun) -> Option<String> {
+    let (at, durable) = (people(last.at.as_deref()?), last.durable.as_deref()?);
+    let timeline = last.timeline.map_or(String::new(), |timeline| format!(" of timeline {timeline}"));
+    let behind = match last.behind_bytes {
+        Some(0) => "all that the server had".to_owned(),
+        Some(behind) => format!("{} behind the server", output::bytes(behind)),
+        None => "the server's end not known".to_owned(),
+    };
+    Some(format!("durable through {durable}{timeline} at {at}, {behind}"))
+}
+
+fn verified(check: &Check) -> String {
+    let depth = if check.deep { "every byte" } else { "names, lengths, indexes" };
+    let only = check.only.as_ref().map_or(String::new(), |id| format!(", only {id}"));
+    let hurt = match check.hurt.len() {
+        0 => String::new(),
+        _ => format!("; CANNOT BE RESTORED: {}", check.hurt.join(", ")),
+    };
+    format!("{} ({depth}{only}): {}{hurt}", people(&check.at), check.outcome)
 }
 
 fn to_durable(report: &ClusterReport) -> String {

@@ -1,6 +1,7 @@
 //! Floor 7: arguments, one file per command, output, the exit-code table.
 
 pub mod args;
+mod at_rest;
 mod backup;
 mod catalog;
 mod check;

@@ -1,22 +1,22 @@
-//! `walrecv status`: how every cluster's stream is, told by the running receivers, and by the repository where none runs.
+//! `walrecv status`: how every cluster's stream is, told by the running receivers, and by catalog and repository where none runs.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::args::{Common, StatusArgs};
-use super::context::{Context, Signals, settings};
-use super::{health, output};
-use crate::archive::Archive;
+use super::context::{Signals, settings};
+use super::{at_rest, health, output};
 use crate::daemon::board::rfc3339;
-use crate::daemon::report::{Behind, ClusterReport, Document, Positions, Remark, State};
+use crate::daemon::report::{Check, ClusterReport, Document};
 use crate::daemon::socket;
-use crate::error::{Kind, Result};
-use crate::pg::TimelineId;
+use crate::error::Result;
 
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(1);
+/// How often it asks for the newest check meanwhile.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Not everything is well.
 const UNHEALTHY: u8 = 1;
 
@@ -28,8 +28,9 @@ pub struct Told {
 }
 
 pub async fn run(common: &Common, args: &StatusArgs) -> Result<u8> {
+    let mut checks = Checks::default();
     if !args.watch {
-        let told = look(common).await?;
+        let told = look(common, &mut checks).await?;
         show(common, &told);
         return Ok(code(&told));
     }
@@ -37,7 +38,7 @@ pub async fn run(common: &Common, args: &StatusArgs) -> Result<u8> {
     let clear = common.output == output::Format::Text && output::paged();
     loop {
         let told = tokio::select! {
-            told = look(common) => told?,
+            told = look(common, &mut checks) => told?,
             _ = signals.next() => return Ok(0),
         };
         if clear {
@@ -55,8 +56,23 @@ fn code(told: &[Told]) -> u8 {
     if told.iter().all(|told| told.report.healthy) { 0 } else { UNHEALTHY }
 }
 
-/// Running receivers first asked; then, for configured clusters that none of them has, the repository.
-async fn look(common: &Common) -> Result<Vec<Told>> {
+/// The newest checks, asked for from time to time.
+#[derive(Default)]
+struct Checks(BTreeMap<String, (Instant, Option<Check>)>);
+
+impl Checks {
+    async fn of(&mut self, common: &Common, cluster: &str) -> Option<Check> {
+        if let Some((_, known)) = self.0.get(cluster).filter(|(at, _)| at.elapsed() < ASK_AGAIN) {
+            return known.clone();
+        }
+        let check = at_rest::last_check(common, cluster).await;
+        self.0.insert(cluster.to_owned(), (Instant::now(), check.clone()));
+        check
+    }
+}
+
+/// Running receivers first asked; then, for configured clusters that none of them has, catalog and repository.
+async fn look(common: &Common, checks: &mut Checks) -> Result<Vec<Told>> {
     let settings = settings(common, None)?;
     let meant = |name: &str| common.cluster.as_deref().is_none_or(|cluster| cluster == name);
     if let Some(name) = &common.cluster {
@@ -70,77 +86,17 @@ async fn look(common: &Common) -> Result<Vec<Told>> {
     }
     for cluster in settings.clusters.iter().filter(|cluster| meant(&cluster.name)) {
         if !told.keys().any(|(name, _)| *name == cluster.name) {
-            let report = from_repository(common, &cluster.name).await;
+            let report = at_rest::look(common, &settings, &cluster.name).await;
             told.insert((cluster.name.clone(), 0), Told { report, process: None });
         }
     }
-    Ok(told.into_values().collect())
-}
-
-/// What the repository tells of a cluster that nobody streams here.
-async fn from_repository(common: &Common, cluster: &str) -> ClusterReport {
-    let mut report = ClusterReport {
-        cluster: cluster.to_owned(),
-        state: State::NotRunning,
-        problem: Some("no receiver is running on this host".to_owned()),
-        hint: Some("start `walrecv run`, or `walrecv receive`".to_owned()),
-        ..ClusterReport::default()
-    };
-    let one = Common { cluster: Some(cluster.to_owned()), ..common.clone() };
-    match stored(&one, &mut report).await {
-        Ok(()) => {}
-        Err(error) => report.warning = Some(Remark { at: rfc3339(jiff::Timestamp::now()), text: error.to_string() }),
-    }
-    report
-}
-
-async fn stored(common: &Common, report: &mut ClusterReport) -> Result<()> {
-    let context = Context::open(common).await?;
-    let archive = match context.archive(context.index_ring()?).await {
-        Ok(archive) => archive,
-        Err(error) if error.kind() == Kind::Repository && !error.is_transient() => {
-            report.problem = Some("no receiver is running on this host, and nothing is stored yet".to_owned());
-            return Ok(());
+    for told in told.values_mut().filter(|told| told.process.is_some()) {
+        // A configuration may name other clusters than a process that runs does.
+        if settings.clusters.iter().any(|cluster| cluster.name == told.report.cluster) {
+            told.report.last_verified = checks.of(common, &told.report.cluster).await;
         }
-        Err(error) => return Err(error),
-    };
-    let Some(timeline) = newest_timeline(&archive).await? else { return Ok(()) };
-    report.timeline = Some(timeline.0);
-    let durable = archive.durable_end(timeline).await?;
-    report.positions = Positions { durable: durable.map(|lsn| lsn.to_string()), ..Positions::default() };
-    let complete = archive.complete_through(timeline).await?;
-    report.complete_through = complete.and_then(|beat| output::moment(beat.time)).map(output::rfc3339);
-    if let Some(at) = newest_object(&archive, timeline).await? {
-        report.since = jiff::Timestamp::try_from(at).ok().map(rfc3339);
-        // By the clocks of this host and of the store.
-        let age = at.elapsed().unwrap_or_default().as_secs_f64();
-        report.behind = Behind { seconds: Some(age.round()), ..Behind::default() };
     }
-    Ok(())
-}
-
-async fn newest_timeline(archive: &Archive) -> Result<Option<TimelineId>> {
-    let mut newest = None;
-    for folder in ["wal", "tail"] {
-        let folders = archive.repo.folders(&format!("{}/{folder}", archive.names.root())).await?;
-        let numbers = folders.iter().filter_map(|name| {
-            let leaf = name.trim_end_matches('/').rsplit('/').next()?;
-            u32::from_str_radix(leaf, 16).ok().filter(|number| *number > 0)
-        });
-        newest = newest.max(numbers.max());
-    }
-    Ok(newest.map(TimelineId))
-}
-
-/// When something was stored last: in a tail, or in the newest 4 GiB of WAL.
-async fn newest_object(archive: &Archive, timeline: TimelineId) -> Result<Option<SystemTime>> {
-    let root = archive.names.root();
-    let mut listed = archive.repo.list(&format!("{root}/tail/{:08X}", timeline.0)).await?;
-    if let Some(group) = archive.repo.folders(&format!("{root}/wal/{:08X}", timeline.0)).await?.iter().max() {
-        let leaf = group.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        listed.extend(archive.repo.list(&format!("{root}/wal/{:08X}/{leaf}", timeline.0)).await?);
-    }
-    Ok(listed.iter().map(|object| object.modified).max())
+    Ok(told.into_values().collect())
 }
 
 fn show(common: &Common, told: &[Told]) {

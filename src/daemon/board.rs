@@ -193,9 +193,10 @@ impl Board {
             warning: known.warning.clone(),
             behind,
             healthy: true,
-            hole: None,
+            hole: known.hole.clone(),
+            last_run: None,
+            last_verified: None,
         };
-        report.hole = known.hole.clone();
         if let Some(problem) = unhealthy(&report, now.saturating_duration_since(known.since_instant), late) {
             report.healthy = false;
             report.problem.get_or_insert(problem);

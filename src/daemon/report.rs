@@ -85,6 +85,58 @@ pub struct ClusterReport {
     pub warning: Option<Remark>,
     /// WAL that was lost since start.
     pub hole: Option<String>,
+    /// Where none runs: what the last one on this host left behind in its catalog.
+    pub last_run: Option<LastRun>,
+    /// The newest `walrecv verify` of this archive.
+    pub last_verified: Option<Check>,
+}
+
+/// How the last run ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// It never said: killed, or its host went down.
+    #[default]
+    Unknown,
+    /// As it was asked to.
+    Stopped,
+    /// By an error.
+    Failed,
+}
+
+/// The last run on this host, as its catalog tells it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastRun {
+    pub began: Option<String>,
+    pub ended: Option<String>,
+    pub ending: Ending,
+    pub problem: Option<String>,
+    /// When the rest was noted.
+    pub at: Option<String>,
+    pub timeline: Option<u32>,
+    /// Durable in the repository, and acknowledged.
+    pub durable: Option<String>,
+    /// How far the server then had WAL.
+    pub server: Option<String>,
+    pub behind_bytes: Option<u64>,
+    pub complete_through: Option<String>,
+}
+
+/// What a `walrecv verify` found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Check {
+    pub at: String,
+    /// Every byte was read back.
+    pub deep: bool,
+    /// The only backup that it looked at.
+    pub only: Option<String>,
+    /// `ok`, or what was wrong.
+    pub outcome: String,
+    pub problems: u64,
+    /// Backups that could not be restored as they were.
+    pub hurt: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

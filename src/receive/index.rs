@@ -94,6 +94,7 @@ impl Index {
             backoff: Backoff::new(Duration::from_secs(2), Duration::from_secs(60), 0),
             warned: false,
             damaged: Vec::new(),
+            said: vec![Fact::Began(SystemTime::now())],
         };
         keeping.spawn(keeper.run(queue));
         Index { feed, keeping, _grouping: grouping }
@@ -103,9 +104,11 @@ impl Index {
         self.feed.clone()
     }
 
-    /// Waits a moment for what was told last.
-    pub async fn end(self) {
+    /// Waits a moment for what was told last: how the run ends is the last of it.
+    pub async fn end(self, problem: Option<String>) {
         let Index { feed, mut keeping, _grouping: grouping } = self;
+        let end = Note::Told(Fact::Ended { at: SystemTime::now(), problem });
+        let _ = tokio::time::timeout(LAST_WORDS, feed.notes.send(end)).await;
         // The queue ends when nobody can tell anything any more.
         drop((feed, grouping));
         let _ = tokio::time::timeout(LAST_WORDS, keeping.join_next()).await;
@@ -128,6 +131,8 @@ struct Keeper {
     warned: bool,
     /// Damage in the repository that was told.
     damaged: Vec<String>,
+    /// How the run goes, and is not written yet: unlike all else that depends on nothing that is stored.
+    said: Vec<Fact>,
 }
 
 impl Keeper {
@@ -140,7 +145,7 @@ impl Keeper {
                 biased;
                 taken = queue.recv_many(&mut batch, BATCH) => {
                     if taken == 0 {
-                        return;
+                        return self.last_words().await;
                     }
                     self.take(&mut batch).await;
                 }
@@ -164,9 +169,15 @@ impl Keeper {
                 Note::StoredBefore { timeline, start, .. } if !self.knows(timeline, start).await => self.fall_behind(),
                 Note::StoredBefore { .. } => {}
                 Note::Grouped(WalGroup { timeline, first }) => facts.push(Fact::Group { timeline, first }),
+                Note::Told(fact @ Fact::Reached { .. }) => {
+                    self.said.retain(|said| !is_about_the_same(said, &fact));
+                    self.said.push(fact);
+                }
+                Note::Told(fact @ Fact::Ended { .. }) => self.said.push(fact),
                 Note::Told(fact) => facts.push(fact),
             }
         }
+        self.write_what_was_said().await;
         if self.missed.swap(false, Ordering::SeqCst) {
             self.fall_behind();
         }
@@ -175,6 +186,23 @@ impl Keeper {
         if noted.is_err() {
             self.settled(noted);
         }
+    }
+
+    /// What cannot be written now is tried again with the next.
+    async fn write_what_was_said(&mut self) {
+        let Some(catalog) = self.catalog.clone().filter(|_| !self.said.is_empty()) else { return };
+        let said = self.said.clone();
+        if catalog.with(move |catalog| catalog.apply(&said, SystemTime::now())).await.is_ok() {
+            self.said.clear();
+        }
+    }
+
+    /// The run is over. What it never came to learn is learned by the next one; how it ended nobody else could tell.
+    async fn last_words(&mut self) {
+        if self.catalog.is_none() && self.path.is_some() {
+            self.catalog = self.open().await.ok();
+        }
+        self.write_what_was_said().await;
     }
 
     /// The end of a group is acknowledged: its summary can be written.
@@ -259,4 +287,9 @@ impl Keeper {
         self.behind = true;
         self.due = Instant::now() + self.backoff.next_delay();
     }
+}
+
+/// A later word about a timeline takes the place of an earlier one.
+fn is_about_the_same(one: &Fact, other: &Fact) -> bool {
+    matches!((one, other), (Fact::Reached { timeline: a, .. }, Fact::Reached { timeline: b, .. }) if a == b)
 }

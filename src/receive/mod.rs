@@ -21,6 +21,7 @@ mod heart;
 mod hole;
 mod index;
 mod keep;
+mod leave;
 mod merge;
 mod note;
 mod object;

@@ -26,14 +26,11 @@ use crate::error::{Error, Kind, Result};
 use crate::net::Started;
 use crate::pg::{Lsn, SegmentNumber, TimelineId};
 
-/// How long a stop waits for the server to answer our CopyDone.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// A stream that lasted so long was a good one: the next reconnect is immediate.
 const STABLE: Duration = Duration::from_secs(10);
 
 /// What comes after a connection.
-enum Next {
+pub(super) enum Next {
     /// Connect again, with the same pipeline where there is one.
     Again(Option<Error>),
     /// Wait for the repository first.
@@ -80,7 +77,7 @@ pub struct Run {
     /// At most one: the slot is being dropped and made anew.
     pub(super) giving_up: JoinSet<()>,
     /// A stop waits no longer than that.
-    stop_by: Option<Instant>,
+    pub(super) stop_by: Option<Instant>,
     /// For the waits of a receiver that may not ask whether the slot is free.
     patience: Backoff,
 }
@@ -124,9 +121,17 @@ impl Run {
 
     /// Runs until the caller asks for a stop, or something will not pass by itself.
     pub async fn run(mut self) -> Result<ReceiveReport> {
+        match self.go_on().await {
+            Ok(()) => self.stopped().await,
+            Err(error) => Err(self.failed(error).await),
+        }
+    }
+
+    /// Until the caller asks for a stop.
+    async fn go_on(&mut self) -> Result<()> {
         // Nobody knows whether a server will ever answer.
         if !self.recover_spool().await? {
-            return self.stopped().await;
+            return Ok(());
         }
         loop {
             // What a pipeline cannot go on with is received again.
@@ -138,13 +143,13 @@ impl Run {
                 Err(error) => return Err(error),
             };
             let waited = match next {
-                Next::Stop => return self.stopped().await,
+                Next::Stop => return Ok(()),
                 Next::Again(why) => self.wait(why).await,
                 Next::AwaitRepository => self.await_repository().await,
             };
             match waited {
                 Ok(true) => {}
-                Ok(false) => return self.stopped().await,
+                Ok(false) => return Ok(()),
                 Err(error) if error.is_transient() => self.observer.warn(error.to_string()),
                 Err(error) => return Err(error),
             }
@@ -478,61 +483,6 @@ impl Run {
         }
         self.observer.tell(ReceiveEvent::CorruptWal { problem: refused.to_string() });
         Ok(Next::Again(None))
-    }
-
-    /// Asked to stop while connected: what was received becomes durable and is reported, within the grace.
-    async fn farewell(&mut self, server: &mut Server) -> Result<Next> {
-        let stop_by = self.stop_by();
-        if let Some(pipeline) = &mut self.pipeline {
-            // Too slow a repository leaves bytes behind; the slot has them.
-            if let Ok(settled) = tokio::time::timeout_at(stop_by, pipeline.settle()).await {
-                settled?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
-            }
-            if server.synchronous {
-                self.observer.warn(
-                    "synchronous_standby_names lists this receiver: commits wait from now on for another standby that is listed, or until it runs again",
-                );
-            }
-            let (status, words_by) = (pipeline.ledger.complete(), Instant::now() + FAREWELL);
-            if server.stream.send_status(status, FAREWELL).await.is_ok() {
-                pipeline.reported();
-            }
-            // The server may be gone, or still have much to say: either way the last word was ours.
-            let _ = server.stream.end_stream(words_by.saturating_duration_since(Instant::now())).await;
-            let _ = tokio::time::timeout_at(words_by, pipeline.tidy()).await;
-        }
-        Ok(Next::Stop)
-    }
-
-    /// The end of the grace: counted once, from the first time that somebody waits for it.
-    fn stop_by(&mut self) -> Instant {
-        *self.stop_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace)
-    }
-
-    /// Asked to stop.
-    async fn stopped(mut self) -> Result<ReceiveReport> {
-        let stop_by = self.stop_by();
-        // A slot that was dropped is made anew.
-        let given_up = async { while self.giving_up.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout_at(stop_by, given_up).await;
-        let Some(mut pipeline) = self.pipeline.take() else {
-            return Ok(ReceiveReport::default());
-        };
-        // Without a connection nothing was settled yet.
-        let _ = tokio::time::timeout_at(stop_by, pipeline.settle()).await;
-        let report = ReceiveReport {
-            timeline: Some(pipeline.timeline()),
-            received: pipeline.received(),
-            durable: pipeline.ledger.durable(),
-            behind: pipeline.ledger.behind(),
-        };
-        let (durable, behind) = (report.durable, report.behind);
-        self.observer.tell(ReceiveEvent::Stopped { timeline: pipeline.timeline(), durable, behind });
-        drop(pipeline);
-        if let Some(index) = self.index.take() {
-            index.end().await;
-        }
-        Ok(report)
     }
 }
 

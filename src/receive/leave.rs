@@ -1,0 +1,90 @@
+//! The end of a run: what was received becomes durable within the grace, and the last words are said, to the server and to the catalog.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::ReceiveReport;
+use super::index::Note;
+use super::observe::ReceiveEvent;
+use super::run::{Next, Run, corrupt};
+use super::server::Server;
+use crate::catalog::Fact;
+use crate::error::{Error, Result};
+
+/// How long a stop waits for the server to answer our CopyDone.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+impl Run {
+    /// Asked to stop while connected: what was received becomes durable and is reported, within the grace.
+    pub(super) async fn farewell(&mut self, server: &mut Server) -> Result<Next> {
+        let stop_by = self.stop_by();
+        if let Some(pipeline) = &mut self.pipeline {
+            // Too slow a repository leaves bytes behind; the slot has them.
+            if let Ok(settled) = tokio::time::timeout_at(stop_by, pipeline.settle()).await {
+                settled?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
+            }
+            if server.synchronous {
+                self.observer.warn(
+                    "synchronous_standby_names lists this receiver: commits wait from now on for another standby that is listed, or until it runs again",
+                );
+            }
+            let (status, words_by) = (pipeline.ledger.complete(), Instant::now() + FAREWELL);
+            if server.stream.send_status(status, FAREWELL).await.is_ok() {
+                pipeline.reported();
+            }
+            // The server may be gone, or still have much to say: either way the last word was ours.
+            let _ = server.stream.end_stream(words_by.saturating_duration_since(Instant::now())).await;
+            let _ = tokio::time::timeout_at(words_by, pipeline.tidy()).await;
+        }
+        Ok(Next::Stop)
+    }
+
+    /// The end of the grace: counted once, from the first time that somebody waits for it.
+    fn stop_by(&mut self) -> Instant {
+        *self.stop_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace)
+    }
+
+    /// Asked to stop.
+    pub(super) async fn stopped(mut self) -> Result<ReceiveReport> {
+        let stop_by = self.stop_by();
+        // A slot that was dropped is made anew.
+        let given_up = async { while self.giving_up.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout_at(stop_by, given_up).await;
+        let Some(mut pipeline) = self.pipeline.take() else {
+            self.end_index(None).await;
+            return Ok(ReceiveReport::default());
+        };
+        // Without a connection nothing was settled yet.
+        let _ = tokio::time::timeout_at(stop_by, pipeline.settle()).await;
+        let report = ReceiveReport {
+            timeline: Some(pipeline.timeline()),
+            received: pipeline.received(),
+            durable: pipeline.ledger.durable(),
+            behind: pipeline.ledger.behind(),
+        };
+        let (durable, behind) = (report.durable, report.behind);
+        self.observer.tell(ReceiveEvent::Stopped { timeline: pipeline.timeline(), durable, behind });
+        if let Some(index) = &self.index {
+            let (timeline, server_end) = (pipeline.timeline(), pipeline.ledger.server_end());
+            let at = SystemTime::now();
+            index.feed().tell(Note::Told(Fact::Reached { timeline, durable, server_end, at }));
+        }
+        drop(pipeline);
+        self.end_index(None).await;
+        Ok(report)
+    }
+
+    /// Ended by an error, which whoever asks later should know.
+    pub(super) async fn failed(mut self, error: Error) -> Error {
+        self.pipeline = None;
+        self.end_index(Some(error.to_string())).await;
+        error
+    }
+
+    async fn end_index(&mut self, problem: Option<String>) {
+        if let Some(index) = self.index.take() {
+            index.end(problem).await;
+        }
+    }
+}
