@@ -23,9 +23,17 @@ const GLANCE: Duration = Duration::from_secs(2);
 /// What is stored.
 struct Stored {
     repository: RepositoryId,
-    /// Newest timeline, its durable end, its heartbeat, and when something was stored last.
-    newest: Option<(TimelineId, Option<Lsn>, Option<Timestamp>, Option<SystemTime>)>,
+    newest: Option<Newest>,
     last_verified: Option<Check>,
+}
+
+/// Of the newest timeline.
+struct Newest {
+    timeline: TimelineId,
+    durable: Option<Lsn>,
+    complete_through: Option<Timestamp>,
+    /// When something was stored last.
+    at: Option<SystemTime>,
 }
 
 /// The catalog is asked first: it is here, and knows how the last run ended. What the repository says of what is stored stands above it.
@@ -113,14 +121,14 @@ fn tell_last(report: &mut ClusterReport, known: &LastKnown) {
 
 fn tell_stored(report: &mut ClusterReport, stored: Stored) {
     report.last_verified = stored.last_verified;
-    let Some((timeline, durable, complete, newest)) = stored.newest else {
+    let Some(Newest { timeline, durable, complete_through, at }) = stored.newest else {
         report.problem = Some("no receiver is running on this host, and nothing is stored yet".to_owned());
         return;
     };
     report.timeline = Some(timeline.0);
     report.positions = Positions { durable: durable.map(|lsn| lsn.to_string()), ..Positions::default() };
-    report.complete_through = complete.map(output::rfc3339);
-    if let Some(at) = newest {
+    report.complete_through = complete_through.map(output::rfc3339);
+    if let Some(at) = at {
         report.since = told(at);
         // By the clocks of this host and of the store.
         let age = at.elapsed().unwrap_or_default().as_secs_f64();
@@ -139,8 +147,9 @@ async fn stored(common: &Common) -> Result<Stored> {
     stored.last_verified = checked(&archive).await?;
     let Some(timeline) = newest_timeline(&archive).await? else { return Ok(stored) };
     let durable = archive.durable_end(timeline).await?;
-    let complete = archive.complete_through(timeline).await?.and_then(|beat| output::moment(beat.time));
-    stored.newest = Some((timeline, durable, complete, newest_object(&archive, timeline).await?));
+    let complete_through = archive.complete_through(timeline).await?.and_then(|beat| output::moment(beat.time));
+    let at = newest_object(&archive, timeline).await?;
+    stored.newest = Some(Newest { timeline, durable, complete_through, at });
     Ok(stored)
 }
 

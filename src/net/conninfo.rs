@@ -192,6 +192,13 @@ impl Conninfo {
         Conninfo { hosts: vec![host.at(address)], target: Target::Any, shuffle: false, ..self.clone() }
     }
 
+    /// The same without the host that `taken` leads to, which came from this string; `None`: there is no other.
+    pub fn without(&self, taken: &Conninfo) -> Option<Conninfo> {
+        let is_taken = |host: &Host| taken.hosts.iter().any(|other| host.leads_to(other));
+        let hosts: Vec<Host> = self.hosts.iter().filter(|host| !is_taken(host)).cloned().collect();
+        (!hosts.is_empty()).then(|| Conninfo { hosts, ..self.clone() })
+    }
+
     /// The database for the SQL side: `dbname` as given, else `postgres`.
     pub fn database(&self) -> &str {
         self.dbname.as_deref().unwrap_or("postgres")
@@ -245,6 +252,9 @@ mod tests {
         assert_eq!(several.describe(), "db1:5433, db2:5434 as u");
         assert_eq!((several.target, several.connect_timeout), (Target::ReadWrite, Some(CONNECT_TIMEOUT_OF_SEVERAL)));
         let one = several.narrowed(&several.hosts[1], "10.0.0.2".parse().ok());
+        let others = several.without(&one).expect("the others");
+        assert_eq!(others.hosts, [&several.hosts[..1], &several.hosts[2..]].concat());
+        assert!(one.without(&one).is_none());
         assert_eq!((one.describe().as_str(), one.target), ("db2:5434 as u", Target::Any));
     }
 

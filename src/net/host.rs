@@ -49,6 +49,17 @@ impl Host {
         }
     }
 
+    /// Whether `taken` is this host, perhaps at one of its addresses.
+    pub(super) fn leads_to(&self, taken: &Host) -> bool {
+        let places = match (&self.place, &taken.place) {
+            (Place::Tcp { name, address }, Place::Tcp { name: other, address: at }) => {
+                name == other && (address.is_none() || address == at)
+            }
+            (one, other) => one == other,
+        };
+        places && self.port == taken.port
+    }
+
     /// The same host at this one address. The name stays: certificates and the password file go by it.
     pub(super) fn at(&self, address: Option<IpAddr>) -> Host {
         let place = match (&self.place, address) {

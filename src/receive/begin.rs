@@ -115,6 +115,12 @@ impl Run {
                 pipeline.connected(held(server, switch_point), switch_point);
                 return Ok(());
             }
+            if let (true, None, false) = (known, switch_point, moved)
+                && let Some(error) = self.pass_over(server, received, "received")
+            {
+                return Err(error);
+            }
+            let Some(pipeline) = &mut self.pipeline else { return Ok(()) };
             let ended = match switch_point {
                 Some(at) if received > at => {
                     self.observer.warn(format!(
@@ -132,6 +138,11 @@ impl Run {
             recover(&self.place, root, &self.observer).await?;
         }
         let (mut start, inventory) = prepare::start(archive, server).await?;
+        if let Some(stored) = start.stored.filter(|stored| *stored > server.identity.position)
+            && let Some(error) = self.pass_over(server, stored, "stored")
+        {
+            return Err(error);
+        }
         self.go_below(&mut start, server);
         self.tell_start(&start, server);
         self.climb_to = start.stored.filter(|_| server.slot == SlotPosition::Unknown);
@@ -163,7 +174,9 @@ impl Run {
         let position = server.identity.position;
         if let Some(stored) = start.stored.filter(|stored| *stored > position) {
             self.observer.warn(format!(
-                "this server is at {position}, behind {stored}, which is stored already: it lags, or was put back; what it sends is compared"
+                "{} is at {position}, behind {stored}, which is stored already: it lags, or was put back to a snapshot; what it sends is compared, and \
+                 nothing new is stored before it is past {stored}",
+                server.stream.server()
             ));
         }
         for stranger in &start.strangers {

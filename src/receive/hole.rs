@@ -37,6 +37,10 @@ impl Run {
             let next = (whole(asked) + size.bytes()).min(whole(end));
             return self.begin_at(archive, server, timeline, next).await;
         }
+        if self.lagging.resign() {
+            // It was taken in place of one that lags: that one may still have what is missing here.
+            return Err(error.transient());
+        }
         let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked);
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;

@@ -21,6 +21,7 @@ mod heart;
 mod hole;
 mod index;
 mod keep;
+mod lag;
 mod leave;
 mod merge;
 mod note;

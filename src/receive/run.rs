@@ -10,6 +10,7 @@ use super::begin::MadeSlot;
 use super::check::Refused;
 use super::follow::Followed;
 use super::index::Index;
+use super::lag::Lagging;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::Pipeline;
 use super::prepare;
@@ -78,6 +79,8 @@ pub struct Run {
     pub(super) giving_up: JoinSet<()>,
     /// A stop waits no longer than that.
     pub(super) stop_by: Option<Instant>,
+    /// Hosts that were passed over since they are behind.
+    pub(super) lagging: Lagging,
     /// For the waits of a receiver that may not ask whether the slot is free.
     patience: Backoff,
 }
@@ -115,6 +118,7 @@ impl Run {
             away: None,
             giving_up: JoinSet::new(),
             stop_by: None,
+            lagging: Lagging::default(),
             patience: patience(seed),
         })
     }
@@ -136,11 +140,16 @@ impl Run {
         loop {
             // What a pipeline cannot go on with is received again.
             self.pipeline.take_if(|pipeline| pipeline.is_lost());
-            let next = match self.connect().await {
-                Ok(Some(server)) => self.serve(server).await?,
-                Ok(None) => Next::Stop,
+            let served = match self.connect().await {
+                Ok(Some(server)) => self.serve(server).await,
+                Ok(None) => Ok(Next::Stop),
+                Err(error) => Err(error),
+            };
+            let next = match served {
+                // One that lags is better than one that is not there, or cannot be used.
+                Err(error) if is_of_the_server(&error) && self.lagging.resign() => Next::Again(Some(error.transient())),
                 Err(error) if error.is_transient() => Next::Again(Some(error)),
-                Err(error) => return Err(error),
+                other => other?,
             };
             let waited = match next {
                 Next::Stop => return Ok(()),
@@ -160,7 +169,8 @@ impl Run {
     async fn connect(&mut self) -> Result<Option<Server>> {
         self.watch = None;
         let (slot, temporary) = (self.options.slot.as_deref(), self.options.temporary_slot);
-        let access = Access { info: &self.options.conninfo, slot, temporary, observer: &self.observer };
+        let info = self.lagging.hosts(&self.options.conninfo);
+        let access = Access { info, slot, temporary, observer: &self.observer };
         let (giving_up, standing_by) = (&mut self.giving_up, &mut self.standing_by);
         let connecting = async {
             while giving_up.join_next().await.is_some() {}
@@ -404,6 +414,7 @@ impl Run {
             Started::Streaming => {}
         }
         self.standing_by = false;
+        self.lagging.settled();
         self.patience = patience(getrandom::u64().unwrap_or_default());
         self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot, standby: server.standby });
         if server.synchronous {
@@ -492,6 +503,11 @@ async fn next_sign(watch: &mut Option<Sentinel>) -> Sign {
         Some(watch) => watch.newest().await,
         None => std::future::pending().await,
     }
+}
+
+/// Another host may not have this problem.
+fn is_of_the_server(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Server | Kind::Slot | Kind::Version)
 }
 
 /// From one second to half a minute, the first time too.

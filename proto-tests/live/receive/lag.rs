@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use walrecv::pg::{Lsn, MajorVersion};
-use walrecv::receive::ReceiveEvent;
+use walrecv::receive::{ReceiveEvent, ReceiveOptions};
 
 use super::harness::{self, Receiving, Vault};
 use super::kill::{Process, nothing_is_missing, told};
 use crate::support::proxy::Proxy;
 use crate::support::strace::{self, Strace};
-use crate::support::{Server, Stop, require_servers, wait_for};
+use crate::support::{Server, Stop, free_port, require_servers, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -80,6 +80,66 @@ fn a_server_in_the_middle_of_a_stored_segment_is_no_stall() {
     let end = scene.write(100);
     harness::wait_acknowledged(&scene.standby, end);
     assert_eq!(begun_at(&receiving).len(), 1, "{:#?}", receiving.events());
+    receiving.stop();
+}
+
+/// The standby comes first in the connection string and lacks what is stored: the primary is taken. Where that cannot be reached, the standby is better than
+/// nothing, and it is said that it lags.
+#[test]
+fn of_several_hosts_the_next_one_is_taken_where_one_lags() {
+    require_servers!(MajorVersion::V17);
+    let scene = Scene::new(MajorVersion::V17);
+    let receiving = Receiving::start(harness::options(&scene.primary), scene.vault.place());
+    receiving.wait_streaming();
+    scene.standby_has(scene.write(100));
+    scene.wire.stall(true);
+    scene.write(100);
+    let end = scene.primary.switch_wal();
+    harness::wait_acknowledged(&scene.primary, end);
+    receiving.stop();
+    let list = |other: u16| {
+        let ports = format!("{},{other}", scene.standby.port());
+        let text = format!("host=127.0.0.1,127.0.0.1 port={ports} user=postgres sslmode=disable");
+        ReceiveOptions { flush_interval: Duration::from_millis(100), ..harness::options_for(&text) }
+    };
+    let lags = |receiving: &Receiving| {
+        receiving.saw(|event| matches!(event, ReceiveEvent::Warning(text) if text.contains("it lags")))
+    };
+
+    let receiving = Receiving::start(list(free_port()), scene.vault.place());
+    receiving.wait_streaming();
+    assert!(lags(&receiving), "{:#?}", receiving.events());
+    receiving.stop();
+
+    let receiving = Receiving::start(list(scene.primary.port()), scene.vault.place());
+    receiving.wait_streaming();
+    let passed = |event: &ReceiveEvent| {
+        let port = scene.standby.port().to_string();
+        matches!(event, ReceiveEvent::Reconnecting { why, .. } if why.contains("the next host is tried") && why.contains(&port))
+    };
+    assert!(receiving.saw(passed) && !lags(&receiving), "{:#?}", receiving.events());
+    let end = scene.write(100);
+    harness::wait_acknowledged(&scene.primary, end);
+    // And so it is for a stream that goes on: from a host that lost it to one that has it.
+    receiving.stop();
+    let address = Proxy::start(scene.primary.port());
+    let text = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres sslmode=disable",
+        address.port,
+        scene.primary.port()
+    );
+    let options = ReceiveOptions { flush_interval: Duration::from_millis(100), ..harness::options_for(&text) };
+    let receiving = Receiving::start(options, scene.vault.place());
+    receiving.wait_streaming();
+    harness::wait_acknowledged(&scene.primary, scene.write(100));
+    address.lead_to(scene.standby.port());
+    address.cut();
+    receiving.wait_event(
+        "the next host",
+        |event| matches!(event, ReceiveEvent::Reconnecting { why, .. } if why.contains("the next host is tried")),
+    );
+    let end = scene.write(100);
+    harness::wait_acknowledged(&scene.primary, end);
     receiving.stop();
 }
 
