@@ -108,7 +108,7 @@ impl Run {
             let durable = pipeline.ledger.durable();
             let moved = !made_here && matches!(server.slot, SlotPosition::At(lsn) if lsn > durable);
             // Whoever had it meanwhile stored WAL that this pipeline is not compared with, also where the slot came back.
-            let moved = moved || self.standing_by;
+            let moved = moved || self.waiting.told;
             // A standby that restarted may hold less than was received from it, and refuses to stream from further on: then it is begun anew below.
             if known && !moved && received <= held(server, switch_point) {
                 pipeline.set_flush_interval(interval);

@@ -42,6 +42,7 @@ mod spool;
 mod stream;
 mod tail;
 mod trim;
+mod vigil;
 mod worker;
 
 use std::path::PathBuf;

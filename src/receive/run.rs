@@ -16,9 +16,10 @@ use super::pipeline::Pipeline;
 use super::prepare;
 use super::resume::SlotPosition;
 use super::sentinel::{Sentinel, Sign};
-use super::server::{self, Access, Server, Told, Unfit, answered};
+use super::server::{self, Access, Server, Unfit, Waiting, answered};
 use super::slot;
 use super::stream::{End, Stream, asked_to_stop};
+use super::vigil::Vigil;
 use super::{Place, ReceiveOptions, ReceiveReport};
 use crate::archive::Archive;
 use crate::backoff::Backoff;
@@ -29,6 +30,9 @@ use crate::pg::{Lsn, SegmentNumber, TimelineId};
 
 /// A stream that lasted so long was a good one: the next reconnect is immediate.
 const STABLE: Duration = Duration::from_secs(10);
+
+/// After an attempt in vain, where it is watched when the next one is worth it.
+const AFTER_VIGIL: Duration = Duration::from_millis(200);
 
 /// What comes after a connection.
 pub(super) enum Next {
@@ -64,7 +68,7 @@ pub struct Run {
     refused_in: Option<(TimelineId, SegmentNumber)>,
     pub(super) backoff: Backoff,
     /// Another receiver has the slot, and that was told.
-    pub(super) standing_by: Told,
+    pub(super) waiting: Waiting,
     /// The slot was made by this run and nothing was streamed on it yet.
     pub(super) made_slot: Option<MadeSlot>,
     /// Where the slot's position is not known: the end of the archive, below which a start may be too low for what the server still has.
@@ -95,6 +99,7 @@ impl Run {
     ) -> Result<Run> {
         let seed = u64::from_le_bytes(super::salt::random()?);
         Ok(Run {
+            waiting: waiting(&options),
             options,
             place,
             desk,
@@ -110,7 +115,6 @@ impl Run {
             followed: Followed::default(),
             refused_in: None,
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed),
-            standing_by: false,
             made_slot: None,
             climb_to: None,
             watch: None,
@@ -171,10 +175,10 @@ impl Run {
         let (slot, temporary) = (self.options.slot.as_deref(), self.options.temporary_slot);
         let info = self.lagging.hosts(&self.options.conninfo);
         let access = Access { info, slot, temporary, observer: &self.observer };
-        let (giving_up, standing_by) = (&mut self.giving_up, &mut self.standing_by);
+        let (giving_up, waiting) = (&mut self.giving_up, &mut self.waiting);
         let connecting = async {
             while giving_up.join_next().await.is_some() {}
-            server::connect(&access, standing_by).await
+            server::connect(&access, waiting).await
         };
         let server = tokio::select! {
             server = connecting => server?,
@@ -210,13 +214,14 @@ impl Run {
         }
     }
 
-    /// The slot was found in use by an attempt to stream, which the server logs as an error: the next attempt waits longer each time.
+    /// The slot was found in use by an attempt to stream, which the server logs as an error: the next attempt waits until where the slot stands makes it worth
+    /// its line, or longer each time.
     fn stand_by(&mut self) -> Duration {
-        if let (false, Some(slot)) = (self.standing_by, self.options.slot.clone()) {
-            self.standing_by = true;
+        if let (false, Some(slot)) = (self.waiting.told, self.options.slot.clone()) {
+            self.waiting.told = true;
             self.observer.tell(ReceiveEvent::StandingBy { slot, holder: None });
         }
-        self.patience.next_delay()
+        if self.waiting.vigil.possible { AFTER_VIGIL } else { self.patience.next_delay() }
     }
 
     /// Waits until something can be put again; `false` when asked to stop.
@@ -413,7 +418,7 @@ impl Run {
             Started::NextTimeline { next, switch_point } => return Ok(End::Timeline { next, switch_point }),
             Started::Streaming => {}
         }
-        self.standing_by = false;
+        self.waiting = waiting(&self.options);
         self.lagging.settled();
         self.patience = patience(getrandom::u64().unwrap_or_default());
         self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot, standby: server.standby });
@@ -508,6 +513,11 @@ async fn next_sign(watch: &mut Option<Sentinel>) -> Sign {
 /// Another host may not have this problem.
 fn is_of_the_server(error: &Error) -> bool {
     matches!(error.kind(), Kind::Server | Kind::Slot | Kind::Version)
+}
+
+/// For a slot that another receiver uses.
+fn waiting(options: &ReceiveOptions) -> Waiting {
+    Waiting { told: false, vigil: Vigil::new(options.flush_interval) }
 }
 
 /// From one second to half a minute, the first time too.

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::observe::{Observer, ReceiveEvent};
 use super::resume::SlotPosition;
 use super::sentinel::{self, Second, Sentinel};
 use super::slot;
+use super::vigil::Vigil;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::pg::{Lsn, MajorVersion, SegmentSize, TimelineHistory};
@@ -44,9 +47,15 @@ pub struct Server {
 const ANSWER: Duration = Duration::from_secs(30);
 /// How often a receiver that stands by looks whether the slot is free.
 const POLL: Duration = Duration::from_secs(1);
+/// How often it looks where the slot stands, where that is all there is.
+const GLANCE: Duration = Duration::from_millis(300);
 
-/// Whether the wait for the slot was told; until something is streamed it is told once.
-pub type Told = bool;
+/// A wait for a slot that another receiver uses.
+pub struct Waiting {
+    /// It was told; until something is streamed it is told once.
+    pub told: bool,
+    pub vigil: Vigil,
+}
 
 /// Why a slot is of no use as it is.
 #[derive(Debug)]
@@ -73,16 +82,16 @@ pub async fn answered<T>(what: &str, answer: impl Future<Output = Result<T>>) ->
 }
 
 /// Connects, identifies the server and looks at the slot. While another receiver uses that, waits with the second connection alone, without a line in the
-/// server's log; where no SQL is allowed, the slot's state comes with the attempt to stream.
-pub async fn connect(access: &Access<'_>, told: &mut Told) -> Result<Server> {
+/// server's log; where no SQL is allowed, the slot's state comes with the attempt to stream, and where it stands tells when that is worth it.
+pub async fn connect(access: &Access<'_>, waiting: &mut Waiting) -> Result<Server> {
     let Access { info, slot, temporary, observer } = *access;
     let (mut second, problem) = match Second::open(info).await {
         Ok(second) => (Some(second), None),
         Err(error) => (None, Some(error)),
     };
-    let shared = slot.filter(|_| !temporary);
-    if let (Some(second), Some(name)) = (second.as_mut().filter(|second| second.sql), shared) {
-        stand_by(&mut second.connection, name, observer, told).await?;
+    waiting.vigil.possible = false;
+    if let (Some(second), Some(name)) = (&mut second, slot.filter(|_| !temporary)) {
+        wait_for_slot(second, name, observer, waiting).await?;
     }
     // Of several hosts, both connections go to the same one.
     let here = second.as_ref().map_or(info, |second| second.connection.same_server()).clone();
@@ -238,8 +247,20 @@ async fn by_command(stream: &mut Connection, name: &str) -> Result<Found> {
     })
 }
 
+/// Returns once the slot is free, as far as this connection can tell without a line in the server's log.
+async fn wait_for_slot(second: &mut Second, name: &str, observer: &Observer, waiting: &mut Waiting) -> Result<()> {
+    if second.sql {
+        return stand_by(&mut second.connection, name, observer, &mut waiting.told).await;
+    }
+    waiting.vigil.possible = second.connection.version() >= MajorVersion::V15;
+    if waiting.vigil.possible && waiting.told {
+        watch_slot(&mut second.connection, name, &mut waiting.vigil).await?;
+    }
+    Ok(())
+}
+
 /// Returns once no other connection uses the slot.
-async fn stand_by(connection: &mut Connection, name: &str, observer: &Observer, told: &mut Told) -> Result<()> {
+async fn stand_by(connection: &mut Connection, name: &str, observer: &Observer, told: &mut bool) -> Result<()> {
     // After a lost connection it is said again: whoever watches was told of the loss.
     let mut said = false;
     loop {
@@ -250,6 +271,19 @@ async fn stand_by(connection: &mut Connection, name: &str, observer: &Observer, 
             observer.tell(ReceiveEvent::StandingBy { slot: name.to_owned(), holder: Some(holder) });
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Returns once an attempt to stream is worth it: the slot stands still, or is gone.
+async fn watch_slot(connection: &mut Connection, name: &str, vigil: &mut Vigil) -> Result<()> {
+    loop {
+        let state = answered("READ_REPLICATION_SLOT", connection.read_slot(name)).await?;
+        let Some(at) = state.and_then(|state| state.restart_lsn) else { return Ok(()) };
+        let end = answered("IDENTIFY_SYSTEM", connection.identify_system()).await?.position;
+        if vigil.look(at, end, Instant::now()) {
+            return Ok(());
+        }
+        tokio::time::sleep(GLANCE).await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use walrecv::pg::{Lsn, MajorVersion, TimelineId};
-use walrecv::receive::ReceiveEvent;
+use walrecv::receive::{ReceiveEvent, ReceiveOptions};
 
 use super::harness::{self, Receiving, Vault};
 use super::kill::{Process, nothing_is_missing};
@@ -122,5 +122,69 @@ fn the_second_receiver_takes_over_from_a_frozen_one_which_comes_back() {
     harness::wait_acknowledged(&server, end);
     first.kill();
     assert_eq!(refusals(&server), 0, "{}", server.log());
+    all_is_stored(&vault, &server, from, end);
+}
+
+/// A database that does not exist refuses SQL, as a pg_hba.conf without a line for it does.
+fn without_sql(server: &Server) -> ReceiveOptions {
+    harness::options_for(&format!("{} dbname=nowhere", server.conninfo("postgres")))
+}
+
+/// Nothing but where the slot stands tells that the other one is gone; the server's log stays short.
+#[test]
+fn without_sql_the_second_receiver_takes_over_as_quickly() {
+    let version = MajorVersion::V16;
+    require_servers!(version);
+    let server = server(version);
+    let from = harness::acknowledged(&server);
+    let vault = Vault::new();
+    let first = Receiving::start(without_sql(&server), vault.place());
+    first.wait_streaming();
+    let second = Receiving::start(without_sql(&server), vault.place());
+    second.wait_event("the second to stand by", stands_by);
+    assert!(second.saw(|e| matches!(e, ReceiveEvent::Watching { sql: false })), "{:#?}", second.events());
+    let ledger = Ledger::builder().writers(2).padding(2000).start(&server);
+    std::thread::sleep(Duration::from_secs(6));
+    // Idle for a while: that is no sign either.
+    ledger.stop();
+    std::thread::sleep(Duration::from_secs(4));
+    let ledger = Ledger::builder().writers(2).padding(2000).first_id(1_000_000).start(&server);
+    std::thread::sleep(Duration::from_secs(2));
+    let tried = refusals(&server);
+    assert!(tried <= 3, "{tried} attempts while the first is at work: {}", server.log());
+    assert_eq!(count(&second, stands_by), 1, "{:#?}", second.events());
+    first.stop();
+    let ended = Instant::now();
+    second.wait_streaming();
+    let took = ended.elapsed();
+    eprintln!("took over {took:?} after a clean end, {tried} attempts before");
+    assert!(took < Duration::from_secs(2), "took over after {took:?}");
+    ledger.stop();
+    second.stop();
+
+    let conninfo = [("VAULT_CONNINFO", format!("{} dbname=nowhere", server.conninfo("postgres")))];
+    let first = Process::start_with(&vault, &server, 200, &conninfo);
+    let ledger = Ledger::builder().writers(2).padding(2000).first_id(2_000_000).start(&server);
+    let before = harness::acknowledged(&server);
+    wait_for("the first acknowledgement", Duration::from_secs(30), || {
+        (harness::acknowledged(&server) > before).then_some(())
+    });
+    let second = Receiving::start(without_sql(&server), vault.place());
+    second.wait_event("the second to stand by", stands_by);
+    std::thread::sleep(Duration::from_secs(2));
+    let tried = refusals(&server);
+    signal(&first, Signal::STOP);
+    let frozen = Instant::now();
+    second.wait_streaming();
+    let (took, tried) = (frozen.elapsed(), refusals(&server) - tried);
+    eprintln!("took over {took:?} after the first froze, at attempt {}", tried + 1);
+    assert!(took < Duration::from_secs(12), "took over after {took:?}");
+    assert!(tried <= 8, "{tried} attempts: {}", server.log());
+    ledger.stop();
+    let end = server.switch_wal();
+    harness::wait_acknowledged(&server, end);
+    second.stop();
+    signal(&first, Signal::CONT);
+    first.kill();
     all_is_stored(&vault, &server, from, end);
 }
