@@ -13,6 +13,8 @@ mod chaos;
 mod cluster;
 #[path = "sim/disk.rs"]
 mod disk;
+#[path = "sim/index.rs"]
+mod index;
 #[path = "sim/life.rs"]
 mod life;
 #[path = "sim/runs.rs"]

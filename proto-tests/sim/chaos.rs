@@ -40,6 +40,9 @@ pub async fn play(world: Arc<World>) {
     world.audit.settled().await;
     world.demand_all();
     world.audit.settled().await;
+    if world.trace.violation().is_none() {
+        super::index::judge(&world).await;
+    }
 }
 
 /// The server's own work.

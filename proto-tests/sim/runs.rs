@@ -1,12 +1,13 @@
 //! Runs of the world: one seed in one process, so that nothing that happened before can change what happens in it.
 
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::chance::govern_randomness;
-use super::support::rounds;
+use super::support::{rounds, temp};
 use super::trace::Trace;
 use super::world::World;
 use super::{chaos, trace};
@@ -57,6 +58,11 @@ fn run_apart(seed: u64, lie: &str) -> Output {
     let program = std::env::current_exe().expect("this program");
     let mut command = Command::new(program);
     command.args(["--exact", "runs::one_run", "--nocapture", "--test-threads=1"]);
+    // Catalogs are real files, and what a real disk does is no part of this.
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() && std::env::var_os(temp::FOLDER).is_none() {
+        command.env(temp::FOLDER, memory);
+    }
     command.env(CHILD, seed.to_string()).env(LIE, lie).env("RUST_BACKTRACE", "0");
     command.output().expect("a run")
 }

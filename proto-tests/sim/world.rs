@@ -1,5 +1,6 @@
 //! One simulated installation: servers, a network, a repository, and processes of walrecv that are ended in every way and started again.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +27,7 @@ use super::life::Life;
 use super::store::{Client, SimStore};
 use super::trace::Trace;
 use super::walsender::Network;
+use crate::support::TempDir;
 
 const ROOT: &str = "/repo";
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -128,6 +130,8 @@ pub struct World {
     lives: AtomicU32,
     writer: Arc<WriterRing>,
     reader: Arc<ReaderRing>,
+    /// Catalogs are real files: SQLite has its own way to a disk.
+    pub states: TempDir,
 }
 
 impl World {
@@ -164,6 +168,7 @@ impl World {
             lives: AtomicU32::new(1),
             writer,
             reader,
+            states: TempDir::new("sim"),
             plan,
         });
         let (disk, store, copies) = (world.disk.clone(), world.store.clone(), Chance::new(seed, "copies"));
@@ -211,7 +216,12 @@ impl World {
         }
     }
 
-    fn place(&self, life: &Life) -> Place {
+    /// The catalog of the host in place `index`.
+    pub fn catalog(&self, index: usize) -> PathBuf {
+        walrecv::catalog::path_in(&self.states.join(format!("host-{index}")), "main")
+    }
+
+    pub fn place(&self, life: &Life) -> Place {
         let (chance, pacing, slow) = (self.chance.split(), life.clone(), self.plan.slow_disk);
         let lane = Lane::Inline(Arc::new(move || {
             let wait = match slow && chance.one_in(50) {
@@ -222,7 +232,9 @@ impl World {
             async move {
                 sleep(wait).await;
                 if !life.is_alive() {
-                    std::future::pending::<()>().await;
+                    // A process that is gone does nothing, and holds nothing either: its locks go with it. Nobody waits for its tasks by then.
+                    sleep(Duration::from_millis(100)).await;
+                    std::panic::resume_unwind(Box::new("dead"));
                 }
             }
             .boxed()
@@ -238,7 +250,7 @@ impl World {
         Place { repo, cluster: "main".to_owned(), writer: self.writer.clone(), reader: self.reader.clone() }
     }
 
-    fn options(&self, life: &Life) -> ReceiveOptions {
+    fn options(&self, life: &Life, index: usize) -> ReceiveOptions {
         let info = Conninfo::parse("host=sim user=walrecv sslmode=disable", &|_| None).expect("a connection string");
         let (network, life) = (self.network.clone(), life.clone());
         let dialer = Dialer::new(move || {
@@ -251,6 +263,7 @@ impl World {
             compression: self.plan.compression,
             memory: self.plan.memory,
             shutdown_grace: GRACE,
+            catalog: Some(self.catalog(index)),
             ..ReceiveOptions::new(info.through(dialer))
         }
     }
@@ -269,10 +282,10 @@ impl World {
             self.processes()[index] = Some(Process { life: life.clone(), stop: stop.clone() });
             let (id, place) = (life.id(), self.place(&life));
             self.trace.say(format!("[{id}] starts"));
-            let trace = self.trace.clone();
-            let observer = Observer::new(move |event| tell(&trace, id, &event));
+            let (trace, states) = (self.trace.clone(), self.states.path().display().to_string());
+            let observer = Observer::new(move |event| tell(&trace, id, &event, &states));
             let ended = tokio::select! {
-                ended = run(place, self.options(&life), observer, stopped) => Some(ended),
+                ended = run(place, self.options(&life, index), observer, stopped) => Some(ended),
                 () = life.death() => None,
             };
             self.processes()[index] = None;
@@ -338,13 +351,14 @@ async fn run(
     receive(options, place, observer, stop).await
 }
 
-fn tell(trace: &Trace, id: u32, event: &ReceiveEvent) {
+fn tell(trace: &Trace, id: u32, event: &ReceiveEvent, states: &str) {
     match event {
         // The clock in it is the host's.
         ReceiveEvent::Watching { .. } | ReceiveEvent::Slot(_) => {}
         ReceiveEvent::Durable { timeline, durable, server_end, .. } => {
             trace.say(format!("[{id}] durable through {durable} on timeline {timeline}, the server has {server_end}"));
         }
-        event => trace.say(format!("[{id}] {event:?}")),
+        // Where the folder stands is chance of another kind.
+        event => trace.say(format!("[{id}] {event:?}").replace(states, "/state")),
     }
 }
