@@ -21,6 +21,7 @@ use walrecv::repo::{ClusterNames, Repository};
 use walrecv::seal::content::contents::Contents;
 use walrecv::seal::content::manifest::{Manifest, Raw};
 use walrecv::seal::content::map::{EntryKind, File, Merge, PackPlace, Source, Step};
+use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
 use walrecv::seal::header::{ObjectKind, RepositoryId};
 use walrecv::seal::opener::{Opener, open_index};
 use walrecv::seal::sealer::Compression;
@@ -109,7 +110,9 @@ impl Fixture {
                 match &run.source {
                     Source::Zero => bytes.resize(bytes.len() + len, 0),
                     Source::Pack { pack, frame, offset } => {
-                        let plain = frames.entry((pack.number, *frame)).or_insert_with(|| self.frame(pack, *frame));
+                        let plain = frames
+                            .entry((pack.backup.clone(), pack.number, *frame))
+                            .or_insert_with(|| self.frame(pack, *frame));
                         bytes.extend_from_slice(&plain[*offset as usize..*offset as usize + len]);
                     }
                 }
@@ -525,6 +528,86 @@ fn tablespaces_inside_the_data_directory_are_backed_up_once() {
     let contents = fixture.contents(&fixture.files(&manifest));
     server.sql("checkpoint");
     assert_eq!(contents[path.as_bytes()], std::fs::read(server.data_dir().join(&path)).expect("a table"));
+}
+
+/// A backup with a `state_dir`, read back and compared with the server's own manifest. Says what it stored of files, before compression.
+fn next_backup(fixture: &Fixture, server: &Server, version: MajorVersion) -> Outcome {
+    let options = BackupOptions { state_dir: Some(fixture.places.join("state")), ..Default::default() };
+    let outcome = fixture.take(server, &options, &Always).expect("a backup");
+    let list = run(fixture.archive.list_backups()).expect("a list");
+    assert_eq!(list.complete.last(), Some(&outcome.manifest));
+    let files = fixture.files(&outcome.manifest);
+    check_against_server_manifest(fixture, &outcome.manifest, &fixture.contents(&files), version);
+    let sizes = &outcome.manifest.sizes;
+    println!("PostgreSQL {version}: {sizes:?}, {} maps, {:?}", outcome.manifest.maps.len(), outcome.elapsed);
+    outcome
+}
+
+#[test]
+fn a_second_backup_stores_what_changed_and_is_whole() {
+    require_servers!(MajorVersion::V13, MajorVersion::V17);
+    for version in [MajorVersion::V13, MajorVersion::V17] {
+        let server = Server::builder(version).setting("autovacuum", "off").start();
+        let fixture = Fixture::new(&server);
+        fill(&server, &fixture.places);
+        server.sql("create table gone as select n from generate_series(1, 50000) n");
+        server.sql("create table cut as select n from generate_series(1, 50000) n");
+        server.sql("create table wide as select n, repeat(md5(n::text), 40) t from generate_series(1, 20000) n");
+        server.sql("alter table wide set (fillfactor = 50); vacuum full wide; vacuum freeze");
+        let first = next_backup(&fixture, &server, version);
+        assert_eq!((&first.manifest.parent, first.manifest.sizes.reused), (&None, 0));
+        assert!(first.manifest.why_full.is_some());
+
+        // About one page in a hundred, then what changes files as a whole.
+        server.sql("update wide set n = -n where n % 200 = 0; checkpoint");
+        let second = next_backup(&fixture, &server, version);
+        let sizes = &second.manifest.sizes;
+        assert_eq!((&second.manifest.parent, &second.manifest.why_full), (&Some(first.manifest.id.clone()), &None));
+        assert!(sizes.changed * 10 < sizes.reused, "{sizes:?}");
+        assert_eq!(sizes.carried, first.manifest.sizes.changed + sizes.changed);
+        server.sql("drop table gone; truncate cut; create table fresh as select n from generate_series(1, 9000) n");
+        server.sql("delete from here where n > 10000; vacuum here; drop database \"ünicode\"");
+        server.sql("vacuum full there; checkpoint");
+        let third = next_backup(&fixture, &server, version);
+        assert_eq!(third.manifest.parent.as_ref(), Some(&second.manifest.id));
+
+        // Without hashes everything is stored again; with hashes of an older backup, what changed since.
+        let state = fixture.places.join("state");
+        let aside = fixture.places.join("aside");
+        std::fs::rename(&state, &aside).expect("move the state_dir away");
+        let alone = next_backup(&fixture, &server, version);
+        assert_eq!((&alone.manifest.parent, alone.manifest.sizes.reused), (&None, 0));
+        std::fs::remove_dir_all(&state).and_then(|()| std::fs::rename(&aside, &state)).expect("bring it back");
+        let last = next_backup(&fixture, &server, version);
+        assert_eq!(last.manifest.parent.as_ref(), Some(&third.manifest.id));
+
+        // A plan that names the parent: it is not reused.
+        let keys = fixture.ring.fresh().expect("a key");
+        let deletion = Deletion { backup: last.manifest.id.clone(), maps: Vec::new(), forced: false };
+        let created_at = jiff::Timestamp::now();
+        let plan = Plan {
+            version: Plan::VERSION,
+            id: PlanId::new(created_at, [7; 8]),
+            cluster: "main".into(),
+            system: fixture.archive.names.system,
+            created_at,
+            delete: vec![deletion],
+            sweep: Vec::new(),
+            made_by: "a test".into(),
+            host: String::new(),
+            user: String::new(),
+        };
+        run(fixture.archive.put_plan(&keys, &plan, Duration::from_secs(10))).expect("a plan");
+        let spared = next_backup(&fixture, &server, version);
+        assert_eq!((&spared.manifest.parent, spared.manifest.sizes.reused), (&None, 0));
+        assert!(spared.manifest.why_full.as_ref().is_some_and(|why| why.contains("deleted")), "{spared:?}");
+
+        // All of them can be laid back at the end, each as its own server's manifest says.
+        for outcome in [&first, &second, &third, &alone, &last, &spared] {
+            let contents = fixture.contents(&fixture.files(&outcome.manifest));
+            check_against_server_manifest(&fixture, &outcome.manifest, &contents, version);
+        }
+    }
 }
 
 /// Set in the process that is measured.

@@ -1,23 +1,20 @@
 //! The end of a backup: maps, then the manifest, whose creation makes it one.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 
-use super::incremental_parent::ParentFiles;
-use super::intake::Received;
+use super::cache::Keeping;
+use super::delta::Delta;
+use super::intake::{Files, Received, Tally};
 use super::layers::{self, Place};
-use super::record::Record;
-use super::sealing::Sealing;
+use super::parent_files::ParentFiles;
 use super::state::host;
-use super::upload::Outbox;
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::pg::control::ControlFile;
 use crate::pg::label::{BackupFrom, BackupLabel, TablespaceLine, parse_tablespace_map};
 use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::BackupId;
 use crate::seal::content::manifest::{ControlFacts, Manifest, MapRef, Raw, Sizes, Tablespace, Transfer};
-use crate::seal::content::map::{Entry, EntryKind, PackPlace};
 
 /// When and where a backup began and ended.
 #[derive(Clone, Debug)]
@@ -35,61 +32,40 @@ pub fn made_by() -> String {
     concat!("walrecv ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-/// The parent's files, and its maps.
-pub struct Base<'a> {
-    pub files: &'a ParentFiles,
-    pub maps: &'a [MapRef],
-    pub read: &'a layers::ReadPart<'a>,
+/// Writes the maps and what is kept for the next backup: which maps the manifest names, newest first, and whether the page hashes are all on the shelf.
+/// `parent` has the maps of what the files were compared with. Blocks.
+pub fn write_maps(
+    files: Files,
+    tally: &Tally,
+    parent: &[MapRef],
+    place: &mut Place<'_>,
+) -> Result<(Vec<MapRef>, bool)> {
+    let Files { records, diff, packs, scratch: _scratch } = files;
+    let (older, kept) = diff.finish();
+    let mut delta = Delta::new(records, older.as_ref().map(ParentFiles::walk), packs, kept)?;
+    let bytes = layers::estimate(tally.entries, tally.rows);
+    let maps = layers::write(place, std::iter::from_fn(|| delta.next_entry().transpose()), bytes, parent)?;
+    Ok((maps, delta.finish().is_some_and(Keeping::finish)))
 }
 
-/// Writes the map of all files, and of the parent's that are gone; which maps the manifest names. Blocks.
-pub fn write_map(
-    records: &[Record],
-    packs: &[Arc<PackPlace>],
-    base: Option<Base<'_>>,
-    sealing: &mut Sealing,
-    outbox: &Outbox,
-) -> Result<Vec<MapRef>> {
-    let mapped = || records.iter().filter(|r| r.mapped);
-    let bytes = layers::estimate(mapped().count() as u64, mapped().map(|r| r.rows.len() as u64).sum());
-    let entries = mapped().map(|r| r.entry(packs));
-    let Some(Base { files, maps, read }) = base else {
-        let mut place = Place { sealing, outbox, read: &|_, _| Err(Error::new(Kind::Failed, "there is no parent")) };
-        return layers::write(&mut place, entries, bytes, &[]);
-    };
-    let there = |path: &[u8]| records.binary_search_by(|r| r.path.as_slice().cmp(path)).is_ok();
-    let mut lost = files.paths().filter(|path| !there(path)).peekable();
-    let mut records = mapped().peekable();
-    let delta = std::iter::from_fn(|| {
-        let next = records.peek().map(|r| r.path.as_slice());
-        match lost.next_if(|path| next.is_none_or(|next| *path < next)) {
-            Some(path) => Some(Ok(gone(path))),
-            None => records.next().map(|r| r.entry(packs)),
-        }
-    });
-    layers::write(&mut Place { sealing, outbox, read }, delta, bytes, maps)
+/// What the manifest says beside what was received.
+pub struct Said<'a> {
+    pub id: &'a BackupId,
+    pub label: &'a str,
+    pub version_num: u32,
+    pub maps: Vec<MapRef>,
+    /// What it was compared with, or lies over.
+    pub parent: Option<&'a Manifest>,
+    pub transfer: Transfer,
+    pub why_full: Option<String>,
 }
 
-/// A path of the parent that is not there any more.
-fn gone(path: &[u8]) -> Entry {
-    let (path, kind) = (path.to_vec(), EntryKind::Absent);
-    Entry { path, kind, size: 0, mode: 0, mtime: 0, link: Vec::new(), complete: true, runs: Vec::new() }
-}
-
-/// The manifest, all but what only the end knows: `sizes.stored`. Whatever the labels and pg_control say must agree with what the server said.
-pub fn manifest(
-    archive: &Archive,
-    received: &Received,
-    span: &Span,
-    label: &str,
-    version_num: u32,
-    maps: Vec<MapRef>,
-) -> Result<Manifest> {
+/// The manifest, all but what only the end knows: `sizes.read` and `sizes.stored`. Whatever the labels and pg_control say must agree with what the
+/// server said.
+pub fn manifest(archive: &Archive, received: &Received, span: &Span, said: Said<'_>) -> Result<Manifest> {
     let disagree =
         |what: String| Error::new(Kind::Corrupt, what).context("the server's base backup does not agree with itself");
     let bad = |e: &dyn std::fmt::Display| disagree(e.to_string());
-    // The newest map is this backup's own.
-    let own = maps.first().ok_or_else(|| Error::new(Kind::Failed, "no map was written"))?;
     let server_label = BackupLabel::parse(&received.backup_label).map_err(|e| bad(&e))?;
     let control = ControlFile::parse(&received.control).map_err(|e| bad(&e))?;
     if (server_label.start, server_label.timeline) != (span.start, span.timeline) {
@@ -103,15 +79,16 @@ pub fn manifest(
         let (found, expected) = (control.system, archive.names.system);
         return Err(disagree(format!("pg_control is of system {found}, the server said {expected}")));
     }
+    let parent = said.parent;
     let lines = parse_tablespace_map(received.tablespace_map.as_deref().unwrap_or_default()).map_err(|e| bad(&e))?;
     Ok(Manifest {
         version: Manifest::VERSION,
-        id: own.backup.clone(),
-        label: label.to_owned(),
+        id: said.id.clone(),
+        label: said.label.to_owned(),
         cluster: archive.names.cluster.clone(),
         system: archive.names.system,
         segment_size: archive.names.segment_size,
-        version_num,
+        version_num: said.version_num,
         from_standby: server_label.from == BackupFrom::Standby,
         timeline: span.timeline,
         start: span.start,
@@ -120,30 +97,22 @@ pub fn manifest(
         checkpoint: server_label.checkpoint,
         started_at: span.started_at,
         stopped_at: span.stopped_at,
-        parent: None,
-        transfer: Transfer::Full,
-        why_full: None,
-        survivors_at: span.started_at,
-        maps,
+        parent: parent.map(|p| p.id.clone()),
+        transfer: said.transfer,
+        why_full: said.why_full,
+        survivors_at: parent.map_or(span.started_at, |p| p.survivors_at),
+        maps: said.maps,
         tablespaces: tablespaces(&lines, received),
         backup_label: Raw(received.backup_label.clone()),
         tablespace_map: received.tablespace_map.clone().map(Raw),
         server_manifest: received.server_manifest.clone(),
-        sizes: sizes(received),
+        sizes: sizes(received, parent),
         control: facts(&control),
         bad_pages: received.bad_pages.clone(),
         bad_page_count: received.bad_page_count,
         made_by: made_by(),
         host: host(),
     })
-}
-
-/// The server sent only what changed since the parent: where the rest is, the parent's maps say.
-pub fn build_on(manifest: &mut Manifest, parent: Manifest) {
-    manifest.parent = Some(parent.id);
-    manifest.transfer = Transfer::Incremental;
-    manifest.survivors_at = parent.survivors_at;
-    manifest.sizes.carried += parent.sizes.carried;
 }
 
 /// All tablespaces: tablespace_map has the exact bytes of a path, and lacks those inside the data directory.
@@ -157,19 +126,10 @@ fn tablespaces(lines: &[TablespaceLine], received: &Received) -> Vec<Tablespace>
     .collect()
 }
 
-fn sizes(received: &Received) -> Sizes {
-    let files = || received.records.iter().filter(|r| r.is_file());
-    Sizes {
-        total: files().map(|r| r.size).sum(),
-        files: files().count() as u64,
-        read: 0,
-        stored: 0,
-        changed: received.plain,
-        reused: files().map(Record::kept).sum(),
-        zero: received.zero,
-        packs: received.packs.len() as u32,
-        carried: received.plain,
-    }
+fn sizes(received: &Received, parent: Option<&Manifest>) -> Sizes {
+    let Tally { files, total, changed, reused, zero, packs, .. } = received.tally;
+    let carried = parent.map_or(0, |p| p.sizes.carried) + changed;
+    Sizes { total, files, read: 0, stored: 0, changed, reused, zero, packs, carried }
 }
 
 fn facts(control: &ControlFile) -> ControlFacts {

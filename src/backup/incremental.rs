@@ -1,15 +1,20 @@
-//! Asking the server for no more than what changed (17+), and what leads to a full transfer instead.
+//! Asking the server for no more than what changed (17+), and what leads to a full transfer instead (which may still be compared with the page hashes of
+//! an earlier backup, and store only what changed).
 //!
 //! Every refusal of an incremental transfer comes before the first byte of the backup and leaves the session as it was, so the full transfer is asked
 //! for on the same connection. It costs the server one more checkpoint: PostgreSQL looks for its summaries of WAL only after it has made one.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::Stream;
 use futures::stream;
 use sha2::{Digest, Sha256};
 
-use super::incremental_parent::ParentFiles;
+use super::parent;
+use super::parent_files::ParentFiles;
 use crate::archive::{Archive, refused};
+use crate::disk::scratch::Scratch;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Upload};
 use crate::pg::{Lsn, MajorVersion, TimelineId};
@@ -20,31 +25,36 @@ use crate::seal::opener::open_index;
 use crate::wire::ServerError;
 use crate::wire::command::{BackupEvent, BaseBackupOptions};
 
-/// A base backup that has begun: its first event.
-#[derive(Debug)]
+/// A base backup that has begun.
 pub struct Asked {
+    /// Its first event.
     pub first: BackupEvent,
-    /// Where the server sends what changed since the parent: the parent's files.
-    pub files: Option<ParentFiles>,
-    /// Else why it sends everything, for people.
+    /// Why the server sends everything, for people; `None`: it sends what changed since the parent.
     pub why_full: Option<String>,
+    /// The parent's files, where they were read.
+    pub files: Option<ParentFiles>,
 }
 
-/// Sends BASE_BACKUP: incrementally to `parent`, or, where that cannot be, in full. `Err` of the parent is why there is none.
+/// The parent of an incremental transfer, or why there can be none.
+pub type Wanted<'a> = std::result::Result<&'a Manifest, String>;
+
+/// Sends BASE_BACKUP: incrementally to `parent`, or, where that cannot be, in full.
 ///
 /// Errors: what would stop a full transfer too.
 pub async fn ask(
     connection: &mut Connection,
     archive: &Archive,
-    parent: std::result::Result<&Manifest, String>,
+    parent: Wanted<'_>,
+    scratch: &Arc<Scratch>,
     options: &BaseBackupOptions,
 ) -> Result<Asked> {
-    let why = match prepare(connection, archive, parent).await? {
-        Err(why) => why,
-        Ok(files) => {
+    let mut files = None;
+    let why = match prepare(connection, archive, parent, scratch, &mut files).await? {
+        Some(why) => why,
+        None => {
             let incremental = BaseBackupOptions { incremental: true, ..options.clone() };
             match connection.begin_base_backup(&incremental).await? {
-                Ok(first) => return Ok(Asked { first, files: Some(files), why_full: None }),
+                Ok(first) => return Ok(Asked { first, why_full: None, files }),
                 Err(refusal) if means_full(&refusal.server) => told(&refusal.server),
                 Err(refusal) => return Err(refusal.error),
             }
@@ -52,7 +62,7 @@ pub async fn ask(
     };
     tracing::info!("a full transfer: {why}");
     match connection.begin_base_backup(options).await? {
-        Ok(first) => Ok(Asked { first, files: None, why_full: Some(why) }),
+        Ok(first) => Ok(Asked { first, why_full: Some(why), files }),
         Err(refusal) => Err(refusal.error),
     }
 }
@@ -62,54 +72,44 @@ pub fn too_old(version: MajorVersion) -> String {
     format!("PostgreSQL {version} has no incremental transfers (17 has them)")
 }
 
-/// Everything before BASE_BACKUP; the inner error is why the transfer must be full.
+/// Everything before BASE_BACKUP: why the transfer must be full, or nothing.
 async fn prepare(
     connection: &mut Connection,
     archive: &Archive,
-    parent: std::result::Result<&Manifest, String>,
-) -> Result<std::result::Result<ParentFiles, String>> {
+    parent: Wanted<'_>,
+    scratch: &Arc<Scratch>,
+    files: &mut Option<ParentFiles>,
+) -> Result<Option<String>> {
     let parent = match parent {
         Ok(parent) => parent,
-        Err(why) => return Ok(Err(why)),
+        Err(why) => return Ok(Some(why)),
     };
-    if let Some(why) = unfit(connection, parent).await? {
-        return Ok(Err(why));
-    }
     let stored = match &parent.server_manifest {
         Some(stored) if parent.major() >= Some(MajorVersion::V17) => stored.clone(),
-        _ => return Ok(Err(format!("backup {} has no manifest that a server takes", parent.id))),
+        _ => return Ok(Some(format!("backup {} has no manifest that a server takes", parent.id))),
     };
     // Without it the server would find out only after a checkpoint.
     if connection.show("summarize_wal").await? != "on" {
-        return Ok(Err("summarize_wal is off on the server".to_owned()));
+        return Ok(Some("summarize_wal is off on the server".to_owned()));
     }
-    let files = match ParentFiles::read(archive, parent).await? {
-        Ok(files) => files,
-        Err(why) => return Ok(Err(why)),
+    let read = match parent::files(archive, parent, scratch).await? {
+        Ok(read) => files.insert(read),
+        Err(why) => return Ok(Some(why)),
     };
+    if let Some(path) = &read.torn {
+        let shown = String::from_utf8_lossy(path);
+        return Ok(Some(format!("{shown} of backup {} is not made of whole pages", parent.id)));
+    }
     match connection.upload_manifest(parts(archive.clone(), parent.id.to_string(), stored)).await? {
-        Upload::Taken => Ok(Ok(files)),
-        Upload::Refused(refusal) if means_full(&refusal.server) => Ok(Err(told(&refusal.server))),
+        Upload::Taken => Ok(None),
+        Upload::Refused(refusal) if means_full(&refusal.server) => Ok(Some(told(&refusal.server))),
         Upload::Refused(refusal) => Err(refusal.error),
         Upload::GivenUp(error) if error.is_transient() => Err(error),
         Upload::GivenUp(error) => {
             tracing::error!("the manifest of backup {} cannot be read: {error}", parent.id);
-            Ok(Err(format!("the manifest of backup {} cannot be read: {error}", parent.id)))
+            Ok(Some(format!("the manifest of backup {} cannot be read: {error}", parent.id)))
         }
     }
-}
-
-/// Why pages of the parent must not stay as they are, though the server does not send them.
-async fn unfit(connection: &mut Connection, parent: &Manifest) -> Result<Option<String>> {
-    // pg_checksums rewrites every page, and no WAL tells of it: the server's summaries do not know.
-    let (then, now) = (parent.control.data_checksum_version != 0, connection.show("data_checksums").await? == "on");
-    if then != now {
-        let said = if now { "on" } else { "off" };
-        return Ok(Some(format!("data_checksums is {said}, and was not at backup {}", parent.id)));
-    }
-    // A repair beside the server leaves no WAL either; and a damaged page is named by the backup that has read it.
-    let bad = parent.bad_page_count;
-    Ok((bad > 0).then(|| format!("backup {} has {bad} pages with a wrong checksum", parent.id)))
 }
 
 /// Whether a refusal speaks of the increment alone. `basebackup_incremental.c` and `walsummarizer.c` refuse with 55000 (another timeline, missing

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use super::diff::{Diff, Passing};
 use super::intake::Expected;
 use super::record::Record;
 use crate::error::{Error, Kind, Result};
@@ -15,45 +16,69 @@ use crate::pg::incremental::{BadIncremental, Header, IncrementalReader, target};
 use crate::pg::tar::{Member, MemberKind};
 
 /// An incremental file that is being read.
-pub struct Delta {
+pub struct Increment {
     pub reader: IncrementalReader,
-    parent_pages: u64,
-    /// Rows of zeros that are not yet written down.
-    zero: VecDeque<Range<u64>>,
+    /// Rows of pages that are not sent and not yet written down, ascending; whether they are the parent's.
+    unsent: VecDeque<(Range<u64>, bool)>,
 }
 
-impl Delta {
+/// Bytes that were not sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// The parent's.
+    pub reused: u64,
+    pub zero: u64,
+}
+
+impl Increment {
     /// Whether a member is one, and of which file.
-    pub fn begin(expected: &Expected, path: &[u8], member: &Member) -> Result<Option<(Vec<u8>, Delta)>> {
-        let (Some(parent), MemberKind::File) = (&expected.parent, member.kind) else { return Ok(None) };
+    pub fn begin(
+        expected: &Expected,
+        diff: &mut Diff,
+        path: &[u8],
+        member: &Member,
+    ) -> Result<Option<(Vec<u8>, Passing, Increment)>> {
+        if !expected.incremental || member.kind != MemberKind::File {
+            return Ok(None);
+        }
         let Some(path) = target(path).filter(|path| RelationFile::from_path(path).is_some()) else { return Ok(None) };
-        let Some(parent_pages) = parent.pages(&path) else {
+        let Some(passing) = diff.begin_increment(&path)? else {
             let shown = String::from_utf8_lossy(&path);
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!("only some blocks of {shown} were sent, and the parent lacks it"),
-            )
-            .hint("Take the backup again with --full."));
+            let text = format!("only some blocks of {shown} were sent, and the parent lacks it");
+            return Err(Error::new(Kind::Corrupt, text).hint("Take the backup again with --full."));
         };
         let reader = IncrementalReader::new(member.size, expected.pages_per_segment.unwrap_or(SEGMENT_PAGES));
-        Ok(Some((path, Delta { reader, parent_pages, zero: VecDeque::new() })))
+        Ok(Some((path, passing, Increment { reader, unsent: VecDeque::new() })))
     }
 
     /// What follows is known now.
-    pub fn header(&mut self, header: &Header, record: &mut Record) {
-        record.size = u64::from(header.len()) * PAGE as u64;
-        record.base = Some(self.parent_pages * PAGE as u64);
-        self.zero = unsent(header, self.parent_pages).zero.into();
+    pub fn header(&mut self, header: &Header, record: &mut Record, passing: &mut Passing) {
+        let base = passing.base.unwrap_or_default();
+        passing.size = u64::from(header.len()) * PAGE as u64;
+        (record.size, record.base) = (passing.size, passing.base);
+        let Unsent { kept, zero } = unsent(header, base / PAGE as u64);
+        let mut rows: Vec<_> = kept.into_iter().map(|row| (row, true)).collect();
+        rows.extend(zero.into_iter().map(|row| (row, false)));
+        rows.sort_unstable_by_key(|(row, _)| row.start);
+        self.unsent = rows.into();
     }
 
-    /// Writes down the zeros before this page; how many bytes they are.
-    pub fn zeros(&mut self, before: u64, record: &mut Record) -> u64 {
-        let mut count = 0;
-        while let Some(row) = self.zero.pop_front_if(|row| row.start < before) {
-            count += row.end - row.start;
-            row.for_each(|page| record.zero(page));
+    /// Writes down what was not sent before this page.
+    pub fn pass(&mut self, before: u64, diff: &mut Diff, record: &mut Record, passing: &mut Passing) -> Passed {
+        let mut passed = Passed::default();
+        while let Some((row, parents)) = self.unsent.pop_front_if(|(row, _)| row.start < before) {
+            let count = row.end - row.start;
+            if parents {
+                let zero = diff.unsent(passing, count);
+                passed.zero += zero * PAGE as u64;
+                passed.reused += (count - zero) * PAGE as u64;
+            } else {
+                diff.zeros(passing, count);
+                passed.zero += count * PAGE as u64;
+                row.for_each(|page| record.zero(page));
+            }
         }
-        count * PAGE as u64
+        passed
     }
 
     pub fn refused(&self, record: &Record, bad: &BadIncremental) -> Error {

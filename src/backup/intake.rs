@@ -6,13 +6,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::check::ServerCheck;
-use super::incremental_file::Delta;
-use super::incremental_parent::ParentFiles;
+use super::check::{Arrivals, ServerCheck};
+use super::diff::{Diff, Fate, Passing};
+use super::incremental_file::Increment;
 use super::packer::Packer;
 use super::record::Record;
 use super::sealing::Sealing;
 use super::upload::Outbox;
+use crate::disk::scratch::Scratch;
+use crate::disk::sorted::{Merged, Sorter};
 use crate::error::{Error, Kind, Result};
 use crate::pg::data_page::{self, PAGE, PageState, RelationFile};
 use crate::pg::incremental::Event as IncrementalEvent;
@@ -20,13 +22,15 @@ use crate::pg::tar::{BadTar, Member, MemberKind, TarEvent, TarReader};
 use crate::pg::{Lsn, SystemIdentifier};
 use crate::seal::content::manifest::{BadPage, Manifest, Raw, ServerManifest};
 use crate::seal::content::map::{EntryKind, PackPlace};
-use crate::seal::page_hash::{CHUNK, PageHash, PageHasher};
+use crate::seal::page_hash::{CHUNK, PageHash};
 use crate::seal::sealer::Compression;
 use crate::seal::unpack::{BadStream, Method, Unpack};
 use crate::wire::command::{BackupEvent, ServerCompression, TablespaceRow};
 
 /// Largest backup_label or tablespace_map that is accepted.
 const KEPT: u64 = 4 << 20;
+/// Memory for records that are sorted.
+const SORTED: usize = 8 << 20;
 
 /// What the intake has to know before the first byte.
 pub struct Expected {
@@ -39,15 +43,41 @@ pub struct Expected {
     pub compression: Compression,
     /// What archives are compressed with as they come.
     pub server_compression: Option<ServerCompression>,
-    /// Where the server sends incrementally: the files that it builds on.
-    pub parent: Option<Arc<ParentFiles>>,
+    /// The server sends only what changed since the parent.
+    pub incremental: bool,
+    /// Where lists that do not fit memory are sorted.
+    pub scratch: Arc<Scratch>,
 }
 
-/// Everything that was received and stored.
-pub struct Received {
-    /// Sorted by path.
-    pub records: Vec<Record>,
+/// Bytes of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub files: u64,
+    pub total: u64,
+    /// Stored, before compression.
+    pub changed: u64,
+    /// Where the parent has them.
+    pub reused: u64,
+    pub zero: u64,
+    pub packs: u32,
+    /// Records of which the map has to say something, and rows of them all: about as many entries and runs it has.
+    pub entries: u64,
+    pub rows: u64,
+}
+
+/// All files that were received and stored.
+pub struct Files {
+    /// One for each path, in order, as [`Record::encode`] has it.
+    pub records: Merged,
+    /// What they were compared with, and the hashes that the next backup is compared with.
+    pub diff: Diff,
     pub packs: Vec<Arc<PackPlace>>,
+    /// Where the records are.
+    pub scratch: Arc<Scratch>,
+}
+
+/// Everything else that was received.
+pub struct Received {
     pub tablespaces: Vec<TablespaceRow>,
     pub backup_label: Vec<u8>,
     pub tablespace_map: Option<Vec<u8>>,
@@ -55,24 +85,24 @@ pub struct Received {
     pub server_manifest: Option<ServerManifest>,
     pub bad_pages: Vec<BadPage>,
     pub bad_page_count: u64,
-    /// Bytes of pages and files that were stored, before compression.
-    pub plain: u64,
-    /// Bytes that are zero, and stored nowhere.
-    pub zero: u64,
+    pub tally: Tally,
 }
 
 /// The file that is being read.
 struct Current {
     record: Record,
-    /// Number of the next chunk.
-    next: u64,
+    passing: Passing,
     relation: Option<RelationFile>,
     /// The beginning of a chunk that was cut by the end of a piece.
     partial: Vec<u8>,
     /// The content, of the few files that are needed here.
     kept: Option<Vec<u8>>,
     /// Where the server sends only some blocks of the file.
-    delta: Option<Delta>,
+    increment: Option<Increment>,
+    /// The name and the size under which it was sent, and the CRC-32C of that.
+    name: Vec<u8>,
+    sent: u64,
+    crc: u32,
 }
 
 /// Reads what BASE_BACKUP yields.
@@ -80,15 +110,16 @@ pub struct Intake {
     expected: Expected,
     pub(super) sealing: Sealing,
     packer: Packer,
-    hasher: PageHasher,
     /// Undoes the server's compression of the current archive.
     unpack: Option<Unpack>,
+    diff: Diff,
     tar: TarReader,
     /// What the current archive's names are below.
     prefix: Vec<u8>,
     archives: usize,
     current: Option<Current>,
-    records: Vec<Record>,
+    records: Sorter,
+    arrivals: Option<Arrivals>,
     backup_label: Option<Vec<u8>>,
     tablespace_map: Option<Vec<u8>>,
     control: Option<Vec<u8>>,
@@ -96,25 +127,27 @@ pub struct Intake {
     server_manifest: Option<ServerManifest>,
     bad_pages: Vec<BadPage>,
     bad_page_count: u64,
-    zero: u64,
+    tally: Tally,
     outbox: Outbox,
 }
 
 impl Intake {
-    pub fn new(expected: Expected, sealing: Sealing, outbox: Outbox) -> Intake {
+    pub fn new(expected: Expected, diff: Diff, sealing: Sealing, outbox: Outbox) -> Intake {
         let packer = Packer::new(expected.compression, outbox.clone());
-        let hasher = sealing.page_hasher();
+        let records = Sorter::new(expected.scratch.path(), SORTED);
+        let arrivals = Some(Arrivals::new(expected.scratch.clone()));
         Intake {
             expected,
             sealing,
             packer,
-            hasher,
             unpack: None,
+            diff,
             tar: TarReader::new(),
             prefix: Vec::new(),
             archives: 0,
             current: None,
-            records: Vec::new(),
+            records,
+            arrivals,
             backup_label: None,
             tablespace_map: None,
             control: None,
@@ -122,20 +155,20 @@ impl Intake {
             server_manifest: None,
             bad_pages: Vec::new(),
             bad_page_count: 0,
-            zero: 0,
+            tally: Tally::default(),
             outbox,
         }
     }
 
     /// Reads events until the backup is complete. A channel that ends before is an interruption, whose reason the other side knows.
-    pub fn run(mut self, mut events: mpsc::Receiver<BackupEvent>) -> Result<(Received, Sealing)> {
+    pub fn run(mut self, mut events: mpsc::Receiver<BackupEvent>) -> Result<(Received, Files, Sealing)> {
         while let Some(event) = events.blocking_recv() {
             match event {
                 BackupEvent::Archive { index } => self.archive(index)?,
                 BackupEvent::Data(bytes) => self.data(bytes)?,
                 BackupEvent::Manifest => self.manifest_begins()?,
                 BackupEvent::ManifestData(bytes) => match &mut self.check {
-                    Some(check) => check.push(&self.records, &bytes, &mut self.sealing, &self.outbox)?,
+                    Some(check) => check.push(&bytes, &mut self.sealing, &self.outbox)?,
                     None => return Err(refused("the server sent a manifest before it began one")),
                 },
                 BackupEvent::Complete => return self.finish(),
@@ -152,7 +185,7 @@ impl Intake {
         if row.oid.is_some() && !row.location.starts_with('/') {
             // Inside the data directory (15+): no link leads there, and the base archive leaves out all of pg_tblspc.
             let path = self.prefix.strip_suffix(b"/").unwrap_or_default().to_vec();
-            self.records.push(Record::directory(path));
+            self.note(&Record::directory(path))?;
         }
         self.tar = TarReader::new();
         self.unpack = self.expected.server_compression.map(unpack).transpose()?;
@@ -194,11 +227,14 @@ impl Intake {
 
     fn begin(&mut self, member: Member) -> Result<()> {
         let path = [self.prefix.as_slice(), &member.path].concat();
-        if let Some((path, delta)) = Delta::begin(&self.expected, &path, &member)? {
-            let record = Record { sent: Some(member.size), ..Record::new(path, EntryKind::Pages, 0) };
-            let record = Record { mode: member.mode, mtime: member.mtime, ..record };
-            let (relation, delta) = (RelationFile::from_path(&record.path), Some(delta));
-            self.current = Some(Current { record, next: 0, relation, partial: Vec::new(), kept: None, delta });
+        if let Some(begun) = Increment::begin(&self.expected, &mut self.diff, &path, &member)? {
+            let (target, passing, increment) = begun;
+            let Member { size: sent, mode, mtime, .. } = member;
+            let hashes = passing.hashes;
+            let record = Record { mode, mtime, hashes, ..Record::new(target, EntryKind::Pages, 0) };
+            let (relation, increment) = (RelationFile::from_path(&record.path), Some(increment));
+            let (partial, kept, crc) = (Vec::new(), None, 0);
+            self.current = Some(Current { record, passing, relation, partial, kept, increment, name: path, sent, crc });
             return Ok(());
         }
         let relation = RelationFile::from_path(&path).filter(|_| member.size.is_multiple_of(PAGE as u64));
@@ -215,23 +251,26 @@ impl Intake {
         let in_manifest = matches!(path.as_slice(), b"backup_label" | b"tablespace_map");
         let kept = (in_manifest || path == b"global/pg_control").then(Vec::new);
         let Member { size, mode, mtime, link, .. } = member;
-        let record = Record { mode, mtime, link, mapped: !in_manifest, ..Record::new(path, kind, size) };
-        self.current = Some(Current { record, next: 0, relation, partial: Vec::new(), kept, delta: None });
+        let passing = self.diff.begin(&path, kind, size)?;
+        let (base, hashes, name) = (passing.base, passing.hashes, path.clone());
+        let record = Record { mode, mtime, link, mapped: !in_manifest, base, hashes, ..Record::new(path, kind, size) };
+        let (partial, increment, sent, crc) = (Vec::new(), None, size, 0);
+        self.current = Some(Current { record, passing, relation, partial, kept, increment, name, sent, crc });
         Ok(())
     }
 
     fn content(&mut self, bytes: Bytes) -> Result<()> {
         let Some(mut current) = self.current.take() else { return Err(refused("content of no file")) };
-        current.record.crc = crc32c::crc32c_append(current.record.crc, &bytes);
+        current.crc = crc32c::crc32c_append(current.crc, &bytes);
         if let Some(kept) = &mut current.kept {
             if kept.len() as u64 + bytes.len() as u64 > KEPT {
                 return Err(refused(&format!("{} is longer than {KEPT} bytes", current.record.shown())));
             }
             kept.extend_from_slice(&bytes);
         }
-        if let Some(mut delta) = current.delta.take() {
-            self.blocks(&mut current, &mut delta, bytes)?;
-            current.delta = Some(delta);
+        if let Some(mut increment) = current.increment.take() {
+            self.blocks(&mut current, &mut increment, bytes)?;
+            current.increment = Some(increment);
         } else if current.record.mapped {
             self.chunks(&mut current, &bytes)?;
         }
@@ -239,20 +278,33 @@ impl Intake {
         Ok(())
     }
 
-    /// Takes an incremental file apart: blocks that were sent are stored, what nobody has is zero, and the rest stays the parent's.
-    fn blocks(&mut self, current: &mut Current, delta: &mut Delta, bytes: Bytes) -> Result<()> {
-        delta.reader.feed(bytes);
-        while let Some(event) = delta.reader.next_event().map_err(|e| delta.refused(&current.record, &e))? {
+    /// Takes an incremental file apart: blocks that were sent are judged like all others, what nobody has is zero, and the rest stays the parent's.
+    fn blocks(&mut self, current: &mut Current, increment: &mut Increment, bytes: Bytes) -> Result<()> {
+        increment.reader.feed(bytes);
+        while let Some(event) = increment.reader.next_event().map_err(|e| increment.refused(&current.record, &e))? {
             match event {
-                IncrementalEvent::Header(header) => delta.header(&header, &mut current.record),
+                IncrementalEvent::Header(header) => {
+                    increment.header(&header, &mut current.record, &mut current.passing);
+                }
                 IncrementalEvent::Block { number, page } => {
-                    self.zero += delta.zeros(u64::from(number), &mut current.record);
-                    current.next = u64::from(number);
+                    self.pass(current, increment, u64::from(number))?;
                     self.whole_chunks(current, &page)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Passes over what was not sent of a file before this page, which is the next one then.
+    fn pass(&mut self, current: &mut Current, increment: &mut Increment, page: u64) -> Result<()> {
+        let passed = increment.pass(page, &mut self.diff, &mut current.record, &mut current.passing);
+        self.tally.reused += passed.reused;
+        self.tally.zero += passed.zero;
+        if current.passing.next == page {
+            return Ok(());
+        }
+        let (shown, next) = (current.record.shown(), current.passing.next);
+        Err(Error::new(Kind::Failed, format!("expected page {page} of {shown} next, found {next}")))
     }
 
     /// Joins chunks that were cut and passes all whole ones on.
@@ -272,20 +324,25 @@ impl Intake {
         Ok(())
     }
 
-    /// Looks at chunks, of which only the last one of the file may be short, and stores those that are not zero, row by row.
+    /// Looks at chunks, of which only the last one of the file may be short, and stores those that are to be, row by row.
     fn whole_chunks(&mut self, current: &mut Current, bytes: &[u8]) -> Result<()> {
-        let first = current.next;
+        let first = current.passing.next;
         let (mut row, mut hashes) = (first, Vec::new());
         for chunk in bytes.chunks(CHUNK) {
-            if self.is_zero(&current.record, current.relation, chunk, current.next) {
-                self.row(current, bytes, first, row, &mut hashes)?;
-                current.record.zero(current.next);
-                row = current.next + 1;
-                self.zero += chunk.len() as u64;
-            } else {
-                hashes.push(self.hasher.hash(chunk));
+            let (number, len) = (current.passing.next, chunk.len() as u64);
+            let zero = self.is_zero(&current.record, current.relation, chunk, number);
+            let fate = self.diff.judge(&mut current.passing, chunk, zero);
+            if let Fate::Store(hash) = fate {
+                self.tally.changed += len;
+                hashes.push(hash);
+                continue;
             }
-            current.next += 1;
+            self.row(current, bytes, first, row, &mut hashes)?;
+            row = number + 1;
+            *if zero { &mut self.tally.zero } else { &mut self.tally.reused } += len;
+            if fate == Fate::Zero {
+                current.record.zero(number);
+            }
         }
         self.row(current, bytes, first, row, &mut hashes)
     }
@@ -331,9 +388,10 @@ impl Intake {
 
     fn end(&mut self) -> Result<()> {
         let Some(mut current) = self.current.take() else { return Err(refused("the end of no file")) };
-        if let Some(mut delta) = current.delta.take() {
-            delta.reader.finish().map_err(|e| delta.refused(&current.record, &e))?;
-            self.zero += delta.zeros(u64::MAX, &mut current.record);
+        if let Some(mut increment) = current.increment.take() {
+            increment.reader.finish().map_err(|e| increment.refused(&current.record, &e))?;
+            let end = current.record.chunks();
+            self.pass(&mut current, &mut increment, end)?;
         }
         let last = std::mem::take(&mut current.partial);
         self.whole_chunks(&mut current, &last)?;
@@ -343,29 +401,34 @@ impl Intake {
             b"global/pg_control" => self.control = current.kept,
             _ => {}
         }
-        self.records.push(current.record);
-        Ok(())
+        let record = current.record;
+        if record.is_file() {
+            self.tally.files += 1;
+            self.tally.total += record.size;
+            if let Some(arrivals) = &mut self.arrivals {
+                arrivals.push(&current.name, current.sent, current.crc)?;
+            }
+        }
+        self.note(&record)
     }
 
-    /// All archives have passed: nothing is added to the packs any more, and files can be found by name.
+    fn note(&mut self, record: &Record) -> Result<()> {
+        self.tally.rows += record.rows.len() as u64;
+        self.tally.entries += u64::from(record.base.is_none() || !record.rows.is_empty());
+        self.records.push(&record.path, &record.encode())
+    }
+
+    /// All archives have passed: nothing is added to the packs any more, and the server says what it sent.
     fn manifest_begins(&mut self) -> Result<()> {
         self.archive_ends()?;
-        self.sort()?;
-        self.check = Some(ServerCheck::new(&self.records, self.expected.system, self.expected.start));
+        let arrivals = self.arrivals.take().ok_or_else(|| refused("the server began a second manifest"))?;
+        self.check = Some(ServerCheck::new(arrivals, self.expected.system, self.expected.start)?);
         Ok(())
     }
 
-    fn sort(&mut self) -> Result<()> {
-        self.records.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        match self.records.array_windows().find(|[a, b]| a.path == b.path) {
-            Some([twice, _]) => Err(refused(&format!("{} was sent twice", twice.shown()))),
-            None => Ok(()),
-        }
-    }
-
-    fn finish(mut self) -> Result<(Received, Sealing)> {
+    fn finish(mut self) -> Result<(Received, Files, Sealing)> {
         match self.check.take() {
-            Some(check) => self.server_manifest = Some(check.finish(&self.records, &mut self.sealing, &self.outbox)?),
+            Some(check) => self.server_manifest = Some(check.finish(&mut self.sealing, &self.outbox)?),
             None => return Err(refused("the server sent no manifest")),
         }
         if self.archives != self.expected.tablespaces.len() {
@@ -373,10 +436,11 @@ impl Intake {
             return Err(refused(&format!("expected {expected} archives, received {}", self.archives)));
         }
         let missing = |file: &str| refused(&format!("the backup has no {file}"));
-        let plain = self.packer.plain;
+        let packs = self.packer.finish(&mut self.sealing)?;
+        self.tally.packs = packs.len() as u32;
+        let (records, scratch) = (self.records.finish()?, self.expected.scratch);
+        let files = Files { records, diff: self.diff, packs, scratch };
         let received = Received {
-            packs: self.packer.finish(&mut self.sealing)?,
-            records: self.records,
             tablespaces: self.expected.tablespaces,
             backup_label: self.backup_label.ok_or_else(|| missing("backup_label"))?,
             tablespace_map: self.tablespace_map,
@@ -384,10 +448,9 @@ impl Intake {
             server_manifest: self.server_manifest,
             bad_pages: self.bad_pages,
             bad_page_count: self.bad_page_count,
-            plain,
-            zero: self.zero,
+            tally: self.tally,
         };
-        Ok((received, self.sealing))
+        Ok((received, files, self.sealing))
     }
 }
 

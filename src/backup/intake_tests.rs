@@ -1,18 +1,24 @@
 //! The intake without a server: made archives and manifests, whole and wrong.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 use tokio::sync::mpsc;
 
-use super::finish::write_map;
+use super::cache::{Cache, Shelf};
+use super::diff::{Diff, Parent};
+use super::finish::write_maps;
 use super::intake::{Expected, Intake, Received};
+use super::layers::Place;
+use super::parent_files::ParentFiles;
 use super::sealing::Sealing;
 use super::upload::{self, Upload};
 use crate::archive::Archive;
+use crate::disk::scratch::Scratch;
 use crate::error::{Kind, Result};
 use crate::keys::ring::{ReaderRing, WriterRing};
 use crate::keys::setup;
@@ -34,10 +40,10 @@ const START: Lsn = Lsn(0x2000028);
 
 /// Members of the base archive in order, the manifest's lines, and what is cut where.
 #[derive(Clone)]
-struct Made {
-    files: Vec<(String, Vec<u8>)>,
-    manifest: Vec<(String, Vec<u8>)>,
-    pieces: usize,
+pub(super) struct Made {
+    pub(super) files: Vec<(String, Vec<u8>)>,
+    pub(super) manifest: Vec<(String, Vec<u8>)>,
+    pub(super) pieces: usize,
 }
 
 fn made(files: Vec<(String, Vec<u8>)>) -> Made {
@@ -83,7 +89,7 @@ impl Made {
         format!("{text}\"Manifest-Checksum\": \"{sum}\"}}\n").into_bytes()
     }
 
-    fn events(&self) -> Vec<BackupEvent> {
+    pub(super) fn events(&self) -> Vec<BackupEvent> {
         let data = |bytes: Vec<u8>, wrap: fn(Bytes) -> BackupEvent| -> Vec<BackupEvent> {
             bytes.chunks(self.pieces).map(|c| wrap(Bytes::copy_from_slice(c))).collect()
         };
@@ -96,40 +102,74 @@ impl Made {
     }
 }
 
-struct Bench {
+/// How a backup of a [`Bench`] is taken.
+#[derive(Default)]
+pub(super) struct Sent<'a> {
+    pub(super) number: u16,
+    /// Maps of the parent.
+    pub(super) parent: &'a [MapRef],
+    pub(super) cache: Option<Cache>,
+    pub(super) shelf: Option<&'a Shelf>,
+    /// Only what changed since the parent is sent.
+    pub(super) incremental: bool,
+}
+
+/// A repository in memory, and a `state_dir`.
+pub(super) struct Bench {
     archive: Archive,
     ring: Arc<WriterRing>,
-    id: BackupId,
+    dir: tempfile::TempDir,
+    /// What is stored, by name.
+    objects: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     server_compression: Option<ServerCompression>,
 }
 
+/// Plaintext of frames, by backup, pack and number.
+type Frames = BTreeMap<(String, u32, u32), Vec<u8>>;
+
 impl Bench {
-    fn new() -> Bench {
+    pub(super) fn new() -> Bench {
         let (keys, id) = (setup::generate(), RepositoryId([3; 16]));
         let ring = WriterRing::new(id, keys.secret.clone(), Some(&keys.public)).unwrap();
         let reader = ReaderRing::new(id, keys.secret.clone(), Some(&keys.identity)).unwrap();
         let names =
             ClusterNames { cluster: "main".into(), system: SYSTEM, segment_size: SegmentSize::new(1 << 20).unwrap() };
         let repo = Repository::open("file:///nowhere", &|_| None).unwrap();
-        let id = BackupId::new(jiff::Timestamp::from_second(0).unwrap(), TimelineId(1), START, 1);
+        let archive = Archive { repo, names, keys: Arc::new(reader) };
         Bench {
-            archive: Archive { repo, names, keys: Arc::new(reader) },
+            archive,
             ring: Arc::new(ring),
-            id,
+            dir: tempfile::tempdir().unwrap(),
+            objects: Arc::default(),
             server_compression: None,
         }
     }
 
-    /// Runs the intake and the map over these events; what was received, the map's parts, and every object by name.
-    fn take(&self, events: Vec<BackupEvent>) -> Result<(Received, MapRef, BTreeMap<String, Vec<u8>>)> {
+    pub(super) fn id(&self, number: u16) -> BackupId {
+        let time = jiff::Timestamp::from_second(i64::from(number)).unwrap();
+        BackupId::new(time, TimelineId(1), START, number)
+    }
+
+    pub(super) fn shelf(&self) -> Shelf {
+        Shelf::new(self.dir.path(), &self.archive, &self.ring.page_hasher())
+    }
+
+    /// Where page hashes are kept.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.dir.path().join("pages-main")
+    }
+
+    /// Runs the intake and the maps over these events: what was received, the maps, and whether page hashes were kept.
+    pub(super) fn backup(&self, events: Vec<BackupEvent>, sent: Sent<'_>) -> Result<(Received, Vec<MapRef>, bool)> {
+        let Sent { number, parent, cache, shelf, incremental } = sent;
         let (to_store, mut uploads) = upload::channel();
+        let objects = self.objects.clone();
         let store = std::thread::spawn(move || {
-            let mut objects = BTreeMap::new();
             while let Some(Upload { name, bytes, .. }) = uploads.blocking_recv() {
-                assert!(objects.insert(name.clone(), bytes.concat()).is_none(), "{name} twice");
+                assert!(objects.lock().unwrap().insert(name.clone(), bytes.concat()).is_none(), "{name} twice");
             }
-            objects
         });
+        let scratch = Arc::new(Scratch::at(self.dir.path().join("sort-main")).unwrap());
         let expected = Expected {
             system: SYSTEM,
             start: START,
@@ -137,58 +177,87 @@ impl Bench {
             pages_per_segment: None,
             compression: Compression::Lz4,
             server_compression: self.server_compression,
-            parent: None,
+            incremental,
+            scratch: scratch.clone(),
         };
         let (to, from) = mpsc::channel(events.len() + 1);
         events.into_iter().for_each(|e| to.try_send(e).unwrap());
         drop(to);
-        let sealing = Sealing::new(self.archive.clone(), self.ring.clone(), self.id.clone()).unwrap();
-        let taken = Intake::new(expected, sealing, to_store.clone()).run(from).and_then(|(received, mut sealing)| {
-            let maps = write_map(&received.records, &received.packs, None, &mut sealing, &to_store)?;
-            Ok((received, maps.into_iter().next().unwrap()))
+        let id = self.id(number);
+        let sealing = Sealing::new(self.archive.clone(), self.ring.clone(), id.clone()).unwrap();
+        let read = |map: &MapRef, part| Ok(self.map_part(map, part));
+        let older = || Parent { files: ParentFiles::read(parent, &read, &scratch).unwrap(), cache };
+        let older = (!parent.is_empty()).then(older);
+        let unseen = incremental && older.as_ref().is_none_or(|parent| parent.cache.is_none());
+        let kept = shelf.filter(|_| !unseen).map(|shelf| shelf.begin(&id).unwrap());
+        let diff = Diff::new(self.ring.page_hasher(), older, kept);
+        let intake = Intake::new(expected, diff, sealing, to_store.clone()).run(from);
+        let taken = intake.and_then(|(received, files, mut sealing)| {
+            let mut place = Place { sealing: &mut sealing, outbox: &to_store, read: &read };
+            let (maps, kept) = write_maps(files, &received.tally, parent, &mut place)?;
+            Ok((received, maps, kept))
         });
         drop(to_store);
-        let objects = store.join().unwrap();
-        taken.map(|(received, map)| (received, map, objects))
+        store.join().unwrap();
+        taken
     }
 
-    fn files(&self, map: &MapRef, objects: &BTreeMap<String, Vec<u8>>) -> Vec<File> {
-        let (mut merge, mut files) = (Merge::new(std::slice::from_ref(map)), Vec::new());
+    /// A backup of its own: what was received, its map, and how many packs it has.
+    fn take(&self, events: Vec<BackupEvent>) -> Result<(Received, Vec<MapRef>)> {
+        self.objects.lock().unwrap().clear();
+        self.backup(events, Sent::default()).map(|(received, maps, _)| (received, maps))
+    }
+
+    fn map_part(&self, map: &MapRef, part: u32) -> Vec<u8> {
+        let claims = self.archive.claims(ObjectKind::Map, TimelineId(0), Lsn(part.into()));
+        let objects = self.objects.lock().unwrap();
+        let object = &objects[&self.archive.names.map(map.backup.as_str(), part)];
+        open_index(object, &claims, self.archive.keys.as_ref()).unwrap()
+    }
+
+    fn files(&self, maps: &[MapRef]) -> Vec<File> {
+        let (mut merge, mut files) = (Merge::new(maps), Vec::new());
         loop {
             match merge.step().unwrap() {
-                Step::Need { part, .. } => {
-                    let claims = self.archive.claims(ObjectKind::Map, TimelineId(0), Lsn(part.into()));
-                    let object = &objects[&self.archive.names.map(self.id.as_str(), part)];
-                    merge.feed(0, &open_index(object, &claims, self.archive.keys.as_ref()).unwrap()).unwrap();
-                }
+                Step::Need { map, part } => merge.feed(map, &self.map_part(&maps[map], part)).unwrap(),
                 Step::File(file) => files.push(file),
                 Step::End => return files,
             }
         }
     }
 
-    fn content(&self, file: &File, objects: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+    /// Every file of a backup, read from the packs.
+    pub(super) fn laid_back(&self, maps: &[MapRef]) -> BTreeMap<String, Vec<u8>> {
+        let mut frames = BTreeMap::new();
+        let files = self.files(maps);
+        files.iter().map(|f| (String::from_utf8(f.path.clone()).unwrap(), self.content(f, &mut frames))).collect()
+    }
+
+    fn content(&self, file: &File, frames: &mut Frames) -> Vec<u8> {
         let mut bytes = Vec::new();
         for run in &file.runs {
             let len = (run.count * file.kind.unit().unwrap().bytes()) as usize;
             match &run.source {
                 Source::Zero => bytes.resize(bytes.len() + len, 0),
                 Source::Pack { pack, frame, offset } => {
-                    let plain = self.frame(pack, *frame, objects);
+                    let place = (pack.backup.to_string(), pack.number, *frame);
+                    let plain = frames.entry(place).or_insert_with(|| self.frame(pack, *frame));
                     bytes.extend_from_slice(&plain[*offset as usize..*offset as usize + len]);
                 }
             }
         }
+        assert_eq!(bytes.len() as u64, file.size);
         bytes
     }
 
-    fn frame(&self, pack: &PackPlace, frame: u32, objects: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+    fn frame(&self, pack: &PackPlace, frame: u32) -> Vec<u8> {
+        let objects = self.objects.lock().unwrap();
         let object = &objects[&self.archive.names.pack(pack.backup.as_str(), pack.number)];
         assert_eq!(object.len() as u64, pack.len);
         let claims = self.archive.claims(ObjectKind::Pack, TimelineId(0), Lsn(pack.number.into()));
         let opener = Opener::new(&pack.header, &claims, self.archive.keys.as_ref(), true).unwrap();
         let frame0 = opener.frame0(object).unwrap();
-        let contents = Contents::decode(&frame0, &self.id, pack.number).unwrap();
+        let contents = Contents::decode(&frame0, &pack.backup, pack.number).unwrap();
         assert_eq!(contents.frames.len(), pack.frames.len() - 1);
         let place = pack.frames[frame as usize];
         let sealed = &object[place.offset as usize..][..place.len as usize];
@@ -213,7 +282,7 @@ impl Bench {
 }
 
 /// Bytes that do not compress to nothing and differ from page to page.
-fn noise(len: usize, mut seed: u64) -> Vec<u8> {
+pub(super) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
         seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -246,12 +315,10 @@ fn odd_sizes_and_zero_pages_come_back() {
     ]);
     for pieces in [32_768, 1000, 100_003] {
         made.pieces = pieces;
-        let (received, map, objects) = bench.take(made.events()).unwrap();
+        let (received, maps) = bench.take(made.events()).unwrap();
         assert_eq!(received.backup_label, b"label");
-        assert_eq!(received.packs.len(), 2);
-        let files = bench.files(&map, &objects);
-        let found: BTreeMap<_, _> =
-            files.iter().map(|f| (String::from_utf8(f.path.clone()).unwrap(), bench.content(f, &objects))).collect();
+        assert_eq!(received.tally.packs, 2);
+        let (files, found) = (bench.files(&maps), bench.laid_back(&maps));
         let expected: BTreeMap<_, _> = made.files.iter().filter(|(path, _)| path != "backup_label").cloned().collect();
         assert!(found == expected, "pieces of {pieces}");
         let zero = |path: &str| {
@@ -265,7 +332,7 @@ fn odd_sizes_and_zero_pages_come_back() {
         assert_eq!(zero("zeros"), [(0, 20_000)]);
         assert_eq!(zero("pg_subtrans/0000"), [(8192, 16_384), (32_768, 100)]);
         let total: usize = expected.values().map(Vec::len).sum();
-        assert_eq!(received.plain + received.zero, total as u64);
+        assert_eq!(received.tally.changed + received.tally.zero, total as u64);
     }
 }
 
@@ -274,13 +341,13 @@ fn very_many_small_files_end_a_pack_before_its_list_is_too_long() {
     let bench = Bench::new();
     let files = (0..9000).map(|n| (format!("{n:05}/{}", "x".repeat(80)), format!("{n}").into_bytes())).collect();
     let made = made(files);
-    let (received, map, objects) = bench.take(made.events()).unwrap();
-    assert!(received.packs.len() >= 2, "{} packs", received.packs.len());
-    let files = bench.files(&map, &objects);
+    let (received, maps) = bench.take(made.events()).unwrap();
+    assert!(received.tally.packs >= 2, "{:?}", received.tally);
+    let (files, mut frames) = (bench.files(&maps), Frames::new());
     assert_eq!(files.len(), 9001);
     for file in files.iter().step_by(500) {
         let (_, expected) = made.files.iter().find(|(path, _)| path.as_bytes() == file.path).unwrap();
-        assert_eq!(bench.content(file, &objects), *expected);
+        assert_eq!(bench.content(file, &mut frames), *expected);
     }
 }
 
@@ -298,9 +365,33 @@ fn what_the_server_s_manifest_contradicts_is_refused() {
     wrong(&|m| m.manifest[2].1.push(0), "has 4 bytes, received were 3");
     wrong(&|m| drop(m.manifest.remove(2)), "a was received, but the manifest does not name it");
     wrong(&|m| m.manifest.push(("b".into(), Vec::new())), "names \"b\", which was not received");
-    wrong(&|m| m.manifest.push(m.manifest[1].clone()), "twice");
+    wrong(&|m| m.manifest.push(m.manifest[1].clone()), "or not so often");
     wrong(&|m| m.manifest[0].1.push(0), "backup_label");
-    wrong(&|m| m.files.push(m.files[2].clone()), "was sent twice");
+    wrong(&|m| m.files.push(m.files[2].clone()), "was received, but the manifest does not name it");
+    let twice = |m: &mut Made| {
+        m.files.push(m.files[2].clone());
+        m.manifest = m.files.clone();
+    };
+    wrong(&twice, "was sent twice");
+    // In another order than it was sent, the same is found.
+    let reversed = |change: &dyn Fn(&mut Made), words: &str| {
+        let change = |m: &mut Made| {
+            change(m);
+            m.manifest.reverse();
+        };
+        wrong(&change, words);
+    };
+    let mut shuffled = good.clone();
+    shuffled.manifest.reverse();
+    assert!(bench.take(shuffled.events()).is_ok());
+    reversed(&|m| m.manifest[1].1[8192] ^= 1, "CRC-32C of \"base/1/10\"");
+    reversed(&|m| drop(m.manifest.remove(2)), "a was received, but the manifest does not name it");
+    reversed(&|m| m.manifest.push(("b".into(), Vec::new())), "names \"b\", which was not received");
+    reversed(
+        &|m| m.manifest.push(m.manifest[1].clone()),
+        "names \"base/1/10\", which was not received, or not so often",
+    );
+    reversed(&twice, "was sent twice");
     wrong(&|m| m.files.retain(|f| f.0 != "global/pg_control"), "global/pg_control");
 }
 
@@ -341,10 +432,9 @@ fn what_a_server_compressed_comes_back_and_garbage_is_refused() {
     let mut made = made(vec![("base/1/10".into(), pages(100, &[0, 5])), ("a".into(), noise(70_000, 3))]);
     for pieces in [32_768, 333] {
         made.pieces = pieces;
-        let (_, map, objects) = bench.take(compressed(&made, |_| ())).unwrap();
-        for file in bench.files(&map, &objects) {
-            let expected = made.files.iter().find(|(path, _)| path.as_bytes() == file.path).map(|(_, content)| content);
-            assert!(expected == Some(&bench.content(&file, &objects)), "pieces of {pieces}");
+        let (_, maps) = bench.take(compressed(&made, |_| ())).unwrap();
+        for (path, content) in bench.laid_back(&maps) {
+            assert!(made.files.contains(&(path, content)), "pieces of {pieces}");
         }
     }
     bench.refuses(compressed(&made, |packed| packed.truncate(packed.len() - 1)), "ends in the middle");

@@ -1,20 +1,27 @@
 //! Floor 5: base backups; finished only when their WAL is durable.
 //!
 //! ```text
-//! connect → check → wait for the receiver → BASE_BACKUP → intent
-//!   tar stream → files → pages → frames → packs (sealed while the socket goes on)
-//!   → maps → WAL durable to the stop position → manifest
+//! connect → check → wait for the receiver → parent and its page hashes → BASE_BACKUP → intent → look at plans
+//!   tar stream → files → chunks → changed ones → frames → packs (sealed while the socket goes on)
+//!   → maps → WAL durable to the stop position → manifest → page hashes of the parent go
 //! ```
+//!
+//! What is written down of each file between its last byte and the map, and who says what becomes of a chunk: [`record`] and [`diff`].
 //!
 //! [`take()`] is the list of these steps. A backup exists from the moment its manifest does; whatever stops it before leaves objects that
 //! no manifest names.
 
 mod alone;
+mod begin;
+mod cache;
+#[cfg(test)]
+mod chain_tests;
 mod check;
+mod delta;
+mod diff;
 mod finish;
 mod incremental;
 mod incremental_file;
-mod incremental_parent;
 mod intake;
 #[cfg(test)]
 mod intake_tests;
@@ -23,6 +30,8 @@ pub mod layers;
 #[path = "made_maps_tests.rs"]
 mod made_maps;
 mod packer;
+mod parent;
+mod parent_files;
 mod prepare;
 mod record;
 mod sealing;
@@ -60,7 +69,8 @@ pub struct BackupOptions {
     pub full: bool,
     /// Of pages and files; lists and maps are always compressed with zstd.
     pub compression: Compression,
-    /// Where the lock stands that keeps two backups of one cluster on one host apart; `None`: no lock.
+    /// Where the lock stands that keeps two backups of one cluster on one host apart, and the page hashes of the last one; `None`: no lock, and
+    /// everything is stored.
     pub state_dir: Option<PathBuf>,
     /// How long the archive may take to reach where the server is now, before the backup begins.
     pub follow_within: Duration,

@@ -36,13 +36,11 @@ pub struct Packer {
     outbox: Outbox,
     open: Option<Open>,
     packs: Vec<Arc<PackPlace>>,
-    /// Plain bytes stored.
-    pub plain: u64,
 }
 
 impl Packer {
     pub fn new(compression: Compression, outbox: Outbox) -> Packer {
-        Packer { compression, outbox, open: None, packs: Vec::new(), plain: 0 }
+        Packer { compression, outbox, open: None, packs: Vec::new() }
     }
 
     /// Stores consecutive chunks of a file, from number `first` on: all whole, but for the last one of the file. `hashes` has one of each.
@@ -55,7 +53,6 @@ impl Packer {
         mut hashes: &[PageHash],
     ) -> Result<()> {
         let unit = record.kind.unit().unwrap_or(Unit::Bytes);
-        self.plain += bytes.len() as u64;
         while !bytes.is_empty() {
             let number = self.packs.len() as u32;
             let open = match &mut self.open {

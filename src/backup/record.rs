@@ -10,8 +10,11 @@
 
 use std::sync::Arc;
 
+use super::cache::{Known, damaged, kind_code, kind_of};
 use crate::error::{Error, Kind, Result};
+use crate::seal::content::Malformed;
 use crate::seal::content::map::{Entry, EntryKind, PackPlace, Run, Source};
+use crate::seal::content::varint::{Cursor, put, put_bytes, put_signed};
 use crate::seal::page_hash::CHUNK;
 
 /// Bytes in a chunk.
@@ -26,14 +29,12 @@ pub struct Record {
     pub mode: u32,
     pub mtime: i64,
     pub link: Vec<u8>,
-    /// CRC-32C of the content.
-    pub crc: u32,
     /// Whether it goes into the map (backup_label and tablespace_map go into the manifest).
     pub mapped: bool,
-    /// Bytes of the `INCREMENTAL.` file that the server sent in its place.
-    pub sent: Option<u64>,
     /// Size of the parent's file that this one was compared with; `None`: every chunk is in a row.
     pub base: Option<u64>,
+    /// Place of its first page hash among those that are kept for the next backup.
+    pub hashes: u64,
     /// Ascending, without overlaps.
     pub rows: Vec<Row>,
 }
@@ -66,7 +67,7 @@ pub struct Place {
 impl Record {
     pub fn new(path: Vec<u8>, kind: EntryKind, size: u64) -> Record {
         let (link, rows) = (Vec::new(), Vec::new());
-        Record { path, kind, size, mode: 0, mtime: 0, link, crc: 0, mapped: true, sent: None, base: None, rows }
+        Record { path, kind, size, mode: 0, mtime: 0, link, mapped: true, base: None, hashes: 0, rows }
     }
 
     /// A directory that no archive names.
@@ -103,12 +104,6 @@ impl Record {
     pub fn bytes_of(&self, first: u64, count: u64) -> u64 {
         let end = (first + count).saturating_mul(STEP).min(self.size);
         end.saturating_sub(first * STEP)
-    }
-
-    /// Bytes that are the parent's.
-    pub fn kept(&self) -> u64 {
-        let covered: u64 = self.rows.iter().map(|row| self.bytes_of(row.first, row.count)).sum();
-        if self.base.is_some() { self.size.saturating_sub(covered) } else { 0 }
     }
 
     /// The map's entry: rows cut at the borders of frames.
@@ -149,6 +144,61 @@ impl Record {
             (at, left, frame, offset) = (at + taken, left - taken, frame + 1, 0);
         }
         Ok(())
+    }
+
+    /// What is kept of it for the next backup.
+    pub fn known(&self) -> Known {
+        let Record { kind, size, mode, mtime, hashes, .. } = *self;
+        Known { kind, size, mode, mtime, link: self.link.clone(), hashes }
+    }
+
+    /// Everything but the path.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![kind_code(self.kind), u8::from(self.mapped)];
+        put(&mut out, self.size);
+        put(&mut out, u64::from(self.mode));
+        put_signed(&mut out, self.mtime);
+        put_bytes(&mut out, &self.link);
+        put(&mut out, self.hashes);
+        put(&mut out, u64::from(self.base.is_some()));
+        put(&mut out, self.base.unwrap_or_default());
+        for row in &self.rows {
+            put(&mut out, row.first);
+            put(&mut out, row.count);
+            match row.what {
+                What::Zero => put(&mut out, 0),
+                What::Stored(place) => {
+                    put(&mut out, u64::from(place.pack) + 1);
+                    put(&mut out, u64::from(place.frame));
+                    put(&mut out, u64::from(place.offset));
+                }
+            }
+        }
+        out
+    }
+
+    pub fn decode(path: Vec<u8>, bytes: &[u8]) -> Result<Record> {
+        Record::decoded(path, bytes).map_err(damaged)
+    }
+
+    fn decoded(path: Vec<u8>, bytes: &[u8]) -> Result<Record, Malformed> {
+        let mut cursor = Cursor::new("record of a file", bytes);
+        let kind = kind_of(cursor.byte()?).ok_or_else(|| cursor.bad("unknown kind of file"))?;
+        let mapped = cursor.byte()? != 0;
+        let (size, mode, mtime) = (cursor.number()?, cursor.small()?, cursor.signed()?);
+        let (link, hashes) = (cursor.bytes()?.to_vec(), cursor.number()?);
+        let (compared, base) = (cursor.number()? != 0, cursor.number()?);
+        let mut rows = Vec::new();
+        while !cursor.is_empty() {
+            let (first, count) = (cursor.number()?, cursor.number()?);
+            let what = match cursor.small()?.checked_sub(1) {
+                None => What::Zero,
+                Some(pack) => What::Stored(Place { pack, frame: cursor.small()?, offset: cursor.small()? }),
+            };
+            rows.push(Row { first, count, what });
+        }
+        let base = compared.then_some(base);
+        Ok(Record { path, kind, size, mode, mtime, link, mapped, base, hashes, rows })
     }
 
     /// Only a mistake of ours leads here; a map that names bytes which are not there must not be written.

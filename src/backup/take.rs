@@ -7,27 +7,27 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::alone::lock;
-use super::finish::{self, Base, Span, made_by};
-use super::incremental::{self, Asked};
-use super::incremental_parent::{self, ParentFiles};
-use super::intake::{Expected, Intake, Received};
+use super::begin::{Begun, Local, announce, begin};
+use super::cache::Shelf;
+use super::diff::{Diff, Parent};
+use super::finish::{self, Said, Span, made_by};
+use super::intake::{Expected, Files, Intake, Received};
 use super::layers;
+use super::parent::{self, Chosen, Reuse};
 use super::prepare::{self, Prepared};
 use super::sealing::{Sealing, fill_random};
-use super::state::{host, state_id};
 use super::upload::{self, store_all};
 use super::wal::{self, Reach, Reached, WalWatch};
 use super::{BackupOptions, Outcome, Progress};
 use crate::archive::Archive;
+use crate::disk::scratch::Scratch;
 use crate::error::{Context, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::net::{Connection, Conninfo};
-use crate::pg::{Lsn, MajorVersion, TimelineId};
 use crate::seal::content::BackupId;
-use crate::seal::content::intent::Intent;
-use crate::seal::content::manifest::{Manifest, Tombstone};
+use crate::seal::content::manifest::{Manifest, Tombstone, Transfer};
 use crate::seal::header::ObjectKind;
-use crate::wire::command::{BackupEvent, BaseBackupOptions, TablespaceRow};
+use crate::wire::command::BackupEvent;
 
 /// Events between the socket and the intake: at most 2 MiB of data.
 const QUEUE: usize = 64;
@@ -35,17 +35,6 @@ const QUEUE: usize = 64;
 const TELL: Duration = Duration::from_millis(200);
 /// How long giving a failed backup up may take.
 const GIVE_UP: Duration = Duration::from_secs(10);
-
-/// What BASE_BACKUP said at its beginning.
-struct Begun {
-    start: Lsn,
-    timeline: TimelineId,
-    tablespaces: Vec<TablespaceRow>,
-    started_at: Timestamp,
-    /// Where the server sends incrementally.
-    parent: Option<(Manifest, Arc<ParentFiles>)>,
-    why_full: Option<String>,
-}
 
 /// Takes a base backup of the server into the archive. The archive must be followed by a receiver: `Kind::Slot` when it is not. Dropping the future
 /// ends the backup and leaves no manifest.
@@ -71,144 +60,144 @@ pub async fn take_with(
 ) -> Result<Outcome> {
     let clock = Instant::now();
     let _lock = lock(archive, options).await?;
-    let mut avoid = options.full.then(|| "a full transfer was asked for".to_owned());
+    let local = local(archive, &ring, options).await?;
+    let mut avoid = None;
     loop {
         let mut prepared = prepare::connect(archive, server, options).await?;
         prepare::follow(&prepared, watch, options).await?;
-        let begun = begin(archive, &mut prepared.connection, options, avoid.take()).await?;
+        let (begun, reuse) = begin(archive, &mut prepared.connection, &local, options, avoid.take()).await?;
         let mut random = [0; 2];
         fill_random(&mut random)?;
         let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
         let mut sealing = Sealing::new(archive.clone(), ring.clone(), id.clone())?;
-        announce(archive, &begun, &mut sealing, options).await?;
-        let lost = match lost_parent(archive, &begun).await {
-            Ok(lost) => lost,
+        announce(archive, &begun, reuse.as_ref(), &mut sealing, options).await?;
+        let taken = async {
+            let job = match look(archive, begun, reuse, &local).await? {
+                Ok(job) => job,
+                Err(lost) => return Ok(Err(lost)),
+            };
+            copy(archive, prepared, job, sealing, options, watch).await.map(Ok)
+        };
+        match taken.await {
+            Ok(Ok((manifest, waited_for_wal))) => {
+                return Ok(Outcome { manifest, elapsed: clock.elapsed(), waited_for_wal });
+            }
+            Ok(Err(lost)) => {
+                // Nothing was received yet; the connection is dropped with what the server has begun.
+                give_up(archive, ring.clone(), id, &Error::new(Kind::Interrupted, lost.clone())).await;
+                avoid = Some(lost);
+            }
             Err(error) => {
                 give_up(archive, ring, id.clone(), &error).await;
                 return Err(error.context(format_args!("backup {id}")));
             }
-        };
-        if let Some(lost) = lost {
-            // Nothing was received yet; the connection is dropped with what the server has begun.
-            give_up(archive, ring.clone(), id, &Error::new(Kind::Interrupted, lost.clone())).await;
-            avoid = Some(lost);
-            continue;
         }
-        let taken = copy(archive, prepared, begun, sealing, options, watch).await;
-        return match taken {
-            Ok((manifest, waited_for_wal)) => Ok(Outcome { manifest, elapsed: clock.elapsed(), waited_for_wal }),
-            Err(error) => {
-                give_up(archive, ring, id.clone(), &error).await;
-                Err(error.context(format_args!("backup {id}")))
-            }
-        };
     }
 }
 
-/// Why the parent may not be built on, now that everyone can see that it is going to be.
-async fn lost_parent(archive: &Archive, begun: &Begun) -> Result<Option<String>> {
-    let Some((parent, _)) = &begun.parent else { return Ok(None) };
-    let look = archive.look_before_reuse(Some(&parent.id)).await?;
-    Ok(look.parent.is_none().then(|| format!("an expiry may be deleting backup {}", parent.id)))
+/// The places of this host; what a killed run left in them is removed. The lock is held.
+async fn local(archive: &Archive, ring: &WriterRing, options: &BackupOptions) -> Result<Local> {
+    let shelf = options.state_dir.as_deref().map(|dir| Shelf::new(dir, archive, &ring.page_hasher()));
+    let own = options.state_dir.as_ref().map(|dir| dir.join(format!("sort-{}", archive.names.cluster)));
+    let scratch = blocking(move || own.map_or_else(Scratch::temporary, Scratch::at)).await?;
+    Ok(Local { shelf, scratch: Arc::new(scratch) })
 }
 
-/// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first. `avoid` is why it shall send everything.
-async fn begin(
+/// A backup that is announced: what it builds on, and where what the next one is compared with goes.
+struct Job {
+    begun: Begun,
+    chosen: Option<Chosen>,
+    local: Local,
+}
+
+/// Whether what is to be built on may be, now that everyone can see that it is going to be. The inner error is why an incremental transfer is no use; of a
+/// full one everything is stored then.
+async fn look(
     archive: &Archive,
-    connection: &mut Connection,
-    options: &BackupOptions,
-    avoid: Option<String>,
-) -> Result<Begun> {
-    options.tell(Progress::Checkpoint);
-    let command = BaseBackupOptions {
-        label: options.label.clone(),
-        fast_checkpoint: options.fast_checkpoint,
-        max_rate: options.max_rate,
-        manifest: true,
-        compression: options.server_compression,
-        ..BaseBackupOptions::default()
+    mut begun: Begun,
+    reuse: Option<Reuse>,
+    local: &Local,
+) -> Result<std::result::Result<Job, String>> {
+    let chosen = match reuse {
+        None => None,
+        Some(reuse) => match parent::look(archive, reuse, &local.scratch).await? {
+            Ok(chosen) => Some(chosen),
+            Err(lost) if begun.transfer == Transfer::Incremental => return Ok(Err(lost)),
+            Err(lost) => {
+                begun.why_full = begun.why_full.map(|why| parent::everything(&why, &lost));
+                None
+            }
+        },
     };
-    let parent = match avoid {
-        Some(why) => Err(why),
-        None if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
-        None => incremental_parent::newest(archive).await?,
-    };
-    let Asked { first, files, why_full } =
-        incremental::ask(connection, archive, parent.as_ref().map_err(String::clone), &command).await?;
-    match first {
-        BackupEvent::Start { lsn, timeline, tablespaces } => {
-            let parent = parent.ok().zip(files.map(Arc::new));
-            Ok(Begun { start: lsn, timeline, tablespaces, started_at: Timestamp::now(), parent, why_full })
-        }
-        other => Err(Error::new(Kind::Server, format!("expected the start of a base backup, found {other:?}"))),
-    }
-}
-
-/// Creates the intent: before the first pack, so that an expiry sees it.
-async fn announce(archive: &Archive, begun: &Begun, sealing: &mut Sealing, options: &BackupOptions) -> Result<()> {
-    let state_dir = options.state_dir.clone();
-    let state = blocking(move || state_id(state_dir.as_deref())).await?;
-    let intent = Intent {
-        version: Intent::VERSION,
-        id: sealing.id.clone(),
-        cluster: archive.names.cluster.clone(),
-        system: archive.names.system,
-        started_at: begun.started_at,
-        reuses: begun.parent.iter().map(|(parent, _)| parent.id.to_string()).collect(),
-        state,
-        made_by: made_by(),
-        host: host(),
-    };
-    let upload = sealing.index(ObjectKind::Intent, 0, &intent.encode())?;
-    upload.put(&archive.repo, options.put_limit).await.map(|_| ()).context("cannot announce the backup")
+    Ok(Ok(Job { begun, chosen, local: local.clone() }))
 }
 
 /// From the first archive to the manifest.
 async fn copy(
     archive: &Archive,
     prepared: Prepared,
-    begun: Begun,
+    job: Job,
     sealing: Sealing,
     options: &BackupOptions,
     watch: &dyn WalWatch,
 ) -> Result<(Manifest, Duration)> {
     let version_num = prepared.connection.version_num();
-    let parent = begun.parent.clone();
-    let read_part = layers::from_repository(archive, &tokio::runtime::Handle::current());
     let server = prepared.connection.same_server().clone();
+    let Job { begun, chosen, local } = job;
+    let (parent, built_on) = chosen.map(|c| (c.manifest, Parent { files: c.files, cache: c.cache })).unzip();
+    let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?;
     let (span, transferred) = tokio::select! {
-        received = receive(archive, prepared, &begun, sealing, options) => received?,
+        received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options) => received?,
         error = wal::attend(watch, &server, begun.timeline, begun.start) => return Err(error),
     };
-    let Transferred { received, mut sealing, read, stored } = transferred;
-    options.tell(Progress::Mapping { files: received.records.len() as u64 });
+    let Transferred { received, files, mut sealing, read, stored } = transferred;
+    options.tell(Progress::Mapping { files: received.tally.files });
     let (to, from) = upload::channel();
+    let read_part = layers::from_repository(archive, &tokio::runtime::Handle::current());
+    let (older, tally) = (parent.as_ref().map_or(Vec::new(), |p| p.maps.clone()), received.tally);
     let write = blocking(move || {
-        let base = parent.as_ref().map(|(manifest, files)| Base { files, maps: &manifest.maps, read: &read_part });
-        let maps = finish::write_map(&received.records, &received.packs, base, &mut sealing, &to)?;
+        let mut target = layers::Place { sealing: &mut sealing, outbox: &to, read: &read_part };
+        let written = finish::write_maps(files, &tally, &older, &mut target)?;
         drop(to);
-        Ok((maps, received, sealing))
+        Ok((written, sealing))
     });
-    let (mapped, (maps, received, mut sealing)) =
+    let (mapped, ((maps, kept), mut sealing)) =
         tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write)?;
-    let mut manifest = finish::manifest(archive, &received, &span, &options.label, version_num, maps)?;
-    manifest.why_full = begun.why_full;
-    if let Some((parent, _)) = begun.parent {
-        finish::build_on(&mut manifest, parent);
-    }
+    let (id, label) = (sealing.id.clone(), &options.label);
+    let Begun { transfer, why_full, .. } = begun;
+    let said = Said { id: &id, label, version_num, maps, parent: parent.as_ref(), transfer, why_full };
+    let mut manifest = finish::manifest(archive, &received, &span, said)?;
     manifest.sizes.read = read;
     manifest.sizes.stored = stored + mapped;
     let waiting = Instant::now();
     wait_for_wal(&span, options, watch, &server).await?;
     let waited = waiting.elapsed();
-    archive.demand_intent(&manifest.id).await?;
+    archive.demand_intent(&id).await?;
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
+    if let Some(shelf) = local.shelf {
+        blocking(move || Ok(shelf.settle(&id, kept))).await?;
+    }
     Ok((manifest, waited))
+}
+
+/// Opens what is compared, and what is kept for the next time. Where that cannot be kept, the backup goes on all the same: so of an incremental transfer over a
+/// parent whose hashes are not here, since nobody sees the pages that are not sent.
+async fn begin_diff(
+    sealing: &Sealing,
+    transfer: Transfer,
+    parent: Option<Parent>,
+    shelf: Option<Shelf>,
+) -> Result<Diff> {
+    let (id, hasher) = (sealing.id.clone(), sealing.page_hasher());
+    let unseen = transfer == Transfer::Incremental && parent.as_ref().is_none_or(|parent| parent.cache.is_none());
+    let kept = blocking(move || Ok(shelf.filter(|_| !unseen).and_then(|shelf| shelf.begin(&id)))).await?;
+    Ok(Diff::new(hasher, parent, kept))
 }
 
 struct Transferred {
     received: Received,
+    files: Files,
     sealing: Sealing,
     read: u64,
     stored: u64,
@@ -219,6 +208,8 @@ async fn receive(
     archive: &Archive,
     prepared: Prepared,
     begun: &Begun,
+    diff: Diff,
+    scratch: Arc<Scratch>,
     sealing: Sealing,
     options: &BackupOptions,
 ) -> Result<(Span, Transferred)> {
@@ -229,15 +220,16 @@ async fn receive(
         pages_per_segment: prepared.pages_per_segment,
         compression: options.compression,
         server_compression: options.server_compression,
-        parent: begun.parent.as_ref().map(|(_, files)| files.clone()),
+        incremental: begun.transfer == Transfer::Incremental,
+        scratch,
     };
     let (to_intake, events) = mpsc::channel(QUEUE);
     let (to_store, uploads) = upload::channel();
-    let intake = blocking(move || Intake::new(expected, sealing, to_store).run(events));
+    let intake = blocking(move || Intake::new(expected, diff, sealing, to_store).run(events));
     let feed = feed(prepared.connection, to_intake, begun, options);
     let store = store_all(&archive.repo, uploads, options.put_limit);
-    let ((span, read), (received, sealing), stored) = tokio::try_join!(feed, intake, store)?;
-    Ok((span, Transferred { received, sealing, read, stored }))
+    let ((span, read), (received, files, sealing), stored) = tokio::try_join!(feed, intake, store)?;
+    Ok((span, Transferred { received, files, sealing, read, stored }))
 }
 
 /// Passes events from the socket to the intake until the server has said that the backup is complete.

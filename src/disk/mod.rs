@@ -9,5 +9,6 @@ pub mod lay;
 pub mod lock;
 pub mod medium;
 pub mod private;
+pub mod scratch;
 pub mod sorted;
 pub mod tail_file;

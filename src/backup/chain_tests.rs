@@ -1,0 +1,255 @@
+//! Backup after backup without a server: what is laid back is always what was sent, and what is stored is only what changed.
+
+use std::collections::BTreeMap;
+
+use super::cache::Shelf;
+use super::intake_tests::{Bench, Made, Sent, noise};
+use crate::seal::content::BackupId;
+use crate::seal::content::manifest::MapRef;
+use crate::seal::page_hash::CHUNK;
+
+type Tree = BTreeMap<String, Vec<u8>>;
+
+/// A small generator (SplitMix64), replayed by its seed.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % limit.max(1)
+    }
+
+    fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
+    }
+
+    fn content(&mut self) -> Vec<u8> {
+        let len = match self.below(6) {
+            0 => 0,
+            1 => self.below(300),
+            2 => self.below(40_000),
+            _ => self.below(14) * CHUNK as u64,
+        };
+        let mut bytes = noise(len as usize, self.below(u64::MAX));
+        for chunk in bytes.chunks_mut(CHUNK) {
+            if self.one_in(6) {
+                chunk.fill(0);
+            }
+        }
+        bytes
+    }
+}
+
+/// What a server does between two backups.
+fn live(tree: &mut Tree, chance: &mut Chance) {
+    for _ in 0..chance.below(6) {
+        let (name, content) = (format!("base/{}/{}", chance.below(2), chance.below(12)), chance.content());
+        tree.insert(name, content);
+        tree.insert(format!("pg_xact/{}", chance.below(4)), chance.content());
+    }
+    let names: Vec<String> = tree.keys().filter(|name| *name != CONTROL).cloned().collect();
+    for name in names {
+        let bytes = tree.get_mut(&name).unwrap();
+        match chance.below(12) {
+            0 => drop(tree.remove(&name)),
+            1 => bytes.truncate(chance.below(bytes.len() as u64 + 1) as usize),
+            2 => bytes.truncate(chance.below(bytes.len() as u64 / CHUNK as u64 + 1) as usize * CHUNK),
+            3 => bytes.extend(chance.content()),
+            4 | 5 if !bytes.is_empty() => {
+                for _ in 0..chance.below(5) {
+                    let at = chance.below(bytes.len() as u64) as usize;
+                    bytes[at] ^= 1;
+                }
+            }
+            6 => {
+                for chunk in bytes.chunks_mut(CHUNK) {
+                    if chance.one_in(4) {
+                        chunk.fill(0);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+const CONTROL: &str = "global/pg_control";
+
+fn pages(name: &str, bytes: &[u8]) -> bool {
+    name.starts_with("base/") && bytes.len().is_multiple_of(CHUNK)
+}
+
+/// Bytes that differ from the same place in the parent, zeros not counted; bytes that are the parent's; and bytes that are zero.
+fn differences(tree: &Tree, parent: Option<&Tree>) -> (u64, u64, u64) {
+    let (mut changed, mut reused, mut zero) = (0, 0, 0);
+    for (name, bytes) in tree {
+        let before = parent.and_then(|p| p.get(name)).filter(|b| pages(name, b) == pages(name, bytes));
+        for (number, chunk) in bytes.chunks(CHUNK).enumerate() {
+            let same = before.and_then(|b| b.chunks(CHUNK).nth(number)) == Some(chunk);
+            let count = match (chunk.iter().all(|b| *b == 0), same) {
+                (true, _) => &mut zero,
+                (false, true) => &mut reused,
+                (false, false) => &mut changed,
+            };
+            *count += chunk.len() as u64;
+        }
+    }
+    (changed, reused, zero)
+}
+
+/// A complete backup: what it holds.
+struct Taken {
+    id: BackupId,
+    maps: Vec<MapRef>,
+    tree: Tree,
+}
+
+struct Story {
+    bench: Bench,
+    shelf: Shelf,
+    taken: Vec<Taken>,
+    chance: Chance,
+    /// Something happened to what is kept, and no backup has been whole since.
+    damaged: bool,
+}
+
+impl Story {
+    fn new(seed: u64) -> Story {
+        let bench = Bench::new();
+        let shelf = bench.shelf();
+        Story { bench, shelf, taken: Vec::new(), chance: Chance(seed), damaged: false }
+    }
+
+    fn sent(&mut self, tree: &Tree) -> Made {
+        let mut files: Vec<(String, Vec<u8>)> = tree.iter().map(|(n, b)| (n.clone(), b.clone())).collect();
+        // Servers send files in the order of the directory, which is none.
+        for at in (1..files.len()).rev() {
+            files.swap(at, self.chance.below(at as u64 + 1) as usize);
+        }
+        files.insert(0, ("backup_label".to_owned(), b"label".to_vec()));
+        let mut made = Made { manifest: files.clone(), files, pieces: 1 + self.chance.below(50_000) as usize };
+        if self.chance.one_in(4) {
+            made.manifest.reverse();
+        }
+        made
+    }
+
+    /// Damages or removes what is kept, as disks and people do; whether anything may be missed now.
+    fn mishap(&mut self) -> bool {
+        let files: Vec<_> = std::fs::read_dir(self.bench.folder()).into_iter().flatten().flatten().collect();
+        let Some(file) = files.get(self.chance.below(files.len().max(1) as u64) as usize) else { return false };
+        let mut bytes = std::fs::read(file.path()).unwrap();
+        match self.chance.below(8) {
+            0 => std::fs::remove_dir_all(self.bench.folder()).unwrap(),
+            1 => std::fs::remove_file(file.path()).unwrap(),
+            2 => {
+                bytes.truncate(self.chance.below(bytes.len() as u64) as usize);
+                std::fs::write(file.path(), bytes).unwrap();
+            }
+            3 | 4 if !bytes.is_empty() => {
+                let at = self.chance.below(bytes.len() as u64) as usize;
+                bytes[at] ^= 1 << self.chance.below(8);
+                std::fs::write(file.path(), bytes).unwrap();
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// The newest complete backup whose hashes are there and whole, as a backup chooses it.
+    fn parent(&self) -> Option<(&Taken, super::cache::Cache)> {
+        self.shelf.held().into_iter().find_map(|id| {
+            let taken = self.taken.iter().find(|t| t.id == id)?;
+            Some((taken, self.shelf.open(&id)?))
+        })
+    }
+
+    fn backup(&mut self, number: u16, tree: &Tree) {
+        let made = self.sent(tree);
+        self.damaged |= self.mishap();
+        let (dies, unsettled) = (self.chance.one_in(6), self.chance.one_in(5));
+        let mut events = made.events();
+        if dies {
+            events.truncate(self.chance.below(events.len() as u64) as usize);
+        }
+        let parent = self.parent();
+        let (older, before) = parent.as_ref().map_or((Vec::new(), None), |(t, _)| (t.maps.clone(), Some(&t.tree)));
+        let (changed, reused, zero) = differences(tree, before);
+        let sent = Sent {
+            number,
+            parent: &older,
+            cache: parent.map(|(_, cache)| cache),
+            shelf: Some(&self.shelf),
+            incremental: false,
+        };
+        let taken = self.bench.backup(events, sent);
+        let Ok((received, maps, kept)) = taken else {
+            assert!(dies, "{:?}", taken.err());
+            return;
+        };
+        assert!(!dies && kept && maps.len() <= 16);
+        let tally = received.tally;
+        assert_eq!((tally.changed + tally.reused, tally.zero), (changed + reused, zero));
+        if std::mem::take(&mut self.damaged) {
+            assert!(tally.changed >= changed, "{tally:?}, expected at least {changed}");
+        } else {
+            assert_eq!(tally.changed, changed);
+        }
+        let id = self.bench.id(number);
+        self.taken.push(Taken { id: id.clone(), maps, tree: tree.clone() });
+        // Killed between the manifest and this: both stay, and the newer one counts.
+        if !unsettled {
+            self.shelf.settle(&id, kept);
+            assert_eq!(self.shelf.held(), [id]);
+        }
+    }
+}
+
+#[test]
+fn whatever_happens_between_backups_each_is_what_was_sent() {
+    let first = std::env::var("WALRECV_SEED").ok().map(|text| text.parse::<u64>().expect("a decimal number"));
+    let seeds = first.map_or(1..=12, |seed| seed..=seed);
+    for seed in seeds {
+        println!("replay with WALRECV_SEED={seed}");
+        let mut story = Story::new(seed);
+        let mut tree = Tree::from([(CONTROL.to_owned(), vec![9; CHUNK])]);
+        for number in 0..12 {
+            live(&mut tree, &mut story.chance);
+            tree.get_mut(CONTROL).unwrap()[0] = number as u8;
+            story.backup(number, &tree);
+        }
+        for taken in &story.taken {
+            let found = story.bench.laid_back(&taken.maps);
+            let same = found == taken.tree;
+            assert!(same, "seed {seed}: backup {} differs from what was sent", taken.id);
+        }
+    }
+}
+
+#[test]
+fn hashes_of_another_backup_or_secret_are_no_parent() {
+    let mut story = Story::new(1);
+    let tree = Tree::from([(CONTROL.to_owned(), vec![9; CHUNK]), ("a".to_owned(), noise(30_000, 1))]);
+    story.chance = Chance(u64::MAX);
+    let (one, two) = (story.bench.id(1), story.bench.id(2));
+    let made = story.sent(&tree);
+    let sent = Sent { number: 1, parent: &[], cache: None, shelf: Some(&story.shelf), incremental: false };
+    story.bench.backup(made.events(), sent).unwrap();
+    assert!(story.shelf.open(&one).is_some());
+    for part in ["index", "hashes"] {
+        let name = |id: &BackupId| story.bench.folder().join(format!("{id}.{part}"));
+        std::fs::copy(name(&one), name(&two)).unwrap();
+    }
+    assert!(story.shelf.open(&two).is_none(), "renamed");
+    let other = Bench::new();
+    let elsewhere = other.shelf();
+    std::fs::create_dir_all(other.folder()).unwrap();
+    for part in ["index", "hashes"] {
+        let name = format!("{one}.{part}");
+        std::fs::copy(story.bench.folder().join(&name), other.folder().join(&name)).unwrap();
+    }
+    assert!(elsewhere.open(&one).is_none(), "hashed with another secret");
+    assert!(story.shelf.open(&one).is_some());
+}

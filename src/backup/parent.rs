@@ -1,0 +1,196 @@
+//! Which earlier backup a new one builds on: by blocks that the server says have changed, by the page hashes that are kept here, or by both.
+//!
+//! Everything that a backup reuses is of one complete backup, the one that its intent names: the files that its maps list, its maps, its page hashes.
+//! Where anything speaks against it, everything is stored.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::cache::{Cache, Shelf};
+use super::incremental;
+use super::layers;
+use super::parent_files::ParentFiles;
+use super::take::blocking;
+use crate::archive::Archive;
+use crate::disk::scratch::Scratch;
+use crate::error::{Kind, Result};
+use crate::net::Connection;
+use crate::pg::MajorVersion;
+use crate::seal::content::BackupId;
+use crate::seal::content::manifest::{Backup, Manifest};
+
+/// Checks of the repository that are asked about the parent, the newest ones.
+const CHECKS: usize = 8;
+
+/// What there is to build on, before the server is asked and anyone is told.
+pub struct Choice {
+    /// For an incremental transfer: the newest complete backup, or why there is none.
+    pub newest: Result<Manifest, String>,
+    /// The newest complete backup whose page hashes are here, or why there is none.
+    pub hashed: Result<Hashed, String>,
+}
+
+/// A complete backup whose page hashes are here.
+pub struct Hashed {
+    pub id: BackupId,
+    pub cache: Cache,
+}
+
+/// The backup that is built on, announced or about to be.
+pub struct Reuse {
+    pub id: BackupId,
+    /// Read already, or not.
+    pub files: Option<ParentFiles>,
+    pub cache: Option<Cache>,
+}
+
+/// A parent that may be used: nobody deletes it any more.
+pub struct Chosen {
+    pub manifest: Manifest,
+    pub files: ParentFiles,
+    pub cache: Option<Cache>,
+}
+
+/// Looks for them. `full`: nothing is to be reused; `avoid` is why the transfer shall be full, whatever it can be compared with.
+///
+/// Errors: a repository or a server that does not answer. Manifests and page hashes that are damaged are no parent.
+pub async fn choose(
+    archive: &Archive,
+    connection: &mut Connection,
+    shelf: Option<&Shelf>,
+    full: bool,
+    avoid: Option<String>,
+) -> Result<Choice> {
+    if full {
+        let asked = || "a full transfer was asked for".to_owned();
+        return Ok(Choice { newest: Err(asked()), hashed: Err(asked()) });
+    }
+    let fitness = Fitness::ask(archive, connection).await?;
+    let newest = match avoid {
+        Some(why) => Err(why),
+        None if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
+        None => match archive.list_backups().await?.complete.pop() {
+            Some(parent) => fitness.of(&parent).map(|()| parent),
+            None => Err("there is no earlier backup to build on".to_owned()),
+        },
+    };
+    let hashed = match shelf {
+        Some(shelf) => hashed(archive, shelf, &fitness).await?,
+        None => Err("no state_dir is given, which keeps page hashes".to_owned()),
+    };
+    Ok(Choice { newest, hashed })
+}
+
+/// What speaks against a parent.
+struct Fitness {
+    /// Backups that a check found hurt: what is missing of them would be missing in every backup after them.
+    hurt: Vec<String>,
+    checksums: bool,
+}
+
+impl Fitness {
+    async fn ask(archive: &Archive, connection: &mut Connection) -> Result<Fitness> {
+        let hurt = archive.verified(CHECKS).await?.into_iter().flat_map(|(_, check)| check.hurt).collect();
+        Ok(Fitness { hurt, checksums: connection.show("data_checksums").await? == "on" })
+    }
+
+    fn of(&self, parent: &Manifest) -> Result<(), String> {
+        if self.hurt.iter().any(|id| id == parent.id.as_str()) {
+            return Err(format!("`walrecv verify` found backup {} hurt", parent.id));
+        }
+        // pg_checksums rewrites every page, and no WAL tells of it: the server's summaries do not know.
+        if (parent.control.data_checksum_version != 0) != self.checksums {
+            let said = if self.checksums { "on" } else { "off" };
+            return Err(format!("data_checksums is {said}, and was not at backup {}", parent.id));
+        }
+        // A repair beside the server leaves no WAL either; and a damaged page is named by the backup that has read it.
+        match parent.bad_page_count {
+            0 => Ok(()),
+            bad => Err(format!("backup {} has {bad} pages with a wrong checksum", parent.id)),
+        }
+    }
+}
+
+/// The newest complete backup whose page hashes are on the shelf. What stands there of backups that never became complete is removed.
+async fn hashed(archive: &Archive, shelf: &Shelf, fitness: &Fitness) -> Result<Result<Hashed, String>> {
+    let looked = shelf.clone();
+    let held = blocking(move || Ok(looked.held())).await?;
+    let mut why = "no page hashes of an earlier backup are kept here".to_owned();
+    for id in held {
+        match archive.backup(&id).await {
+            Ok(Some(Backup::Complete(manifest))) => {
+                if let Err(why) = fitness.of(&manifest) {
+                    return Ok(Err(why));
+                }
+                let (shelf, of) = (shelf.clone(), id.clone());
+                match blocking(move || Ok(shelf.open(&of))).await? {
+                    Some(cache) => return Ok(Ok(Hashed { id, cache })),
+                    None => why = format!("the page hashes of backup {id} are damaged, or were kept with another key"),
+                }
+            }
+            Ok(_) => shelf.forget(&id),
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Key) => {
+                tracing::warn!(%error, "backup {id} cannot be reused");
+                why = format!("the manifest of backup {id} cannot be read");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Err(why))
+}
+
+impl Choice {
+    /// What is built on, now that the server has said how it sends, and what the manifest says of that: `why_full` is the server's side of it, `files`
+    /// are those of `newest`.
+    pub fn settle(self, why_full: Option<String>, files: Option<ParentFiles>) -> (Option<Reuse>, Option<String>) {
+        let newest = self.newest.ok().map(|manifest| manifest.id);
+        let Some(why) = why_full else {
+            // Hashes of any other backup say nothing of what is not sent.
+            let cache = self.hashed.ok().filter(|hashed| Some(&hashed.id) == newest.as_ref());
+            return (newest.map(|id| Reuse { id, files, cache: cache.map(|hashed| hashed.cache) }), None);
+        };
+        match self.hashed {
+            Ok(Hashed { id, cache }) => {
+                let files = files.filter(|_| newest.as_ref() == Some(&id));
+                (Some(Reuse { id, files, cache: Some(cache) }), Some(why))
+            }
+            Err(nothing) => (None, Some(everything(&why, &nothing))),
+        }
+    }
+}
+
+/// Why the server sent everything, and why everything was stored.
+pub fn everything(sent: &str, stored: &str) -> String {
+    if sent == stored { sent.to_owned() } else { format!("{sent}; all of it is stored: {stored}") }
+}
+
+/// The look after the announcement: only now is it known that nobody deletes what the parent needs. The inner error is why it cannot be built on.
+pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Result<Result<Chosen, String>> {
+    let Reuse { id, files, cache } = reuse;
+    let Some(manifest) = archive.look_before_reuse(Some(&id)).await?.parent else {
+        return Ok(Err(format!("an expiry may be deleting backup {id}")));
+    };
+    let files = match files {
+        Some(files) => Ok(files),
+        None => self::files(archive, &manifest, scratch).await?,
+    };
+    Ok(files.map(|files| Chosen { manifest, files, cache }))
+}
+
+/// Reads the parent's maps; the inner error is why it cannot be built on.
+pub async fn files(
+    archive: &Archive,
+    parent: &Manifest,
+    scratch: &Arc<Scratch>,
+) -> Result<Result<ParentFiles, String>> {
+    let (maps, scratch) = (parent.maps.clone(), scratch.clone());
+    let read = layers::from_repository(archive, &Handle::current());
+    match blocking(move || ParentFiles::read(&maps, &read, &scratch)).await {
+        Err(error) if error.kind() == Kind::Corrupt => {
+            tracing::error!("backup {} cannot be built on: {error}", parent.id);
+            Ok(Err(format!("backup {} cannot be built on: {error}", parent.id)))
+        }
+        read => read.map(Ok),
+    }
+}
