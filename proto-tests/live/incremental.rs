@@ -272,12 +272,27 @@ fn restored_increments_are_what_pg_combinebackup_makes() {
     }
 }
 
-/// Takes one backup more, which must be full for this reason.
+/// Takes one backup more, which must be a full transfer for this reason, compared with nothing.
 fn full_because(scene: &Scene, options: &BackupOptions, why: &str) -> Manifest {
     let outcome = scene.take(options);
     let (how, said) = transfer(&outcome);
     assert!(how == Transfer::Full && said.contains(why), "{how:?}: {said:?}, expected {why:?}");
-    assert_eq!(outcome.manifest.parent, None);
+    assert_eq!((&outcome.manifest.parent, outcome.manifest.sizes.reused), (&None, 0));
+    outcome.manifest
+}
+
+/// The same, but for this: the page hashes of the newest backup are here and sound, so only what changed is stored.
+fn compared_because(scene: &Scene, why: &str) -> Manifest {
+    let newest = run(scene.shelf.archive.list_backups()).expect("a list").complete.pop().expect("a backup");
+    let outcome = scene.take(&scene.options());
+    let (how, said) = transfer(&outcome);
+    assert!(
+        how == Transfer::Full && said.contains(why) && !said.contains("stored"),
+        "{how:?}: {said:?}, expected {why:?}"
+    );
+    let sizes = &outcome.manifest.sizes;
+    assert_eq!(outcome.manifest.parent, Some(newest.id));
+    assert!(sizes.read > sizes.total / 2 && sizes.changed * 4 < sizes.reused, "{sizes:?}");
     outcome.manifest
 }
 
@@ -295,7 +310,7 @@ fn what_the_server_cannot_do_leads_to_a_full_transfer_that_says_why() {
     scene.server.sql("create table t as select generate_series(1, 1000) n");
     let options = scene.options();
     full_because(&scene, &options, "no earlier backup");
-    full_because(&scene, &options, "summarize_wal is off");
+    compared_because(&scene, "summarize_wal is off");
     scene.server.sql("alter system set summarize_wal = on");
     scene.server.sql("select pg_reload_conf()");
     scene.server.wait_sql("show summarize_wal", "on");
@@ -304,6 +319,8 @@ fn what_the_server_cannot_do_leads_to_a_full_transfer_that_says_why() {
     scene.server.sql("insert into t select 1");
     let small = incremental(&scene);
     assert_eq!(small.parent, Some(late.id));
+    // Files that are sent whole, such as free space maps, are not stored again.
+    assert!(small.sizes.changed * 4 < small.sizes.read, "{:?}", small.sizes);
     full_because(&scene, &BackupOptions { full: true, ..scene.options() }, "a full transfer was asked for");
 
     // Removed, as wal_summary_keep_time does it.
@@ -316,7 +333,7 @@ fn what_the_server_cannot_do_leads_to_a_full_transfer_that_says_why() {
     for entry in fs::read_dir(&summaries).expect("summaries") {
         fs::remove_file(entry.expect("a summary").path()).expect("a summary is removed");
     }
-    let whole = full_because(&scene, &options, "WAL summaries are required on timeline 1");
+    let whole = compared_because(&scene, "WAL summaries are required on timeline 1");
     assert_eq!(incremental(&scene).parent, Some(whole.id));
 
     // The parent's manifest is damaged, or gone.
@@ -326,10 +343,10 @@ fn what_the_server_cannot_do_leads_to_a_full_transfer_that_says_why() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&object, &bytes).expect("a damaged manifest");
-    full_because(&scene, &options, "cannot be read");
+    compared_because(&scene, "cannot be read");
     let newest = incremental(&scene);
     fs::remove_file(scene.shelf.file(&scene.shelf.archive.names.server_manifest(newest.id.as_str(), 0))).expect("gone");
-    let last = full_because(&scene, &options, "is missing");
+    let last = compared_because(&scene, "is missing");
     assert!(parent.id < last.id);
 
     // A map of the parent is gone.
@@ -381,7 +398,7 @@ fn another_history_and_a_quiet_standby_lead_to_a_full_transfer() {
     assert_eq!(transfer(&promoted), (Transfer::Incremental, ""), "over the parent's timeline, an ancestor");
     assert_eq!(promoted.manifest.timeline, TimelineId(2));
     // The old primary never went there.
-    full_because(&scene, &options, "timeline 2 found in manifest, but not in this server's history");
+    compared_because(&scene, "timeline 2 found in manifest, but not in this server's history");
     scene.server.stop(Stop::Fast);
 }
 
