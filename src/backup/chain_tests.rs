@@ -307,3 +307,45 @@ fn hashes_of_another_backup_or_secret_are_no_parent() {
     assert!(elsewhere.open(&one).is_none(), "hashed with another secret");
     assert!(story.shelf.open(&one).is_some());
 }
+
+#[test]
+fn an_increment_over_damaged_hashes_keeps_none() {
+    for damaged in [false, true] {
+        let mut story = Story::new(3);
+        let table = "base/1/5".to_owned();
+        let mut tree = Tree::from([(CONTROL.to_owned(), vec![9; CHUNK]), (table.clone(), noise(6 * CHUNK, 1))]);
+        let first = story.sent(&tree, None);
+        let whole = Sent { number: 1, parent: &[], cache: None, shelf: Some(&story.shelf), incremental: false };
+        let (_, maps, kept) = story.bench.backup(first.events(), whole).unwrap();
+        assert!(kept);
+        let (one, two) = (story.bench.id(1), story.bench.id(2));
+        if damaged {
+            let hashes = story.bench.folder().join(format!("{one}.hashes"));
+            let mut bytes = std::fs::read(&hashes).unwrap();
+            // Behind them stand their number and its head.
+            let last = bytes.len() - 17;
+            bytes[last] ^= 1;
+            std::fs::write(&hashes, bytes).unwrap();
+        }
+        let before = tree.clone();
+        tree.get_mut(&table).unwrap()[3 * CHUNK] ^= 1;
+        let (name, bytes) = increment(&table, &tree[&table], &before[&table], &mut Chance(5));
+        let files = vec![("backup_label".into(), b"label".to_vec()), (name, bytes), (CONTROL.into(), vec![9; CHUNK])];
+        let made = Made { manifest: files.clone(), files, pieces: 1000 };
+        let cache = story.shelf.open(&one);
+        assert!(cache.is_some(), "blocks of hashes are read when they are needed");
+        let sent = Sent { number: 2, parent: &maps, cache, shelf: Some(&story.shelf), incremental: true };
+        let (received, maps, kept) = story.bench.backup(made.events(), sent).unwrap();
+        assert!(story.bench.laid_back(&maps) == tree);
+        assert_eq!((kept, story.shelf.open(&two).is_some()), (!damaged, !damaged));
+        if damaged {
+            assert!(received.tally.changed > CHUNK as u64, "{:?}", received.tally);
+            continue;
+        }
+        assert_eq!(received.tally.changed, CHUNK as u64);
+        let (third, cache) = (story.sent(&tree, None), story.shelf.open(&two));
+        let sent = Sent { number: 3, parent: &maps, cache, shelf: None, incremental: false };
+        let (received, _, _) = story.bench.backup(third.events(), sent).unwrap();
+        assert_eq!(received.tally.changed, 0);
+    }
+}
