@@ -176,7 +176,12 @@ async fn copy(
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
     if let Some(shelf) = local.shelf {
-        blocking(move || Ok(shelf.settle(&id, kept))).await?;
+        // It is a backup already, whatever becomes of this.
+        let settled = blocking(move || {
+            shelf.settle(&id, kept);
+            Ok(())
+        });
+        settled.await.unwrap_or_else(|error| tracing::warn!(%error, "page hashes of earlier backups stay"));
     }
     Ok((manifest, waited))
 }
