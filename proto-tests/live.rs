@@ -25,6 +25,8 @@ mod record;
 mod replay;
 #[path = "live/restore.rs"]
 mod restore;
+#[path = "live/second.rs"]
+mod second;
 mod support;
 #[path = "wire/transcript.rs"]
 mod transcript;

@@ -21,7 +21,6 @@ use walrecv::repo::{ClusterNames, Repository};
 use walrecv::seal::content::contents::Contents;
 use walrecv::seal::content::manifest::{Manifest, Raw};
 use walrecv::seal::content::map::{EntryKind, File, Merge, PackPlace, Source, Step};
-use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
 use walrecv::seal::header::{ObjectKind, RepositoryId};
 use walrecv::seal::opener::{Opener, open_index};
 use walrecv::seal::sealer::Compression;
@@ -31,14 +30,14 @@ use super::receive::harness::{Receiving, Vault, create_slot, options as options_
 use crate::support::{Ledger, Server, TempDir, install, require_servers};
 
 /// A repository in a folder, with all keys.
-struct Fixture {
-    archive: Archive,
-    ring: Arc<WriterRing>,
-    places: TempDir,
+pub(super) struct Fixture {
+    pub(super) archive: Archive,
+    pub(super) ring: Arc<WriterRing>,
+    pub(super) places: TempDir,
 }
 
 impl Fixture {
-    fn new(server: &Server) -> Fixture {
+    pub(super) fn new(server: &Server) -> Fixture {
         let places = TempDir::for_postgres("backup");
         let system = server.sql("select system_identifier from pg_control_system()").parse().expect("a number");
         let segment_size = SegmentSize::from_show(&server.sql("show wal_segment_size")).expect("a size");
@@ -53,7 +52,7 @@ impl Fixture {
         Fixture { archive: Archive { repo, names, keys: Arc::new(reader) }, ring: Arc::new(ring), places }
     }
 
-    fn take(&self, server: &Server, options: &BackupOptions, watch: &dyn WalWatch) -> Result<Outcome> {
+    pub(super) fn take(&self, server: &Server, options: &BackupOptions, watch: &dyn WalWatch) -> Result<Outcome> {
         self.take_at(&server.conninfo("postgres"), options, watch)
     }
 
@@ -73,7 +72,7 @@ impl Fixture {
         open_index(&object, &claims, self.archive.keys.as_ref()).unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
-    fn files(&self, manifest: &Manifest) -> Vec<File> {
+    pub(super) fn files(&self, manifest: &Manifest) -> Vec<File> {
         let (mut merge, mut files) = (Merge::new(&manifest.maps), Vec::new());
         loop {
             match merge.step().expect("a good map") {
@@ -99,7 +98,7 @@ impl Fixture {
     }
 
     /// The bytes of every file, laid together from the map and the packs.
-    fn contents(&self, files: &[File]) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    pub(super) fn contents(&self, files: &[File]) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let mut frames = BTreeMap::new();
         let mut contents = BTreeMap::new();
         for file in files {
@@ -158,7 +157,7 @@ fn a_followed_server_gives_a_backup_with_all_its_wal() {
 }
 
 /// The archive has everything.
-struct Always;
+pub(super) struct Always;
 
 impl WalWatch for Always {
     fn durable_end(&self, _timeline: TimelineId, _from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
@@ -178,7 +177,7 @@ impl WalWatch for Later {
     }
 }
 
-fn fill(server: &Server, places: &TempDir) {
+pub(super) fn fill(server: &Server, places: &TempDir) {
     let place = places.postgres_dir("a table space");
     server.sql(&format!("create tablespace extra location '{}'", place.display()));
     server.sql("create table here as select n, repeat('x', 200) from generate_series(1, 20000) n");
@@ -255,7 +254,7 @@ fn check_facts(server: &Server, manifest: &Manifest, version: MajorVersion) {
     assert_eq!(format!("{} {}", space.oid, String::from_utf8_lossy(&space.location.0)), place);
 }
 
-fn check_against_server_manifest(
+pub(super) fn check_against_server_manifest(
     fixture: &Fixture,
     manifest: &Manifest,
     contents: &BTreeMap<Vec<u8>, Vec<u8>>,
@@ -528,93 +527,6 @@ fn tablespaces_inside_the_data_directory_are_backed_up_once() {
     let contents = fixture.contents(&fixture.files(&manifest));
     server.sql("checkpoint");
     assert_eq!(contents[path.as_bytes()], std::fs::read(server.data_dir().join(&path)).expect("a table"));
-}
-
-/// A backup with a `state_dir`, read back and compared with the server's own manifest. Says what it stored of files, before compression.
-fn next_backup(fixture: &Fixture, server: &Server, version: MajorVersion) -> Outcome {
-    let options = BackupOptions { state_dir: Some(fixture.places.join("state")), ..Default::default() };
-    let outcome = fixture.take(server, &options, &Always).expect("a backup");
-    let list = run(fixture.archive.list_backups()).expect("a list");
-    assert_eq!(list.complete.last(), Some(&outcome.manifest));
-    let files = fixture.files(&outcome.manifest);
-    check_against_server_manifest(fixture, &outcome.manifest, &fixture.contents(&files), version);
-    let sizes = &outcome.manifest.sizes;
-    println!("PostgreSQL {version}: {sizes:?}, {} maps, {:?}", outcome.manifest.maps.len(), outcome.elapsed);
-    outcome
-}
-
-#[test]
-fn a_second_backup_stores_what_changed_and_is_whole() {
-    require_servers!(MajorVersion::V13, MajorVersion::V17);
-    for version in [MajorVersion::V13, MajorVersion::V17] {
-        let server = Server::builder(version).setting("autovacuum", "off").start();
-        let fixture = Fixture::new(&server);
-        fill(&server, &fixture.places);
-        server.sql("create table gone as select n from generate_series(1, 50000) n");
-        server.sql("create table cut as select n from generate_series(1, 50000) n");
-        server.sql("create table wide as select n, repeat(md5(n::text), 40) t from generate_series(1, 20000) n");
-        server.sql("alter table wide set (fillfactor = 50)");
-        for command in ["vacuum full wide", "vacuum freeze"] {
-            server.sql(command);
-        }
-        let first = next_backup(&fixture, &server, version);
-        assert_eq!((&first.manifest.parent, first.manifest.sizes.reused), (&None, 0));
-        assert!(first.manifest.why_full.is_some());
-
-        // About one page in a hundred, then what changes files as a whole.
-        server.sql("update wide set n = -n where n % 200 = 0");
-        let second = next_backup(&fixture, &server, version);
-        let sizes = &second.manifest.sizes;
-        assert_eq!(second.manifest.parent.as_ref(), Some(&first.manifest.id));
-        let why = if version == MajorVersion::V13 { "no incremental transfers" } else { "summarize_wal is off" };
-        assert!(second.manifest.why_full.as_ref().is_some_and(|said| said.contains(why)), "{second:?}");
-        assert!(sizes.changed * 10 < sizes.reused, "{sizes:?}");
-        assert_eq!(sizes.carried, first.manifest.sizes.changed + sizes.changed);
-        server.sql("drop table gone; truncate cut; create table fresh as select n from generate_series(1, 9000) n");
-        server.sql("delete from here where n > 10000");
-        for command in ["vacuum here", "vacuum full there", "drop database \"ünicode\""] {
-            server.sql(command);
-        }
-        let third = next_backup(&fixture, &server, version);
-        assert_eq!(third.manifest.parent.as_ref(), Some(&second.manifest.id));
-
-        // Without hashes everything is stored again; with hashes of an older backup, what changed since.
-        let state = fixture.places.join("state");
-        let aside = fixture.places.join("aside");
-        std::fs::rename(&state, &aside).expect("move the state_dir away");
-        let alone = next_backup(&fixture, &server, version);
-        assert_eq!((&alone.manifest.parent, alone.manifest.sizes.reused), (&None, 0));
-        std::fs::remove_dir_all(&state).and_then(|()| std::fs::rename(&aside, &state)).expect("bring it back");
-        let last = next_backup(&fixture, &server, version);
-        assert_eq!(last.manifest.parent.as_ref(), Some(&third.manifest.id));
-
-        // A plan that names the parent: it is not reused.
-        let keys = fixture.ring.fresh().expect("a key");
-        let deletion = Deletion { backup: last.manifest.id.clone(), maps: Vec::new(), forced: false };
-        let created_at = jiff::Timestamp::now();
-        let plan = Plan {
-            version: Plan::VERSION,
-            id: PlanId::new(created_at, [7; 8]),
-            cluster: "main".into(),
-            system: fixture.archive.names.system,
-            created_at,
-            delete: vec![deletion],
-            sweep: Vec::new(),
-            made_by: "a test".into(),
-            host: String::new(),
-            user: String::new(),
-        };
-        run(fixture.archive.put_plan(&keys, &plan, Duration::from_secs(10))).expect("a plan");
-        let spared = next_backup(&fixture, &server, version);
-        assert_eq!((&spared.manifest.parent, spared.manifest.sizes.reused), (&None, 0));
-        assert!(spared.manifest.why_full.as_ref().is_some_and(|why| why.contains("may be deleting")), "{spared:?}");
-
-        // They can be laid back at the end as well, each as its own server's manifest says.
-        for outcome in [&first, &third] {
-            let contents = fixture.contents(&fixture.files(&outcome.manifest));
-            check_against_server_manifest(&fixture, &outcome.manifest, &contents, version);
-        }
-    }
 }
 
 /// Set in the process that is measured.

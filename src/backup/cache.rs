@@ -1,9 +1,10 @@
 //! The hashes of all pages of one complete backup, kept in `state_dir` so that the next one stores only what changed.
 //!
-//! Two files, `pages-<cluster>/<backup id>.index` and `.hashes`: paths in order, each with what the map says of it and the place of its first hash; and the
-//! hashes, one for each chunk, file by file in the order in which the server sent them. Both name the repository, the cluster, the backup and the key of the hashes, and
-//! both are checked block by block. They are written while their backup is taken and count only once its manifest stands in the repository; the files of the backup
-//! before go after that. So a cache never says more than a complete backup, and one that is lost or refused costs a backup that stores everything.
+//! Two files, `pages-<cluster>/<backup id>.index` and `.hashes`: paths in order, each with what the map says of it and the place of its first
+//! hash; and the hashes, one for each chunk, file by file in the order in which the server sent them. Both name the repository, the cluster,
+//! the backup and the key of the hashes, and both are checked block by block. They are written while their backup is taken and count only once
+//! its manifest stands in the repository; the files of the backup before go after that. So a cache never says more than a complete backup, and
+//! one that is lost or refused costs a backup that stores everything.
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,103 @@
+//! Backups after the first one, of real servers that send everything: they store what changed, and each is whole.
+
+use std::time::Duration;
+
+use walrecv::backup::{BackupOptions, Outcome};
+use walrecv::pg::MajorVersion;
+use walrecv::seal::content::BackupId;
+use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
+
+use super::backup::{Always, Fixture, check_against_server_manifest, fill};
+use super::net::run;
+use crate::support::{Server, require_servers};
+
+/// A backup with a `state_dir`, read back and compared with the server's own manifest. Says what it stored of files, before compression.
+fn next_backup(fixture: &Fixture, server: &Server, version: MajorVersion) -> Outcome {
+    let options = BackupOptions { state_dir: Some(fixture.places.join("state")), ..Default::default() };
+    let outcome = fixture.take(server, &options, &Always).expect("a backup");
+    let list = run(fixture.archive.list_backups()).expect("a list");
+    assert_eq!(list.complete.last(), Some(&outcome.manifest));
+    let files = fixture.files(&outcome.manifest);
+    check_against_server_manifest(fixture, &outcome.manifest, &fixture.contents(&files), version);
+    let sizes = &outcome.manifest.sizes;
+    println!("PostgreSQL {version}: {sizes:?}, {} maps, {:?}", outcome.manifest.maps.len(), outcome.elapsed);
+    outcome
+}
+
+#[test]
+fn a_second_backup_stores_what_changed_and_is_whole() {
+    require_servers!(MajorVersion::V13, MajorVersion::V17);
+    for version in [MajorVersion::V13, MajorVersion::V17] {
+        let server = Server::builder(version).setting("autovacuum", "off").start();
+        let fixture = Fixture::new(&server);
+        fill(&server, &fixture.places);
+        server.sql("create table gone as select n from generate_series(1, 50000) n");
+        server.sql("create table cut as select n from generate_series(1, 50000) n");
+        server.sql("create table wide as select n, repeat(md5(n::text), 40) t from generate_series(1, 20000) n");
+        server.sql("alter table wide set (fillfactor = 50)");
+        for command in ["vacuum full wide", "vacuum freeze"] {
+            server.sql(command);
+        }
+        let first = next_backup(&fixture, &server, version);
+        assert_eq!((&first.manifest.parent, first.manifest.sizes.reused), (&None, 0));
+        assert!(first.manifest.why_full.is_some());
+
+        // About one page in a hundred, then what changes files as a whole.
+        server.sql("update wide set n = -n where n % 200 = 0");
+        let second = next_backup(&fixture, &server, version);
+        let sizes = &second.manifest.sizes;
+        assert_eq!(second.manifest.parent.as_ref(), Some(&first.manifest.id));
+        let why = if version == MajorVersion::V13 { "no incremental transfers" } else { "summarize_wal is off" };
+        assert!(second.manifest.why_full.as_ref().is_some_and(|said| said.contains(why)), "{second:?}");
+        assert!(sizes.changed * 10 < sizes.reused, "{sizes:?}");
+        assert_eq!(sizes.carried, first.manifest.sizes.changed + sizes.changed);
+        server.sql("drop table gone; truncate cut; create table fresh as select n from generate_series(1, 9000) n");
+        server.sql("delete from here where n > 10000");
+        for command in ["vacuum here", "vacuum full there", "drop database \"ünicode\""] {
+            server.sql(command);
+        }
+        let third = next_backup(&fixture, &server, version);
+        assert_eq!(third.manifest.parent.as_ref(), Some(&second.manifest.id));
+
+        // Without hashes everything is stored again; with hashes of an older backup, what changed since.
+        let state = fixture.places.join("state");
+        let aside = fixture.places.join("aside");
+        std::fs::rename(&state, &aside).expect("move the state_dir away");
+        let alone = next_backup(&fixture, &server, version);
+        assert_eq!((&alone.manifest.parent, alone.manifest.sizes.reused), (&None, 0));
+        std::fs::remove_dir_all(&state).and_then(|()| std::fs::rename(&aside, &state)).expect("bring it back");
+        let last = next_backup(&fixture, &server, version);
+        assert_eq!(last.manifest.parent.as_ref(), Some(&third.manifest.id));
+
+        announce_deletion(&fixture, &last.manifest.id);
+        let spared = next_backup(&fixture, &server, version);
+        assert_eq!((&spared.manifest.parent, spared.manifest.sizes.reused), (&None, 0));
+        assert!(spared.manifest.why_full.as_ref().is_some_and(|why| why.contains("may be deleting")), "{spared:?}");
+
+        // They can be laid back at the end as well, each as its own server's manifest says.
+        for outcome in [&first, &third] {
+            let contents = fixture.contents(&fixture.files(&outcome.manifest));
+            check_against_server_manifest(&fixture, &outcome.manifest, &contents, version);
+        }
+    }
+}
+
+/// An expiry is going to delete this backup.
+fn announce_deletion(fixture: &Fixture, id: &BackupId) {
+    let keys = fixture.ring.fresh().expect("a key");
+    let deletion = Deletion { backup: id.clone(), maps: Vec::new(), forced: false };
+    let created_at = jiff::Timestamp::now();
+    let plan = Plan {
+        version: Plan::VERSION,
+        id: PlanId::new(created_at, [7; 8]),
+        cluster: "main".into(),
+        system: fixture.archive.names.system,
+        created_at,
+        delete: vec![deletion],
+        sweep: Vec::new(),
+        made_by: "a test".into(),
+        host: String::new(),
+        user: String::new(),
+    };
+    run(fixture.archive.put_plan(&keys, &plan, Duration::from_secs(10))).expect("a plan");
+}
