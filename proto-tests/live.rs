@@ -17,6 +17,8 @@ mod incremental;
 mod login;
 #[path = "live/net.rs"]
 mod net;
+#[path = "live/prefetch.rs"]
+mod prefetch;
 #[path = "live/receive.rs"]
 mod receive;
 #[path = "live/record.rs"]

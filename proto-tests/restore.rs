@@ -1,5 +1,7 @@
 //! Plans and `wal-fetch` over archives of made WAL: forks, holes, tails, damage. No server is needed.
 
+#[path = "restore/ahead.rs"]
+mod ahead;
 #[path = "restore/fetch.rs"]
 mod fetch;
 #[path = "restore/plan.rs"]

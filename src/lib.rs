@@ -6,7 +6,7 @@
 //! ```text
 //! socket → net → wire → pg::WalScanner → seal → tail / segment → repo → acknowledge
 //!                       verified records       (fsync or put)   once   only now
-//! server ← wal-fetch ← archive ← seal::opener ← repo::get ← restore::plan
+//! server ← wal-fetch ← prefetch ← archive ← seal::opener ← repo::get ← restore::plan
 //! ```
 //!
 //! Invariants that every change must keep:

@@ -35,15 +35,15 @@ struct Row {
     xid: u32,
 }
 
-struct Story {
-    server: Server,
-    shelf: Shelf,
-    places: TempDir,
+pub struct Story {
+    pub server: Server,
+    pub shelf: Shelf,
+    pub places: TempDir,
     rows: Vec<Row>,
 }
 
 impl Story {
-    fn new(server: Server) -> Story {
+    pub fn new(server: Server) -> Story {
         let places = TempDir::for_postgres("restore");
         let system = server.sql("select system_identifier from pg_control_system()").parse().expect("a number");
         let size = SegmentSize::from_show(&server.sql("show wal_segment_size")).expect("a size");
@@ -52,7 +52,7 @@ impl Story {
         Story { server, shelf, places, rows: Vec::new() }
     }
 
-    fn backup(&self) {
+    pub fn backup(&self) {
         let options = BackupOptions { label: "before the story".into(), ..Default::default() };
         let info = conninfo(&self.server.conninfo("postgres"));
         run(backup::take_with(&self.shelf.archive, self.shelf.ring.clone(), &info, &options, &Always))
@@ -60,7 +60,7 @@ impl Story {
     }
 
     /// One row per transaction, some larger than a segment's page.
-    fn write(&mut self, count: i64) {
+    pub fn write(&mut self, count: i64) {
         for _ in 0..count {
             let n = self.rows.len() as i64 + 1;
             let sql = format!("insert into story values ({n}, repeat('{n}', 3000)) returning xmin");
@@ -71,7 +71,7 @@ impl Story {
     }
 
     /// Ends the server and stores its WAL, from the backup on, up to the last byte it had flushed.
-    fn archive_and_die(&mut self) -> Lsn {
+    pub fn archive_and_die(&mut self) -> Lsn {
         let end: Lsn = self.server.sql("select pg_current_wal_flush_lsn()").parse().expect("a position");
         self.server.kill9();
         let start = self.manifests()[0];
@@ -84,11 +84,11 @@ impl Story {
         run(restore::stock::complete_backups(&self.shelf.archive)).expect("a list").iter().map(|m| m.start).collect()
     }
 
-    fn prepare(&self, target: Target) -> Result<Prepared> {
+    pub fn prepare(&self, target: Target) -> Result<Prepared> {
         run(restore::prepare(&self.shelf.archive, &Wanted { target, timeline: None, backup: None }))
     }
 
-    fn options(&self, name: &str) -> Options {
+    pub fn options(&self, name: &str) -> Options {
         Options {
             pgdata: self.places.join(name),
             tablespaces: Vec::new(),
@@ -102,11 +102,11 @@ impl Story {
         }
     }
 
-    fn restore(&self, prepared: &Prepared, options: &Options) -> Result<Restored> {
+    pub fn restore(&self, prepared: &Prepared, options: &Options) -> Result<Restored> {
         run(restore::restore(&self.shelf.archive, self.shelf.access(), prepared, options, &|_, _| ()))
     }
 
-    fn start(&self, prepared: &Prepared, options: &Options) -> Result<Copy> {
+    pub fn start(&self, prepared: &Prepared, options: &Options) -> Result<Copy> {
         let start = Start {
             pgdata: options.pgdata.clone(),
             programs: Programs::find(self.server.version(), Some(&self.server.bin_dir()), None)?,
@@ -138,9 +138,9 @@ impl Story {
 }
 
 /// A restored server that runs; stopped when it goes.
-struct Copy {
+pub struct Copy {
     start: Start,
-    started: Started,
+    pub started: Started,
     directory: PathBuf,
 }
 
@@ -150,12 +150,12 @@ impl Copy {
         Client::connect(&self.directory, port, "postgres", "postgres").expect("a session")
     }
 
-    fn value(&self, sql: &str) -> String {
+    pub fn value(&self, sql: &str) -> String {
         let rows = self.client().query(sql).expect("an answer");
         rows[0][0].clone().unwrap_or_default()
     }
 
-    fn rows(&self) -> Vec<i64> {
+    pub fn rows(&self) -> Vec<i64> {
         let rows = self.client().query("select n from story order by n").expect("rows");
         rows.into_iter().map(|row| row[0].as_deref().expect("a number").parse().expect("a number")).collect()
     }
@@ -183,7 +183,7 @@ fn fetch_program(places: &TempDir) -> PathBuf {
     link
 }
 
-fn numbers(to: i64) -> Vec<i64> {
+pub fn numbers(to: i64) -> Vec<i64> {
     (1..=to).collect()
 }
 
@@ -390,7 +390,7 @@ fn what_the_plan_needs_and_cannot_be_read_stops_the_server() {
     assert_eq!(copy.rows(), numbers(62));
 }
 
-fn versions() -> Vec<MajorVersion> {
+pub fn versions() -> Vec<MajorVersion> {
     let ends = [MajorVersion::V13, MajorVersion::V18];
     install::versions()
         .into_iter()

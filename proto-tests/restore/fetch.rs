@@ -9,6 +9,7 @@ use walrecv::pg::timeline::Ancestor;
 use walrecv::pg::{Lsn, SystemIdentifier, TimelineHistory, TimelineId};
 use walrecv::restore::decide::Bounds;
 use walrecv::restore::fetch::{Call, Outcome, answer};
+use walrecv::restore::hand_over::Launch;
 use walrecv::restore::path;
 use walrecv::restore::plan_file::PlanFile;
 
@@ -16,27 +17,29 @@ use crate::support::wal_maker::SYSTEM;
 use crate::world::{MB, ONE, TWO, World, run};
 
 /// A data directory that asks.
-struct Asker<'w> {
-    world: &'w World,
-    pgdata: PathBuf,
+pub struct Asker<'w> {
+    pub world: &'w World,
+    pub pgdata: PathBuf,
+    /// Fetches ahead.
+    pub launch: Option<Launch>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+pub enum Said {
     Served(Vec<u8>),
     Absent,
     Unknown(Kind),
 }
 
 impl<'w> Asker<'w> {
-    fn new(world: &'w World, name: &str) -> Asker<'w> {
+    pub fn new(world: &'w World, name: &str) -> Asker<'w> {
         let pgdata = world.places.join(name);
         std::fs::create_dir_all(pgdata.join("pg_wal")).expect("a folder");
-        Asker { world, pgdata }
+        Asker { world, pgdata, launch: None }
     }
 
     /// Under a plan that ends at `end` on the path to timeline 2 (or 1).
-    fn planned(world: &'w World, target: TimelineId, end: Lsn) -> Asker<'w> {
+    pub fn planned(world: &'w World, target: TimelineId, end: Lsn) -> Asker<'w> {
         let asker = Asker::new(world, "planned");
         let ancestors = vec![Ancestor { timeline: ONE, switch_point: world.fork }];
         let history = match target {
@@ -52,7 +55,7 @@ impl<'w> Asker<'w> {
         asker
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         std::fs::write(self.pgdata.join(name), "").expect("a signal file");
     }
 
@@ -62,13 +65,14 @@ impl<'w> Asker<'w> {
         std::fs::write(self.pgdata.join("pg_wal").join(name), file).expect("a file");
     }
 
-    fn ask(&self, name: &str) -> Said {
+    pub fn ask(&self, name: &str) -> Said {
         let destination = Path::new("pg_wal/RECOVERYXLOG");
         let call = Call {
             name: name.to_owned(),
             destination: destination.to_path_buf(),
             pgdata: self.pgdata.clone(),
             standby_wait: Duration::from_millis(300),
+            launch: self.launch.clone(),
         };
         let archive = self.world.shelf.archive.clone();
         let open = move || -> futures::future::BoxFuture<'static, Result<Archive>> {
@@ -82,13 +86,13 @@ impl<'w> Asker<'w> {
         }
     }
 
-    fn segment(&self, timeline: TimelineId, number: u64) -> Said {
+    pub fn segment(&self, timeline: TimelineId, number: u64) -> Said {
         self.ask(&self.world.segment(timeline, number).to_string())
     }
 }
 
 /// The first bytes of a segment, zeros after them.
-fn filled(bytes: &[u8]) -> Said {
+pub fn filled(bytes: &[u8]) -> Said {
     let mut whole = bytes.to_vec();
     whole.resize(MB as usize, 0);
     Said::Served(whole)
@@ -143,6 +147,7 @@ fn an_empty_mount_point_is_not_an_archive_without_the_file() {
         destination: "pg_wal/RECOVERYHISTORY".into(),
         pgdata: asker.pgdata.clone(),
         standby_wait: Duration::ZERO,
+        launch: None,
     };
     let open = || -> futures::future::BoxFuture<'static, Result<Archive>> { unreachable!("the plan says where") };
     let patience = Duration::from_millis(500);
@@ -289,6 +294,7 @@ fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
         destination: "pg_wal/RECOVERYXLOG".into(),
         pgdata: asker.pgdata.clone(),
         standby_wait: Duration::ZERO,
+        launch: None,
     };
     let broken = || -> futures::future::BoxFuture<'static, Result<Archive>> {
         Box::pin(async { Err(Error::new(Kind::Key, "no key")) })
@@ -307,6 +313,7 @@ fn a_standby_outlives_a_configuration_that_is_being_edited() {
         destination: "pg_wal/RECOVERYXLOG".into(),
         pgdata: standby.pgdata.clone(),
         standby_wait: Duration::from_millis(300),
+        launch: None,
     };
     let typo = || -> futures::future::BoxFuture<'static, Result<Archive>> {
         Box::pin(async { Err(Error::new(Kind::Usage, "walrecv.toml: unknown key")) })

@@ -63,6 +63,9 @@ pub enum Command {
     Restore(RestoreArgs),
     /// What restore_command calls: walrecv wal-fetch %f %p
     WalFetch(WalFetchArgs),
+    /// What wal-fetch starts beside a recovery
+    #[command(hide = true)]
+    WalPrefetch(WalPrefetchArgs),
     /// Backups, and the range of WAL that each can be restored to
     List,
     /// One backup: sizes, WAL, how it was made, what can be restored from it
@@ -273,6 +276,9 @@ pub struct RestoreArgs {
     /// Leave archive_mode as production had it (the restored server may then archive into production's archive)
     #[arg(long)]
     pub keep_archive_mode: bool,
+    /// Disk space for WAL that is fetched before the recovering server asks for it; 0: none is [default: 512MB]
+    #[arg(long, value_name = "SIZE", env = "WALRECV_PREFETCH")]
+    pub prefetch: Option<String>,
     /// Private key file of a recipient, in place of the configured one
     #[arg(long, value_name = "FILE", env = "WALRECV_IDENTITY_FILE")]
     pub identity_file: Option<PathBuf>,
@@ -287,6 +293,16 @@ pub struct WalFetchArgs {
     /// With standby.signal: how long an unknown answer is retried before it counts as absent
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub standby_wait: String,
+    /// Disk space, in pg_wal/walrecv, for WAL that is fetched before the server asks for it; 0: none is
+    #[arg(long, value_name = "SIZE", default_value = "512MB", env = "WALRECV_PREFETCH")]
+    pub prefetch: String,
+}
+
+#[derive(Debug, Args)]
+pub struct WalPrefetchArgs {
+    /// Disk space for what is fetched
+    #[arg(long, value_name = "SIZE")]
+    pub prefetch: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -117,6 +117,7 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::Backup(args) => backup::run(&common, &args).await.map(done),
         Command::Restore(args) => interruptible(restore::run(&common, &args)).await.map(done),
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
+        Command::WalPrefetch(args) => wal_fetch::ahead(&common, &args).await.map(done),
         Command::Expire(args) => interruptible(expire::run(&common, &args)).await.map(done),
         Command::List => list::run(&common).await.map(done),
         Command::Show(args) => interruptible(show::run(&common, &args)).await.map(done),

@@ -104,17 +104,21 @@ fn options(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Options
         account: Account::choose(args.owner.as_deref())?,
         keep_archiving: args.keep_archive_mode,
         program,
-        fetch_arguments: fetch_arguments(common, config),
+        fetch_arguments: fetch_arguments(common, config, args)?,
     })
 }
 
-/// What `wal-fetch` is told for the time after the plan: where this restore read from.
-fn fetch_arguments(common: &Common, config: &Path) -> Vec<String> {
+/// What `wal-fetch` is told: where this restore read from, for the time after the plan, and what it may fetch ahead.
+fn fetch_arguments(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Vec<String>> {
     let mut arguments = vec!["--config".to_owned(), config.display().to_string()];
     for (flag, value) in [("--repo", &common.repo), ("--cluster", &common.cluster)] {
         arguments.extend(value.iter().flat_map(|value| [flag.to_owned(), value.clone()]));
     }
-    arguments
+    if let Some(size) = &args.prefetch {
+        super::wal_fetch::budget(size).map_err(|e| Error::new(Kind::Usage, format!("--prefetch: {e}")))?;
+        arguments.extend(["--prefetch".to_owned(), size.trim().to_owned()]);
+    }
+    Ok(arguments)
 }
 
 fn programs(prepared: &Prepared, args: &RestoreArgs) -> Result<Programs> {

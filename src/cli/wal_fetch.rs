@@ -2,13 +2,18 @@
 
 use std::path::PathBuf;
 
-use super::args::{Common, WalFetchArgs};
+use futures::future::BoxFuture;
+
+use super::args::{Common, WalFetchArgs, WalPrefetchArgs};
 use super::context::{Context, env};
 use super::exit::FETCH_UNKNOWN;
 use super::output;
-use crate::config::duration;
-use crate::error::{Error, Kind};
+use crate::archive::Archive;
+use crate::config::{duration, size};
+use crate::error::{Error, Kind, Result};
 use crate::restore::fetch::{Call, Outcome, answer};
+use crate::restore::hand_over::Launch;
+use crate::restore::prefetch;
 
 /// Whatever happened, PostgreSQL is told one of three things. 2 (usage) or 101 (panic) would read as the end of the archive.
 pub fn only_allowed(code: u8) -> u8 {
@@ -29,24 +34,67 @@ pub async fn run(common: &Common, args: &WalFetchArgs) -> u8 {
         Ok(dir) => dir,
         Err(cause) => return unknown(Error::new(Kind::Failed, "cannot tell the working directory").caused_by(cause)),
     };
-    let standby_wait = match duration::parse(&args.standby_wait) {
-        Ok(wait) => wait,
-        Err(problem) => return unknown(Error::new(Kind::Usage, format!("--standby-wait: {problem}"))),
+    let (standby_wait, launch) = match duration::parse(&args.standby_wait).map_err(|e| ("standby-wait", e)) {
+        Ok(wait) => match launch(common, &args.prefetch).map_err(|e| ("prefetch", e)) {
+            Ok(launch) => (wait, launch),
+            Err(problem) => return unknown(wrong(problem)),
+        },
+        Err(problem) => return unknown(wrong(problem)),
     };
-    let call = Call { name: args.file.clone(), destination: PathBuf::from(&args.path), pgdata, standby_wait };
-    let open = || -> futures::future::BoxFuture<'static, _> {
+    let call = Call { name: args.file.clone(), destination: PathBuf::from(&args.path), pgdata, standby_wait, launch };
+    match answer(&call, &env, &opener(common)).await {
+        Outcome::Served => 0,
+        // Quiet: a standby asks for what is not there every few seconds, and each line goes to the server's log.
+        Outcome::Absent => 1,
+        Outcome::Unknown(error) => unknown(error),
+    }
+}
+
+/// `walrecv wal-prefetch`: what [`run`] starts beside a recovery. It ends by itself.
+pub async fn ahead(common: &Common, args: &WalPrefetchArgs) -> Result<()> {
+    let pgdata = std::env::current_dir()
+        .map_err(|cause| Error::new(Kind::Failed, "cannot tell the working directory").caused_by(cause))?;
+    let budget = budget(&args.prefetch).map_err(|e| wrong(("prefetch", e)))?;
+    prefetch::run(&pgdata, budget, prefetch::IDLE, &env, &opener(common)).await
+}
+
+fn wrong((option, problem): (&str, String)) -> Error {
+    Error::new(Kind::Usage, format!("--{option}: {problem}"))
+}
+
+/// Bytes for what is fetched ahead; 0 for nothing.
+pub fn budget(text: &str) -> std::result::Result<u64, String> {
+    if text.trim() == "0" { Ok(0) } else { size::parse(text) }
+}
+
+/// The same configuration as this call has.
+fn launch(common: &Common, prefetch: &str) -> std::result::Result<Option<Launch>, String> {
+    if budget(prefetch)? == 0 {
+        return Ok(None);
+    }
+    // Without a path of its own it cannot be started again; then nothing is fetched ahead.
+    let Ok(program) = std::env::current_exe() else { return Ok(None) };
+    let mut arguments = vec!["wal-prefetch".into(), "--prefetch".into(), prefetch.into()];
+    for (flag, value) in [
+        ("--config", common.config.as_ref().map(|c| c.clone().into_os_string())),
+        ("--cluster", common.cluster.as_ref().map(Into::into)),
+        ("--repo", common.repo.as_ref().map(Into::into)),
+    ] {
+        arguments.extend(value.into_iter().flat_map(|value| [flag.into(), value]));
+    }
+    Ok(Some(Launch { program, arguments }))
+}
+
+/// Opens the archive that the configuration names.
+fn opener(common: &Common) -> impl Fn() -> BoxFuture<'static, Result<Archive>> + Sync + use<> {
+    let common = common.clone();
+    move || {
         let common = common.clone();
         Box::pin(async move {
             let context = Context::open(&common).await?;
             let ring = context.content_ring().await?;
             context.archive(ring).await
         })
-    };
-    match answer(&call, &env, &open).await {
-        Outcome::Served => 0,
-        // Quiet: a standby asks for what is not there every few seconds, and each line goes to the server's log.
-        Outcome::Absent => 1,
-        Outcome::Unknown(error) => unknown(error),
     }
 }
 

@@ -6,6 +6,6 @@
 pub mod duration;
 pub mod file;
 pub mod settings;
-mod size;
+pub mod size;
 
 pub use settings::{ClusterSettings, DEFAULT_CONFIG, Overrides, Settings};

@@ -1,7 +1,7 @@
 //! A lock that one process at a time can hold, and that goes with the process however it ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::durable;
@@ -30,6 +30,12 @@ impl LockFile {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(durable::failed("cannot lock", path, e)),
         }
+    }
+
+    /// Whether the lock still stands at `path`: a file of that name made later would be another lock.
+    pub fn stands_at(&self, path: &Path) -> bool {
+        let own = self.file.metadata().map(|own| (own.dev(), own.ino()));
+        own.is_ok_and(|own| super::ahead::identity(path) == Some(own))
     }
 
     /// Leaves a note for whoever finds the lock taken. Best effort: without it nothing is wrong.
@@ -65,7 +71,12 @@ mod tests {
         held.note("process 7");
         assert!(LockFile::take(&path).unwrap().is_none());
         assert_eq!(LockFile::noted(&path).as_deref(), Some("process 7"));
+        assert!(held.stands_at(&path));
         drop(first);
-        assert!(LockFile::take(&path).unwrap().is_some());
+        let second = LockFile::take(&path).unwrap().expect("a lock");
+        std::fs::remove_file(&path).unwrap();
+        assert!(!second.stands_at(&path));
+        std::fs::write(&path, "").unwrap();
+        assert!(!second.stands_at(&path), "another file");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! [`medium`] is the seam to the file systems: [`durable`] and [`tail_file`] reach them only through it.
 
+pub mod ahead;
 pub mod desk;
 pub mod durable;
 pub mod lane;

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+use super::ahead::{self, Piece};
 use super::decide::{self, Known, Order, Own, Stored, Verdict, Wanted};
+use super::hand_over::{Ahead, Launch};
 use super::look;
 use super::plan_file::PlanFile;
 use crate::archive::Archive;
@@ -14,7 +16,7 @@ use crate::archive::read::SegmentBytes;
 use crate::backoff::Backoff;
 use crate::disk::lay;
 use crate::error::{Context, Error, Kind, Result};
-use crate::pg::{SegmentName, SegmentSize};
+use crate::pg::{SegmentName, SegmentSize, TimelineId};
 use crate::repo::names::REPOSITORY_FILE;
 
 /// How long a targeted recovery waits for what may pass by itself before the server is stopped.
@@ -31,6 +33,14 @@ pub struct Call {
     pub pgdata: PathBuf,
     /// How long a standby is kept waiting when it cannot be found out (`--standby-wait`).
     pub standby_wait: Duration,
+    /// How WAL is fetched ahead; `None`: it is not.
+    pub launch: Option<Launch>,
+}
+
+impl Call {
+    fn ahead(&self) -> Option<Ahead<'_>> {
+        self.launch.as_ref().map(|launch| Ahead::new(&self.pgdata, launch))
+    }
 }
 
 /// The answer; its exit codes are 0, 1, and one above 125.
@@ -91,23 +101,23 @@ async fn once(
     env: &dyn Fn(&str) -> Option<String>,
     open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
 ) -> Result<bool> {
-    let plan = PlanFile::binding(&call.pgdata)?;
-    let archive = match &plan {
-        Some(plan) => plan.archive(env)?,
-        None => open().await?,
+    let wanted = |size: SegmentSize| {
+        Wanted::parse(&call.name, size).ok_or_else(|| {
+            let size = size.bytes() >> 20;
+            let message = format!("expected a WAL segment of {size} MB or a history file, found {:?}", call.name);
+            Error::new(Kind::Usage, message)
+        })
     };
-    let wanted = Wanted::parse(&call.name, archive.names.segment_size).ok_or_else(|| {
-        let size = archive.names.segment_size.bytes() >> 20;
-        Error::new(Kind::Usage, format!("expected a WAL segment of {size} MB or a history file, found {:?}", call.name))
-    })?;
     let destination = call.pgdata.join(&call.destination);
-    if plan.is_none() {
-        look::same_cluster(&call.pgdata, archive.names.system).context(&call.name)?;
+    if let Some(plan) = PlanFile::binding(&call.pgdata)? {
+        return by_plan(call, wanted(plan.names.segment_size)?, &plan, env, &destination).await.context(&call.name);
     }
-    match (wanted, plan) {
-        (wanted, Some(plan)) => by_plan(&archive, wanted, &plan, &destination).await,
-        (Wanted::Segment(segment), None) => free(&archive, segment, &call.pgdata, &destination).await,
-        (Wanted::History(timeline), None) => match archive.history(timeline).await? {
+    let archive = open().await?;
+    let wanted = wanted(archive.names.segment_size)?;
+    look::same_cluster(&call.pgdata, archive.names.system).context(&call.name)?;
+    match wanted {
+        Wanted::Segment(segment) => free(&archive, segment, call, &destination).await,
+        Wanted::History(timeline) => match archive.history(timeline).await? {
             Some(content) => hand_over(&destination, content, None).await,
             None => Ok(false),
         },
@@ -115,42 +125,76 @@ async fn once(
     .context(&call.name)
 }
 
-async fn by_plan(archive: &Archive, wanted: Wanted, plan: &PlanFile, destination: &Path) -> Result<bool> {
+async fn by_plan(
+    call: &Call,
+    wanted: Wanted,
+    plan: &PlanFile,
+    env: &dyn Fn(&str) -> Option<String>,
+    destination: &Path,
+) -> Result<bool> {
     match (plan.bounds.order(wanted), wanted) {
         (Order::Absent, _) => Ok(false),
-        (Order::History { must }, Wanted::History(timeline)) => match archive.history(timeline).await? {
-            Some(content) => hand_over(destination, content, None).await,
-            None if must => {
-                Err(Error::new(Kind::Gap, "this history file is part of the plan and is not in the archive"))
-            }
-            None => {
-                // An empty mount point has no history file either, and "absent" may end a recovery for good.
-                if archive.repo.get(REPOSITORY_FILE).await?.is_none() {
-                    let message = format!("the repository has no {REPOSITORY_FILE}: is it mounted?");
-                    return Err(Error::new(Kind::Repository, message).transient());
+        (Order::History { must }, Wanted::History(timeline)) => {
+            let archive = plan.archive(env)?;
+            match archive.history(timeline).await? {
+                Some(content) => hand_over(destination, content, None).await,
+                None if must => {
+                    Err(Error::new(Kind::Gap, "this history file is part of the plan and is not in the archive"))
                 }
-                Ok(false)
+                None => {
+                    // An empty mount point has no history file either, and "absent" may end a recovery for good.
+                    if archive.repo.get(REPOSITORY_FILE).await?.is_none() {
+                        let message = format!("the repository has no {REPOSITORY_FILE}: is it mounted?");
+                        return Err(Error::new(Kind::Repository, message).transient());
+                    }
+                    Ok(false)
+                }
             }
-        },
+        }
         (Order::Segment { bytes, donors }, Wanted::Segment(segment)) => {
-            let mut most = 0;
-            for timeline in std::iter::once(segment.timeline).chain(donors) {
-                let source = SegmentName::new(timeline, segment.number, segment.size);
-                let content = prefix(archive.read_segment(source, None).await?);
-                most = most.max(content.len() as u64);
-                if content.len() as u64 >= bytes {
-                    return hand_over(destination, content.slice(..bytes as usize), Some(segment)).await;
-                }
+            // Whatever is fetched ahead is of this plan or of none: the folder was new when the plan was written.
+            let more = !ahead::under_plan(&plan.bounds, segment, 1).is_empty();
+            if let Some(ahead) = call.ahead()
+                && let Some(ready) = ahead.ready(Piece { segment, bytes }).await
+                && ahead.give(ready, destination)
+            {
+                ahead.go_on(segment, more);
+                return Ok(true);
             }
-            let message = format!("the plan needs {bytes} bytes of this segment, the archive has {most}");
-            Err(Error::new(Kind::Gap, message).hint("make a new plan: walrecv restore --plan says what can be reached"))
+            call.ahead().inspect(|ahead| ahead.go_on(segment, more));
+            let content = planned(&plan.archive(env)?, segment, bytes, &donors).await?;
+            hand_over(destination, content, Some(segment)).await
         }
         _ => Err(Error::new(Kind::Failed, "the plan mistook the kind of the file")),
     }
 }
 
+/// The first `bytes` of a segment that a plan needs, from its own object or from one of `donors`.
+pub(super) async fn planned(
+    archive: &Archive,
+    segment: SegmentName,
+    bytes: u64,
+    donors: &[TimelineId],
+) -> Result<Bytes> {
+    let mut most = 0;
+    for timeline in std::iter::once(segment.timeline).chain(donors.iter().copied()) {
+        let source = SegmentName::new(timeline, segment.number, segment.size);
+        let content = prefix(archive.read_segment(source, None).await?);
+        most = most.max(content.len() as u64);
+        if content.len() as u64 >= bytes {
+            return Ok(content.slice(..bytes as usize));
+        }
+    }
+    let message = format!("the plan needs {bytes} bytes of this segment, the archive has {most}");
+    Err(Error::new(Kind::Gap, message).hint("make a new plan: walrecv restore --plan says what can be reached"))
+}
+
 /// Without a plan: a standby, pg_rewind, a restore command written by hand.
-async fn free(archive: &Archive, segment: SegmentName, pgdata: &Path, destination: &Path) -> Result<bool> {
+async fn free(archive: &Archive, segment: SegmentName, call: &Call, destination: &Path) -> Result<bool> {
+    let pgdata = &call.pgdata;
+    if ready_for_standby(archive, segment, call, destination).await? {
+        return Ok(true);
+    }
     let found = archive.read_segment(segment, None).await?;
     let stored = match &found {
         None => Stored::Nothing,
@@ -166,12 +210,30 @@ async fn free(archive: &Archive, segment: SegmentName, pgdata: &Path, destinatio
     let children = look::children(archive, segment, pgdata).await?;
     match decide::without_plan(segment, &Known { stored, later, children, own }) {
         Verdict::Serve(bytes) => {
+            let whole = bytes == segment.size.bytes();
             let bytes = content.len().min(bytes as usize);
-            hand_over(destination, content.slice(..bytes), Some(segment)).await
+            let served = hand_over(destination, content.slice(..bytes), Some(segment)).await?;
+            // Only behind a whole segment there may be more.
+            call.ahead().filter(|_| whole).inspect(|ahead| ahead.go_on(segment, true));
+            Ok(served)
         }
         Verdict::Absent => Ok(false),
         Verdict::Unknown(reason) => Err(Error::new(Kind::Gap, reason)),
     }
+}
+
+/// Serves what was fetched ahead where the same rules, as of now, serve the whole segment. Of a timeline that came up since they may say otherwise.
+async fn ready_for_standby(archive: &Archive, segment: SegmentName, call: &Call, destination: &Path) -> Result<bool> {
+    let Some(ahead) = call.ahead() else { return Ok(false) };
+    let Some(ready) = ahead.ready(Piece::whole(segment)).await else { return Ok(false) };
+    let children = look::children(archive, segment, &call.pgdata).await?;
+    let known = Known { stored: Stored::Complete, later: false, children, own: Own::Absent };
+    if decide::without_plan(segment, &known) != Verdict::Serve(segment.size.bytes()) || !ahead.give(ready, destination)
+    {
+        return Ok(false);
+    }
+    ahead.go_on(segment, true);
+    Ok(true)
 }
 
 fn prefix(found: Option<SegmentBytes>) -> Bytes {

@@ -3,10 +3,12 @@
 //! [`prepare`] says where a restore lands and changes nothing; [`restore`] lays the backup and writes the recovery; [`start::Start`] runs the server;
 //! [`fetch::answer`] is what the server then calls for WAL.
 
+pub mod ahead;
 pub mod choose;
 mod configure;
 pub mod decide;
 pub mod fetch;
+pub mod hand_over;
 pub mod lay;
 mod listing;
 mod look;
@@ -14,6 +16,8 @@ mod pack;
 pub mod path;
 pub mod plan;
 pub mod plan_file;
+pub mod prefetch;
+mod recovering;
 pub mod recovery;
 pub mod report;
 pub mod scan;

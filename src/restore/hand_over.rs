@@ -1,0 +1,125 @@
+//! `wal-fetch`'s side of fetching ahead: takes what is ready, says what was asked for, and sees to it that somebody fetches ahead.
+//!
+//! Nothing here can fail a call. Where anything is amiss, the segment is fetched as if nobody fetched ahead.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::ahead::{Piece, Ready};
+use super::recovering::{Recovery, folder};
+use crate::disk::lay;
+use crate::disk::lock::LockFile;
+use crate::disk::{ahead as files, ahead::passing};
+use crate::error::{Error, Kind, Result};
+use crate::pg::{SegmentName, SegmentSize};
+
+/// Held by the prefetcher.
+pub const LOCK: &str = "lock";
+/// The segment that the server asked for last, and by which process.
+pub const ASKED: &str = "asked";
+/// A segment that is on its way is waited for so long; then it is fetched a second time.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How a prefetcher is started.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub program: PathBuf,
+    pub arguments: Vec<OsString>,
+}
+
+/// What is fetched ahead for one data directory.
+pub struct Ahead<'a> {
+    pgdata: &'a Path,
+    folder: PathBuf,
+    launch: &'a Launch,
+}
+
+impl<'a> Ahead<'a> {
+    pub fn new(pgdata: &'a Path, launch: &'a Launch) -> Ahead<'a> {
+        Ahead { pgdata, folder: folder(pgdata), launch }
+    }
+
+    /// The file of a piece, once it is ready; `None` when nobody is fetching it, or it takes too long.
+    pub async fn ready(&self, piece: Piece) -> Option<Ready> {
+        let begun = Instant::now();
+        loop {
+            // In this order: it stops being on its way by being ready.
+            let coming = passing(&self.folder, &piece.name()).exists();
+            if let Some(ready) = listed(&self.folder, piece.segment.size).into_iter().find(|ready| ready.piece == piece)
+            {
+                return Some(ready);
+            }
+            if !coming || begun.elapsed() >= PATIENCE || !self.is_held() {
+                return None;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Moves a ready file to where the server wants it, unless it is damaged. `false`: nothing was moved.
+    pub fn give(&self, ready: Ready, destination: &Path) -> bool {
+        let place = self.folder.join(ready.to_string());
+        let size = ready.piece.segment.size.bytes();
+        files::hand_over(&place, ready.crc, size, destination).unwrap_or_else(|error| {
+            tracing::info!("fetched ahead, and cannot be used: {error}");
+            false
+        })
+    }
+
+    /// Says that `segment` was asked for, so that the next ones are fetched: by the prefetcher that runs or, where there is `more` to come, by a new
+    /// one. To be called once `segment` was taken, since what lies behind what was asked for goes.
+    pub fn go_on(&self, segment: SegmentName, more: bool) {
+        if let Err(error) = self.note(segment, more) {
+            tracing::info!("nothing is fetched ahead: {error}");
+        }
+    }
+
+    fn note(&self, segment: SegmentName, more: bool) -> Result<()> {
+        let recovers = || self.pgdata.join("pg_wal").is_dir() && Recovery::of(self.pgdata).is_some();
+        if !(more || self.folder.exists()) || !recovers() {
+            return Ok(());
+        }
+        let free = LockFile::take(&self.folder.join(LOCK))?;
+        let text = format!("{segment} {}\n", std::process::id());
+        lay::hand_over(&self.folder.join(ASKED), text.as_bytes(), text.len() as u64)?;
+        let nobody = free.is_some();
+        drop(free);
+        if nobody && more { self.start() } else { Ok(()) }
+    }
+
+    /// It outlives this process. It has a process group of its own, since the server ends its children by group; and nothing that the server
+    /// waits for the end of, such as the pipe of its log.
+    fn start(&self) -> Result<()> {
+        let mut command = Command::new(&self.launch.program);
+        command.args(&self.launch.arguments).current_dir(self.pgdata).process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let spawned = command.spawn();
+        let failed = |e| Error::new(Kind::Failed, "cannot start a prefetcher").caused_by(e);
+        spawned.map(drop).map_err(failed)
+    }
+
+    /// Whether a prefetcher runs.
+    fn is_held(&self) -> bool {
+        let lock = self.folder.join(LOCK);
+        lock.exists() && matches!(LockFile::take(&lock), Ok(None))
+    }
+}
+
+/// What is ready in a folder.
+pub fn listed(folder: &Path, size: SegmentSize) -> Vec<Ready> {
+    let names = files::names(folder).unwrap_or_default();
+    let mut ready: Vec<Ready> = names.iter().filter_map(|name| Ready::parse(name, size)).collect();
+    ready.sort();
+    ready
+}
+
+/// What the server asked for last, and the text that says so: it changes with every call.
+pub fn asked(folder: &Path, size: SegmentSize) -> Option<(SegmentName, String)> {
+    let text = std::fs::read_to_string(folder.join(ASKED)).ok()?;
+    let segment = SegmentName::parse(text.split(' ').next()?, size)?;
+    Some((segment, text))
+}
