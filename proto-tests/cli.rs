@@ -24,6 +24,8 @@ mod looking;
 mod many;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/restored_standby.rs"]
+mod restored_standby;
 #[path = "cli/server_refusals.rs"]
 mod server_refusals;
 #[path = "cli/site.rs"]

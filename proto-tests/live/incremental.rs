@@ -97,6 +97,8 @@ impl Scene {
             jobs: 2,
             account: Account::choose(None).expect("the user postgres"),
             keep_archiving: false,
+            keep_subscriptions: false,
+            upstream: Default::default(),
             scratch: None,
             program: crate::support::walrecv::path().to_path_buf(),
             fetch_arguments: Vec::new(),

@@ -96,6 +96,8 @@ impl Story {
             jobs: 2,
             account: Account::choose(None).expect("the user postgres"),
             keep_archiving: false,
+            keep_subscriptions: false,
+            upstream: Default::default(),
             scratch: Some(Scratch { directory: self.places.join(format!("{name}.run")), port: port() }),
             program: fetch_program(&self.places),
             fetch_arguments: Vec::new(),

@@ -222,13 +222,26 @@ pub struct TargetArgs {
     /// Position to recover to
     #[arg(long, value_name = "LSN")]
     pub target_lsn: Option<String>,
+    /// Transaction to recover to, as txid_current() or pg_current_xact_id() tells it: its commit or abort
+    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u64).range(3..))]
+    pub target_xid: Option<u64>,
     /// Restore point made by pg_create_restore_point()
     #[arg(long, value_name = "NAME")]
     pub target_name: Option<String>,
+    /// As soon as the backup is consistent
+    #[arg(long)]
+    pub target_immediate: bool,
     /// The end of what is stored
     #[arg(long)]
     pub latest: bool,
+    /// A standby: goes on with what the archive gets, and with what --primary-conninfo sends
+    #[arg(long, conflicts_with_all = ["exclusive", "target_timeline", "target_action", "scratch", "keep_archive_mode"])]
+    pub standby: bool,
 }
+
+/// All but `--standby`, of which an option speaks that only it has: clap demands nothing that is in conflict with what is there.
+const OTHER_TARGETS: [&str; 6] =
+    ["target_time", "target_lsn", "target_xid", "target_name", "target_immediate", "latest"];
 
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
@@ -237,12 +250,18 @@ pub struct RestoreArgs {
     /// Stop just before the target, not just after it
     #[arg(long)]
     pub exclusive: bool,
-    /// Timeline to follow, as a decimal number [default: the newest that continues the backup's]
+    /// Timeline to follow: a decimal number, current (the one of the backup) or latest (the newest that continues a backup's) [default: latest]
     #[arg(long, value_name = "TLI")]
-    pub target_timeline: Option<u32>,
+    pub target_timeline: Option<String>,
     /// What the server does at the target
     #[arg(long, value_name = "ACTION", value_parser = ["promote", "pause", "shutdown"], default_value = "promote")]
     pub target_action: String,
+    /// With --standby: where it streams from (the server's own replication user and password, as in primary_conninfo)
+    #[arg(long, requires = "standby", conflicts_with_all = OTHER_TARGETS, value_name = "CONNINFO")]
+    pub primary_conninfo: Option<String>,
+    /// With --standby: the slot that it uses there
+    #[arg(long, requires = "primary_conninfo", value_name = "NAME")]
+    pub primary_slot: Option<String>,
     /// Backup to start from [default: the newest that can reach the target]
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
@@ -276,6 +295,9 @@ pub struct RestoreArgs {
     /// Leave archive_mode as production had it (the restored server may then archive into production's archive)
     #[arg(long)]
     pub keep_archive_mode: bool,
+    /// Leave subscriptions at work (the restored server may then take production's place in logical replication)
+    #[arg(long)]
+    pub keep_subscriptions: bool,
     /// Disk space for WAL that is fetched before the recovering server asks for it; 0: none is [default: 512MB]
     #[arg(long, value_name = "SIZE", env = "WALRECV_PREFETCH")]
     pub prefetch: Option<String>,
@@ -343,5 +365,14 @@ mod tests {
         assert!(parse("walrecv restore --latest").is_err());
         assert!(parse("walrecv restore --latest --plan").is_ok());
         assert!(parse("walrecv restore --latest --pgdata d").is_ok());
+        assert!(parse("walrecv restore --target-xid 731 --exclusive --plan").is_ok());
+        assert!(parse("walrecv restore --target-xid 2 --plan").is_err(), "no transaction that commits");
+        assert!(parse("walrecv restore --target-immediate --plan").is_ok());
+        assert!(parse("walrecv restore --standby --pgdata d --primary-conninfo host=db1 --primary-slot s").is_ok());
+        assert!(parse("walrecv restore --standby --latest --pgdata d").is_err());
+        for refused in ["--exclusive", "--target-timeline 2", "--target-action pause", "--scratch --start"] {
+            assert!(parse(&format!("walrecv restore --standby --pgdata d {refused}")).is_err(), "{refused}");
+        }
+        assert!(parse("walrecv restore --latest --pgdata d --primary-conninfo host=db1").is_err());
     }
 }

@@ -10,9 +10,10 @@ use serde_json::json;
 use super::args::{Common, RestoreArgs};
 use super::context::Context;
 use super::{output, target};
+use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, MajorVersion, TimelineId};
-use crate::restore::recovery::Scratch;
+use crate::restore::recovery::{Scratch, Upstream};
 use crate::restore::server::{Account, Programs};
 use crate::restore::start::{Start, Started};
 use crate::restore::{self, Action, Options, Plan, Prepared, Restored, Target, Wanted};
@@ -26,11 +27,8 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     let context = Context::open_with(common, args.identity_file.as_deref()).await?;
     let (access, ring) = context.content_access().await?;
     let archive = context.archive(ring).await?;
-    let wanted = Wanted {
-        target: wanted_target(args)?,
-        timeline: args.target_timeline.map(TimelineId),
-        backup: args.backup.clone(),
-    };
+    let wanted =
+        Wanted { target: wanted_target(args)?, timeline: timeline(&archive, args).await?, backup: args.backup.clone() };
     if args.plan {
         let prepared = restore::prepare(&archive, &wanted).await?;
         return show_plan(common, &prepared.plan);
@@ -55,6 +53,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     if common.output == output::Format::Text {
         show_restored(&restored, &options.pgdata);
     }
+    elsewhere(&restored, programs.is_some())?;
     let started = match programs {
         Some(programs) => Some(start(&archive.names, &prepared, &options, programs).await?),
         None => None,
@@ -73,10 +72,32 @@ fn wanted_target(args: &RestoreArgs) -> Result<Target> {
         let lsn = text.parse::<Lsn>().map_err(|problem| Error::new(Kind::Usage, problem.to_string()))?;
         return Ok(Target::Lsn { lsn, inclusive });
     }
+    if let Some(xid) = asked.target_xid {
+        // The server compares 32 bits, whatever epoch is in front of them.
+        return Ok(Target::Xid { xid: xid as u32, inclusive });
+    }
     if args.exclusive {
-        return Err(Error::new(Kind::Usage, "--exclusive means something with --target-time and --target-lsn only"));
+        let message = "--exclusive means something with --target-time, --target-lsn and --target-xid only";
+        return Err(Error::new(Kind::Usage, message));
+    }
+    if asked.target_immediate {
+        return Ok(Target::Immediate);
     }
     Ok(asked.target_name.clone().map_or(Target::Latest, Target::Name))
+}
+
+/// The timeline that was asked for; `None`: the newest that continues a backup's.
+async fn timeline(archive: &Archive, args: &RestoreArgs) -> Result<Option<TimelineId>> {
+    match args.target_timeline.as_deref() {
+        None | Some("latest") => Ok(None),
+        Some("current") => restore::timeline_of(archive, args.backup.as_deref()).await.map(Some),
+        Some(text) => match text.parse::<u32>() {
+            // PostgreSQL reads a leading 0 as octal; a file name has hexadecimal digits.
+            Ok(number) if number > 0 && !text.starts_with('0') => Ok(Some(TimelineId(number))),
+            _ => Err(Error::new(Kind::Usage, format!("--target-timeline: {text:?} is no timeline"))
+                .hint("write a decimal number without zeros in front, current or latest")),
+        },
+    }
 }
 
 fn options(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Options> {
@@ -96,6 +117,7 @@ fn options(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Options
         pgdata,
         tablespaces: args.tablespace_mapping.iter().map(|text| restore::parse_mapping(text)).collect::<Result<_>>()?,
         action: match args.target_action.as_str() {
+            _ if args.target.standby => Action::Follow,
             "pause" => Action::Pause,
             "shutdown" => Action::Shutdown,
             _ => Action::Promote,
@@ -103,6 +125,11 @@ fn options(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Options
         jobs: usize::from(args.jobs),
         account: Account::choose(args.owner.as_deref())?,
         keep_archiving: args.keep_archive_mode,
+        keep_subscriptions: args.keep_subscriptions,
+        upstream: Upstream {
+            conninfo: args.primary_conninfo.clone().unwrap_or_default(),
+            slot: args.primary_slot.clone().unwrap_or_default(),
+        },
         program,
         fetch_arguments: fetch_arguments(common, config, args)?,
     })
@@ -213,6 +240,13 @@ fn show_restored(restored: &Restored, pgdata: &Path) {
     for one in &restored.neutralised {
         output::line(format!("neutralised  {} = '{}' (production has '{}')", one.setting, one.now, one.was));
     }
+    for one in &restored.raised {
+        output::line(format!("raised       {} = {} (was {}): recovery demands it", one.setting, one.now, one.was));
+    }
+    for one in &restored.outside {
+        let there = if one.there { "outside of the data directory, look at it" } else { "NOT THERE on this host" };
+        output::line(format!("outside      {} = '{}': {there}", one.setting, one.path));
+    }
     for name in &restored.written {
         output::line(format!(
             "written      {name}: the backup had none (it lies outside the data directory on the server)"
@@ -221,6 +255,16 @@ fn show_restored(restored: &Restored, pgdata: &Path) {
     if restored.bad_pages > 0 {
         output::line(format!("BAD PAGES    {} were damaged on the server already", restored.bad_pages));
     }
+}
+
+/// The server would take another directory's data for its own, and nothing in the restored one can overrule that.
+fn elsewhere(restored: &Restored, start: bool) -> Result<()> {
+    let Some(other) = restored.outside.iter().find(|one| start && one.setting == "data_directory") else {
+        return Ok(());
+    };
+    let message = format!("the restored postgresql.conf sets data_directory = '{}': not started", other.path);
+    Err(Error::new(Kind::Usage, message)
+        .hint("take that line out of the restored postgresql.conf, then start the server"))
 }
 
 fn show_end(
@@ -235,14 +279,16 @@ fn show_end(
         return Ok(());
     }
     let Some(started) = started else {
-        output::line(format!(
-            "next         start the server on {}: it recovers to the target by itself",
-            options.pgdata.display()
-        ));
+        let what = match options.action {
+            Action::Follow => "it is a standby, and reads the archive with this configuration as its own user",
+            _ => "it recovers to the target by itself",
+        };
+        output::line(format!("next         start the server on {}: {what}", options.pgdata.display()));
         return Ok(());
     };
     match started.landed {
         Some(landed) => output::line(format!("landed       at {landed}, as planned")),
+        None if options.action == Action::Follow => output::line("standby      it is consistent, and goes on"),
         None => output::line("landed       the server reached its target"),
     }
     output::line(format!("recovery     took {}", output::seconds(started.took.as_secs_f64())));

@@ -1,4 +1,4 @@
-//! A moment as people type it: with a zone, without one (local time), or relative.
+//! A moment as people type it: with an offset or the name of a zone, without one (local time), or relative.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
@@ -32,6 +32,14 @@ fn relative(text: &str, now: Timestamp) -> Option<Timestamp> {
 fn absolute(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     if let Some(rest) = text.strip_suffix("UTC") {
         return civil(rest.trim()).and_then(|at| at.to_zoned(TimeZone::UTC).ok()).map(|zoned| zoned.timestamp());
+    }
+    if let Some((rest, name)) = text.rsplit_once(' ').filter(|(_, name)| name.contains('/')) {
+        return TimeZone::get(name)
+            .ok()?
+            .to_ambiguous_zoned(civil(rest.trim())?)
+            .unambiguous()
+            .ok()
+            .map(|z| z.timestamp());
     }
     let split = text.rfind(['+', '-', 'Z', 'z']).filter(|at| *at > "2026-11-21".len());
     match split {
@@ -118,5 +126,9 @@ mod tests {
         assert!(parse("2026-03-29 02:30", now, &zone).is_err());
         assert!(parse("2026-10-25 02:30", now, &zone).is_err());
         assert!(parse("2026-10-25 02:30+01", now, &zone).is_ok());
+        let named = |text: &str| parse(text, now, &TimeZone::UTC).ok().map(show);
+        assert_eq!(named("2026-07-01 14:00 Europe/Berlin").as_deref(), Some("2026-07-01 12:00:00.000000+00"));
+        assert_eq!(named("2026-03-29 02:30 Europe/Berlin"), None);
+        assert_eq!(named("2026-07-01 14:00 Europe/Nowhere"), None);
     }
 }

@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use super::decide::Bounds;
 use super::plan_file::{Access, PlanFile};
-use super::recovery::{self, Neutralised, Scratch, Wishes};
+use super::recovery::{self, Neutralised, Scratch, Upstream, Wishes};
 use super::server::Account;
+use super::settings::Outside;
 use super::target::Action;
 use super::{Prepared, lay::Laid};
 use crate::archive::Archive;
@@ -32,7 +33,11 @@ pub struct Options {
     pub account: Option<Account>,
     /// Leave `archive_mode` as production has it.
     pub keep_archiving: bool,
+    /// Leave production's subscriptions at work.
+    pub keep_subscriptions: bool,
     pub scratch: Option<Scratch>,
+    /// With [`Action::Follow`].
+    pub upstream: Upstream,
     /// Absolute path of this program, for `restore_command`.
     pub program: PathBuf,
     /// Arguments that `wal-fetch` needs when no plan binds it.
@@ -47,6 +52,10 @@ pub struct Restored {
     /// Bytes of packs that were fetched.
     pub fetched: u64,
     pub neutralised: Vec<Neutralised>,
+    /// Settings below what recovery demands, and what they were raised to.
+    pub raised: Vec<Neutralised>,
+    /// What the configuration names outside of the data directory, or includes although it is not there.
+    pub outside: Vec<Outside>,
     /// Configuration files that the backup did not have and that were written.
     pub written: Vec<String>,
     /// Pages that were damaged on the server already.
@@ -104,9 +113,14 @@ pub async fn configure(
         .map_err(|e| Error::new(Kind::Corrupt, "the backup's backup_label").caused_by(e))?;
     ground.whole_file(b"backup_label", &label, 0o600)?;
     let written = missing_files(ground)?;
-    let neutralised = settings(prepared, options, ground)?;
-    ground.whole_file(b"recovery.signal", b"", 0o600)?;
-    plan_file(archive, access, prepared).await?.write(&ground.root, ground.owner)?;
+    let conf = settings(prepared, options, ground)?;
+    if options.action == Action::Follow {
+        // A standby follows no plan: `wal-fetch` reads the configuration.
+        ground.whole_file(b"standby.signal", b"", 0o600)?;
+    } else {
+        ground.whole_file(b"recovery.signal", b"", 0o600)?;
+        plan_file(archive, access, prepared).await?.write(&ground.root, ground.owner)?;
+    }
     if let Some(scratch) = &options.scratch {
         scratch_directory(scratch, ground)?;
     }
@@ -114,7 +128,9 @@ pub async fn configure(
         files: laid.files + 1 + u64::from(manifest.tablespace_map.is_some()),
         bytes: laid.bytes,
         fetched: laid.fetched,
-        neutralised,
+        neutralised: conf.neutralised,
+        raised: conf.raised,
+        outside: conf.outside,
         written,
         bad_pages: manifest.bad_page_count,
     })
@@ -149,7 +165,7 @@ fn missing_files(ground: &Ground) -> Result<Vec<String>> {
     Ok(written)
 }
 
-fn settings(prepared: &Prepared, options: &Options, ground: &Ground) -> Result<Vec<Neutralised>> {
+fn settings(prepared: &Prepared, options: &Options, ground: &Ground) -> Result<recovery::Written> {
     let read = |name: &str| match std::fs::read(ground.root.join(name)) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -157,6 +173,7 @@ fn settings(prepared: &Prepared, options: &Options, ground: &Ground) -> Result<V
     };
     let landing = &prepared.choice.landing;
     let wishes = Wishes {
+        root: &ground.root,
         target: &prepared.target,
         action: options.action,
         landing,
@@ -165,13 +182,15 @@ fn settings(prepared: &Prepared, options: &Options, ground: &Ground) -> Result<V
         fetch_arguments: &options.fetch_arguments,
         parameters: prepared.choice.parameters,
         keep_archiving: options.keep_archiving,
+        keep_subscriptions: options.keep_subscriptions,
         scratch: options.scratch.as_ref(),
+        upstream: &options.upstream,
     };
     let conf = recovery::write(&wishes, read("postgresql.conf")?.as_deref(), read("postgresql.auto.conf")?.as_deref())?;
     let place = ground.root.join("postgresql.auto.conf");
     durable::replace(&place, &conf.auto_conf, 0o600)?;
     disk_lay::give(&place, ground.owner)?;
-    Ok(conf.neutralised)
+    Ok(conf)
 }
 
 async fn plan_file(archive: &Archive, access: Access, prepared: &Prepared) -> Result<PlanFile> {

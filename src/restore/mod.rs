@@ -22,6 +22,7 @@ pub mod recovery;
 pub mod report;
 pub mod scan;
 pub mod server;
+pub mod settings;
 pub mod start;
 pub mod stock;
 pub mod target;
@@ -37,6 +38,7 @@ pub use target::{Action, Target};
 use crate::archive::Archive;
 use crate::disk::lay::{self as disk_lay, Ground};
 use crate::error::{Error, Kind, Result};
+use crate::pg::TimelineId;
 
 /// A restore that is known to lead to its target.
 #[derive(Clone, Debug)]
@@ -54,6 +56,18 @@ pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
     let choice = choose::choose(archive, &inventory, &backups, wanted).await?;
     let plan = Plan::of(&choice, &wanted.target, archive.names.segment_size);
     Ok(Prepared { choice, target: wanted.target.clone(), plan })
+}
+
+/// The timeline on which a backup was taken: `id`, or else the newest one. What `--target-timeline current` means.
+pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<TimelineId> {
+    let backups = stock::complete_backups(archive).await?;
+    let named = backups.iter().filter(|m| id.is_none_or(|id| m.id.as_str() == id));
+    let newest = named.max_by_key(|m| m.stopped_at).map(|m| m.stop_timeline);
+    newest.ok_or_else(|| {
+        let which = id.map(|id| format!(" {id}")).unwrap_or_default();
+        Error::new(Kind::Target, format!("the archive has no complete backup{which}"))
+            .hint("walrecv list shows the backups")
+    })
 }
 
 /// Everything that can be refused before a byte is copied: directories, tablespaces, paths.

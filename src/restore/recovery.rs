@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::plan::{Landing, Stop};
 use super::plan_file;
+use super::settings::{self, Outside, value_of};
 use super::target::{Action, Target, time_text};
 use crate::error::{Error, Kind, Result};
 use crate::pg::TimelineId;
@@ -26,8 +27,19 @@ pub struct Scratch {
     pub port: u16,
 }
 
+/// Whom a standby streams from, once it has what the archive has.
+#[derive(Clone, Debug, Default)]
+pub struct Upstream {
+    /// `primary_conninfo`; empty: the archive is all that it has.
+    pub conninfo: String,
+    /// `primary_slot_name`; may be empty.
+    pub slot: String,
+}
+
 /// What the block is made from.
 pub struct Wishes<'a> {
+    /// The restored data directory.
+    pub root: &'a Path,
     pub target: &'a Target,
     pub action: Action,
     pub landing: &'a Landing,
@@ -39,7 +51,10 @@ pub struct Wishes<'a> {
     /// The highest values that recovery will meet, from pg_control and WAL.
     pub parameters: Parameters,
     pub keep_archiving: bool,
+    /// Leave production's subscriptions at work.
+    pub keep_subscriptions: bool,
     pub scratch: Option<&'a Scratch>,
+    pub upstream: &'a Upstream,
 }
 
 /// A setting of production's configuration that the restored server does not take over.
@@ -55,6 +70,9 @@ pub struct Neutralised {
 pub struct Written {
     pub auto_conf: Vec<u8>,
     pub neutralised: Vec<Neutralised>,
+    /// What recovery could not go on with.
+    pub raised: Vec<Neutralised>,
+    pub outside: Vec<Outside>,
 }
 
 /// Appends the block to postgresql.auto.conf (an earlier block goes). `main_conf` is the restored postgresql.conf, if there is one.
@@ -66,7 +84,8 @@ pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[
     lines.extend(recovery(wishes)?);
     let overrides = overrides(wishes)?;
     lines.extend(overrides.iter().map(|(name, value)| format!("{name} = {}", quote(value))));
-    lines.extend(parameters(&wishes.parameters, &current));
+    let raised = parameters(&wishes.parameters, &current);
+    lines.extend(raised.iter().map(|one| format!("{} = {}", one.setting, one.now)));
     lines.push(END.to_owned());
     let mut out = kept;
     if out.last().is_some_and(|b| *b != b'\n') {
@@ -74,7 +93,8 @@ pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[
     }
     out.extend_from_slice(lines.join("\n").as_bytes());
     out.push(b'\n');
-    Ok(Written { auto_conf: out, neutralised: differences(&overrides, &current) })
+    let outside = settings::outside(&current, wishes.root, &|path| path.exists());
+    Ok(Written { auto_conf: out, neutralised: differences(&overrides, &current), raised, outside })
 }
 
 fn recovery(wishes: &Wishes<'_>) -> Result<Vec<String>> {
@@ -101,8 +121,12 @@ fn recovery(wishes: &Wishes<'_>) -> Result<Vec<String>> {
         lines.push(format!("recovery_target_inclusive = {}", if inclusive { "on" } else { "off" }));
         lines.push(format!("recovery_target_action = '{}'", wishes.action.setting()));
     }
-    // Read with base 0 by the server: decimal, never the padded digits of a file name.
-    lines.push(format!("recovery_target_timeline = '{}'", wishes.timeline));
+    if wishes.action == Action::Follow {
+        lines.push("recovery_target_timeline = 'latest'".to_owned());
+    } else {
+        // Read with base 0 by the server: decimal, never the padded digits of a file name.
+        lines.push(format!("recovery_target_timeline = '{}'", wishes.timeline));
+    }
     if wishes.action == Action::Pause {
         lines.push("hot_standby = on".to_owned());
     }
@@ -111,6 +135,9 @@ fn recovery(wishes: &Wishes<'_>) -> Result<Vec<String>> {
 
 /// Name, value and inclusiveness of the one target; `None` where recovery goes to the end of what `wal-fetch` serves.
 fn target_setting(wishes: &Wishes<'_>) -> Option<(&'static str, String, bool)> {
+    if wishes.action == Action::Follow {
+        return None;
+    }
     if matches!(wishes.landing.stop, Stop::EndOfWal | Stop::Cut) {
         // Without a target the server always promotes; the start of the last record is the same place with a choice.
         let last = wishes.landing.last_record.to_string();
@@ -128,6 +155,11 @@ fn target_setting(wishes: &Wishes<'_>) -> Option<(&'static str, String, bool)> {
 
 /// What keeps the copy from waiting for production's standbys, archiving into production's archive, or connecting to production.
 fn overrides(wishes: &Wishes<'_>) -> Result<Vec<(&'static str, String)>> {
+    if wishes.action == Action::Follow {
+        // It is to be production's: until it is promoted it neither archives, nor waits for standbys, nor subscribes.
+        let Upstream { conninfo, slot } = wishes.upstream;
+        return Ok(vec![("primary_conninfo", conninfo.clone()), ("primary_slot_name", slot.clone())]);
+    }
     let mut out = vec![
         ("synchronous_standby_names", String::new()),
         ("primary_conninfo", String::new()),
@@ -136,13 +168,15 @@ fn overrides(wishes: &Wishes<'_>) -> Result<Vec<(&'static str, String)>> {
     if !wishes.keep_archiving || wishes.scratch.is_some() {
         out.push(("archive_mode", "off".to_owned()));
     }
+    if !wishes.keep_subscriptions || wishes.scratch.is_some() {
+        out.push(("max_logical_replication_workers", "0".to_owned()));
+    }
     if let Some(scratch) = wishes.scratch {
         let directory = scratch.directory.to_str().filter(|d| !d.contains([',', '"', '\n']));
         let directory = directory.ok_or_else(|| {
             Error::new(Kind::Usage, format!("not usable as a socket directory: {}", scratch.directory.display()))
         })?;
         out.extend([
-            ("max_logical_replication_workers", "0".to_owned()),
             ("listen_addresses", String::new()),
             ("unix_socket_directories", directory.to_owned()),
             ("port", scratch.port.to_string()),
@@ -159,7 +193,7 @@ fn overrides(wishes: &Wishes<'_>) -> Result<Vec<(&'static str, String)>> {
 
 /// The parameters that a hot standby must not have below the primary's (`CheckRequiredParameterValues`), where the configuration
 /// does not show that they are high enough.
-fn parameters(needed: &Parameters, current: &str) -> Vec<String> {
+fn parameters(needed: &Parameters, current: &str) -> Vec<Neutralised> {
     let settings = [
         ("max_connections", needed.max_connections, 100),
         ("max_worker_processes", needed.max_worker_processes, 8),
@@ -173,45 +207,23 @@ fn parameters(needed: &Parameters, current: &str) -> Vec<String> {
         let found = value_of(current, name).map_or(Some(default), |v| v.parse().ok());
         !includes && found.is_some_and(|found| found >= needed)
     };
-    settings.into_iter().filter(|(n, v, d)| !enough(n, *v, *d)).map(|(n, v, _)| format!("{n} = {v}")).collect()
+    let raised = settings.into_iter().filter(|(name, needed, default)| !enough(name, *needed, *default));
+    let told = |(name, needed, default): (&str, i32, i32)| Neutralised {
+        setting: name.to_owned(),
+        was: value_of(current, name).unwrap_or_else(|| default.to_string()),
+        now: needed.to_string(),
+    };
+    raised.map(told).collect()
 }
 
 fn differences(overrides: &[(&'static str, String)], current: &str) -> Vec<Neutralised> {
     let differs = |(name, now): &(&'static str, String)| {
-        let was = value_of(current, name)?;
+        // Subscriptions stand in tables: nothing in the files tells whether there are any.
+        let default = (*name == "max_logical_replication_workers").then(|| "4".to_owned());
+        let was = value_of(current, name).or(default)?;
         (was != *now).then(|| Neutralised { setting: (*name).to_owned(), was, now: now.clone() })
     };
     overrides.iter().filter_map(differs).collect()
-}
-
-/// The last value that a configuration text gives to a setting. Simple lines only: enough to tell a person, never to decide safety.
-fn value_of(text: &str, name: &str) -> Option<String> {
-    text.lines().filter_map(|line| setting_line(line, name)).next_back()
-}
-
-fn setting_line(line: &str, name: &str) -> Option<String> {
-    let line = line.trim_start();
-    let rest = line.get(..name.len()).filter(|n| n.eq_ignore_ascii_case(name)).and_then(|_| line.get(name.len()..))?;
-    let value = rest.trim_start_matches([' ', '\t', '=']);
-    if value.len() == rest.len() {
-        return None;
-    }
-    match value.strip_prefix('\'') {
-        Some(quoted) => {
-            let mut out = String::new();
-            let mut chars = quoted.chars().peekable();
-            while let Some(c) = chars.next() {
-                match c {
-                    '\'' if chars.peek() == Some(&'\'') => out.extend(chars.next()),
-                    '\'' => break,
-                    '\\' => out.extend(chars.next()),
-                    c => out.push(c),
-                }
-            }
-            Some(out)
-        }
-        None => Some(value.split(|c: char| c == '#' || c.is_whitespace()).next().unwrap_or_default().to_owned()),
-    }
 }
 
 fn without_block(conf: &[u8]) -> Vec<u8> {

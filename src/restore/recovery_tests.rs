@@ -36,6 +36,7 @@ struct Case<'a> {
     program: &'a str,
     connections: i32,
     keep_archiving: bool,
+    upstream: Upstream,
     scratch: Option<Scratch>,
 }
 
@@ -47,6 +48,7 @@ fn time_case() -> Case<'static> {
         program: "/usr/bin/walrecv",
         connections: 100,
         keep_archiving: false,
+        upstream: Upstream::default(),
         scratch: None,
     }
 }
@@ -54,6 +56,7 @@ fn time_case() -> Case<'static> {
 fn run(case: &Case<'_>, main: &str, auto: &str) -> (String, Vec<Neutralised>) {
     let landing = landing(case.stop);
     let wishes = Wishes {
+        root: Path::new("/data"),
         target: &case.target,
         action: case.action,
         landing: &landing,
@@ -62,6 +65,8 @@ fn run(case: &Case<'_>, main: &str, auto: &str) -> (String, Vec<Neutralised>) {
         fetch_arguments: &[],
         parameters: parameters(case.connections),
         keep_archiving: case.keep_archiving,
+        keep_subscriptions: false,
+        upstream: &case.upstream,
         scratch: case.scratch.as_ref(),
     };
     let written = write(&wishes, Some(main.as_bytes()), Some(auto.as_bytes())).unwrap();
@@ -151,9 +156,10 @@ fn what_production_had_is_told() {
     let (_, told) = run(&time_case(), main, "");
     let settings: Vec<_> = told.iter().map(|n| (n.setting.as_str(), n.was.as_str(), n.now.as_str())).collect();
     let sync = ("synchronous_standby_names", "ANY 1 (walrecv, s2)", "");
-    assert_eq!(settings, [sync, ("archive_mode", "on", "off")]);
+    let subscriptions = ("max_logical_replication_workers", "4", "0");
+    assert_eq!(settings, [sync, ("archive_mode", "on", "off"), subscriptions]);
     let (text, told) = run(&Case { keep_archiving: true, ..time_case() }, main, "");
-    assert_eq!(told.len(), 1);
+    assert_eq!(told.len(), 2);
     assert!(!text.contains("archive_mode"));
 }
 
@@ -171,14 +177,15 @@ fn a_scratch_server_is_alone() {
     ] {
         assert!(lines(&text).contains(&line), "{line} in\n{text}");
     }
-    assert_eq!(told.len(), 1);
-    assert_eq!((told[0].setting.as_str(), told[0].was.as_str()), ("port", "5433"));
+    assert_eq!(told.len(), 2);
+    assert_eq!((told[1].setting.as_str(), told[1].was.as_str()), ("port", "5433"));
 }
 
 #[test]
 fn a_path_with_a_line_break_is_refused() {
     let landing = landing(Stop::EndOfWal);
     let wishes = Wishes {
+        root: Path::new("/data"),
         target: &Target::Latest,
         action: Action::Promote,
         landing: &landing,
@@ -187,7 +194,30 @@ fn a_path_with_a_line_break_is_refused() {
         fetch_arguments: &[],
         parameters: parameters(1),
         keep_archiving: false,
+        keep_subscriptions: false,
+        upstream: &Upstream::default(),
         scratch: None,
     };
     assert_eq!(write(&wishes, None, None).unwrap_err().kind(), Kind::Usage);
+}
+
+#[test]
+fn a_standby_goes_on_and_keeps_production_s_settings() {
+    let upstream = Upstream { conninfo: "host=db1 password='it''s'".into(), slot: "s2".into() };
+    let case = Case { action: Action::Follow, upstream, target: Target::Latest, stop: Stop::EndOfWal, ..time_case() };
+    let main = "synchronous_standby_names = 'walrecv'\narchive_mode = on\nprimary_slot_name = 'other'\n";
+    let (text, told) = run(&case, main, "recovery_target_time = 'x'\n");
+    for line in [
+        "primary_conninfo = 'host=db1 password=''it''''s'''",
+        "primary_slot_name = 's2'",
+        "recovery_target_timeline = 'latest'",
+        "recovery_target_time = ''",
+    ] {
+        assert!(lines(&text).contains(&line), "{line} in\n{text}");
+    }
+    for kept in ["archive_mode", "synchronous_standby_names", "recovery_target_action", "max_logical"] {
+        assert!(!text.contains(&format!("\n{kept}")), "{kept} in\n{text}");
+    }
+    let told: Vec<_> = told.iter().map(|n| (n.setting.as_str(), n.was.as_str(), n.now.as_str())).collect();
+    assert_eq!(told, [("primary_slot_name", "other", "s2")]);
 }

@@ -126,7 +126,7 @@ impl Start {
         let (new_timeline, landed) = match self.action {
             Action::Promote => self.promoted(landing.timeline).map_or((None, None), |(t, l)| (Some(t), Some(l))),
             Action::Pause => (None, self.ask(&lock, "select pg_last_wal_replay_lsn()").and_then(|l| l.parse().ok())),
-            Action::Shutdown => (None, None),
+            Action::Shutdown | Action::Follow => (None, None),
         };
         let LockFile { pid, port, socket_directory, .. } = lock;
         let started = Started { pid, port, socket_directory, log, new_timeline, landed, took: begun.elapsed() };
@@ -142,6 +142,8 @@ impl Start {
     fn arrived(&self, lock: &LockFile) -> bool {
         let paused = || self.ask(lock, "select pg_is_wal_replay_paused()").as_deref() == Some("t");
         match self.action {
+            // Without hot_standby it never becomes "ready".
+            Action::Follow => matches!(lock.status.as_str(), "ready" | "standby"),
             _ if lock.status != "ready" => false,
             Action::Promote => self.in_production(),
             Action::Pause => paused(),

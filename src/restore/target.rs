@@ -33,6 +33,8 @@ pub enum Action {
     Promote,
     Pause,
     Shutdown,
+    /// Nothing: a standby has no target, and goes on with whatever comes.
+    Follow,
 }
 
 impl Action {
@@ -41,6 +43,7 @@ impl Action {
             Action::Promote => "promote",
             Action::Pause => "pause",
             Action::Shutdown => "shutdown",
+            Action::Follow => "pause",
         }
     }
 }
