@@ -60,7 +60,7 @@ pub enum Command {
     /// Take a base backup now; where no receiver streams the cluster, its WAL too
     Backup(BackupArgs),
     /// Restore to a point in time into an empty directory
-    Restore(RestoreArgs),
+    Restore(Box<RestoreArgs>),
     /// What restore_command calls: walrecv wal-fetch %f %p
     WalFetch(WalFetchArgs),
     /// What wal-fetch starts beside a recovery
