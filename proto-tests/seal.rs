@@ -1,5 +1,7 @@
 //! The object format and the keys: round trips, every way of being wrong, stored vectors, and an independent age implementation.
 
+#[path = "seal/frames.rs"]
+mod frames;
 #[path = "seal/keys.rs"]
 mod keys;
 #[path = "seal/round_trip.rs"]

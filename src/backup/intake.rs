@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use super::check::{Arrivals, ServerCheck};
 use super::diff::{Diff, Fate, Passing};
@@ -129,6 +128,8 @@ pub struct Intake {
     bad_page_count: u64,
     tally: Tally,
     outbox: Outbox,
+    /// The server has said so.
+    complete: bool,
 }
 
 impl Intake {
@@ -157,25 +158,26 @@ impl Intake {
             bad_page_count: 0,
             tally: Tally::default(),
             outbox,
+            complete: false,
         }
     }
 
-    /// Reads events until the backup is complete. A channel that ends before is an interruption, whose reason the other side knows.
-    pub fn run(mut self, mut events: mpsc::Receiver<BackupEvent>) -> Result<(Received, Files, Sealing)> {
-        while let Some(event) = events.blocking_recv() {
-            match event {
-                BackupEvent::Archive { index } => self.archive(index)?,
-                BackupEvent::Data(bytes) => self.data(bytes)?,
-                BackupEvent::Manifest => self.manifest_begins()?,
-                BackupEvent::ManifestData(bytes) => match &mut self.check {
-                    Some(check) => check.push(&bytes, &mut self.sealing, &self.outbox)?,
-                    None => return Err(refused("the server sent a manifest before it began one")),
-                },
-                BackupEvent::Complete => return self.finish(),
-                BackupEvent::Start { .. } | BackupEvent::Progress { .. } | BackupEvent::End { .. } => {}
+    /// Takes what comes, in order. It may compute for a while, and wait for whoever stores.
+    pub fn event(&mut self, event: BackupEvent) -> Result<()> {
+        match event {
+            BackupEvent::Archive { index } => self.archive(index),
+            BackupEvent::Data(bytes) => self.data(bytes),
+            BackupEvent::Manifest => self.manifest_begins(),
+            BackupEvent::ManifestData(bytes) => match &mut self.check {
+                Some(check) => check.push(&bytes, &mut self.sealing, &self.outbox),
+                None => Err(refused("the server sent a manifest before it began one")),
+            },
+            BackupEvent::Complete => {
+                self.complete = true;
+                Ok(())
             }
+            BackupEvent::Start { .. } | BackupEvent::Progress { .. } | BackupEvent::End { .. } => Ok(()),
         }
-        Err(Error::new(Kind::Interrupted, "the backup was ended before it was complete"))
     }
 
     fn archive(&mut self, index: usize) -> Result<()> {
@@ -426,7 +428,11 @@ impl Intake {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<(Received, Files, Sealing)> {
+    /// Everything that was received; an interruption, unless the server has said that the backup is complete.
+    pub fn finish(mut self) -> Result<(Received, Files, Sealing)> {
+        if !self.complete {
+            return Err(Error::new(Kind::Interrupted, "the backup was ended before it was complete"));
+        }
         match self.check.take() {
             Some(check) => self.server_manifest = Some(check.finish(&mut self.sealing, &self.outbox)?),
             None => return Err(refused("the server sent no manifest")),

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
-use tokio::sync::mpsc;
 
 use super::cache::{Cache, Shelf};
 use super::diff::{Diff, Parent};
@@ -180,9 +179,6 @@ impl Bench {
             incremental,
             scratch: scratch.clone(),
         };
-        let (to, from) = mpsc::channel(events.len() + 1);
-        events.into_iter().for_each(|e| to.try_send(e).unwrap());
-        drop(to);
         let id = self.id(number);
         let sealing = Sealing::new(self.archive.clone(), self.ring.clone(), id.clone()).unwrap();
         let read = |map: &MapRef, part| Ok(self.map_part(map, part));
@@ -191,8 +187,9 @@ impl Bench {
         let unseen = incremental && older.as_ref().is_none_or(|parent| parent.cache.is_none());
         let kept = shelf.filter(|_| !unseen).map(|shelf| shelf.begin(&id).unwrap());
         let diff = Diff::new(self.ring.page_hasher(), older, kept);
-        let intake = Intake::new(expected, diff, sealing, to_store.clone()).run(from);
-        let taken = intake.and_then(|(received, files, mut sealing)| {
+        let mut intake = Intake::new(expected, diff, sealing, to_store.clone());
+        let received = events.into_iter().try_for_each(|e| intake.event(e)).and_then(|()| intake.finish());
+        let taken = received.and_then(|(received, files, mut sealing)| {
             let mut place = Place { sealing: &mut sealing, outbox: &to_store, read: &read };
             let (maps, kept) = write_maps(files, &received.tally, parent, &mut place)?;
             Ok((received, maps, kept))

@@ -1,12 +1,13 @@
 //! Before the first byte: is this the right server, and does a receiver follow it?
 
+use super::reader::Reader;
 use super::wal::{Moment, Reach, Reached, WalWatch};
 use super::{BackupOptions, Progress, wal};
 use crate::archive::Archive;
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::pg::data_page::PAGE;
-use crate::pg::{Lsn, MajorVersion, SegmentSize};
+use crate::pg::{Lsn, MajorVersion, SegmentSize, TimelineId};
 use crate::wire::command::Identity;
 
 /// Longest label.
@@ -15,7 +16,10 @@ const LABEL: usize = 1000;
 /// A connected server that may be backed up.
 pub struct Prepared {
     pub connection: Connection,
+    /// Where its socket is looked after.
+    pub reader: Reader,
     pub identity: Identity,
+    pub segment_size: SegmentSize,
     /// `None`: no page checksums.
     pub pages_per_segment: Option<u32>,
 }
@@ -23,7 +27,8 @@ pub struct Prepared {
 /// Connects and compares the server with the archive.
 pub async fn connect(archive: &Archive, server: &Conninfo, options: &BackupOptions) -> Result<Prepared> {
     demand_label(&options.label)?;
-    let mut connection = Connection::connect(server, Mode::Physical, "").await?;
+    let (reader, way) = (Reader::start()?, server.clone());
+    let mut connection = reader.run(async move { Connection::connect(&way, Mode::Physical, "").await }).await?;
     if options.server_compression.is_some() && connection.version() < MajorVersion::V15 {
         let text =
             format!("PostgreSQL {} cannot compress what it sends, versions from 15 on can", connection.version());
@@ -55,7 +60,13 @@ pub async fn connect(archive: &Archive, server: &Conninfo, options: &BackupOptio
     }
     let checksums = connection.show("data_checksums").await? == "on";
     let per_segment = pages_per_segment(&connection.show("segment_size").await?);
-    Ok(Prepared { connection, identity, pages_per_segment: per_segment.filter(|_| checksums) })
+    Ok(Prepared {
+        connection,
+        reader,
+        identity,
+        segment_size: names.segment_size,
+        pages_per_segment: per_segment.filter(|_| checksums),
+    })
 }
 
 /// backup_label is a file of lines.
@@ -81,29 +92,63 @@ fn pages_per_segment(text: &str) -> Option<u32> {
     u32::try_from(bytes / PAGE as u64).ok().filter(|pages| *pages > 0)
 }
 
-/// Waits until the archive has reached where the server is now. Without a receiver the backup could never be restored, so that is refused
-/// before anything is copied.
-pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupOptions) -> Result<()> {
+/// Whether a receiver follows the server. Without one the backup could never be restored, so that is refused before anything is copied. An archive that ends close
+/// behind the server says that there was one a moment ago: the backup begins then, and [`Following::settle`] waits beside it for the rest.
+pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupOptions) -> Result<Following> {
     let Identity { timeline, position: needed, .. } = prepared.identity;
     // From the byte before: where the server is idle, nothing has been written at its position yet.
     let from = Lsn(needed.0.saturating_sub(1));
     let reach = Reach { timeline, from, needed, patience: options.follow_within, renewed: true };
-    let tell = |durable| options.tell(Progress::WaitingForReceiver { durable, needed });
     let server = prepared.connection.same_server();
     watch.attend(server, Moment::Before).await?;
-    let Reached { durable, remark } =
-        reach.wait(watch, server, wal::PAUSE, tell).await.context("does a receiver follow the server?")?;
-    if durable.is_some_and(|durable| durable >= needed) {
-        return Ok(());
+    let following = Following { reach, server: server.clone() };
+    if !is_near(watch, timeline, from, prepared.segment_size).await {
+        following.reached(watch, |durable| options.tell(Progress::WaitingForReceiver { durable, needed })).await?;
     }
-    let state = match durable {
-        Some(durable) => format!("the archive ends at {durable}, the server is at {needed} of timeline {timeline}"),
-        None => format!("the archive does not hold the WAL before {needed} of timeline {timeline}"),
-    };
-    let remark = remark.map_or(String::new(), |remark| format!("; {remark}"));
-    let text = format!("no receiver follows the server: {state} after {:?}{remark}", options.follow_within);
-    Err(Error::new(Kind::Slot, text)
-        .hint("See what `walrecv receive` says for this cluster: a backup without its WAL cannot be restored."))
+    Ok(following)
+}
+
+/// Whether the archive ends in the segment of the byte at `lsn`, or in the one before. What cannot be seen now is not near.
+async fn is_near(watch: &dyn WalWatch, timeline: TimelineId, lsn: Lsn, size: SegmentSize) -> bool {
+    let start = size.segment_of(lsn).start(size);
+    for from in [start, Lsn(start.0.saturating_sub(size.bytes()))] {
+        if let Ok(Some(end)) = watch.durable_end(timeline, from).await
+            && end > from
+        {
+            return true;
+        }
+    }
+    false
+}
+
+/// A receiver that follows, or seems to.
+pub struct Following {
+    reach: Reach,
+    server: Conninfo,
+}
+
+impl Following {
+    /// Returns once the archive has reached where the server was; else the refusal.
+    pub async fn settle(self, watch: &dyn WalWatch) -> Result<()> {
+        self.reached(watch, |_| ()).await
+    }
+
+    async fn reached(&self, watch: &dyn WalWatch, tell: impl Fn(Option<Lsn>)) -> Result<()> {
+        let Reach { timeline, needed, patience, .. } = self.reach;
+        let reached = self.reach.wait(watch, &self.server, wal::PAUSE, tell).await;
+        let Reached { durable, remark } = reached.context("does a receiver follow the server?")?;
+        if durable.is_some_and(|durable| durable >= needed) {
+            return Ok(());
+        }
+        let state = match durable {
+            Some(durable) => format!("the archive ends at {durable}, the server is at {needed} of timeline {timeline}"),
+            None => format!("the archive does not hold the WAL before {needed} of timeline {timeline}"),
+        };
+        let remark = remark.map_or(String::new(), |remark| format!("; {remark}"));
+        let text = format!("no receiver follows the server: {state} after {patience:?}{remark}");
+        Err(Error::new(Kind::Slot, text)
+            .hint("See what `walrecv receive` says for this cluster: a backup without its WAL cannot be restored."))
+    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@ use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::BackupId;
+use crate::seal::frames::FrameSealer;
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::WriterKeys;
 use crate::seal::page_hash::PageHasher;
-use crate::seal::sealer::{Compression, Sealed, Sealer, seal_index};
+use crate::seal::sealer::{Compression, Sealed, seal_index};
 
 /// How long one data key is used.
 const KEY_LIFE: Duration = Duration::from_secs(3600);
@@ -52,9 +53,9 @@ impl Sealing {
     }
 
     /// A sealer for the next pack, and its salt.
-    pub fn pack(&mut self, number: u32, compression: Compression) -> Result<Sealer> {
+    pub fn pack(&mut self, number: u32, compression: Compression) -> Result<FrameSealer> {
         let (claims, salt) = (self.claims(ObjectKind::Pack, number), salt()?);
-        Ok(Sealer::new(self.keys()?, claims, salt, compression))
+        Ok(FrameSealer::new(self.keys()?, claims, salt, compression))
     }
 
     /// An object of the index class, ready to be stored.

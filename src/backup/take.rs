@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
 
 use super::alone::lock;
 use super::begin::{Begun, Local, announce, begin};
 use super::cache::Shelf;
 use super::diff::{Diff, Parent};
+use super::feed::{Fed, Feed};
 use super::finish::{self, Said, Span, made_by};
 use super::intake::{Expected, Files, Intake, Received};
 use super::layers;
 use super::parent::{self, Chosen, Reuse};
-use super::prepare::{self, Prepared};
+use super::prepare::{self, Following, Prepared};
 use super::sealing::{Sealing, fill_random};
 use super::upload::{self, store_all};
 use super::wal::{self, Reach, Reached, WalWatch};
@@ -23,16 +23,11 @@ use crate::archive::Archive;
 use crate::disk::scratch::Scratch;
 use crate::error::{Context, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
-use crate::net::{Connection, Conninfo};
+use crate::net::Conninfo;
 use crate::seal::content::BackupId;
 use crate::seal::content::manifest::{Manifest, Tombstone, Transfer};
 use crate::seal::header::ObjectKind;
-use crate::wire::command::BackupEvent;
 
-/// Events between the socket and the intake: at most 2 MiB of data.
-const QUEUE: usize = 64;
-/// How often copying is told.
-const TELL: Duration = Duration::from_millis(200);
 /// How long giving a failed backup up may take.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
@@ -64,7 +59,7 @@ pub async fn take_with(
     let mut avoid = None;
     loop {
         let mut prepared = prepare::connect(archive, server, options).await?;
-        prepare::follow(&prepared, watch, options).await?;
+        let following = prepare::follow(&prepared, watch, options).await?;
         let (begun, reuse) = begin(archive, &mut prepared.connection, &local, options, avoid.take()).await?;
         let mut random = [0; 2];
         fill_random(&mut random)?;
@@ -76,7 +71,7 @@ pub async fn take_with(
                 Ok(job) => job,
                 Err(lost) => return Ok(Err(lost)),
             };
-            copy(archive, prepared, job, sealing, options, watch).await.map(Ok)
+            copy(archive, prepared, job, sealing, options, watch, following).await.map(Ok)
         };
         match taken.await {
             Ok(Ok((manifest, waited_for_wal))) => {
@@ -140,14 +135,16 @@ async fn copy(
     sealing: Sealing,
     options: &BackupOptions,
     watch: &dyn WalWatch,
+    following: Following,
 ) -> Result<(Manifest, Duration)> {
     let version_num = prepared.connection.version_num();
     let server = prepared.connection.same_server().clone();
     let Job { begun, chosen, local } = job;
     let (parent, built_on) = chosen.map(|c| (c.manifest, Parent { files: c.files, cache: c.cache })).unzip();
     let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?;
-    let (span, transferred) = tokio::select! {
-        received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options) => received?,
+    let received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options);
+    let ((span, transferred), ()) = tokio::select! {
+        received = async { tokio::try_join!(received, following.settle(watch)) } => received?,
         error = wal::attend(watch, &server, begun.timeline, begun.start) => return Err(error),
     };
     let Transferred { received, files, mut sealing, read, stored } = transferred;
@@ -228,58 +225,20 @@ async fn receive(
         incremental: begun.transfer == Transfer::Incremental,
         scratch,
     };
-    let (to_intake, events) = mpsc::channel(QUEUE);
     let (to_store, uploads) = upload::channel();
-    let intake = blocking(move || Intake::new(expected, diff, sealing, to_store).run(events));
-    let feed = feed(prepared.connection, to_intake, begun, options);
-    let store = store_all(&archive.repo, uploads, options.put_limit);
-    let ((span, read), (received, files, sealing), stored) = tokio::try_join!(feed, intake, store)?;
-    Ok((span, Transferred { received, files, sealing, read, stored }))
-}
-
-/// Passes events from the socket to the intake until the server has said that the backup is complete.
-async fn feed(
-    mut connection: Connection,
-    to: mpsc::Sender<BackupEvent>,
-    begun: &Begun,
-    options: &BackupOptions,
-) -> Result<(Span, u64)> {
     let known: Option<Vec<u64>> = begun.tablespaces.iter().map(|t| t.size_kb).collect();
-    let total = known.map(|sizes| sizes.iter().sum::<u64>() * 1024);
-    // What the server compresses it counts itself, before it does.
-    let counted = options.server_compression.is_some();
-    let (mut read, mut done, mut end, mut told) = (0, 0, None, Instant::now());
-    options.tell(Progress::Copying { done, total });
-    loop {
-        let event = connection.next_backup_event().await?;
-        match &event {
-            BackupEvent::Data(bytes) => read += bytes.len() as u64,
-            BackupEvent::Progress { bytes_done } if counted => done = *bytes_done,
-            BackupEvent::End { lsn, timeline } => end = Some((*lsn, *timeline)),
-            _ => {}
-        }
-        if !counted {
-            done = read;
-        }
-        if told.elapsed() >= TELL {
-            options.tell(Progress::Copying { done, total });
-            told = Instant::now();
-        }
-        let complete = event == BackupEvent::Complete;
-        if to.send(event).await.is_err() {
-            // The intake has failed, and its error is the one that matters.
-            std::future::pending::<()>().await;
-        }
-        if complete {
-            break;
-        }
-    }
-    options.tell(Progress::Copying { done, total });
-    connection.close().await;
-    let (stop, stop_timeline) =
-        end.ok_or_else(|| Error::new(Kind::Server, "the server ended a base backup without saying where"))?;
+    let feed = Feed {
+        connection: prepared.connection,
+        intake: Intake::new(expected, diff, sealing, to_store),
+        options: options.clone(),
+        total: known.map(|sizes| sizes.iter().sum::<u64>() * 1024),
+    };
+    let store = store_all(&archive.repo, uploads, options.put_limit);
+    let (fed, stored) = tokio::try_join!(prepared.reader.run(feed.run()), store)?;
+    let Fed { stop, stop_timeline, read, received, files, sealing } = fed;
     let Begun { start, timeline, started_at, .. } = *begun;
-    Ok((Span { start, timeline, stop, stop_timeline, started_at, stopped_at: Timestamp::now() }, read))
+    let span = Span { start, timeline, stop, stop_timeline, started_at, stopped_at: Timestamp::now() };
+    Ok((span, Transferred { received, files, sealing, read, stored }))
 }
 
 /// A backup is worth something only with all WAL from its start to its stop position.

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::net::Conninfo;
 use crate::pg::{Lsn, TimelineId};
 
-/// Between two looks at an archive.
+/// Between two looks at an archive: at first, since a receiver that follows is seen at once, and later.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
 pub const PAUSE: Duration = Duration::from_millis(500);
 /// An archive that has not moved for so long, though the server has more, may have no receiver.
 const STANDSTILL: Duration = Duration::from_secs(4);
@@ -95,22 +96,23 @@ pub struct Reached {
 impl Reach {
     /// Looks until the archive reaches `needed` or patience has ended; tells every answer and returns the last one. An archive that stands still is brought to
     /// the attention of `watch`; where this process streams by itself, patience is for standstill only. A look that fails for a moment is no news: it must not
-    /// end a backup that is copied already.
+    /// end a backup that is copied already. The pauses between looks grow up to `longest`.
     pub async fn wait(
         self,
         watch: &dyn WalWatch,
         server: &Conninfo,
-        pause: Duration,
+        longest: Duration,
         tell: impl Fn(Option<Lsn>),
     ) -> Result<Reached> {
         let (mut since, mut moved) = (Instant::now(), Instant::now());
         let mut last = None;
         let mut attended = Attendance::default();
+        let mut pause = FIRST_PAUSE.min(longest);
         loop {
             let durable = match watch.durable_end(self.timeline, self.from).await {
                 Err(error) if error.is_transient() && since.elapsed() < self.patience => {
                     tracing::warn!("cannot see how far WAL is stored: {error}; looking again");
-                    sleep(pause).await;
+                    sleep(longest).await;
                     continue;
                 }
                 answer => answer?,
@@ -135,6 +137,7 @@ impl Reach {
                 }
             }
             sleep(pause).await;
+            pause = (pause + pause / 2).min(longest);
         }
     }
 }

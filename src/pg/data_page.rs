@@ -117,6 +117,23 @@ const PRIME: u32 = 16_777_619;
 /// The page's checksum (`pg_checksum_page`): 32 sums run side by side over the page's words, with the stored checksum taken as zero; two rounds of
 /// zero words; all are xored together and with the block's number, and brought into 1 to 65535.
 pub fn checksum(page: &[u8; PAGE], block: u32) -> u16 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { checksum_avx2(page, block) };
+    }
+    checksum_anywhere(page, block)
+}
+
+/// Eight sums at a time: without AVX2 there is no multiplication of four-byte words side by side.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn checksum_avx2(page: &[u8; PAGE], block: u32) -> u16 {
+    checksum_anywhere(page, block)
+}
+
+#[inline(always)]
+fn checksum_anywhere(page: &[u8; PAGE], block: u32) -> u16 {
     let mut sums = BASES;
     let (rows, _) = page.as_chunks::<128>();
     for (number, row) in rows.iter().enumerate() {
@@ -136,6 +153,7 @@ pub fn checksum(page: &[u8; PAGE], block: u32) -> u16 {
     (folded % 65535 + 1) as u16
 }
 
+#[inline(always)]
 fn mix(sum: u32, word: u32) -> u32 {
     let mixed = sum ^ word;
     mixed.wrapping_mul(PRIME) ^ (mixed >> 17)
@@ -181,6 +199,18 @@ mod tests {
         let sum = checksum(&page, 17);
         page[8..10].copy_from_slice(&sum.to_le_bytes());
         page
+    }
+
+    #[test]
+    fn every_processor_computes_the_same() {
+        let mut state = 9u64;
+        for block in 0..200 {
+            let page = std::array::from_fn(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 56) as u8
+            });
+            assert_eq!(checksum(&page, block), checksum_anywhere(&page, block), "block {block}");
+        }
     }
 
     #[test]

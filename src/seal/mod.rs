@@ -4,6 +4,7 @@ mod cipher;
 mod compress;
 pub mod content;
 mod frame;
+pub mod frames;
 pub mod hash;
 pub mod header;
 pub mod key;

@@ -12,7 +12,7 @@ pub const FRAME_BYTES: usize = 256 << 10;
 /// Most plaintext in one object.
 pub const OBJECT_BYTES: u64 = 16 << 20;
 /// Sealed frames stand one behind the other in buffers of this size: encrypted where they stay, without a copy or a large unused rest each.
-const ARENA: usize = 2 << 20;
+pub(super) const ARENA: usize = 2 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -77,8 +77,7 @@ impl Sealer {
     /// # Panics
     /// When the kind is of the index class: that is [`seal_index`]'s.
     pub fn new(keys: &WriterKeys, claims: Claims, salt: [u8; 32], compression: Compression) -> Sealer {
-        assert_eq!(claims.kind.class(), KeyClass::Content, "a {} is of the index class", claims.kind.name());
-        let start = Start::new(keys, claims, salt);
+        let start = content_start(keys, claims, salt);
         let sealed_len = start.preamble.len() as u64;
         Sealer {
             start,
@@ -162,12 +161,7 @@ impl Sealer {
         if !self.pending.is_empty() {
             self.seal_pending(true);
         }
-        let slot = Slot { cipher: &self.start.index, number: 0, last: self.sealed.is_empty() };
-        let mut arena = Arena::default();
-        let mut frames = vec![arena.seal(FRAME_BYTES, slot, frame0, self.compression)];
-        frames.append(&mut self.sealed);
-        let pieces = arena.finish().into_iter().chain(self.arena.finish());
-        assemble(self.start, frames, pieces)
+        finish(&self.start, frame0, self.compression, self.sealed, self.arena.finish())
     }
 
     fn seal_pending(&mut self, last: bool) {
@@ -184,6 +178,26 @@ impl Sealer {
         self.sealed_len += u64::from(frame.0);
         self.sealed.push(frame);
     }
+}
+
+/// What an object of the content class begins with.
+pub(super) fn content_start(keys: &WriterKeys, claims: Claims, salt: [u8; 32]) -> Start {
+    assert_eq!(claims.kind.class(), KeyClass::Content, "a {} is of the index class", claims.kind.name());
+    Start::new(keys, claims, salt)
+}
+
+/// Seals frame 0 and puts it before the others, of which stored and plain lengths are given, and their bytes in pieces.
+pub(super) fn finish(
+    start: &Start,
+    frame0: &[u8],
+    compression: Compression,
+    sealed: Vec<(u32, u32)>,
+    pieces: Vec<Bytes>,
+) -> Sealed {
+    let slot = Slot { cipher: &start.index, number: 0, last: sealed.is_empty() };
+    let mut arena = Arena::default();
+    let first = arena.seal(FRAME_BYTES, slot, frame0, compression);
+    assemble(start, [first].into_iter().chain(sealed), arena.finish().into_iter().chain(pieces))
 }
 
 /// An object that is nothing but index bytes (map, manifest, event …): all frames under the index key.
@@ -207,13 +221,13 @@ pub fn seal_index(
         let slot = Slot { cipher: &start.index, number: number as u64, last: number == last };
         arena.seal(ARENA.min(content.len()), slot, plain, compression)
     });
-    let frames = frames.collect();
-    assemble(start, frames, arena.finish())
+    let frames: Vec<_> = frames.collect();
+    assemble(&start, frames, arena.finish())
 }
 
 /// Where frames are sealed one behind the other: what is written at a time is a whole buffer of them, not a frame.
 #[derive(Default)]
-struct Arena {
+pub(super) struct Arena {
     buffer: BytesMut,
     /// Bytes of `buffer` that hold frames.
     used: usize,
@@ -233,6 +247,13 @@ impl Arena {
         (len as u32, plain.len() as u32)
     }
 
+    /// As [`Arena::seal`]; the frame leaves by itself.
+    pub(super) fn seal_apart(&mut self, slot: Slot<'_>, plain: &[u8], compression: Compression) -> Bytes {
+        let (len, _) = self.seal(ARENA, slot, plain, compression);
+        self.used -= len as usize;
+        self.buffer.split_to(len as usize).freeze()
+    }
+
     fn cut(&mut self) {
         if self.used > 0 {
             self.full.push(self.buffer.split_to(self.used).freeze());
@@ -246,14 +267,18 @@ impl Arena {
     }
 }
 
-fn assemble(start: Start, frames: Vec<(u32, u32)>, pieces: impl IntoIterator<Item = Bytes>) -> Sealed {
+fn assemble(
+    start: &Start,
+    frames: impl IntoIterator<Item = (u32, u32)>,
+    pieces: impl IntoIterator<Item = Bytes>,
+) -> Sealed {
     let mut offset = start.preamble.len() as u64;
-    let mut bytes = vec![Bytes::from(start.preamble)];
+    let mut bytes = vec![Bytes::copy_from_slice(&start.preamble)];
     bytes.extend(pieces);
-    let mut places = Vec::with_capacity(frames.len());
+    let mut places = Vec::new();
     for (len, plain_len) in frames {
         places.push(FramePlace { offset, len, plain_len });
         offset += u64::from(len);
     }
-    Sealed { header: start.header, bytes, frames: places }
+    Sealed { header: start.header.clone(), bytes, frames: places }
 }
