@@ -2,6 +2,7 @@
 //! restored through the same code that `wal-fetch` uses and compared with what the server made.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,24 +11,32 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use walrecv::archive::Archive;
 use walrecv::archive::read::SegmentBytes;
 use walrecv::pg::{Lsn, SegmentName, SegmentSize, TimelineId};
-use walrecv::repo::{ClusterNames, Repository};
+use walrecv::receive::recover::recover;
+use walrecv::receive::{Observer, Place};
+use walrecv::repo::ClusterNames;
 use walrecv::seal::key::ReaderKeys;
 
 use super::chance::Chance;
 use super::cluster::{Branch, SEGMENT};
 use super::disk::Loss;
 use super::trace::Trace;
+use super::world::SPOOL;
 use crate::support::wal_maker::SYSTEM;
 
 /// One promise in so many is judged at once; all of them are when the power fails, and at the end.
 const SAMPLE: u64 = 8;
 
-/// Makes a copy of the repository as it would be after losing power now.
-pub type Copier = Box<dyn Fn(Loss) -> Repository + Send + Sync>;
+/// What was written is told seldom, and lives where a spool is.
+const SAMPLE_OF_WRITTEN: u64 = 4;
+
+/// Makes a copy of repository and spool as they would be after losing power now.
+pub type Copier = Box<dyn Fn(Loss) -> Place + Send + Sync>;
 
 /// Bytes that must be there.
 struct Promise {
-    repo: Repository,
+    place: Place,
+    /// The next run first puts there what the spool has.
+    spooled: bool,
     loss: Loss,
     /// The timelines of the path, and where each begins.
     path: Vec<(TimelineId, Lsn)>,
@@ -76,22 +85,31 @@ impl Audit {
         if !self.0.chance.one_in(SAMPLE) {
             return;
         }
-        self.demand(branch, timeline, from, to, loss);
+        self.demand(branch, timeline, (from, to), loss, false);
+    }
+
+    /// The server was just told that `timeline` is written up to `to`, which a spool makes good, and flushed up to `from`.
+    pub fn promised_written(&self, branch: &Branch, timeline: TimelineId, from: Lsn, to: Lsn) {
+        if self.0.chance.one_in(SAMPLE_OF_WRITTEN) {
+            let loss = self.0.chance.pick(&[Loss::All, Loss::AllButRemovals, Loss::Some]);
+            self.demand(branch, timeline, (from, to), loss, true);
+        }
     }
 
     /// Everything from the first byte of the archive on.
     pub fn demand_all(&self, branch: &Branch, timeline: TimelineId, to: Lsn) {
         let loss = self.0.chance.pick(&[Loss::All, Loss::AllButRemovals, Loss::Some]);
-        self.demand(branch, timeline, Lsn(SEGMENT), to, loss);
+        self.demand(branch, timeline, (Lsn(SEGMENT), to), loss, false);
     }
 
-    fn demand(&self, branch: &Branch, timeline: TimelineId, from: Lsn, to: Lsn, loss: Loss) {
+    fn demand(&self, branch: &Branch, timeline: TimelineId, (from, to): (Lsn, Lsn), loss: Loss, spooled: bool) {
         let copier = self.0.copier.lock().unwrap_or_else(PoisonError::into_inner);
         let from = from.align_down(SEGMENT);
         let (Some(copier), true) = (&*copier, to > from) else { return };
         let known = branch.ancestors.iter().map(|(t, _)| *t).chain([branch.timeline]);
         let path = known.filter(|t| *t <= timeline).map(|t| (t, branch.begin_of(t))).collect();
-        let promise = Promise { repo: copier(loss), loss, path, from, to, bytes: branch.wal.slice(from, to).to_vec() };
+        let bytes = branch.wal.slice(from, to).to_vec();
+        let promise = Promise { place: copier(loss), spooled, loss, path, from, to, bytes };
         self.0.open.fetch_add(1, Ordering::SeqCst);
         *self.0.counts.lock().unwrap_or_else(PoisonError::into_inner).entry("promises").or_default() += 1;
         let _ = self.0.queue.send(promise);
@@ -116,9 +134,12 @@ impl Audit {
 async fn judge(audit: Audit, mut promises: UnboundedReceiver<Promise>, keys: Arc<dyn ReaderKeys>, trace: Trace) {
     while let Some(promise) = promises.recv().await {
         if let Err(broken) = promise.check(keys.clone()).await {
-            let Promise { from, to, loss, path, .. } = &promise;
+            let Promise { from, to, loss, path, spooled, .. } = &promise;
             let timeline = path.last().map_or(TimelineId(0), |(t, _)| *t);
-            let promise = format!("the server was told that timeline {timeline} is durable up to {to}");
+            let promise = format!(
+                "the server was told that timeline {timeline} is {} up to {to}",
+                if *spooled { "written" } else { "durable" }
+            );
             trace.violated(format!("{promise}; of what would be left (lost: {loss:?}) from {from} on, {broken}"));
         }
         audit.0.open.fetch_sub(1, Ordering::SeqCst);
@@ -130,7 +151,11 @@ impl Promise {
     async fn check(&self, keys: Arc<dyn ReaderKeys>) -> Result<(), String> {
         let size = SegmentSize::new(SEGMENT).ok_or("no size")?;
         let names = ClusterNames { cluster: "main".to_owned(), system: SYSTEM, segment_size: size };
-        let archive = Archive { repo: self.repo.clone(), names, keys };
+        if self.spooled {
+            let recovered = recover(&self.place, Path::new(SPOOL), &Observer::new(|_| ())).await;
+            recovered.map_err(|e| format!("the spool cannot be put there: {e}"))?;
+        }
+        let archive = Archive { repo: self.place.repo.clone(), names, keys };
         let mut at = self.from;
         while at < self.to {
             // The newest timeline that has a copy of this segment.

@@ -74,7 +74,7 @@ fn weather(world: &World) {
         world.excuses().corrupt |= faults.flip > 0;
         world.network.set_faults(faults);
     }
-    if plan.disk_faults && plan.local {
+    if plan.disk_faults && (plan.local || plan.spool) {
         let faults = DiskFaults {
             write_error: rate(3, &[30, 300]),
             short_write: rate(2, &[2, 20]),
@@ -84,9 +84,11 @@ fn weather(world: &World) {
             full: chance.one_in(8),
             ..DiskFaults::default()
         };
-        let mut excuses = world.excuses();
-        excuses.failed |= faults.dir_sync_error > 0 || faults.sync_error > 0;
-        excuses.repository |= faults.dir_sync_error > 0;
+        if plan.local {
+            let mut excuses = world.excuses();
+            excuses.failed |= faults.dir_sync_error > 0 || faults.sync_error > 0;
+            excuses.repository |= faults.dir_sync_error > 0;
+        }
         world.disk.set_faults(faults);
     }
     if plan.store_faults && !plan.local {
@@ -112,7 +114,7 @@ async fn happen(world: &Arc<World>) {
             let effects = chance.between(0, chance.pick(&[5, 40, 200]));
             with_process(world, |process| process.life.dies_after(effects));
         }
-        11 if world.plan.local => {
+        11 if world.plan.local || world.plan.spool => {
             world.lose_power(chance.pick(&[Loss::All, Loss::AllButRemovals, Loss::Some, Loss::Some]))
         }
         12 | 13 => world.cluster.checkpoint(),

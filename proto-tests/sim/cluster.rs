@@ -9,6 +9,7 @@ use walrecv::pg::{Lsn, MajorVersion, SegmentSize, TimelineId};
 use super::audit::Audit;
 use super::chance::Chance;
 use super::trace::Trace;
+use super::world::Plan;
 use crate::support::wal_maker::WalMaker;
 
 pub const SEGMENT: u64 = 1 << 20;
@@ -102,6 +103,8 @@ pub struct State {
     pub version: MajorVersion,
     pub sql: bool,
     pub synchronous: bool,
+    /// What is told as written survives the loss of the receiver's host.
+    pub spool: bool,
     /// The highest flush position that was reported, per branch and timeline.
     pub told: Vec<(usize, TimelineId, Lsn)>,
     next_xid: u32,
@@ -136,7 +139,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(version: MajorVersion, sql: bool, synchronous: bool, trace: Trace, audit: Audit) -> Arc<Cluster> {
+    pub fn new(plan: &Plan, trace: Trace, audit: Audit) -> Arc<Cluster> {
+        let Plan { version, sql, synchronous, spool, .. } = *plan;
         let size = SegmentSize::new(SEGMENT).expect("a size");
         let mut wal = WalMaker::new(version, size, TimelineId(1), Lsn(SEGMENT));
         wal.checkpoint(false);
@@ -154,6 +158,7 @@ impl Cluster {
             version,
             sql,
             synchronous,
+            spool,
             told: Vec::new(),
             next_xid: 700,
         };
@@ -273,6 +278,9 @@ impl Cluster {
             }
             if !flushed.is_valid() {
                 return;
+            }
+            if state.spool && written > flushed {
+                self.audit.promised_written(state.branch(), timeline, flushed.max(Lsn(SEGMENT)), written);
             }
             if let Some(slot) = &mut state.slot {
                 slot.restart = Some(flushed);

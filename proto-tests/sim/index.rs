@@ -1,8 +1,10 @@
 //! The catalogs of all hosts, when everything has ended: nothing in them that the repository does not say, and nothing missing from where they end backwards.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::time::{Instant, sleep};
 use walrecv::archive::Archive;
 use walrecv::archive::learn::Scope;
 use walrecv::catalog::{Catalog, Shared};
@@ -16,6 +18,8 @@ use super::life::Life;
 use super::world::World;
 use crate::support::wal_maker::SYSTEM;
 
+/// How long a lock may outlive its process.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// What is said of an object that is not noted yet.
 const NOT_YET: &str = "is stored and not in the catalog";
 
@@ -41,9 +45,14 @@ async fn differences(world: &World, index: usize) -> Result<Vec<String>> {
     let (fresh, learned) = archive.fresh_catalog(&|_| {}).await?;
     let repository = fresh.with(|catalog| catalog.dump()).await?;
     let mut wrong = learned.damaged;
-    let Some((noted, _)) = Catalog::write(&path, &archive.identity())? else {
-        wrong.push("it is still in use".to_owned());
-        return Ok(wrong);
+    let ended = Instant::now();
+    let noted = loop {
+        // What a slow disk still has to do for a process that is gone holds the lock until then.
+        match Catalog::write(&path, &archive.identity())? {
+            Some((noted, _)) => break noted,
+            None if ended.elapsed() > PATIENCE => return Ok(vec!["it is still in use".to_owned()]),
+            None => sleep(Duration::from_millis(100)).await,
+        }
     };
     let differs = noted.dump()?.differences(&repository);
     wrong.extend(differs.into_iter().filter(|line| !line.ends_with(NOT_YET)));

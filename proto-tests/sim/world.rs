@@ -30,6 +30,8 @@ use super::walsender::Network;
 use crate::support::TempDir;
 
 const ROOT: &str = "/repo";
+/// Where the repository is a store, the disk is the spool's.
+pub const SPOOL: &str = ROOT;
 pub const GRACE: Duration = Duration::from_secs(5);
 
 /// What a seed decides before anything happens.
@@ -43,6 +45,7 @@ pub struct Plan {
     pub synchronous: bool,
     pub memory: u64,
     pub second: bool,
+    pub spool: bool,
     /// Bytes of WAL that the server writes while things go wrong.
     pub wal: u64,
     pub chaos: Duration,
@@ -74,6 +77,7 @@ impl Plan {
             synchronous: chance.one_in(6),
             memory: chance.pick(&[36 << 20, 36 << 20, 3 << 20]),
             second: chance.one_in(4),
+            spool: chance.one_in(3),
             wal: chance.between(300 << 10, 3500 << 10),
             chaos: chance.millis(5_000, 60_000),
             failovers: chance.pick(&[0, 0, 1, 2]),
@@ -85,7 +89,7 @@ impl Plan {
             slow_disk: chance.one_in(4),
         };
         // Without SQL these cannot tell where a slot stands.
-        Plan { sql: plan.sql || plan.version < MajorVersion::V15, ..plan }
+        Plan { sql: plan.sql || plan.version < MajorVersion::V15, spool: plan.spool && !plan.local, ..plan }
     }
 }
 
@@ -149,7 +153,7 @@ impl World {
         let writer = Arc::new(WriterRing::new(id, secret.clone(), None).expect("a ring"));
         let reader = Arc::new(ReaderRing::new(id, secret, None).expect("a ring"));
         let audit = Audit::start(reader.clone(), Chance::new(seed, "audit"), trace.clone());
-        let cluster = Cluster::new(plan.version, plan.sql, plan.synchronous, trace.clone(), audit.clone());
+        let cluster = Cluster::new(&plan, trace.clone(), audit.clone());
         let world = Arc::new(World {
             chance,
             trace,
@@ -172,20 +176,21 @@ impl World {
             plan,
         });
         let (disk, store, copies) = (world.disk.clone(), world.store.clone(), Chance::new(seed, "copies"));
-        let local = world.plan.local;
+        let (plan, writer, reader) = (world.plan.clone(), world.writer.clone(), world.reader.clone());
         audit.copies_with(Box::new(move |loss| {
             let lane = Lane::Inline(Arc::new(|| std::future::ready(()).boxed()));
             let life = Life::new(0);
-            let disk = if local { disk.survivor(loss, copies.split()) } else { disk.clone() };
+            let disk = if plan.local || plan.spool { disk.survivor(loss, copies.split()) } else { disk.clone() };
             let mount = Arc::new(Mount { disk, life: life.clone(), lane });
-            match local {
+            let repo = match plan.local {
                 true => Repository::in_directory(ROOT.into(), mount),
                 false => Repository::beside(
                     "sim://store",
                     Box::new(Client { store: store.copy(copies.split()), life }),
                     mount,
                 ),
-            }
+            };
+            Place { repo, cluster: "main".to_owned(), writer: writer.clone(), reader: reader.clone() }
         }));
         world
     }
@@ -264,6 +269,7 @@ impl World {
             memory: self.plan.memory,
             shutdown_grace: GRACE,
             catalog: Some(self.catalog(index)),
+            spool_dir: self.plan.spool.then(|| PathBuf::from(SPOOL)),
             ..ReceiveOptions::new(info.through(dialer))
         }
     }
