@@ -26,6 +26,8 @@ mod support;
 mod tails;
 #[path = "sim/trace.rs"]
 mod trace;
+#[path = "sim/waits.rs"]
+mod waits;
 #[path = "sim/walsender.rs"]
 mod walsender;
 #[path = "sim/words.rs"]

@@ -182,7 +182,11 @@ impl Run {
         };
         let server = tokio::select! {
             server = connecting => server?,
-            refused = tend(&mut self.pipeline) => return Err(corrupt(&refused?)),
+            refused = tend(&mut self.pipeline) => {
+                let goes_on = self.refused_meanwhile(refused?).await?;
+                let again = || Error::new(Kind::Server, "what was received has to be received again").transient();
+                return if goes_on { Err(again()) } else { Ok(None) };
+            }
             () = asked_to_stop(&mut self.stop) => return Ok(None),
         };
         if temporary {
@@ -206,7 +210,7 @@ impl Run {
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return Ok(true),
-                refused = tend(&mut self.pipeline) => return Err(corrupt(&refused?)),
+                refused = tend(&mut self.pipeline) => return self.refused_meanwhile(refused?).await,
                 sign = next_sign(&mut self.watch) => self.while_away(sign),
                 Some(_) = self.giving_up.join_next() => {}
                 () = asked_to_stop(&mut self.stop) => return Ok(false),
@@ -234,7 +238,7 @@ impl Run {
             let Some(pipeline) = &mut self.pipeline else { break true };
             tokio::select! {
                 refused = pipeline.progress(before) => match refused? {
-                    Some(refused) => return Err(corrupt(&refused)),
+                    Some(refused) => break self.refused_meanwhile(refused).await?,
                     None => break true,
                 },
                 sign = next_sign(&mut self.watch) => self.while_away(sign),
@@ -468,11 +472,12 @@ impl Run {
     }
 
     /// WAL that fails its checks may have been damaged on the way: it is received once more, as after a restart. In the same segment again, it is the server's.
+    /// So it is where it differs from what is stored: the end of a record that began before the start has no other check than the comparison.
     async fn receive_again(&mut self, archive: &Archive, refused: Refused) -> Result<Next> {
         let Some(pipeline) = self.pipeline.take() else { return Ok(Next::Again(None)) };
         let at = match &refused {
             Refused::Invalid(invalid) => invalid.at,
-            Refused::Differs(_) => return Err(corrupt(&refused)),
+            Refused::Differs(differs) => differs.from,
             Refused::Headless { start, .. } => {
                 self.begin_below = Some((pipeline.timeline(), *start));
                 self.pipeline = Some(pipeline);
@@ -489,16 +494,31 @@ impl Run {
             () = pipeline.abandon() => {}
             () = asked_to_stop(&mut self.stop) => return Ok(Next::Stop),
         }
-        if self.refused_in.replace(place) == Some(place) {
+        let (again, invalid) = (self.refused_in.replace(place) == Some(place), matches!(refused, Refused::Invalid(_)));
+        if again && invalid {
             let mut stop = self.stop.clone();
             tokio::select! {
                 () = self.note_corrupt(archive, place.0, at, &refused) => {}
                 () = asked_to_stop(&mut stop) => {}
             }
-            return Err(corrupt(&refused));
         }
-        self.observer.tell(ReceiveEvent::CorruptWal { problem: refused.to_string() });
+        match (again, invalid) {
+            (true, _) => return Err(corrupt(&refused)),
+            (false, true) => self.observer.tell(ReceiveEvent::CorruptWal { problem: refused.to_string() }),
+            (false, false) => self.observer.warn(format!(
+                "{refused}: it is received once more, in case it was damaged on its way, and nothing of it is acknowledged"
+            )),
+        }
         Ok(Next::Again(None))
+    }
+
+    /// The same while there is no connection; `false` when asked to stop.
+    async fn refused_meanwhile(&mut self, refused: Refused) -> Result<bool> {
+        let Some(archive) = self.archive.clone() else { return Err(corrupt(&refused)) };
+        match self.receive_again(&archive, refused).await? {
+            Next::Stop => Ok(false),
+            Next::Again(_) | Next::AwaitRepository => Ok(true),
+        }
     }
 }
 

@@ -10,11 +10,15 @@ use crate::pg::Lsn;
 
 /// What another receiver needs beside its flush interval until the slot moves.
 const SLACK: Duration = Duration::from_millis(300);
+/// A slot that is used may stand still for so long whatever the interval.
+const SHORTEST: Duration = Duration::from_millis(500);
 /// The longest that is waited for a slot to move.
 const LONGEST: Duration = Duration::from_secs(30);
-/// Attempts after the slot has stood still for long enough (milliseconds): the first ones for a receiver that ended, the others for one whose host is lost. The
-/// server gives that up after ten seconds (`wal_sender_timeout`).
-const ATTEMPTS: [u64; 8] = [0, 1300, 4000, 8300, 9000, 9800, 10_800, 12_500];
+/// Attempts after the first one, by how long the slot has stood still (milliseconds): most of them for a receiver whose host is lost. The server gives that up
+/// after ten seconds (`wal_sender_timeout`).
+const ATTEMPTS: [u64; 8] = [2600, 5300, 9600, 10_300, 11_000, 11_700, 12_500, 14_000];
+/// Two attempts are not closer than this.
+const APART: Duration = Duration::from_millis(400);
 
 /// What has been seen of the slot.
 #[derive(Clone, Debug)]
@@ -23,8 +27,8 @@ pub struct Vigil {
     patience: Duration,
     /// Where it stands, and since when while the server has more.
     stands: Option<(Lsn, Instant)>,
-    /// Attempts in vain since then, and the last of them.
-    tried: Option<(usize, Instant)>,
+    /// The last attempt in vain since then.
+    tried: Option<Instant>,
     /// The server that was reached last answers the question.
     pub possible: bool,
 }
@@ -32,7 +36,7 @@ pub struct Vigil {
 impl Vigil {
     /// The other receiver is taken to have the same flush interval.
     pub fn new(flush_interval: Duration) -> Vigil {
-        let patience = (flush_interval.max(Duration::from_secs(1)) + SLACK).min(LONGEST);
+        let patience = (flush_interval.max(SHORTEST) + SLACK).min(LONGEST);
         Vigil { patience, stands: None, tried: None, possible: false }
     }
 
@@ -50,15 +54,16 @@ impl Vigil {
             }
         };
         let still = now.saturating_duration_since(since);
-        let (tries, due) = match self.tried {
-            None => (0, still >= self.patience),
-            Some((tries, last)) => match ATTEMPTS.get(tries) {
-                Some(at) => (tries, still >= self.patience + Duration::from_millis(*at)),
-                None => (tries, now.saturating_duration_since(last) >= LONGEST),
-            },
+        let due = match self.tried {
+            None => still >= self.patience,
+            Some(last) => {
+                let before = last.saturating_duration_since(since) + APART;
+                let next = ATTEMPTS.iter().map(|at| Duration::from_millis(*at)).find(|at| *at > before);
+                next.map_or(now.saturating_duration_since(last) >= LONGEST, |at| still >= at)
+            }
         };
         if due {
-            self.tried = Some((tries + 1, now));
+            self.tried = Some(now);
         }
         due
     }
@@ -92,8 +97,8 @@ mod tests {
     fn a_slot_that_stands_still_is_tried_soon_and_around_the_time_at_which_a_lost_host_is_given_up() {
         let mut vigil = Vigil::new(Duration::ZERO);
         let tried = attempts(&mut vigil, Instant::now(), 100, |_| (500, 900));
-        assert_eq!(tried[..8], [13, 26, 53, 96, 103, 111, 121, 138]);
-        assert_eq!(tried[8..], [438, 738], "and then seldom: the other one has it and cannot store");
+        assert_eq!(tried[..9], [8, 26, 53, 96, 103, 110, 117, 125, 140]);
+        assert_eq!(tried[9..], [440, 740], "and then seldom: the other one has it and cannot store");
     }
 
     #[test]

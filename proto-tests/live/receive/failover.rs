@@ -5,7 +5,7 @@ use std::time::Duration;
 use walrecv::archive::Archive;
 use walrecv::error::Kind;
 use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
-use walrecv::receive::{AfterFailover, ReceiveEvent, ReceiveOptions};
+use walrecv::receive::{AfterFailover, OnGap, ReceiveEvent, ReceiveOptions};
 
 use super::harness::{self, Receiving, Vault};
 use crate::support::{Server, Stop, require_servers, wait_for};
@@ -179,6 +179,45 @@ fn a_new_primary_without_a_slot_is_refused_where_the_options_say_so() {
     let error = Receiving::start(harness::options(&two), vault.place()).end().expect_err("a hole");
     assert!(error.to_string().contains("needs WAL from"), "{error}");
     assert_eq!(two.sql("select count(*) from pg_replication_slots"), "0");
+    // Where a hole is taken into account, it is recorded, and the slot stays.
+    let options = ReceiveOptions { on_gap: OnGap::NewRange, ..harness::options(&two) };
+    let receiving = Receiving::start(options, vault.place());
+    receiving.wait_event(
+        "the hole",
+        |event| matches!(event, ReceiveEvent::Hole(hole) if (hole.from_timeline.0, hole.to_timeline.0) == (1, 2)),
+    );
+    write(&two, "behind the hole");
+    acknowledged_now(&two);
+    receiving.stop();
+    assert_eq!(two.sql("select count(*) from pg_replication_slots where restart_lsn is not null"), "1");
+    let holes = harness::runtime().block_on(vault.archive(&two).holes()).expect("the holes");
+    assert_eq!(holes.len(), 1, "{holes:?}");
+}
+
+/// Nothing is stored yet, and the server is on its third timeline: that one is received, with its history.
+#[test]
+fn an_empty_archive_begins_on_the_timeline_of_the_server() {
+    require_servers!(MajorVersion::V14);
+    let one = Server::start(MajorVersion::V14);
+    one.sql("create table t (id int, filler text)");
+    let two = one.standby().start();
+    two.promote();
+    two.sql("insert into t values (2, 'on timeline 2')");
+    let three = two.standby().start();
+    three.promote();
+    harness::create_slot(&three);
+    let from = harness::acknowledged(&three);
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&three), vault.place());
+    receiving.wait_streaming();
+    write(&three, "first");
+    let end = three.switch_wal();
+    harness::wait_acknowledged(&three, end);
+    receiving.stop();
+    path_is_stored(&vault, &three, 3, from, end);
+    let inventory = harness::runtime().block_on(vault.archive(&three).inventory()).expect("list");
+    let stored: Vec<_> = inventory.timelines.keys().copied().collect();
+    assert!(stored.contains(&TimelineId(3)) && !stored.contains(&TimelineId(1)), "{stored:?}");
 }
 
 /// The receiver is down while two promotions follow each other within one segment, then while one comes at the border of a segment.

@@ -127,7 +127,9 @@ fn the_second_receiver_takes_over_from_a_frozen_one_which_comes_back() {
 
 /// A database that does not exist refuses SQL, as a pg_hba.conf without a line for it does.
 fn without_sql(server: &Server) -> ReceiveOptions {
-    harness::options_for(&format!("{} dbname=nowhere", server.conninfo("postgres")))
+    let options = harness::options_for(&format!("{} dbname=nowhere", server.conninfo("postgres")));
+    // Tests run beside others, which a slot that moves once a second would leave little time.
+    ReceiveOptions { flush_interval: Duration::from_millis(300), ..options }
 }
 
 /// Nothing but where the slot stands tells that the other one is gone; the server's log stays short.

@@ -102,3 +102,46 @@ fn a_tail_that_is_gone_is_received_again() {
     });
     receiving.stop();
 }
+
+fn open_tails(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match path.is_dir() {
+            true => found.extend(open_tails(&path)),
+            false if path.extension().is_some_and(|e| e == "open") => found.push(path),
+            false => {}
+        }
+    }
+    found
+}
+
+/// What left memory stands in a file that somebody deletes: the segment is received again, from its beginning on.
+#[test]
+fn what_is_gone_with_its_tail_is_received_again() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::builder(MajorVersion::V16).segment_size_mb(16).start();
+    harness::create_slot(&server);
+    server.sql("create table t as select 0 as i, '' as filler");
+    server.switch_wal();
+    let vault = Vault::new();
+    let from = harness::acknowledged(&server);
+    let receiving = Receiving::start(options(&server), vault.place());
+    receiving.wait_streaming();
+    let end = write(&server);
+    wait_rest(&server, &receiving, end);
+    let size = harness::segment_size_of(&server);
+    let begun = end.align_down(size.bytes());
+    let tails = open_tails(vault.temp.path());
+    assert!(!tails.is_empty(), "a tail");
+    tails.iter().for_each(|tail| std::fs::remove_file(tail).expect("delete the tail"));
+    write(&server);
+    let end = server.switch_wal();
+    server.sql("insert into t values (1, 'in the next segment')");
+    harness::wait_acknowledged(&server, end);
+    nothing_is_missing(&vault.archive(&server), &server, from, end);
+    let streams = |event: &ReceiveEvent| matches!(event, ReceiveEvent::Streaming { from, .. } if *from <= begun);
+    let count = receiving.events().iter().filter(|event| streams(event)).count();
+    assert_eq!(count, 2, "{:#?}", receiving.events());
+    receiving.stop();
+}
