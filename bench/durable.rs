@@ -8,24 +8,23 @@
 
 #[path = "common.rs"]
 mod common;
+#[path = "slow_store.rs"]
+mod slow_store;
 #[path = "../proto-tests/support/mod.rs"]
 mod support;
 
 use std::collections::VecDeque;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Options, Receiver, fresh_slot, median, percentile};
 use serde_json::json;
-use support::{Moto, Server, TempDir, wait_for};
+use slow_store::{DELAY, Store};
+use support::{Server, TempDir, wait_for};
 use walrecv::pg::Lsn;
 
 const PLACES: [&str; 2] = ["local", "s3"];
 const NAME: &str = "bench_durable";
-const DELAY: Duration = Duration::from_millis(50);
 /// Between two questions.
 const ASK: Duration = Duration::from_millis(5);
 /// Seconds: goal for p99.
@@ -165,61 +164,4 @@ fn report(options: &Options, chosen: &[&str], measured: &[Vec<Durable>]) {
         "bench": "durable", "postgresql": options.version.number(), "rounds": options.rounds, "seconds": options.seconds,
         "goal_p99_s": GOAL, "delay_ms": DELAY.as_millis() as u64, "rows": rows,
     }));
-}
-
-/// The storage emulator behind a proxy that delays what goes to it.
-struct Store {
-    moto: Moto,
-    port: u16,
-}
-
-impl Store {
-    fn start() -> Store {
-        let moto = Moto::start();
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
-        let (port, behind) = (listener.local_addr().expect("an address").port(), moto.port());
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let server = TcpStream::connect(("127.0.0.1", behind)).expect("reach the storage emulator");
-                let _ = (client.set_nodelay(true), server.set_nodelay(true));
-                let pairs = client.try_clone().and_then(|c| Ok((c, server.try_clone()?)));
-                let (to_client, from_server) = pairs.expect("share a socket");
-                std::thread::spawn(move || delayed(client, server));
-                std::thread::spawn(move || pump(from_server, to_client));
-            }
-        });
-        Store { moto, port }
-    }
-
-    fn env(&self) -> Vec<(&'static str, String)> {
-        let mut env = self.moto.env();
-        let through = format!("http://127.0.0.1:{}", self.port);
-        env.iter_mut().filter(|(name, _)| name.starts_with("AWS_ENDPOINT")).for_each(|(_, url)| *url = through.clone());
-        env
-    }
-}
-
-/// Passes bytes on [`DELAY`] after they came; how many are under way is not limited, as on a long line.
-fn delayed(mut from: TcpStream, mut to: TcpStream) {
-    let (send, receive) = mpsc::channel::<(Instant, Vec<u8>)>();
-    std::thread::spawn(move || {
-        for (due, bytes) in receive {
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            if to.write_all(&bytes).is_err() {
-                return;
-            }
-        }
-        let _ = to.shutdown(Shutdown::Write);
-    });
-    let mut buffer = vec![0; 256 << 10];
-    while let Ok(count) = from.read(&mut buffer) {
-        if count == 0 || send.send((Instant::now() + DELAY, buffer[..count].to_vec())).is_err() {
-            return;
-        }
-    }
-}
-
-fn pump(mut from: TcpStream, mut to: TcpStream) {
-    let _ = std::io::copy(&mut from, &mut to);
-    let _ = to.shutdown(Shutdown::Write);
 }
