@@ -25,7 +25,8 @@ const NOT_YET: &str = "is stored and not in the catalog";
 
 /// Judges the catalog of every host.
 pub async fn judge(world: &World) {
-    for index in 0..world.processes().len() {
+    let hosts = world.processes().len();
+    for index in 0..hosts {
         match differences(world, index).await {
             Ok(wrong) if wrong.is_empty() => {}
             Ok(wrong) => world.trace.violated(format!("the catalog of host {index}: {}", wrong.join("; "))),
