@@ -101,36 +101,42 @@ pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupO
     let reach = Reach { timeline, from, needed, patience: options.follow_within, renewed: true };
     let server = prepared.connection.same_server();
     watch.attend(server, Moment::Before).await?;
-    let following = Following { reach, server: server.clone() };
-    if !is_near(watch, timeline, from, prepared.segment_size).await {
-        following.reached(watch, |durable| options.tell(Progress::WaitingForReceiver { durable, needed })).await?;
+    let mut following = Following { reach, server: server.clone(), seen: false };
+    match near(watch, timeline, from, prepared.segment_size).await {
+        Some(end) => following.seen = end >= needed,
+        None => {
+            following.reached(watch, |durable| options.tell(Progress::WaitingForReceiver { durable, needed })).await?;
+            following.seen = true;
+        }
     }
     Ok(following)
 }
 
-/// Whether the archive ends in the segment of the byte at `lsn`, or in the one before. What cannot be seen now is not near.
-async fn is_near(watch: &dyn WalWatch, timeline: TimelineId, lsn: Lsn, size: SegmentSize) -> bool {
+/// The end of the archive, where that is in the segment of the byte at `lsn`, or the one before, or later. What cannot be seen now is not near.
+async fn near(watch: &dyn WalWatch, timeline: TimelineId, lsn: Lsn, size: SegmentSize) -> Option<Lsn> {
     let start = size.segment_of(lsn).start(size);
     for from in [start, Lsn(start.0.saturating_sub(size.bytes()))] {
         if let Ok(Some(end)) = watch.durable_end(timeline, from).await
             && end > from
         {
-            return true;
+            return Some(end);
         }
     }
-    false
+    None
 }
 
 /// A receiver that follows, or seems to.
 pub struct Following {
     reach: Reach,
     server: Conninfo,
+    /// The archive has been seen to reach where the server was.
+    seen: bool,
 }
 
 impl Following {
     /// Returns once the archive has reached where the server was; else the refusal.
     pub async fn settle(self, watch: &dyn WalWatch) -> Result<()> {
-        self.reached(watch, |_| ()).await
+        if self.seen { Ok(()) } else { self.reached(watch, |_| ()).await }
     }
 
     async fn reached(&self, watch: &dyn WalWatch, tell: impl Fn(Option<Lsn>)) -> Result<()> {
