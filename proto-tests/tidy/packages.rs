@@ -14,7 +14,7 @@ const fn rule(name: &'static str, only: &'static [&'static str]) -> Rule {
 }
 
 /// Packages and parts of packages.
-const PACKAGES: [Rule; 23] = [
+const PACKAGES: [Rule; 24] = [
     rule("object_store", &["repo"]),
     rule("reqwest", &["repo"]),
     rule("age", &["keys"]),
@@ -29,6 +29,7 @@ const PACKAGES: [Rule; 23] = [
     rule("x509_cert", &["net"]),
     rule("postgres_protocol", &["wire", "net"]),
     rule("chacha20poly1305", &["seal"]),
+    rule("ring", &["seal"]),
     rule("hkdf", &["seal"]),
     rule("zstd", &["seal"]),
     rule("lz4_flex", &["seal"]),

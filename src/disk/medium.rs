@@ -31,6 +31,19 @@ pub struct Seen {
     pub inode: u64,
 }
 
+impl Seen {
+    pub fn identity(&self) -> Identity {
+        Identity { device: self.device, inode: self.inode }
+    }
+}
+
+/// Which file something is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub device: u64,
+    pub inode: u64,
+}
+
 /// File systems and nothing more: no retries, no order, no durability of their own. Names are absolute, or relative to the working directory.
 pub trait Medium: Send + Sync + fmt::Debug {
     /// Where its calls are made: those of a real disk block.
@@ -58,6 +71,12 @@ pub trait Medium: Send + Sync + fmt::Debug {
 
     /// Symbolic links are followed.
     fn look(&self, path: &Path) -> io::Result<Seen>;
+
+    /// Which file stands under a name, symbolic links followed, without asking for anything else. Linux gives a file that is written a new, exact time of
+    /// change only if somebody has asked for the last one: whoever asks between two writes makes the second one change the inode (`fill_mg_cmtime`).
+    fn identify(&self, path: &Path) -> io::Result<Identity> {
+        self.look(path).map(|seen| seen.identity())
+    }
 
     /// Names and forms in a directory, symbolic links not followed, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Form)>>;
@@ -151,6 +170,20 @@ impl Medium for Disk {
         seen(&fs::metadata(path)?)
     }
 
+    #[cfg(target_os = "linux")]
+    fn identify(&self, path: &Path) -> io::Result<Identity> {
+        use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
+        use rustix::io::Errno;
+        match statx(CWD, path, AtFlags::empty(), StatxFlags::INO) {
+            Ok(found) if found.stx_mask & StatxFlags::INO.bits() != 0 => {
+                Ok(Identity { device: makedev(found.stx_dev_major, found.stx_dev_minor), inode: found.stx_ino })
+            }
+            // An old kernel, or a sandbox that does not know the call.
+            Ok(_) | Err(Errno::NOSYS | Errno::PERM) => self.look(path).map(|seen| seen.identity()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Form)>> {
         let entries = fs::read_dir(dir)?;
         entries.map(|entry| entry.and_then(|entry| Ok((entry.file_name(), form(entry.file_type()?))))).collect()
@@ -209,5 +242,28 @@ fn form(kind: fs::FileType) -> Form {
         (true, _) => Form::File,
         (_, true) => Form::Directory,
         _ => Form::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_identified_by_whatever_name_as_by_a_look_at_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link, other) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
+        let file = Disk.create(&path, 0o600).unwrap();
+        let own = file.look().unwrap().identity();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        Disk.create(&other, 0o600).unwrap();
+        for (name, same) in [(&path, true), (&link, true), (&other, false)] {
+            assert_eq!(Disk.identify(name).unwrap(), Disk.look(name).unwrap().identity());
+            assert_eq!(Disk.identify(name).unwrap() == own, same, "{}", name.display());
+        }
+        fs::remove_file(&path).unwrap();
+        for gone in [&path, &link] {
+            assert_eq!(Disk.identify(gone).unwrap_err().kind(), ErrorKind::NotFound);
+        }
     }
 }

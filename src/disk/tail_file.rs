@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::durable::{self, Staging};
 use super::lane::Beside;
-use super::medium::{Ground, Handle};
+use super::medium::{Ground, Handle, Identity};
 use super::private;
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
@@ -33,6 +33,7 @@ pub struct TailFile {
     medium: Ground,
     file: Arc<dyn Handle>,
     path: PathBuf,
+    identity: Identity,
     written: u64,
     /// A sync has succeeded since the file has its name.
     synced: bool,
@@ -82,10 +83,12 @@ impl PreparedTail {
             false => durable::create_dirs(&*medium, durable::parent(path))?,
         }
         let file = self.staging.file.clone();
+        let identity = file.look().map_err(|e| durable::failed("cannot look at a tail file for", path, e))?.identity();
         let mut tail = TailFile {
             medium: medium.clone(),
             file,
             path: path.to_owned(),
+            identity,
             written: 0,
             synced: false,
             allocated: self.allocated,
@@ -214,8 +217,7 @@ impl TailFile {
     }
 
     fn stands_under_its_name(&self) -> io::Result<()> {
-        let (own, named) = (self.file.look()?, self.medium.look(&self.path)?);
-        if (own.device, own.inode) == (named.device, named.inode) {
+        if self.medium.identify(&self.path)? == self.identity {
             return Ok(());
         }
         Err(io::Error::new(ErrorKind::NotFound, "another file stands under its name"))

@@ -1,7 +1,11 @@
 //! ChaCha20-Poly1305 over frames, and the preamble that every object begins with: header, key commitments, CRC-32C.
+//!
+//! `ring` seals, in a half to a fifth of the time, and `chacha20poly1305` opens: whatever is read back was understood by two implementations.
 
 use chacha20poly1305::aead::inout::InOutBuf;
-use chacha20poly1305::{AeadInOut, ChaCha20Poly1305, KeyInit, Nonce, Tag};
+use chacha20poly1305::{AeadInOut, ChaCha20Poly1305, KeyInit};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use zeroize::Zeroizing;
 
 use super::header::{Claims, Header, KeyClass};
 use super::key::{DataKey, ObjectKey, RepositorySecret, WriterKeys};
@@ -12,7 +16,11 @@ pub const TAG: usize = 16;
 pub const COMMITMENT: usize = 32;
 
 /// One key of one object, ready to use.
-pub struct FrameCipher(ChaCha20Poly1305);
+pub struct FrameCipher {
+    opener: ChaCha20Poly1305,
+    /// `ring` does not wipe what it makes of a key, so that lives for one frame only.
+    key: Zeroizing<[u8; 32]>,
+}
 
 /// The tag does not fit: other bytes, another place, or another key.
 #[derive(Debug)]
@@ -20,29 +28,33 @@ pub struct Unauthentic;
 
 impl FrameCipher {
     pub fn new(key: &[u8; 32]) -> FrameCipher {
-        FrameCipher(ChaCha20Poly1305::new(key.into()))
+        FrameCipher { opener: ChaCha20Poly1305::new(key.into()), key: Zeroizing::new(*key) }
     }
 
     /// Encrypts in place and returns the tag.
     pub fn seal(&self, number: u64, last: bool, ad: &[u8], bytes: &mut [u8]) -> [u8; TAG] {
-        let tag = self.0.encrypt_inout_detached(&nonce(number, last), ad, bytes.into());
-        tag.expect("a frame is far below the cipher's limit of 256 GiB").into()
+        let nonce = Nonce::assume_unique_for_key(nonce(number, last));
+        let key = UnboundKey::new(&CHACHA20_POLY1305, &*self.key).map(LessSafeKey::new);
+        let tag = key.and_then(|key| key.seal_in_place_separate_tag(nonce, Aad::from(ad), bytes)).ok();
+        let tag = tag.and_then(|tag| tag.as_ref().try_into().ok());
+        tag.expect("a frame is far below the cipher's limit of 256 GiB")
     }
 
     /// Decrypts `stored` (ciphertext and tag) into `out`, which is as long as the ciphertext.
     pub fn open(&self, number: u64, last: bool, ad: &[u8], stored: &[u8], out: &mut [u8]) -> Result<(), Unauthentic> {
         let (ciphertext, tag) = stored.split_last_chunk::<TAG>().ok_or(Unauthentic)?;
         let buffer = InOutBuf::new(ciphertext, out).map_err(|_| Unauthentic)?;
-        self.0.decrypt_inout_detached(&nonce(number, last), ad, buffer, &Tag::from(*tag)).map_err(|_| Unauthentic)
+        let nonce = nonce(number, last).into();
+        self.opener.decrypt_inout_detached(&nonce, ad, buffer, &(*tag).into()).map_err(|_| Unauthentic)
     }
 }
 
 /// Frame number (big endian), three zero bytes, last flag.
-fn nonce(number: u64, last: bool) -> Nonce {
+fn nonce(number: u64, last: bool) -> [u8; 12] {
     let mut nonce = [0; 12];
     nonce[..8].copy_from_slice(&number.to_be_bytes());
     nonce[11] = last.into();
-    nonce.into()
+    nonce
 }
 
 /// Bytes of the preamble of an object whose header has `header` bytes.
