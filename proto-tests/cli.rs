@@ -18,6 +18,8 @@ mod equality;
 mod fetch_codes;
 #[path = "cli/idle.rs"]
 mod idle;
+#[path = "cli/killed.rs"]
+mod killed;
 #[path = "cli/looking.rs"]
 mod looking;
 #[path = "cli/many.rs"]

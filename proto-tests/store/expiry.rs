@@ -22,7 +22,7 @@ use walrecv::seal::key::RepositorySecret;
 use walrecv::seal::opener::read_header;
 
 use crate::archive_pieces::archive;
-use crate::expiry_backup::{Figures, Known, Taking, restore};
+use crate::expiry_backup::{Figures, Known, Taking, restore, sign};
 use crate::expiry_store::{Actor, Blind, EXPIRY, FREE, Memory};
 use crate::support::{Seed, rounds};
 
@@ -428,6 +428,28 @@ fn what_must_stay_stays_and_is_said() {
         assert_eq!((plans, world.archive.list_plans().await.unwrap().plans.len()), (1, 0));
         world.check("swept").await;
         assert_eq!(world.archive.events("expiry").await.unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn a_quiet_backup_that_gives_signs_of_life_is_not_given_up() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        world.back_up(1).await;
+        let at = Timestamp::try_from(world.memory.now()).unwrap();
+        let quiet = BackupId::new(at, TimelineId(1), Lsn(1), 7);
+        for number in 0..3 {
+            sign(&world.archive, &quiet, number).await;
+            world.memory.pass(STALE - Duration::from_secs(10));
+            let (proposal, _) = world.expire(world.options(&[], 0)).await.unwrap();
+            assert!(proposal.give_up.is_empty(), "{number}: {proposal:?}");
+        }
+        world.memory.pass(Duration::from_secs(10));
+        let (_, outcome) = world.expire(world.options(&[], 0)).await.unwrap();
+        assert_eq!(outcome.given_up, std::slice::from_ref(&quiet));
+        let left = || world.memory.names().into_iter().filter(|name| name.contains(quiet.as_str())).collect::<Vec<_>>();
+        world.expire(world.options(&[], 0)).await.unwrap();
+        assert_eq!(left(), [world.archive.names.backup(quiet.as_str())], "the tombstone stays for a while");
     });
 }
 

@@ -305,6 +305,17 @@ impl Taking {
     }
 }
 
+/// Announces a backup of which nothing else is heard (0), or gives a sign of its life.
+pub async fn sign(archive: &Archive, id: &BackupId, number: u32) {
+    let name = match number {
+        0 => archive.names.intent(id.as_str()),
+        number => archive.names.alive(id.as_str(), number),
+    };
+    let claims = archive.claims(ObjectKind::Intent, TimelineId(0), Lsn(number.into()));
+    let content = intent(archive, id, Vec::new()).encode();
+    archive.put_index(&writer(), &name, claims, &content, LIMIT).await.expect("a sign");
+}
+
 fn intent(archive: &Archive, id: &BackupId, reuses: Vec<String>) -> Intent {
     let text = serde_json::json!({ "version": 1, "id": id.to_string(), "cluster": "main", "system": archive.names.system.to_string(),
         "started_at": "2026-01-31T02:00:00Z", "reuses": reuses, "state": "", "made_by": "test" });

@@ -419,6 +419,7 @@ impl Shop {
             started_at: now(),
             reuses: Vec::new(),
             made_by: "a test".into(),
+            full: false,
             host: "here".into(),
             state: "0123456789abcdef".into(),
         }

@@ -17,6 +17,7 @@ use crate::disk::scratch::Scratch;
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::Connection;
 use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::BackupId;
 use crate::seal::content::intent::Intent;
 use crate::seal::content::manifest::Transfer;
 use crate::seal::header::ObjectKind;
@@ -73,11 +74,12 @@ pub async fn begin(
     }
 }
 
-/// Creates the intent: before the first pack, so that an expiry sees it.
+/// Creates the intent: before the first pack, so that an expiry sees it. `dead` are the interrupted backups whose packs may be used.
 pub async fn announce(
     archive: &Archive,
     begun: &Begun,
     reuse: Option<&Reuse>,
+    dead: &[BackupId],
     sealing: &mut Sealing,
     options: &BackupOptions,
 ) -> Result<()> {
@@ -89,9 +91,10 @@ pub async fn announce(
         cluster: archive.names.cluster.clone(),
         system: archive.names.system,
         started_at: begun.started_at,
-        reuses: reuse.map(|reuse| reuse.id.to_string()).into_iter().collect(),
+        reuses: reuse.map(|reuse| &reuse.id).into_iter().chain(dead).map(BackupId::to_string).collect(),
         state,
         made_by: made_by(),
+        full: options.full,
         host: host(),
     };
     let upload = sealing.index(ObjectKind::Intent, 0, &intent.encode())?;

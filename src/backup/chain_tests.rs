@@ -137,6 +137,10 @@ struct Story {
     chance: Chance,
     /// Something happened to what is kept, and no backup has kept its own since.
     damaged: bool,
+    /// Backups since the last complete one that died with their packs stored.
+    dead: Vec<BackupId>,
+    /// Bytes that were found in those.
+    found: u64,
     /// Backups that were complete: full and incremental ones, without and with hashes that were kept.
     seen: [[u32; 2]; 2],
 }
@@ -145,7 +149,16 @@ impl Story {
     fn new(seed: u64) -> Story {
         let bench = Bench::new();
         let shelf = bench.shelf();
-        Story { bench, shelf, taken: Vec::new(), chance: Chance(seed), damaged: false, seen: Default::default() }
+        Story {
+            bench,
+            shelf,
+            taken: Vec::new(),
+            chance: Chance(seed),
+            damaged: false,
+            dead: Vec::new(),
+            found: 0,
+            seen: Default::default(),
+        }
     }
 
     /// What a server sends that has this tree; over the `parent`'s where it sends incrementally.
@@ -226,7 +239,8 @@ impl Story {
             events.truncate(self.chance.below(events.len() as u64) as usize);
         }
         let (changed, reused, zero) = differences(tree, Some(&before).filter(|_| compared));
-        let sent = Sent { number, parent: &older, cache, shelf: Some(&self.shelf), incremental };
+        let (late, dead) = (self.chance.one_in(4), self.dead.clone());
+        let sent = Sent { number, parent: &older, cache, shelf: Some(&self.shelf), incremental, dead: &dead };
         let id = self.bench.id(number);
         let taken = self.bench.backup(events, sent);
         let Ok((received, maps, kept)) = taken else {
@@ -235,8 +249,13 @@ impl Story {
             return;
         };
         assert!(!dies && maps.len() <= 16);
-        let tally = received.tally;
+        let mut tally = received.tally;
         assert_eq!(tally.changed + tally.reused + tally.zero, tally.total - b"label".len() as u64);
+        if !dead.is_empty() && tally.found > 0 && tally.changed < changed {
+            // What is found in a dead run's packs need not be stored.
+            self.found += changed - tally.changed;
+            (tally.changed, tally.reused) = (changed, tally.reused - (changed - tally.changed));
+        }
         match (hashed || !incremental, self.damaged) {
             (true, false) => {
                 assert!(kept);
@@ -246,6 +265,13 @@ impl Story {
             (false, _) => assert!(tally.changed >= changed && !kept, "{tally:?}, {changed}"),
         }
         self.seen[usize::from(incremental)][usize::from(kept)] += 1;
+        if late {
+            // Its map arrived perhaps, its manifest did not.
+            self.shelf.forget(&id);
+            self.dies(id);
+            return;
+        }
+        self.dead.clear();
         self.damaged &= !kept;
         self.taken.push(Taken { id: id.clone(), maps, tree: tree.clone() });
         // Killed between the manifest and this: both stay, and the newer one counts.
@@ -257,11 +283,30 @@ impl Story {
     }
 }
 
+impl Story {
+    /// Of the packs of a run that dies some are there, and some of these cut.
+    fn dies(&mut self, id: BackupId) {
+        let packs = self.bench.repository().join(self.bench.archive.names.root()).join("packs").join(id.as_str());
+        for pack in std::fs::read_dir(packs).into_iter().flatten().flatten() {
+            match self.chance.below(6) {
+                0 => std::fs::remove_file(pack.path()).unwrap(),
+                1 => {
+                    let mut bytes = std::fs::read(pack.path()).unwrap();
+                    bytes.truncate(self.chance.below(bytes.len() as u64) as usize);
+                    std::fs::write(pack.path(), bytes).unwrap();
+                }
+                _ => {}
+            }
+        }
+        self.dead.push(id);
+    }
+}
+
 #[test]
 fn whatever_happens_between_backups_each_is_what_was_sent() {
     let first = std::env::var("WALRECV_SEED").ok().map(|text| text.parse::<u64>().expect("a decimal number"));
     let seeds = first.map_or(1..=16, |seed| seed..=seed);
-    let mut seen = [[0; 2]; 2];
+    let (mut seen, mut found) = ([[0; 2]; 2], 0);
     for seed in seeds {
         println!("replay with WALRECV_SEED={seed}");
         let mut story = Story::new(seed);
@@ -276,9 +321,11 @@ fn whatever_happens_between_backups_each_is_what_was_sent() {
             let same = found == taken.tree;
             assert!(same, "seed {seed}: backup {} differs from what was sent", taken.id);
         }
+        found += story.found;
         seen.as_flattened_mut().iter_mut().zip(story.seen.as_flattened()).for_each(|(all, one)| *all += one);
     }
-    println!("full, incremental; without and with hashes kept: {seen:?}");
+    println!("full, incremental; without and with hashes kept: {seen:?}; {found} bytes found in packs of dead runs");
+    assert!(first.is_some() || found > 1_000_000, "{found}");
     assert!(first.is_some() || (seen[0][1] > 20 && seen[1][0] > 5 && seen[1][1] > 20), "{seen:?}");
 }
 
@@ -289,7 +336,7 @@ fn hashes_of_another_backup_or_secret_are_no_parent() {
     story.chance = Chance(u64::MAX);
     let (one, two) = (story.bench.id(1), story.bench.id(2));
     let made = story.sent(&tree, None);
-    let sent = Sent { number: 1, parent: &[], cache: None, shelf: Some(&story.shelf), incremental: false };
+    let sent = Sent { number: 1, parent: &[], cache: None, shelf: Some(&story.shelf), ..Sent::default() };
     story.bench.backup(made.events(), sent).unwrap();
     assert!(story.shelf.open(&one).is_some());
     for part in ["index", "hashes"] {
@@ -315,7 +362,7 @@ fn an_increment_over_damaged_hashes_keeps_none() {
         let table = "base/1/5".to_owned();
         let mut tree = Tree::from([(CONTROL.to_owned(), vec![9; CHUNK]), (table.clone(), noise(6 * CHUNK, 1))]);
         let first = story.sent(&tree, None);
-        let whole = Sent { number: 1, parent: &[], cache: None, shelf: Some(&story.shelf), incremental: false };
+        let whole = Sent { number: 1, parent: &[], cache: None, shelf: Some(&story.shelf), ..Sent::default() };
         let (_, maps, kept) = story.bench.backup(first.events(), whole).unwrap();
         assert!(kept);
         let (one, two) = (story.bench.id(1), story.bench.id(2));
@@ -334,7 +381,7 @@ fn an_increment_over_damaged_hashes_keeps_none() {
         let made = Made { manifest: files.clone(), files, pieces: 1000 };
         let cache = story.shelf.open(&one);
         assert!(cache.is_some(), "blocks of hashes are read when they are needed");
-        let sent = Sent { number: 2, parent: &maps, cache, shelf: Some(&story.shelf), incremental: true };
+        let sent = Sent { number: 2, parent: &maps, cache, shelf: Some(&story.shelf), incremental: true, dead: &[] };
         let (received, maps, kept) = story.bench.backup(made.events(), sent).unwrap();
         assert!(story.bench.laid_back(&maps) == tree);
         assert_eq!((kept, story.shelf.open(&two).is_some()), (!damaged, !damaged));
@@ -344,7 +391,7 @@ fn an_increment_over_damaged_hashes_keeps_none() {
         }
         assert_eq!(received.tally.changed, CHUNK as u64);
         let (third, cache) = (story.sent(&tree, None), story.shelf.open(&two));
-        let sent = Sent { number: 3, parent: &maps, cache, shelf: None, incremental: false };
+        let sent = Sent { number: 3, parent: &maps, cache, ..Sent::default() };
         let (received, _, _) = story.bench.backup(third.events(), sent).unwrap();
         assert_eq!(received.tally.changed, 0);
     }

@@ -3,19 +3,17 @@
 //! One walk over the parent's paths and the new records together, both in order, so that memory is one file whatever their number. On the way the new
 //! cache is told of every path.
 
-use std::sync::Arc;
-
 use super::cache::{Keeping, Known, damaged};
-use super::record::Record;
+use super::record::{Packs, Record};
 use crate::disk::sorted::{Merged, Pair, Walk};
 use crate::error::{Error, Kind, Result};
-use crate::seal::content::map::{Entry, EntryKind, PackPlace};
+use crate::seal::content::map::{Entry, EntryKind};
 
 /// The entries of a backup's own map, in order.
 pub struct Delta {
     records: Merged,
     parent: Option<Walk>,
-    packs: Vec<Arc<PackPlace>>,
+    packs: Packs,
     kept: Option<Keeping>,
     /// The next of each.
     new: Option<Pair>,
@@ -24,12 +22,7 @@ pub struct Delta {
 
 impl Delta {
     /// `parent` has the paths that the records were compared with; `kept` is what the next backup is compared with.
-    pub fn new(
-        mut records: Merged,
-        mut parent: Option<Walk>,
-        packs: Vec<Arc<PackPlace>>,
-        kept: Option<Keeping>,
-    ) -> Result<Delta> {
+    pub fn new(mut records: Merged, mut parent: Option<Walk>, packs: Packs, kept: Option<Keeping>) -> Result<Delta> {
         let new = records.next_pair()?;
         let old = parent.as_mut().map(Walk::next_pair).transpose()?.flatten();
         Ok(Delta { records, parent, packs, kept, new, old })

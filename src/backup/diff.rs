@@ -1,4 +1,4 @@
-//! What becomes of each chunk of each file, compared with the same place in the parent.
+//! What becomes of each chunk of each file, compared with the same place in the parent, and in what interrupted backups stored.
 //!
 //! [`Diff::begin`] says whether the parent has such a file; [`Diff::judge`] what becomes of its next chunk; [`Diff::unsent`] and [`Diff::zeros`] pass over
 //! chunks that an incremental transfer leaves out. What is decided is written down in the file's [`Record`](super::record::Record), nowhere else. Every chunk
@@ -7,12 +7,16 @@
 //! Files, maps and hashes are those of one backup. What a file of the parent is, its maps say; the cache only adds hashes, and where it
 //! says something else of a file it has none.
 
+use std::sync::Arc;
+
 use crate::error::Result;
-use crate::seal::content::map::EntryKind;
+use crate::seal::content::map::{EntryKind, PackPlace};
 use crate::seal::page_hash::{CHUNK, PageHash, PageHasher};
 
 use super::cache::{Cache, Keeping, Known};
+use super::orphans::{OrphanFile, Orphans};
 use super::parent_files::ParentFiles;
+use super::record::Place;
 
 /// What becomes of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub enum Fate {
     Parent,
     /// It is zero, and was not so in the parent.
     Zero,
+    /// An interrupted backup has stored it there.
+    Found(Place),
     /// It is stored.
     Store(PageHash),
 }
@@ -36,6 +42,8 @@ pub struct Parent {
 pub struct Diff {
     hasher: PageHasher,
     parent: Option<Parent>,
+    /// What interrupted backups stored.
+    orphans: Option<Orphans>,
     /// `None`: there is no place for hashes.
     kept: Option<Keeping>,
 }
@@ -52,12 +60,29 @@ pub struct Passing {
     pub hashes: u64,
     /// Number of the next chunk.
     pub next: u64,
+    /// What interrupted backups stored of it.
+    orphan: OrphanFile,
+}
+
+/// What is left when all files have passed.
+pub struct Judged {
+    /// The parent's files.
+    pub parent: Option<ParentFiles>,
+    /// The hashes that were kept.
+    pub kept: Option<Keeping>,
+    /// The packs of interrupted backups that are used.
+    pub found: Vec<Arc<PackPlace>>,
 }
 
 impl Diff {
     /// Without a parent everything is stored.
     pub fn new(hasher: PageHasher, parent: Option<Parent>, kept: Option<Keeping>) -> Diff {
-        Diff { hasher, parent, kept }
+        Diff { hasher, parent, orphans: None, kept }
+    }
+
+    /// What is not the parent's is looked for in the packs of interrupted backups.
+    pub fn beside(self, orphans: Option<Orphans>) -> Diff {
+        Diff { orphans, ..self }
     }
 
     /// A file that is sent whole.
@@ -77,7 +102,8 @@ impl Diff {
 
     fn passing(&mut self, path: &[u8], kind: EntryKind) -> Result<Passing> {
         let hashes = self.kept.as_ref().map_or(0, Keeping::place);
-        let nothing = Passing { size: 0, base: None, known: None, hashes, next: 0 };
+        let orphan = self.orphans.as_ref().map(|orphans| orphans.file(path)).unwrap_or_default();
+        let nothing = Passing { size: 0, base: None, known: None, hashes, next: 0, orphan };
         let Some(Parent { files, cache }) = &mut self.parent else { return Ok(nothing) };
         if kind.unit().is_none() {
             return Ok(nothing);
@@ -88,8 +114,8 @@ impl Diff {
         Ok(Passing { base: Some(base.size), known: hashed.filter(same).map(|known| known.hashes), ..nothing })
     }
 
-    /// Looks at the next chunk of a file; `zero` says that all its bytes are.
-    pub fn judge(&mut self, file: &mut Passing, chunk: &[u8], zero: bool) -> Fate {
+    /// Looks at the next chunk of a file of this kind; `zero` says that all its bytes are.
+    pub fn judge(&mut self, file: &mut Passing, kind: EntryKind, chunk: &[u8], zero: bool) -> Fate {
         let number = file.next;
         file.next += 1;
         let hash = if zero { PageHash::ZERO } else { self.hasher.hash(chunk) };
@@ -97,7 +123,20 @@ impl Diff {
         if self.before(file, number) == Some(hash) {
             return Fate::Parent;
         }
-        if zero { Fate::Zero } else { Fate::Store(hash) }
+        if zero {
+            return Fate::Zero;
+        }
+        self.found(file, kind, number, hash, chunk.len()).map_or(Fate::Store(hash), Fate::Found)
+    }
+
+    /// Where an interrupted backup has stored a chunk.
+    fn found(&mut self, file: &mut Passing, kind: EntryKind, number: u64, hash: PageHash, len: usize) -> Option<Place> {
+        let looked = self.orphans.as_mut()?.find(&mut file.orphan, kind, number, hash, len);
+        looked.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what an interrupted backup stored of a file is not used");
+            file.orphan = OrphanFile::default();
+            None
+        })
     }
 
     /// Passes over chunks that are the parent's, unseen; how many of them are known to be zero.
@@ -143,9 +182,14 @@ impl Diff {
         }
     }
 
-    /// The parent's files, and the hashes that were kept.
-    pub fn finish(self) -> (Option<ParentFiles>, Option<Keeping>) {
-        (self.parent.map(|parent| parent.files), self.kept)
+    /// Plain bytes of the packs of interrupted backups that are used.
+    pub fn held(&self) -> u64 {
+        self.orphans.as_ref().map_or(0, Orphans::held)
+    }
+
+    pub fn finish(self) -> Judged {
+        let found = self.orphans.map(Orphans::used).unwrap_or_default();
+        Judged { parent: self.parent.map(|parent| parent.files), kept: self.kept, found }
     }
 }
 

@@ -4,9 +4,11 @@ use jiff::Timestamp;
 
 use super::cache::Keeping;
 use super::delta::Delta;
+use super::diff::Judged;
 use super::intake::{Files, Received, Tally};
 use super::layers::{self, Place};
 use super::parent_files::ParentFiles;
+use super::record::Packs;
 use super::state::host;
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
@@ -41,7 +43,8 @@ pub fn write_maps(
     place: &mut Place<'_>,
 ) -> Result<(Vec<MapRef>, bool)> {
     let Files { records, diff, packs, scratch: _scratch } = files;
-    let (older, kept) = diff.finish();
+    let Judged { parent: older, kept, found } = diff.finish();
+    let packs = Packs { own: packs, found };
     let mut delta = Delta::new(records, older.as_ref().map(ParentFiles::walk), packs, kept)?;
     let bytes = layers::estimate(tally.entries, tally.rows);
     let maps = layers::write(place, std::iter::from_fn(|| delta.next_entry().transpose()), bytes, parent)?;
@@ -127,8 +130,8 @@ fn tablespaces(lines: &[TablespaceLine], received: &Received) -> Vec<Tablespace>
 }
 
 fn sizes(received: &Received, parent: Option<&Manifest>) -> Sizes {
-    let Tally { files, total, changed, reused, zero, packs, .. } = received.tally;
-    let carried = parent.map_or(0, |p| p.sizes.carried) + changed;
+    let Tally { files, total, changed, reused, zero, packs, found, .. } = received.tally;
+    let carried = parent.map_or(0, |p| p.sizes.carried) + changed + found;
     Sizes { total, files, read: 0, stored: 0, changed, reused, zero, packs, carried }
 }
 

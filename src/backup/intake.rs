@@ -55,10 +55,12 @@ pub struct Tally {
     pub total: u64,
     /// Stored, before compression.
     pub changed: u64,
-    /// Where the parent has them.
+    /// Where the parent or an interrupted backup has them.
     pub reused: u64,
     pub zero: u64,
     pub packs: u32,
+    /// Before compression, of all packs of interrupted backups that are used.
+    pub found: u64,
     /// Records of which the map has to say something, and rows of them all: about as many entries and runs it has.
     pub entries: u64,
     pub rows: u64,
@@ -333,7 +335,7 @@ impl Intake {
         for chunk in bytes.chunks(CHUNK) {
             let (number, len) = (current.passing.next, chunk.len() as u64);
             let zero = self.is_zero(&current.record, current.relation, chunk, number);
-            let fate = self.diff.judge(&mut current.passing, chunk, zero);
+            let fate = self.diff.judge(&mut current.passing, current.record.kind, chunk, zero);
             if let Fate::Store(hash) = fate {
                 self.tally.changed += len;
                 hashes.push(hash);
@@ -342,8 +344,10 @@ impl Intake {
             self.row(current, bytes, first, row, &mut hashes)?;
             row = number + 1;
             *if zero { &mut self.tally.zero } else { &mut self.tally.reused } += len;
-            if fate == Fate::Zero {
-                current.record.zero(number);
+            match fate {
+                Fate::Zero => current.record.zero(number),
+                Fate::Found(place) => current.record.found(number, place),
+                Fate::Parent | Fate::Store(_) => {}
             }
         }
         self.row(current, bytes, first, row, &mut hashes)
@@ -444,6 +448,7 @@ impl Intake {
         let missing = |file: &str| refused(&format!("the backup has no {file}"));
         let packs = self.packer.finish(&mut self.sealing)?;
         self.tally.packs = packs.len() as u32;
+        self.tally.found = self.diff.held();
         let (records, scratch) = (self.records.finish()?, self.expected.scratch);
         let files = Files { records, diff: self.diff, packs, scratch };
         let received = Received {

@@ -13,6 +13,7 @@ use super::diff::{Diff, Parent};
 use super::finish::write_maps;
 use super::intake::{Expected, Intake, Received};
 use super::layers::Place;
+use super::orphans::Orphans;
 use super::parent_files::ParentFiles;
 use super::sealing::Sealing;
 use super::upload::{self, Upload};
@@ -45,7 +46,7 @@ pub(super) struct Made {
     pub(super) pieces: usize,
 }
 
-fn made(files: Vec<(String, Vec<u8>)>) -> Made {
+pub(super) fn made(files: Vec<(String, Vec<u8>)>) -> Made {
     let mut all = vec![("backup_label".to_owned(), b"label".to_vec())];
     all.extend(files);
     all.push(("global/pg_control".to_owned(), vec![9; 8192]));
@@ -111,12 +112,14 @@ pub(super) struct Sent<'a> {
     pub(super) shelf: Option<&'a Shelf>,
     /// Only what changed since the parent is sent.
     pub(super) incremental: bool,
+    /// Backups that died, whose packs may be used.
+    pub(super) dead: &'a [BackupId],
 }
 
-/// A repository in memory, and a `state_dir`.
+/// A repository in memory, its packs on disk too, and a `state_dir`.
 pub(super) struct Bench {
-    archive: Archive,
-    ring: Arc<WriterRing>,
+    pub(super) archive: Archive,
+    pub(super) ring: Arc<WriterRing>,
     dir: tempfile::TempDir,
     /// What is stored, by name.
     objects: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
@@ -133,15 +136,11 @@ impl Bench {
         let reader = ReaderRing::new(id, keys.secret.clone(), Some(&keys.identity)).unwrap();
         let names =
             ClusterNames { cluster: "main".into(), system: SYSTEM, segment_size: SegmentSize::new(1 << 20).unwrap() };
-        let repo = Repository::open("file:///nowhere", &|_| None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let repo = Repository::open(&format!("file://{}/repository", dir.path().display()), &|_| None).unwrap();
+        std::fs::create_dir(dir.path().join("repository")).unwrap();
         let archive = Archive { repo, names, keys: Arc::new(reader) };
-        Bench {
-            archive,
-            ring: Arc::new(ring),
-            dir: tempfile::tempdir().unwrap(),
-            objects: Arc::default(),
-            server_compression: None,
-        }
+        Bench { archive, ring: Arc::new(ring), dir, objects: Arc::default(), server_compression: None }
     }
 
     pub(super) fn id(&self, number: u16) -> BackupId {
@@ -158,13 +157,23 @@ impl Bench {
         self.dir.path().join("pages-main")
     }
 
+    /// Where the packs are, as a dead run's are found.
+    pub(super) fn repository(&self) -> PathBuf {
+        self.dir.path().join("repository")
+    }
+
     /// Runs the intake and the maps over these events: what was received, the maps, and whether page hashes were kept.
     pub(super) fn backup(&self, events: Vec<BackupEvent>, sent: Sent<'_>) -> Result<(Received, Vec<MapRef>, bool)> {
-        let Sent { number, parent, cache, shelf, incremental } = sent;
+        let Sent { number, parent, cache, shelf, incremental, dead } = sent;
         let (to_store, mut uploads) = upload::channel();
-        let objects = self.objects.clone();
+        let (objects, repository) = (self.objects.clone(), self.repository());
         let store = std::thread::spawn(move || {
             while let Some(Upload { name, bytes, .. }) = uploads.blocking_recv() {
+                if name.contains("/packs/") {
+                    let file = repository.join(&name);
+                    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+                    std::fs::write(file, bytes.concat()).unwrap();
+                }
                 assert!(objects.lock().unwrap().insert(name.clone(), bytes.concat()).is_none(), "{name} twice");
             }
         });
@@ -186,7 +195,10 @@ impl Bench {
         let older = (!parent.is_empty()).then(older);
         let unseen = incremental && older.as_ref().is_none_or(|parent| parent.cache.is_none());
         let kept = shelf.filter(|_| !unseen).map(|shelf| shelf.begin(&id).unwrap());
-        let diff = Diff::new(self.ring.page_hasher(), older, kept);
+        let runtime = runtime();
+        let gather = || Orphans::gather(&self.archive, runtime.handle(), dead, scratch.path()).unwrap();
+        let orphans = (!dead.is_empty()).then(gather);
+        let diff = Diff::new(self.ring.page_hasher(), older, kept).beside(orphans);
         let mut intake = Intake::new(expected, diff, sealing, to_store.clone());
         let received = events.into_iter().try_for_each(|e| intake.event(e)).and_then(|()| intake.finish());
         let taken = received.and_then(|(received, files, mut sealing)| {
@@ -247,7 +259,7 @@ impl Bench {
         bytes
     }
 
-    fn frame(&self, pack: &PackPlace, frame: u32) -> Vec<u8> {
+    pub(super) fn frame(&self, pack: &PackPlace, frame: u32) -> Vec<u8> {
         let objects = self.objects.lock().unwrap();
         let object = &objects[&self.archive.names.pack(pack.backup.as_str(), pack.number)];
         assert_eq!(object.len() as u64, pack.len);
@@ -276,6 +288,10 @@ impl Bench {
         assert_eq!(error.kind(), Kind::Corrupt, "{error}");
         assert!(error.to_string().contains(words), "{error}, expected {words:?}");
     }
+}
+
+pub(super) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
 /// Bytes that do not compress to nothing and differ from page to page.

@@ -1,7 +1,8 @@
 //! Floor 5: base backups; finished only when their WAL is durable.
 //!
 //! ```text
-//! connect → check → wait for the receiver → parent and its page hashes → BASE_BACKUP → intent → look at plans
+//! interrupted backups given up → connect → check → wait for the receiver → parent and its page hashes → BASE_BACKUP → intent
+//!   → look at plans → what interrupted backups stored
 //!   tar stream → files → chunks → changed ones → frames → packs (sealed while the socket goes on)
 //!   → maps → WAL durable to the stop position → manifest → page hashes of the parent go
 //! ```
@@ -11,12 +12,14 @@
 //! [`take()`] is the list of these steps. A backup exists from the moment its manifest does; whatever stops it before leaves objects that
 //! no manifest names.
 
+mod alive;
 mod alone;
 mod begin;
 mod cache;
 #[cfg(test)]
 mod chain_tests;
 mod check;
+mod dead;
 mod delta;
 mod diff;
 mod feed;
@@ -30,6 +33,8 @@ pub mod layers;
 #[cfg(test)]
 #[path = "made_maps_tests.rs"]
 mod made_maps;
+mod orphan_pack;
+mod orphans;
 mod packer;
 mod parent;
 mod parent_files;

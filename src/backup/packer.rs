@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::press::{Done, Press, Ticket};
-use super::record::{Place, Record};
+use super::record::{PackIndex, Place, Record};
 use super::sealing::{Sealing, head};
 use super::upload::Outbox;
 use crate::error::Result;
@@ -107,7 +107,7 @@ impl Packer {
             let ((now, rest), chunks) = (bytes.split_at(fits), fits.div_ceil(CHUNK));
             let (own, later) = hashes.split_at_checked(chunks).unwrap_or((hashes, &[]));
             let (frame, offset) = open.push(&record.path, unit, position, now, own);
-            record.stored(first, chunks as u64, Place { pack: open.number, frame, offset });
+            record.stored(first, chunks as u64, Place { pack: PackIndex::Own(open.number), frame, offset });
             (first, bytes, hashes) = (first + chunks as u64, rest, later);
         }
         Ok(())
@@ -143,7 +143,9 @@ impl Packer {
             } else if !closed.frames.collect(&mut self.spare)? {
                 return Ok(());
             }
-            let Some(Closed { number, frames, contents }) = self.closed.pop_front() else { return Ok(()) };
+            let Some(Closed { number, frames, mut contents }) = self.closed.pop_front() else { return Ok(()) };
+            let lengths: Vec<u32> = frames.sealed.iter().map(|frame| frame.bytes.len() as u32).collect();
+            contents.lengths(&lengths);
             let sealed = frames.sealer.finish(&contents.finish(), frames.sealed);
             let preamble = sealed.frames.first().map_or(0, |f| f.offset);
             self.packs.push(Arc::new(PackPlace {

@@ -1,6 +1,7 @@
 //! Which earlier backup a new one builds on: by blocks that the server says have changed, by the page hashes that are kept here, or by both.
 //!
-//! Everything that a backup reuses is of one complete backup, the one that its intent names: the files that its maps list, its maps, its page hashes.
+//! Everything that a backup reuses is of one complete backup, which its intent names (and of interrupted ones, which are [`orphans`](super::orphans)): the
+//! files that its maps list, its maps, its page hashes.
 //! Where anything speaks against it, everything is stored.
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! true, and [`Record`] is the one place where that is written down:
 //!
 //! - it is **zero**: in a row with [`What::Zero`];
-//! - it is **stored**, by this backup or an earlier one: in a row with [`What::Stored`];
+//! - it is **stored**, by this backup or an interrupted one whose packs it uses: in a row with [`What::Stored`];
 //! - it is **the parent's**: in no row. Only where `base` is the size of the parent's file at this path, of the same kind, and only for a chunk that the
 //!   parent has with the same length.
 
@@ -55,13 +55,40 @@ pub enum What {
     Stored(Place),
 }
 
-/// A place in a pack of this backup.
+/// A place in a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    pub pack: u32,
+    pub pack: PackIndex,
     pub frame: u32,
     /// In the frame's plaintext.
     pub offset: u32,
+}
+
+/// A pack, by its place in [`Packs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackIndex {
+    /// Of this backup.
+    Own(u32),
+    /// Of an interrupted backup.
+    Found(u32),
+}
+
+/// The packs that places are in.
+#[derive(Debug, Default)]
+pub struct Packs {
+    /// Of this backup, by number.
+    pub own: Vec<Arc<PackPlace>>,
+    /// Of interrupted backups, as far as they are used.
+    pub found: Vec<Arc<PackPlace>>,
+}
+
+impl Packs {
+    fn get(&self, index: PackIndex) -> Option<&Arc<PackPlace>> {
+        match index {
+            PackIndex::Own(number) => self.own.get(number as usize),
+            PackIndex::Found(number) => self.found.get(number as usize),
+        }
+    }
 }
 
 impl Record {
@@ -100,6 +127,21 @@ impl Record {
         }
     }
 
+    /// Notes where one chunk stands that an interrupted backup stored. Its pack was filled with other things in between, perhaps, so a row goes on
+    /// only where the frame does.
+    pub fn found(&mut self, chunk: u64, place: Place) {
+        match self.rows.last_mut() {
+            Some(Row { first, count, what: What::Stored(start) })
+                if (start.pack, start.frame) == (place.pack, place.frame)
+                    && *first + *count == chunk
+                    && u64::from(start.offset) + *count * STEP == u64::from(place.offset) =>
+            {
+                *count += 1;
+            }
+            _ => self.rows.push(Row { first: chunk, count: 1, what: What::Stored(place) }),
+        }
+    }
+
     /// Bytes of `count` chunks from `first` on: fewer than 8192 each only at the end of the file.
     pub fn bytes_of(&self, first: u64, count: u64) -> u64 {
         let end = (first + count).saturating_mul(STEP).min(self.size);
@@ -107,7 +149,7 @@ impl Record {
     }
 
     /// The map's entry: rows cut at the borders of frames.
-    pub fn entry(&self, packs: &[Arc<PackPlace>]) -> Result<Entry> {
+    pub fn entry(&self, packs: &Packs) -> Result<Entry> {
         let mut runs = Vec::new();
         let mut covered = 0;
         for row in &self.rows {
@@ -123,7 +165,7 @@ impl Record {
         Ok(Entry { path, kind, size, mode, mtime, link, complete, runs })
     }
 
-    fn cut(&self, row: &Row, packs: &[Arc<PackPlace>], runs: &mut Vec<Run>) -> Result<()> {
+    fn cut(&self, row: &Row, packs: &Packs, runs: &mut Vec<Run>) -> Result<()> {
         let Some(unit) = self.kind.unit().map(|unit| unit.bytes()) else {
             return Err(self.wrong("it has no content"));
         };
@@ -133,7 +175,7 @@ impl Record {
             return Ok(());
         };
         while left > 0 {
-            let Some(place) = packs.get(pack as usize) else { return Err(self.wrong("its pack is not known")) };
+            let Some(place) = packs.get(pack) else { return Err(self.wrong("its pack is not known")) };
             let room = place.frames.get(frame as usize).map_or(0, |f| f.plain_len.saturating_sub(offset));
             let taken = u64::from(room).min(left);
             if taken == 0 || taken % STEP != 0 && taken != left {
@@ -168,7 +210,11 @@ impl Record {
             match row.what {
                 What::Zero => put(&mut out, 0),
                 What::Stored(place) => {
-                    put(&mut out, u64::from(place.pack) + 1);
+                    let code = match place.pack {
+                        PackIndex::Own(number) => 2 * u64::from(number) + 1,
+                        PackIndex::Found(number) => 2 * u64::from(number) + 2,
+                    };
+                    put(&mut out, code);
                     put(&mut out, u64::from(place.frame));
                     put(&mut out, u64::from(place.offset));
                 }
@@ -191,9 +237,13 @@ impl Record {
         let mut rows = Vec::new();
         while !cursor.is_empty() {
             let (first, count) = (cursor.number()?, cursor.number()?);
-            let what = match cursor.small()?.checked_sub(1) {
+            let what = match cursor.number()?.checked_sub(1) {
                 None => What::Zero,
-                Some(pack) => What::Stored(Place { pack, frame: cursor.small()?, offset: cursor.small()? }),
+                Some(code) => {
+                    let number = u32::try_from(code / 2).map_err(|_| cursor.bad("a pack's number is too large"))?;
+                    let pack = if code % 2 == 0 { PackIndex::Own(number) } else { PackIndex::Found(number) };
+                    What::Stored(Place { pack, frame: cursor.small()?, offset: cursor.small()? })
+                }
             };
             rows.push(Row { first, count, what });
         }

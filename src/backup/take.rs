@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::alive;
 use super::alone::lock;
 use super::begin::{Begun, Local, announce, begin};
 use super::cache::Shelf;
+use super::dead;
 use super::diff::{Diff, Parent};
 use super::feed::{Fed, Feed};
 use super::finish::{self, Said, Span, made_by};
 use super::intake::{Expected, Files, Intake, Received};
 use super::layers;
+use super::orphans::{self, Orphans};
 use super::parent::{self, Chosen, Reuse};
 use super::prepare::{self, Following, Prepared};
 use super::sealing::{Sealing, fill_random};
@@ -56,6 +59,7 @@ pub async fn take_with(
     let clock = Instant::now();
     let _lock = lock(archive, options).await?;
     let local = local(archive, &ring, options).await?;
+    let dead = dead::runs(archive, &ring, options).await;
     let mut avoid = None;
     loop {
         let mut prepared = prepare::connect(archive, server, options).await?;
@@ -65,13 +69,16 @@ pub async fn take_with(
         fill_random(&mut random)?;
         let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
         let mut sealing = Sealing::new(archive.clone(), ring.clone(), id.clone())?;
-        announce(archive, &begun, reuse.as_ref(), &mut sealing, options).await?;
+        announce(archive, &begun, reuse.as_ref(), &dead, &mut sealing, options).await?;
         let taken = async {
-            let job = match look(archive, begun, reuse, &local).await? {
+            let job = match look(archive, begun, reuse, &dead, &local).await? {
                 Ok(job) => job,
                 Err(lost) => return Ok(Err(lost)),
             };
-            copy(archive, prepared, job, sealing, options, watch, following).await.map(Ok)
+            tokio::select! {
+                copied = copy(archive, prepared, job, sealing, options, watch, following) => copied.map(Ok),
+                never = alive::keep(archive, &ring, &id, alive::EVERY, options.put_limit) => match never {},
+            }
         };
         match taken.await {
             Ok(Ok((manifest, waited_for_wal))) => {
@@ -102,6 +109,7 @@ async fn local(archive: &Archive, ring: &WriterRing, options: &BackupOptions) ->
 struct Job {
     begun: Begun,
     chosen: Option<Chosen>,
+    orphans: Option<Orphans>,
     local: Local,
 }
 
@@ -111,6 +119,7 @@ async fn look(
     archive: &Archive,
     mut begun: Begun,
     reuse: Option<Reuse>,
+    dead: &[BackupId],
     local: &Local,
 ) -> Result<std::result::Result<Job, String>> {
     let chosen = match reuse {
@@ -124,7 +133,8 @@ async fn look(
             }
         },
     };
-    Ok(Ok(Job { begun, chosen, local: local.clone() }))
+    let orphans = orphans::usable(archive, dead, &local.scratch).await;
+    Ok(Ok(Job { begun, chosen, orphans, local: local.clone() }))
 }
 
 /// From the first archive to the manifest.
@@ -139,9 +149,9 @@ async fn copy(
 ) -> Result<(Manifest, Duration)> {
     let version_num = prepared.connection.version_num();
     let server = prepared.connection.same_server().clone();
-    let Job { begun, chosen, local } = job;
+    let Job { begun, chosen, orphans, local } = job;
     let (parent, built_on) = chosen.map(|c| (c.manifest, Parent { files: c.files, cache: c.cache })).unzip();
-    let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?;
+    let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?.beside(orphans);
     let received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options);
     let ((span, transferred), ()) = tokio::select! {
         received = async { tokio::try_join!(received, following.settle(watch)) } => received?,

@@ -204,6 +204,11 @@ impl ClusterNames {
         self.below(format_args!("intents/{backup}"))
     }
 
+    /// `alive/<backup>/<n>`: a sign of life of a backup that is being taken.
+    pub fn alive(&self, backup: &str, number: u32) -> String {
+        self.below(format_args!("alive/{backup}/{number}"))
+    }
+
     pub fn backup(&self, backup: &str) -> String {
         self.below(format_args!("backups/{backup}"))
     }
@@ -224,6 +229,7 @@ pub enum BackupPart {
     Map(u32),
     ServerManifest(u32),
     Intent,
+    Alive(u32),
 }
 
 /// The backup (not checked to be one) and the object that a name relative to the cluster's root means; `None` for anything else, numbers with
@@ -236,6 +242,7 @@ pub fn parse_backup_part(relative: &str) -> Option<(&str, BackupPart)> {
         ["maps", backup, n] => Some((backup, BackupPart::Map(number(n)?))),
         ["manifests", backup, n] => Some((backup, BackupPart::ServerManifest(number(n)?))),
         ["intents", backup] => Some((backup, BackupPart::Intent)),
+        ["alive", backup, n] => Some((backup, BackupPart::Alive(number(n)?))),
         _ => None,
     }
 }
@@ -446,6 +453,7 @@ mod tests {
         assert_eq!(of(&names.map("b", 0)), is(BackupPart::Map(0)));
         assert_eq!(of(&names.server_manifest("b", 10)), is(BackupPart::ServerManifest(10)));
         assert_eq!(of(&names.intent("b")), is(BackupPart::Intent));
+        assert_eq!(of(&names.alive("b", 7)), is(BackupPart::Alive(7)));
         for bad in
             ["packs/b/07", "packs/b/+7", "packs/b/", "packs/b", "packs/b/7/8", "intents/b/1", "backups/b", "plans/p"]
         {

@@ -271,6 +271,12 @@ impl Repository {
         Ok(children)
     }
 
+    /// Makes an object durable that an earlier run may have left and that was found under its name: on a local disk a name can be seen before it is.
+    pub async fn settle(&self, name: &str) -> Result<()> {
+        demand_name(name)?;
+        retry(|| self.inner.backend.settle(name)).await
+    }
+
     /// Durable where the store is a local disk; a missing object is no error.
     pub async fn delete(&self, name: &str) -> Result<()> {
         demand_name(name)?;

@@ -35,11 +35,11 @@ pub async fn look(archive: &Archive) -> Result<View> {
     Ok(View { backups, intents, parts, plans: list.plans })
 }
 
-/// Everything below `packs/`, `maps/` and `manifests/`, and the intents, by backup. Other names are not ours to judge.
+/// Everything below `packs/`, `maps/`, `manifests/` and `alive/`, and the intents, by backup. Other names are not ours to judge.
 async fn parts(archive: &Archive) -> Result<BTreeMap<BackupId, Vec<Part>>> {
     let root = archive.names.root();
     let mut parts: BTreeMap<BackupId, Vec<Part>> = BTreeMap::new();
-    for folder in ["packs", "maps", "manifests", "intents"] {
+    for folder in ["packs", "maps", "manifests", "alive", "intents"] {
         let listed = archive.repo.list(&format!("{root}/{folder}")).await.context("cannot list what backups left")?;
         for entry in listed {
             let relative = entry.name.strip_prefix(&root).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();

@@ -234,12 +234,12 @@ pub struct Needed {
 }
 
 impl Needed {
-    /// Server manifests and intents are needed by their own backup alone.
+    /// Server manifests, intents and signs of life are needed by their own backup alone.
     pub fn has(&self, id: &BackupId, what: BackupPart) -> bool {
         match what {
             BackupPart::Pack(number) => self.packs.get(id).is_some_and(|numbers| numbers.contains(&number)),
             BackupPart::Map(_) => self.maps.contains(id),
-            BackupPart::ServerManifest(_) | BackupPart::Intent => false,
+            BackupPart::ServerManifest(_) | BackupPart::Intent | BackupPart::Alive(_) => false,
         }
     }
 }

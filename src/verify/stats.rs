@@ -176,7 +176,7 @@ fn shares(listed: &[Listed], root: &str, shelf: &Shelf, census: &Census) -> Vec<
         let (Some(folder), Some(id)) = (parts.next(), parts.next()) else { continue };
         match (folder, namers.get(id).map(Vec::as_slice), shelf.number(id)) {
             ("maps", Some([only]), _) => add(*only, entry.size),
-            ("backups" | "manifests" | "intents", _, Some(own)) => add(own, entry.size),
+            ("backups" | "manifests" | "intents" | "alive", _, Some(own)) => add(own, entry.size),
             _ => {}
         }
     }

@@ -30,6 +30,11 @@ impl Unit {
 /// Most pages (or chunks of 8192 bytes) in one piece, since no piece leaves its frame.
 const CHUNKS: usize = FRAME_BYTES / CHUNK;
 
+/// The mark behind which the lengths stand.
+const END: u64 = 0;
+/// Most bytes of all lengths: 16 MiB of frames that are full but for less than a page, and a last one.
+const LENGTHS: usize = 512;
+
 /// A run of one file's bytes inside a frame; the pieces of a frame follow one another without gaps. It begins at a multiple of 8192 bytes of the file, and ends
 /// at one or at the end of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +57,9 @@ pub struct Contents {
     /// Number of the pack in its backup.
     pub number: u32,
     pub frames: Vec<Vec<Piece>>,
+    /// Bytes of each frame as stored, frame header included, `stored[0]` of frame 1: with them the pack can be used without a map. Empty where the
+    /// list does not say.
+    pub stored: Vec<u32>,
 }
 
 /// Builds a contents list as a pack fills.
@@ -89,7 +97,13 @@ impl ContentsWriter {
 
     /// Whether a piece with such a path still fits frame 0.
     pub fn has_room_for(&self, path: &[u8]) -> bool {
-        self.out.len() + path.len() + 64 + CHUNKS * size_of::<u64>() <= FRAME_BYTES
+        self.out.len() + path.len() + 64 + CHUNKS * size_of::<u64>() + LENGTHS <= FRAME_BYTES
+    }
+
+    /// Says how long each frame is as stored, after the last piece.
+    pub fn lengths(&mut self, stored: &[u32]) {
+        put(&mut self.out, END);
+        stored.iter().for_each(|len| put(&mut self.out, u64::from(*len)));
     }
 
     pub fn finish(self) -> Vec<u8> {
@@ -139,9 +153,17 @@ impl Contents {
             return Err(cursor.bad(format!("expected pack {number} of {backup}, found pack {n} of {of}")));
         }
         let mut frames: Vec<Vec<Piece>> = Vec::new();
-        let mut path = Vec::new();
+        let (mut path, mut stored) = (Vec::new(), Vec::new());
         while !cursor.is_empty() {
-            let tag = cursor.number()?.wrapping_sub(1);
+            let mark = cursor.number()?;
+            if mark == END {
+                stored = frames.iter().map(|_| cursor.small()).collect::<Result<_, _>>()?;
+                if !cursor.is_empty() {
+                    return Err(cursor.bad("more lengths than frames"));
+                }
+                break;
+            }
+            let tag = mark.wrapping_sub(1);
             if tag > 3 {
                 return Err(cursor.bad(format!("unknown mark {}", tag.wrapping_add(1))));
             }
@@ -160,7 +182,7 @@ impl Contents {
                 frames.last_mut().ok_or_else(|| cursor.bad("the first piece begins no frame"))?.push(piece);
             }
         }
-        Ok(Contents { backup: backup.clone(), number, frames })
+        Ok(Contents { backup: backup.clone(), number, frames, stored })
     }
 }
 
@@ -197,13 +219,23 @@ mod tests {
         for (number, piece) in pieces.iter().enumerate() {
             writer.push(number == 2, piece);
         }
-        let bytes = writer.finish();
+        assert_eq!(Contents::decode(&writer.clone().finish(), &id(), 7).unwrap().stored, [0; 0]);
+        let with = |lengths: &[u32]| {
+            let mut writer = writer.clone();
+            writer.lengths(lengths);
+            writer.finish()
+        };
+        for wrong in [&[][..], &[1], &[1, 2, 3]] {
+            assert!(Contents::decode(&with(wrong), &id(), 7).is_err(), "two frames, lengths {wrong:?}");
+        }
+        let bytes = with(&[300, 262_172]);
         let contents = Contents::decode(&bytes, &id(), 7).unwrap();
         assert_eq!(contents.frames, [pieces[..2].to_vec(), pieces[2..].to_vec()]);
+        assert_eq!(contents.stored, [300, 262_172]);
         assert!(Contents::decode(&bytes, &id(), 8).is_err());
         for cut in 0..bytes.len() {
             if let Ok(shorter) = Contents::decode(&bytes[..cut], &id(), 7) {
-                assert!(shorter.frames.iter().flatten().count() < 4, "cut at {cut}");
+                assert!(shorter.stored.is_empty(), "cut at {cut}");
             }
         }
     }

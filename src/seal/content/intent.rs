@@ -26,6 +26,9 @@ pub struct Intent {
     pub state: String,
     /// Program and version.
     pub made_by: String,
+    /// Everything is stored anew, and nothing of a complete backup reused.
+    #[serde(default)]
+    pub full: bool,
     /// Where it runs, for a person who wonders.
     #[serde(default)]
     pub host: String,
