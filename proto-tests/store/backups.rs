@@ -167,3 +167,20 @@ impl Asked for Archive {
         WalWatch::durable_end(self, timeline, from).await.unwrap()
     }
 }
+
+#[test]
+fn of_two_backups_that_began_in_one_second_the_later_one_is_the_newest() {
+    let dir = TempDir::new("backups-of-a-second");
+    let archive = archive(&local(&dir), 1, false);
+    runtime().block_on(async {
+        let begun = |manifest: Manifest, nanosecond| {
+            let started_at = manifest.started_at + jiff::SignedDuration::from_nanos(nanosecond);
+            Manifest { started_at, ..manifest }
+        };
+        let [first, second] = [begun(manifest(&archive, &id(2)), 1), begun(manifest(&archive, &id(1)), 2)];
+        for (salt, manifest) in [(1, &first), (2, &second)] {
+            put(&archive, &manifest.id, ObjectKind::Manifest, &manifest.encode(), salt).await;
+        }
+        assert_eq!(archive.list_backups().await.unwrap().complete, [first, second]);
+    });
+}

@@ -47,7 +47,8 @@ impl Archive {
                 Err(error) => list.unreadable.push((name, error)),
             }
         }
-        list.complete.sort_by(|a, b| a.id.cmp(&b.id));
+        // Names tell seconds: two of one second stand in any order there.
+        list.complete.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
         list.given_up.sort_by(|a, b| a.id.cmp(&b.id));
         list.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(list)
