@@ -97,7 +97,7 @@ fn a_standby_from_the_archive_streams_on_and_can_be_promoted() {
 fn seldom_targets_are_planned_and_reached() {
     let version = MajorVersion::V15;
     require_servers!(version);
-    let server = Server::start(version);
+    let mut server = Server::start(version);
     let site = Site::new(&server);
     let receiver = site.receive(&[]);
     server.sql("create table story (n int)");
@@ -129,4 +129,14 @@ fn seldom_targets_are_planned_and_reached() {
     let copy = site.land(&server, "immediate", &["--target-immediate"]);
     assert_eq!(copy.value("select count(*) from story"), "0");
     assert_eq!(copy.told["restored"]["raised"], serde_json::json!([]));
+    // A standby is started too; it stands where the archive ends.
+    drop(copy);
+    server.kill9();
+    let begun = site.restore(&server, "standby", &["--standby", "--start", "--output", "json"]).run();
+    let standby = Standby { site: &site, programs: server.bin_dir(), port: server.port() };
+    let told = begun.expect_code(0).json();
+    assert!(told["started"]["pid"].is_number(), "{told}");
+    let signal = site.data("standby").join("standby.signal");
+    assert!(signal.exists() && site.data("standby").join("pg_wal/walrecv").is_dir(), "{told}");
+    drop(standby);
 }

@@ -117,7 +117,11 @@ impl Story {
             limit: Some(Duration::from_secs(60)),
         };
         let size = self.shelf.archive.names.segment_size;
-        start.probe(&options.program, restore::report::first_segment(&prepared.choice, size))?;
+        start.probe(
+            &options.program,
+            &options.fetch_arguments,
+            restore::report::first_segment(&prepared.choice, size),
+        )?;
         let started = run(start.run(&prepared.choice.landing, &|_| ()))?;
         Ok(Copy { start, started, directory: options.scratch.as_ref().expect("a scratch server").directory.clone() })
     }

@@ -304,6 +304,31 @@ fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
 }
 
 #[test]
+fn a_promotion_is_not_stopped_by_a_repository_that_is_away() {
+    let world = World::new();
+    let promoted = Asker::new(&world, "promoted");
+    let away = || -> futures::future::BoxFuture<'static, Result<Archive>> {
+        Box::pin(async { Err(Error::new(Kind::Repository, "away")) })
+    };
+    let ask = |name: &str| {
+        let call = Call {
+            name: name.to_owned(),
+            destination: "pg_wal/RECOVERYHISTORY".into(),
+            pgdata: promoted.pgdata.clone(),
+            standby_wait: Duration::ZERO,
+            launch: None,
+        };
+        run(answer(&call, &|_| None, &away))
+    };
+    assert!(matches!(ask("00000001.history"), Outcome::Absent), "the first timeline has none");
+    assert!(matches!(ask("00000002.history"), Outcome::Unknown(_)), "nobody has it");
+    promoted.own("00000002.history", b"1\t0/400000\tno recovery target specified\n");
+    assert!(matches!(ask("00000002.history"), Outcome::Absent), "the server takes its own");
+    promoted.signal("recovery.signal");
+    assert!(matches!(ask("00000002.history"), Outcome::Unknown(_)), "it may be another one than the archive's");
+}
+
+#[test]
 fn a_standby_outlives_a_configuration_that_is_being_edited() {
     let world = World::new();
     let standby = Asker::new(&world, "standby");

@@ -9,6 +9,7 @@ use walrecv::error::Kind;
 use walrecv::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use walrecv::repo::Repository;
 use walrecv::seal::content::BackupId;
+use walrecv::seal::content::event::{Outcome, Verified, What};
 use walrecv::seal::content::manifest::{Backup, ControlFacts, Manifest, MapRef, Raw, Sizes, Tombstone, Transfer};
 use walrecv::seal::header::ObjectKind;
 use walrecv::seal::sealer::{Compression, seal_index};
@@ -182,5 +183,37 @@ fn of_two_backups_that_began_in_one_second_the_later_one_is_the_newest() {
             put(&archive, &manifest.id, ObjectKind::Manifest, &manifest.encode(), salt).await;
         }
         assert_eq!(archive.list_backups().await.unwrap().complete, [first, second]);
+    });
+}
+
+#[test]
+fn what_a_deep_check_found_hurt_stays_so_until_the_next_one() {
+    let dir = TempDir::new("checks");
+    let archive = archive(&local(&dir), 1, false);
+    runtime().block_on(async {
+        let check = async |deep: bool, only: Option<String>, hurt: &[&str]| {
+            let what = What::Verified(Verified {
+                deep,
+                only,
+                outcome: if hurt.is_empty() { Outcome::Ok } else { Outcome::Corrupt },
+                problems: hurt.len() as u64,
+                whole: Vec::new(),
+                hurt: hurt.iter().map(|id| (*id).to_owned()).collect(),
+                unknown: Vec::new(),
+            });
+            archive.put_event(&writer(), what, Duration::from_secs(10)).await.unwrap();
+        };
+        let hurt = async || archive.found_hurt(100).await.unwrap().into_iter().collect::<Vec<_>>();
+        assert!(hurt().await.is_empty());
+        check(true, None, &["damaged"]).await;
+        for _ in 0..12 {
+            check(false, None, &[]).await;
+        }
+        check(true, Some("another".into()), &[]).await;
+        assert_eq!(hurt().await, ["damaged"]);
+        // The names of events tell the second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        check(true, None, &[]).await;
+        assert!(hurt().await.is_empty());
     });
 }

@@ -1,7 +1,9 @@
 //! Events of a cluster: written once, listed by whoever has to know.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 
 use super::{Archive, refused};
@@ -13,6 +15,9 @@ use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::WriterKeys;
 use crate::seal::opener::{OpenFailed, open_index, read_header};
 use crate::seal::sealer::{Compression, seal_index};
+
+/// Events read at the same time.
+const AT_ONCE: usize = 8;
 
 impl Archive {
     fn event_claims(&self) -> Claims {
@@ -82,6 +87,33 @@ impl Archive {
         // Names tell the second only.
         found.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         Ok(found)
+    }
+
+    /// Backups that checks have found hurt, back to the newest one that opened every byte of everything, or `most` checks: a quick look does not take
+    /// back what a deep one found.
+    pub async fn found_hurt(&self, most: usize) -> Result<BTreeSet<String>> {
+        let mut listed = self.repo.list("events").await?;
+        listed.retain(|entry| names::event_kind(&entry.name) == Some("verified"));
+        listed.sort_by(|a, b| b.name.cmp(&a.name));
+        listed.truncate(most);
+        let read = |name: String| async move {
+            let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
+            let event = self.open_event(&name, &object);
+            Ok::<_, Error>(event.unwrap_or_else(|error| {
+                tracing::warn!("{error}");
+                None
+            }))
+        };
+        let mut reading = stream::iter(listed.into_iter().map(|entry| read(entry.name))).buffered(AT_ONCE);
+        let mut hurt = BTreeSet::new();
+        while let Some(event) = reading.next().await {
+            let Some(Event { what: What::Verified(check), .. }) = event? else { continue };
+            hurt.extend(check.hurt);
+            if check.deep && check.only.is_none() {
+                break;
+            }
+        }
+        Ok(hurt)
     }
 
     /// An event of this cluster from its object; `None` for another cluster's.

@@ -8,7 +8,7 @@ use super::join::Run;
 use super::tails::{Damage, Tail};
 use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, SegmentName};
+use crate::pg::{Lsn, SegmentName, TimelineId};
 use crate::repo::names::{PART_BYTES, WalObject, parse_wal_object, parts_of};
 use crate::seal::content::summary::Summary;
 use crate::seal::header::{Claims, ObjectKind};
@@ -39,6 +39,35 @@ impl Archive {
         let ours =
             |name: &String| matches!(self.parse(name), Some(WalObject::TailPiece { .. } | WalObject::TailOpen { .. }));
         Ok(listed.into_iter().map(|l| l.name).filter(ours).collect())
+    }
+
+    /// Makes what stands of the segment that ends at `end`, or holds it, durable where the repository is a local disk: a tail that its receiver is writing is
+    /// seen before it is synced.
+    pub async fn settle_segment_at(&self, timeline: TimelineId, end: Lsn) -> Result<()> {
+        if self.repo.local_root().is_none() {
+            return Ok(());
+        }
+        let size = self.names.segment_size;
+        let segment = SegmentName::new(timeline, size.segment_before(end), size);
+        let mut left = LOOKS;
+        loop {
+            // What is gone since it was listed has made room for something that is durable: look again.
+            match self.settle_listed(segment).await {
+                Err(_) if left > 0 => left -= 1,
+                settled => return settled,
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn settle_listed(&self, segment: SegmentName) -> Result<()> {
+        let objects: Vec<_> = self.objects_of(segment).into_iter().map(|(name, _)| name).collect();
+        let folder = objects.first().and_then(|name| name.rsplit_once('/')).map_or("", |(folder, _)| folder);
+        let stored = self.repo.list(folder).await?.into_iter().map(|l| l.name).filter(|name| objects.contains(name));
+        for name in self.tails_of(segment).await?.into_iter().chain(stored) {
+            self.repo.settle(&name).await?;
+        }
+        Ok(())
     }
 
     /// Which bytes of its segment a piece holds, by its name.

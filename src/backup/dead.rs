@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::BackupOptions;
 use super::finish::made_by;
-use super::state::state_id;
+use super::state::{host, state_id};
 use super::take::blocking;
 use crate::archive::Archive;
 use crate::error::{Context, Kind, Result};
@@ -93,7 +93,8 @@ async fn give_up_one(
     id: &BackupId,
     limit: Duration,
 ) -> Result<Option<Intent>> {
-    match archive.intent(id).await?.filter(|intent| intent.state == state) {
+    // A copy of a `state_dir` on another host has the same state, and may be at work.
+    match archive.intent(id).await?.filter(|intent| intent.state == state && intent.host == host()) {
         Some(intent) => Ok(bury(archive, keys, id, limit).await?.then_some(intent)),
         None => Ok(None),
     }

@@ -4,6 +4,7 @@
 //! files that its maps list, its maps, its page hashes.
 //! Where anything speaks against it, everything is stored.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
@@ -21,8 +22,10 @@ use crate::pg::MajorVersion;
 use crate::seal::content::BackupId;
 use crate::seal::content::manifest::{Backup, Manifest};
 
-/// Checks of the repository that are asked about the parent, the newest ones.
-const CHECKS: usize = 8;
+/// Checks of the repository that are asked about the parent at most, the newest ones.
+const CHECKS: usize = 512;
+/// Backups before the parent that are asked about at most.
+const BEFORE: usize = 512;
 
 /// What there is to build on, before the server is asked and anyone is told.
 pub struct Choice {
@@ -72,7 +75,7 @@ pub async fn choose(
         Some(why) => Err(why),
         None if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
         None => match archive.list_backups().await?.complete.pop() {
-            Some(parent) => fitness.of(&parent).map(|()| parent),
+            Some(parent) => fitness.of(archive, &parent).await?.map(|()| parent),
             None => Err("there is no earlier backup to build on".to_owned()),
         },
     };
@@ -86,20 +89,42 @@ pub async fn choose(
 /// What speaks against a parent.
 struct Fitness {
     /// Backups that a check found hurt: what is missing of them would be missing in every backup after them.
-    hurt: Vec<String>,
+    hurt: BTreeSet<String>,
     checksums: bool,
 }
 
 impl Fitness {
     async fn ask(archive: &Archive, connection: &mut Connection) -> Result<Fitness> {
-        let hurt = archive.verified(CHECKS).await?.into_iter().flat_map(|(_, check)| check.hurt).collect();
+        let hurt = archive.found_hurt(CHECKS).await?;
         Ok(Fitness { hurt, checksums: connection.show("data_checksums").await? == "on" })
     }
 
-    fn of(&self, parent: &Manifest) -> Result<(), String> {
-        if self.hurt.iter().any(|id| id == parent.id.as_str()) {
-            return Err(format!("`walrecv verify` found backup {} hurt", parent.id));
+    async fn of(&self, archive: &Archive, parent: &Manifest) -> Result<Result<(), String>> {
+        match self.hurt_before(archive, parent).await? {
+            Some(id) => Ok(Err(format!("`walrecv verify` found backup {id} hurt"))),
+            None => Ok(self.alone(parent)),
         }
+    }
+
+    /// The parent or a backup that it was built on, where a check found that hurt: it may not have known the parent yet.
+    async fn hurt_before(&self, archive: &Archive, parent: &Manifest) -> Result<Option<String>> {
+        let (mut id, mut before) = (parent.id.clone(), parent.parent.clone());
+        for _ in 0..BEFORE {
+            if self.hurt.contains(id.as_str()) {
+                return Ok(Some(id.to_string()));
+            }
+            let Some(next) = before.filter(|_| !self.hurt.is_empty()) else { break };
+            before = match archive.backup(&next).await? {
+                Some(Backup::Complete(manifest)) => manifest.parent,
+                _ => None,
+            };
+            id = next;
+        }
+        Ok(None)
+    }
+
+    /// What the manifest tells.
+    fn alone(&self, parent: &Manifest) -> Result<(), String> {
         // pg_checksums rewrites every page, and no WAL tells of it: the server's summaries do not know.
         if (parent.control.data_checksum_version != 0) != self.checksums {
             let said = if self.checksums { "on" } else { "off" };
@@ -121,7 +146,7 @@ async fn hashed(archive: &Archive, shelf: &Shelf, fitness: &Fitness) -> Result<R
     for id in held {
         match archive.backup(&id).await {
             Ok(Some(Backup::Complete(manifest))) => {
-                if let Err(why) = fitness.of(&manifest) {
+                if let Err(why) = fitness.of(archive, &manifest).await? {
                     return Ok(Err(why));
                 }
                 let (shelf, of) = (shelf.clone(), id.clone());

@@ -31,6 +31,8 @@ use crate::seal::content::BackupId;
 use crate::seal::content::manifest::{Manifest, Tombstone, Transfer};
 use crate::seal::header::ObjectKind;
 
+/// Between two questions to a repository that is away.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long giving a failed backup up may take.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
@@ -178,8 +180,11 @@ async fn copy(
     manifest.sizes.stored = stored + mapped;
     let waiting = Instant::now();
     wait_for_wal(&span, options, watch, &server).await?;
+    // On a local disk what was seen of an open segment may not be synced yet.
+    archive.settle_segment_at(span.stop_timeline, span.stop).await?;
+    wait_for_wal(&span, options, watch, &server).await?;
     let waited = waiting.elapsed();
-    archive.demand_intent(&id).await?;
+    demand_intent(archive, &id, options.put_limit).await?;
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
     if let Some(shelf) = local.shelf {
@@ -249,6 +254,17 @@ async fn receive(
     let Begun { start, timeline, started_at, .. } = *begun;
     let span = Span { start, timeline, stop, stop_timeline, started_at, stopped_at: Timestamp::now() };
     Ok((span, Transferred { received, files, sealing, read, stored }))
+}
+
+/// Asks once more for what keeps an expiry away. A repository that is away for a while must not cost what was copied in hours.
+async fn demand_intent(archive: &Archive, id: &BackupId, limit: Duration) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match archive.demand_intent(id).await {
+            Err(error) if error.is_transient() && begun.elapsed() < limit => tokio::time::sleep(AGAIN).await,
+            answer => return answer,
+        }
+    }
 }
 
 /// A backup is worth something only with all WAL from its start to its stop position.

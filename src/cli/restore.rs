@@ -33,7 +33,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
         let prepared = restore::prepare(&archive, &wanted).await?;
         return show_plan(common, &prepared.plan);
     }
-    let options = options(common, context.settings.config_path.as_path(), args)?;
+    let options = options(common, &archive.names.cluster, context.settings.config_path.as_path(), args)?;
     let prepared = restore::prepare(&archive, &wanted).await?;
     restore::check(&prepared, &options)?;
     let programs = if args.start { Some(programs(&prepared, args)?) } else { None };
@@ -100,7 +100,7 @@ async fn timeline(archive: &Archive, args: &RestoreArgs) -> Result<Option<Timeli
     }
 }
 
-fn options(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Options> {
+fn options(common: &Common, cluster: &str, config: &Path, args: &RestoreArgs) -> Result<Options> {
     let pgdata = args.pgdata.as_deref().ok_or_else(|| Error::new(Kind::Usage, "no --pgdata given"))?;
     let absolute = |path: &Path| -> Result<PathBuf> {
         std::path::absolute(path)
@@ -131,16 +131,16 @@ fn options(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Options
             slot: args.primary_slot.clone().unwrap_or_default(),
         },
         program,
-        fetch_arguments: fetch_arguments(common, config, args)?,
+        fetch_arguments: fetch_arguments(common, cluster, config, args)?,
     })
 }
 
 /// What `wal-fetch` is told: where this restore read from, for the time after the plan, and what it may fetch ahead.
-fn fetch_arguments(common: &Common, config: &Path, args: &RestoreArgs) -> Result<Vec<String>> {
+fn fetch_arguments(common: &Common, cluster: &str, config: &Path, args: &RestoreArgs) -> Result<Vec<String>> {
     let mut arguments = vec!["--config".to_owned(), config.display().to_string()];
-    for (flag, value) in [("--repo", &common.repo), ("--cluster", &common.cluster)] {
-        arguments.extend(value.iter().flat_map(|value| [flag.to_owned(), value.clone()]));
-    }
+    arguments.extend(common.repo.iter().flat_map(|repo| ["--repo".to_owned(), repo.clone()]));
+    // Named even where it is the only one: the configuration may get a second one later.
+    arguments.extend(["--cluster".to_owned(), cluster.to_owned()]);
     if let Some(size) = &args.prefetch {
         super::wal_fetch::budget(size).map_err(|e| Error::new(Kind::Usage, format!("--prefetch: {e}")))?;
         arguments.extend(["--prefetch".to_owned(), size.trim().to_owned()]);
@@ -181,7 +181,11 @@ async fn start(
         action: options.action,
         limit: None,
     };
-    start.probe(&options.program, restore::report::first_segment(&prepared.choice, names.segment_size))?;
+    start.probe(
+        &options.program,
+        &options.fetch_arguments,
+        restore::report::first_segment(&prepared.choice, names.segment_size),
+    )?;
     let spinner = ProgressBar::new_spinner();
     if !output::watched() {
         spinner.set_draw_target(indicatif::ProgressDrawTarget::hidden());

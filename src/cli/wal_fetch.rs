@@ -34,13 +34,15 @@ pub async fn run(common: &Common, args: &WalFetchArgs) -> u8 {
         Ok(dir) => dir,
         Err(cause) => return unknown(Error::new(Kind::Failed, "cannot tell the working directory").caused_by(cause)),
     };
-    let (standby_wait, launch) = match duration::parse(&args.standby_wait).map_err(|e| ("standby-wait", e)) {
-        Ok(wait) => match launch(common, &args.prefetch).map_err(|e| ("prefetch", e)) {
-            Ok(launch) => (wait, launch),
-            Err(problem) => return unknown(wrong(problem)),
-        },
-        Err(problem) => return unknown(wrong(problem)),
+    let standby_wait = match duration::parse(&args.standby_wait) {
+        Ok(wait) => wait,
+        Err(problem) => return unknown(wrong(("standby-wait", problem))),
     };
+    // What only makes it faster ends no recovery and no standby.
+    let launch = launch(common, &args.prefetch).unwrap_or_else(|problem| {
+        output::note(format!("warning: nothing is fetched ahead: {}", wrong(("prefetch", problem))));
+        None
+    });
     let call = Call { name: args.file.clone(), destination: PathBuf::from(&args.path), pgdata, standby_wait, launch };
     match answer(&call, &env, &opener(common)).await {
         Outcome::Served => 0,

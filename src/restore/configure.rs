@@ -117,6 +117,7 @@ pub async fn configure(
     if options.action == Action::Follow {
         // A standby follows no plan: `wal-fetch` reads the configuration.
         ground.whole_file(b"standby.signal", b"", 0o600)?;
+        disk_lay::make_dir(&ground.root.join(super::plan_file::DIRECTORY), 0o700, ground.owner)?;
     } else {
         ground.whole_file(b"recovery.signal", b"", 0o600)?;
         plan_file(archive, access, prepared).await?.write(&ground.root, ground.owner)?;

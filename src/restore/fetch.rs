@@ -22,6 +22,9 @@ use crate::repo::names::REPOSITORY_FILE;
 /// How long a targeted recovery waits for what may pass by itself before the server is stopped.
 const RECOVERY_WAIT: Duration = Duration::from_secs(30);
 
+/// The first timeline has no history: nobody needs to be asked.
+const FIRST_HISTORY: &str = "00000001.history";
+
 /// One call of `restore_command`.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -68,6 +71,9 @@ pub async fn answer(
         let message = format!("expected a WAL segment or a history file, found {:?}", call.name);
         return Outcome::Unknown(Error::new(Kind::Usage, message));
     }
+    if call.name == FIRST_HISTORY {
+        return Outcome::Absent;
+    }
     let standby = call.pgdata.join("standby.signal").exists();
     let wait = if standby { call.standby_wait } else { RECOVERY_WAIT };
     let deadline = Instant::now() + wait;
@@ -80,6 +86,10 @@ pub async fn answer(
             Ok(false) => return Outcome::Absent,
             Err(error) => error,
         };
+        if promoting(call) {
+            tracing::warn!("{}: {error}; the server has it already", call.name);
+            return Outcome::Absent;
+        }
         let delay = backoff.next_delay().max(Duration::from_millis(100));
         // A segment may be completed, and the next begun, between two looks.
         let moved = error.kind() == Kind::Gap && !std::mem::replace(&mut looked_again, true);
@@ -93,6 +103,14 @@ pub async fn answer(
             return Outcome::Unknown(error);
         }
     }
+}
+
+/// Whether the server asks for the history of the timeline that it leaves, and has it. Once the signal files are gone it asks for nothing else: it
+/// takes its own copy where the archive has none, and must not be stopped in the middle of a promotion by a repository that is away: it would come up on
+/// the old timeline (`writeTimeLineHistory`).
+fn promoting(call: &Call) -> bool {
+    let signalled = ["standby.signal", "recovery.signal"].iter().any(|name| call.pgdata.join(name).exists());
+    !signalled && call.name.ends_with(".history") && call.pgdata.join("pg_wal").join(&call.name).is_file()
 }
 
 /// Whether the file was served; `Err` is "unknown".

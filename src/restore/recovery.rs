@@ -82,7 +82,7 @@ pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[
     let current = format!("{main}\n{}", String::from_utf8_lossy(&kept));
     let mut lines = vec![BEGIN.to_owned()];
     lines.extend(recovery(wishes)?);
-    let overrides = overrides(wishes)?;
+    let overrides = overrides(wishes, &current)?;
     lines.extend(overrides.iter().map(|(name, value)| format!("{name} = {}", quote(value))));
     let raised = parameters(&wishes.parameters, &current);
     lines.extend(raised.iter().map(|one| format!("{} = {}", one.setting, one.now)));
@@ -94,7 +94,8 @@ pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[
     out.extend_from_slice(lines.join("\n").as_bytes());
     out.push(b'\n');
     let outside = settings::outside(&current, wishes.root, &|path| path.exists());
-    Ok(Written { auto_conf: out, neutralised: differences(&overrides, &current), raised, outside })
+    let elsewhere = main_conf.is_none() || includes(&current);
+    Ok(Written { auto_conf: out, neutralised: differences(&overrides, &current, elsewhere), raised, outside })
 }
 
 fn recovery(wishes: &Wishes<'_>) -> Result<Vec<String>> {
@@ -154,11 +155,16 @@ fn target_setting(wishes: &Wishes<'_>) -> Option<(&'static str, String, bool)> {
 }
 
 /// What keeps the copy from waiting for production's standbys, archiving into production's archive, or connecting to production.
-fn overrides(wishes: &Wishes<'_>) -> Result<Vec<(&'static str, String)>> {
+fn overrides(wishes: &Wishes<'_>, current: &str) -> Result<Vec<(&'static str, String)>> {
     if wishes.action == Action::Follow {
         // It is to be production's: until it is promoted it neither archives, nor waits for standbys, nor subscribes.
         let Upstream { conninfo, slot } = wishes.upstream;
-        return Ok(vec![("primary_conninfo", conninfo.clone()), ("primary_slot_name", slot.clone())]);
+        let mut out = vec![("primary_conninfo", conninfo.clone()), ("primary_slot_name", slot.clone())];
+        // Such a standby archives what it is served, and a tail that is served as a segment is zero behind its end.
+        if value_of(current, "archive_mode").is_some_and(|mode| mode.eq_ignore_ascii_case("always")) {
+            out.push(("archive_mode", "on".to_owned()));
+        }
+        return Ok(out);
     }
     let mut out = vec![
         ("synchronous_standby_names", String::new()),
@@ -201,8 +207,7 @@ fn parameters(needed: &Parameters, current: &str) -> Vec<Neutralised> {
         ("max_prepared_transactions", needed.max_prepared_transactions, 0),
         ("max_locks_per_transaction", needed.max_locks_per_transaction, 64),
     ];
-    // An included file may say anything.
-    let includes = current.lines().any(|line| line.trim_start().starts_with("include"));
+    let includes = includes(current);
     let enough = |name: &str, needed: i32, default: i32| {
         let found = value_of(current, name).map_or(Some(default), |v| v.parse().ok());
         !includes && found.is_some_and(|found| found >= needed)
@@ -216,14 +221,29 @@ fn parameters(needed: &Parameters, current: &str) -> Vec<Neutralised> {
     raised.map(told).collect()
 }
 
-fn differences(overrides: &[(&'static str, String)], current: &str) -> Vec<Neutralised> {
+/// An included file may say anything.
+fn includes(current: &str) -> bool {
+    current.lines().any(|line| line.trim_start().starts_with("include"))
+}
+
+/// What the overrides change. `elsewhere`: production's settings stand, perhaps, in files that the backup does not have.
+fn differences(overrides: &[(&'static str, String)], current: &str, elsewhere: bool) -> Vec<Neutralised> {
     let differs = |(name, now): &(&'static str, String)| {
-        // Subscriptions stand in tables: nothing in the files tells whether there are any.
-        let default = (*name == "max_logical_replication_workers").then(|| "4".to_owned());
-        let was = value_of(current, name).or(default)?;
-        (was != *now).then(|| Neutralised { setting: (*name).to_owned(), was, now: now.clone() })
+        let unsaid = match *name {
+            // Subscriptions stand in tables: nothing in the files tells whether there are any.
+            "max_logical_replication_workers" => Some("4"),
+            "archive_mode" | "synchronous_standby_names" if elsewhere => Some("not in the backup's files"),
+            _ => None,
+        };
+        let was = value_of(current, name).or(unsaid.map(str::to_owned))?;
+        (was != *now).then(|| Neutralised { setting: (*name).to_owned(), was: shown(&was), now: shown(now) })
     };
     overrides.iter().filter_map(differs).collect()
+}
+
+/// Passwords are not told.
+fn shown(value: &str) -> String {
+    if value.contains("password") { "(a connection with a password)".to_owned() } else { value.to_owned() }
 }
 
 fn without_block(conf: &[u8]) -> Vec<u8> {

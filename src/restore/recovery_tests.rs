@@ -221,3 +221,25 @@ fn a_standby_goes_on_and_keeps_production_s_settings() {
     let told: Vec<_> = told.iter().map(|n| (n.setting.as_str(), n.was.as_str(), n.now.as_str())).collect();
     assert_eq!(told, [("primary_slot_name", "other", "s2")]);
 }
+
+#[test]
+fn a_standby_archives_no_segments_that_it_was_served() {
+    let standby = Case { action: Action::Follow, ..time_case() };
+    let (text, told) = run(&standby, "archive_mode = 'always'\n", "");
+    assert!(lines(&text).contains(&"archive_mode = 'on'"), "{text}");
+    assert_eq!(told.iter().map(|one| (one.was.as_str(), one.now.as_str())).collect::<Vec<_>>(), [("always", "on")]);
+    let (text, _) = run(&standby, "archive_mode = on\n", "");
+    assert!(!text.contains("archive_mode"), "{text}");
+}
+
+#[test]
+fn what_may_stand_in_files_that_are_not_here_is_told_and_passwords_are_not() {
+    let settings =
+        |main: &str| -> Vec<String> { run(&time_case(), main, "").1.into_iter().map(|one| one.setting).collect() };
+    assert_eq!(settings("work_mem = '1MB'\n"), ["max_logical_replication_workers"]);
+    let elsewhere = settings("include_dir = 'conf.d'\n");
+    assert_eq!(elsewhere, ["synchronous_standby_names", "archive_mode", "max_logical_replication_workers"]);
+    let (_, told) = run(&time_case(), "", "primary_conninfo = 'host=a password=secret'\n");
+    let said = format!("{told:?}");
+    assert!(said.contains("primary_conninfo") && !said.contains("secret"), "{said}");
+}

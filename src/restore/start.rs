@@ -71,10 +71,10 @@ impl LockFile {
 
 impl Start {
     /// Asks for the first segment of the recovery exactly as the server will, as its user, so that a missing right shows before the start.
-    pub fn probe(&self, program: &Path, segment: SegmentName) -> Result<()> {
+    pub fn probe(&self, program: &Path, arguments: &[String], segment: SegmentName) -> Result<()> {
         let place = self.pgdata.join(plan_file::DIRECTORY).join("probe");
         let mut command = server::command(self.account.as_ref(), program);
-        command.current_dir(&self.pgdata).arg("wal-fetch").arg(segment.to_string());
+        command.current_dir(&self.pgdata).arg("wal-fetch").args(arguments).arg(segment.to_string());
         command.arg(format!("{}/probe", plan_file::DIRECTORY));
         let ran = server::run(command, "wal-fetch as the server's user");
         let size = std::fs::metadata(&place).map(|m| m.len()).unwrap_or_default();

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::super::dead;
 use super::super::intake_tests::{Bench, Made, Sent, made, noise, runtime};
+use super::super::state::host;
 use super::*;
 use crate::pg::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
 use crate::seal::content::intent::Intent;
@@ -199,7 +200,7 @@ fn intent(id: &BackupId, state: &str) -> Intent {
         state: state.into(),
         made_by: String::new(),
         full: false,
-        host: String::new(),
+        host: host(),
     }
 }
 
@@ -248,6 +249,6 @@ fn manifest(id: &BackupId) -> Manifest {
         bad_pages: Vec::new(),
         bad_page_count: 0,
         made_by: String::new(),
-        host: String::new(),
+        host: host(),
     }
 }
