@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser};
 use walrecv::cli::args::Cli;
-use walrecv::config::file::{ClusterTable, ConfigFile};
+use walrecv::config::file::{BackupTable, ClusterTable, ConfigFile};
 
 use crate::support::Walrecv;
 
@@ -125,6 +125,7 @@ fn keys() -> BTreeSet<String> {
         on_gap: some(),
         slot_after_failover: some(),
         give_up_at: some(),
+        backup: Some(BackupTable { full_every: some() }),
     };
     let file = ConfigFile {
         repo: String::new(),
@@ -137,7 +138,10 @@ fn keys() -> BTreeSet<String> {
     };
     let written: toml::Table = file.render().parse().expect("what is written reads back");
     let clusters = written["clusters"]["NAME"].as_table().expect("a table");
-    let below = clusters.keys().map(|key| format!("clusters.NAME.{key}"));
+    let below = clusters.iter().flat_map(|(key, value)| match value.as_table() {
+        Some(table) => table.keys().map(|inner| format!("clusters.NAME.{key}.{inner}")).collect(),
+        None => vec![format!("clusters.NAME.{key}")],
+    });
     written.keys().filter(|key| *key != "clusters").cloned().chain(below).collect()
 }
 

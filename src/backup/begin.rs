@@ -50,7 +50,7 @@ pub async fn begin(
     options: &BackupOptions,
     avoid: Option<String>,
 ) -> Result<(Begun, Option<Reuse>)> {
-    let choice = parent::choose(archive, connection, local.shelf.as_ref(), options.full, avoid).await?;
+    let choice = parent::choose(archive, connection, local.shelf.as_ref(), options, avoid).await?;
     options.tell(Progress::Checkpoint);
     let command = BaseBackupOptions {
         label: options.label.clone(),

@@ -17,6 +17,7 @@ use super::cache::{Cache, Keeping, Known};
 use super::orphans::{OrphanFile, Orphans};
 use super::parent_files::ParentFiles;
 use super::record::Place;
+use super::survivors::{Moves, Survivors};
 
 /// What becomes of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum Fate {
     Found(Place),
     /// It is stored.
     Store(PageHash),
+    /// It is stored, though the parent has it too: what it lives in there shall be left.
+    Move(PageHash),
 }
 
 /// The parent of a backup.
@@ -36,6 +39,8 @@ pub struct Parent {
     pub files: ParentFiles,
     /// `None`: its page hashes are not here.
     pub cache: Option<Cache>,
+    /// What of it is stored anew all the same.
+    pub survivors: Option<Survivors>,
 }
 
 /// Compares files with the parent's and keeps their hashes.
@@ -62,6 +67,8 @@ pub struct Passing {
     pub next: u64,
     /// What interrupted backups stored of it.
     orphan: OrphanFile,
+    /// Which chunks are stored anew though they have not changed.
+    moves: Vec<u8>,
 }
 
 /// What is left when all files have passed.
@@ -103,15 +110,16 @@ impl Diff {
     fn passing(&mut self, path: &[u8], kind: EntryKind) -> Result<Passing> {
         let hashes = self.kept.as_ref().map_or(0, Keeping::place);
         let orphan = self.orphans.as_ref().map(|orphans| orphans.file(path)).unwrap_or_default();
-        let nothing = Passing { size: 0, base: None, known: None, hashes, next: 0, orphan };
-        let Some(Parent { files, cache }) = &mut self.parent else { return Ok(nothing) };
+        let nothing = Passing { size: 0, base: None, known: None, hashes, next: 0, orphan, moves: Vec::new() };
+        let Some(Parent { files, cache, survivors }) = &mut self.parent else { return Ok(nothing) };
         if kind.unit().is_none() {
             return Ok(nothing);
         }
         let Some(base) = files.get(path)?.filter(|known| known.kind == kind) else { return Ok(nothing) };
         let hashed = cache.as_mut().and_then(|cache| cache.get(path));
         let same = |hashed: &Known| (hashed.kind, hashed.size) == (base.kind, base.size);
-        Ok(Passing { base: Some(base.size), known: hashed.filter(same).map(|known| known.hashes), ..nothing })
+        let moves = survivors.as_ref().map_or(Vec::new(), |survivors| survivors.of(path).bits().to_vec());
+        Ok(Passing { base: Some(base.size), known: hashed.filter(same).map(|known| known.hashes), moves, ..nothing })
     }
 
     /// Looks at the next chunk of a file of this kind; `zero` says that all its bytes are.
@@ -120,13 +128,18 @@ impl Diff {
         file.next += 1;
         let hash = if zero { PageHash::ZERO } else { self.hasher.hash(chunk) };
         self.keep(hash);
-        if self.before(file, number) == Some(hash) {
+        let same = self.before(file, number) == Some(hash);
+        if zero {
+            return if same { Fate::Parent } else { Fate::Zero };
+        }
+        if same && !Moves::of(&file.moves).has(number) {
             return Fate::Parent;
         }
-        if zero {
-            return Fate::Zero;
+        match self.found(file, kind, number, hash, chunk.len()) {
+            Some(place) => Fate::Found(place),
+            None if same => Fate::Move(hash),
+            None => Fate::Store(hash),
         }
-        self.found(file, kind, number, hash, chunk.len()).map_or(Fate::Store(hash), Fate::Found)
     }
 
     /// Where an interrupted backup has stored a chunk.

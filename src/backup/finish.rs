@@ -35,18 +35,21 @@ pub fn made_by() -> String {
 }
 
 /// Writes the maps and what is kept for the next backup: which maps the manifest names, newest first, and whether the page hashes are all on the shelf.
-/// `parent` has the maps of what the files were compared with. Blocks.
+/// `parent` has the maps of what the files were compared with; where survivors are stored anew (`renewed`) all of them are merged, since a run
+/// that another one covers holds its pack, too. Blocks.
 pub fn write_maps(
     files: Files,
     tally: &Tally,
     parent: &[MapRef],
     place: &mut Place<'_>,
+    renewed: bool,
 ) -> Result<(Vec<MapRef>, bool)> {
     let Files { records, diff, packs, scratch: _scratch } = files;
     let Judged { parent: older, kept, found } = diff.finish();
     let packs = Packs { own: packs, found };
     let mut delta = Delta::new(records, older.as_ref().map(ParentFiles::walk), packs, kept)?;
-    let bytes = layers::estimate(tally.entries, tally.rows);
+    // What is longer than all of them is merged with all of them.
+    let bytes = if renewed { u64::MAX } else { layers::estimate(tally.entries, tally.rows) };
     let maps = layers::write(place, std::iter::from_fn(|| delta.next_entry().transpose()), bytes, parent)?;
     Ok((maps, delta.finish().is_some_and(Keeping::finish)))
 }
@@ -60,6 +63,8 @@ pub struct Said<'a> {
     /// What it was compared with, or lies over.
     pub parent: Option<&'a Manifest>,
     pub transfer: Transfer,
+    /// Where survivors were stored anew: plain bytes of the packs that something still lives in, those of this backup not counted.
+    pub staying: Option<u64>,
     pub why_full: Option<String>,
 }
 
@@ -103,13 +108,13 @@ pub fn manifest(archive: &Archive, received: &Received, span: &Span, said: Said<
         parent: parent.map(|p| p.id.clone()),
         transfer: said.transfer,
         why_full: said.why_full,
-        survivors_at: parent.map_or(span.started_at, |p| p.survivors_at),
+        survivors_at: parent.filter(|_| said.staying.is_none()).map_or(span.started_at, |p| p.survivors_at),
         maps: said.maps,
         tablespaces: tablespaces(&lines, received),
         backup_label: Raw(received.backup_label.clone()),
         tablespace_map: received.tablespace_map.clone().map(Raw),
         server_manifest: received.server_manifest.clone(),
-        sizes: sizes(received, parent),
+        sizes: sizes(received, parent, said.staying),
         control: facts(&control),
         bad_pages: received.bad_pages.clone(),
         bad_page_count: received.bad_page_count,
@@ -129,10 +134,10 @@ fn tablespaces(lines: &[TablespaceLine], received: &Received) -> Vec<Tablespace>
     .collect()
 }
 
-fn sizes(received: &Received, parent: Option<&Manifest>) -> Sizes {
-    let Tally { files, total, changed, reused, zero, packs, found, .. } = received.tally;
-    let carried = parent.map_or(0, |p| p.sizes.carried) + changed + found;
-    Sizes { total, files, read: 0, stored: 0, changed, reused, zero, packs, carried }
+fn sizes(received: &Received, parent: Option<&Manifest>, staying: Option<u64>) -> Sizes {
+    let Tally { files, total, changed, moved, reused, zero, packs, found, .. } = received.tally;
+    let carried = staying.unwrap_or_else(|| parent.map_or(0, |p| p.sizes.carried)) + changed + found;
+    Sizes { total, files, read: 0, stored: 0, changed, moved, reused, zero, packs, carried }
 }
 
 fn facts(control: &ControlFile) -> ControlFacts {

@@ -55,6 +55,8 @@ pub struct Tally {
     pub total: u64,
     /// Stored, before compression.
     pub changed: u64,
+    /// Of these, those that had not changed.
+    pub moved: u64,
     /// Where the parent or an interrupted backup has them.
     pub reused: u64,
     pub zero: u64,
@@ -336,8 +338,9 @@ impl Intake {
             let (number, len) = (current.passing.next, chunk.len() as u64);
             let zero = self.is_zero(&current.record, current.relation, chunk, number);
             let fate = self.diff.judge(&mut current.passing, current.record.kind, chunk, zero);
-            if let Fate::Store(hash) = fate {
+            if let Fate::Store(hash) | Fate::Move(hash) = fate {
                 self.tally.changed += len;
+                self.tally.moved += if fate == Fate::Store(hash) { 0 } else { len };
                 hashes.push(hash);
                 continue;
             }
@@ -347,7 +350,7 @@ impl Intake {
             match fate {
                 Fate::Zero => current.record.zero(number),
                 Fate::Found(place) => current.record.found(number, place),
-                Fate::Parent | Fate::Store(_) => {}
+                Fate::Parent | Fate::Store(_) | Fate::Move(_) => {}
             }
         }
         self.row(current, bytes, first, row, &mut hashes)

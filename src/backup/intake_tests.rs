@@ -16,6 +16,7 @@ use super::layers::Place;
 use super::orphans::Orphans;
 use super::parent_files::ParentFiles;
 use super::sealing::Sealing;
+use super::survivors::Survivors;
 use super::upload::{self, Upload};
 use crate::archive::Archive;
 use crate::disk::scratch::Scratch;
@@ -114,6 +115,8 @@ pub(super) struct Sent<'a> {
     pub(super) incremental: bool,
     /// Backups that died, whose packs may be used.
     pub(super) dead: &'a [BackupId],
+    /// What lives in nearly empty packs is stored anew.
+    pub(super) renewed: bool,
 }
 
 /// A repository in memory, its packs on disk too, and a `state_dir`.
@@ -164,7 +167,7 @@ impl Bench {
 
     /// Runs the intake and the maps over these events: what was received, the maps, and whether page hashes were kept.
     pub(super) fn backup(&self, events: Vec<BackupEvent>, sent: Sent<'_>) -> Result<(Received, Vec<MapRef>, bool)> {
-        let Sent { number, parent, cache, shelf, incremental, dead } = sent;
+        let Sent { number, parent, cache, shelf, incremental, dead, renewed } = sent;
         let (to_store, mut uploads) = upload::channel();
         let (objects, repository) = (self.objects.clone(), self.repository());
         let store = std::thread::spawn(move || {
@@ -191,19 +194,25 @@ impl Bench {
         let id = self.id(number);
         let sealing = Sealing::new(self.archive.clone(), self.ring.clone(), id.clone()).unwrap();
         let read = |map: &MapRef, part| Ok(self.map_part(map, part));
-        let older = || Parent { files: ParentFiles::read(parent, &read, &scratch).unwrap(), cache };
+        let older = || {
+            let files = ParentFiles::read(parent, &read, &scratch).unwrap();
+            let survivors = renewed.then(|| Survivors::find(parent, &read, true).unwrap());
+            Parent { files, cache, survivors }
+        };
         let older = (!parent.is_empty()).then(older);
         let unseen = incremental && older.as_ref().is_none_or(|parent| parent.cache.is_none());
         let kept = shelf.filter(|_| !unseen).map(|shelf| shelf.begin(&id).unwrap());
         let runtime = runtime();
-        let gather = || Orphans::gather(&self.archive, runtime.handle(), dead, scratch.path()).unwrap();
+        let survivors = older.as_ref().and_then(|parent| parent.survivors.as_ref());
+        let dead = survivors.map_or_else(|| dead.to_vec(), |survivors| survivors.others(dead));
+        let gather = || Orphans::gather(&self.archive, runtime.handle(), &dead, scratch.path()).unwrap();
         let orphans = (!dead.is_empty()).then(gather);
         let diff = Diff::new(self.ring.page_hasher(), older, kept).beside(orphans);
         let mut intake = Intake::new(expected, diff, sealing, to_store.clone());
         let received = events.into_iter().try_for_each(|e| intake.event(e)).and_then(|()| intake.finish());
         let taken = received.and_then(|(received, files, mut sealing)| {
             let mut place = Place { sealing: &mut sealing, outbox: &to_store, read: &read };
-            let (maps, kept) = write_maps(files, &received.tally, parent, &mut place)?;
+            let (maps, kept) = write_maps(files, &received.tally, parent, &mut place, renewed)?;
             Ok((received, maps, kept))
         });
         drop(to_store);
@@ -217,7 +226,7 @@ impl Bench {
         self.backup(events, Sent::default()).map(|(received, maps, _)| (received, maps))
     }
 
-    fn map_part(&self, map: &MapRef, part: u32) -> Vec<u8> {
+    pub(super) fn map_part(&self, map: &MapRef, part: u32) -> Vec<u8> {
         let claims = self.archive.claims(ObjectKind::Map, TimelineId(0), Lsn(part.into()));
         let objects = self.objects.lock().unwrap();
         let object = &objects[&self.archive.names.map(map.backup.as_str(), part)];

@@ -61,6 +61,9 @@ use crate::seal::content::manifest::Manifest;
 use crate::seal::sealer::Compression;
 use crate::wire::command::ServerCompression;
 
+/// [`BackupOptions::full_every`] where nothing else is said.
+pub const FULL_EVERY: Duration = Duration::from_secs(7 * 86_400);
+
 /// What a backup is asked to be. `Default` gives what the program does without options.
 #[derive(Clone)]
 pub struct BackupOptions {
@@ -75,6 +78,9 @@ pub struct BackupOptions {
     pub server_compression: Option<ServerCompression>,
     /// Ask the server for everything even where it could send only what changed.
     pub full: bool,
+    /// How often at least the server sends everything and what lives in nearly empty packs is stored anew, so that space comes back. That comes
+    /// earlier where too much of what is stored is dead.
+    pub full_every: Duration,
     /// Of pages and files; lists and maps are always compressed with zstd.
     pub compression: Compression,
     /// Where the lock stands that keeps two backups of one cluster on one host apart, and the page hashes of the last one; `None`: no lock, and
@@ -98,6 +104,7 @@ impl Default for BackupOptions {
             max_rate: None,
             server_compression: None,
             full: false,
+            full_every: FULL_EVERY,
             compression: Compression::Zstd(3),
             state_dir: None,
             follow_within: Duration::from_secs(15),

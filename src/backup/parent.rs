@@ -7,12 +7,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::runtime::Handle;
 
+use super::BackupOptions;
 use super::cache::{Cache, Shelf};
+use super::diff::Parent;
 use super::incremental;
 use super::layers;
 use super::parent_files::ParentFiles;
+use super::survivors::{self, Due, Survivors};
 use super::take::blocking;
 use crate::archive::Archive;
 use crate::disk::scratch::Scratch;
@@ -29,6 +33,8 @@ const BEFORE: usize = 512;
 
 /// What there is to build on, before the server is asked and anyone is told.
 pub struct Choice {
+    /// It is time to store survivors anew: the transfer is full.
+    due: Option<Due>,
     /// For an incremental transfer: the newest complete backup, or why there is none.
     pub newest: Result<Manifest, String>,
     /// The newest complete backup whose page hashes are here, or why there is none.
@@ -37,7 +43,7 @@ pub struct Choice {
 
 /// A complete backup whose page hashes are here.
 pub struct Hashed {
-    pub id: BackupId,
+    pub manifest: Box<Manifest>,
     pub cache: Cache,
 }
 
@@ -47,6 +53,7 @@ pub struct Reuse {
     /// Read already, or not.
     pub files: Option<ParentFiles>,
     pub cache: Option<Cache>,
+    due: Option<Due>,
 }
 
 /// A parent that may be used: nobody deletes it any more.
@@ -54,21 +61,22 @@ pub struct Chosen {
     pub manifest: Manifest,
     pub files: ParentFiles,
     pub cache: Option<Cache>,
+    pub survivors: Option<Survivors>,
 }
 
-/// Looks for them. `full`: nothing is to be reused; `avoid` is why the transfer shall be full, whatever it can be compared with.
+/// Looks for them. `avoid` is why the transfer shall be full, whatever it can be compared with.
 ///
 /// Errors: a repository or a server that does not answer. Manifests and page hashes that are damaged are no parent.
 pub async fn choose(
     archive: &Archive,
     connection: &mut Connection,
     shelf: Option<&Shelf>,
-    full: bool,
+    options: &BackupOptions,
     avoid: Option<String>,
 ) -> Result<Choice> {
-    if full {
+    if options.full {
         let asked = || "a full transfer was asked for".to_owned();
-        return Ok(Choice { newest: Err(asked()), hashed: Err(asked()) });
+        return Ok(Choice { due: None, newest: Err(asked()), hashed: Err(asked()) });
     }
     let fitness = Fitness::ask(archive, connection).await?;
     let newest = match avoid {
@@ -83,7 +91,14 @@ pub async fn choose(
         Some(shelf) => hashed(archive, shelf, &fitness).await?,
         None => Err("no state_dir is given, which keeps page hashes".to_owned()),
     };
-    Ok(Choice { newest, hashed })
+    // What the next backup would build on tells; where that is the server's increment, all pages have to be seen once.
+    let parent = newest.as_ref().ok().or_else(|| hashed.as_ref().ok().map(|hashed| &*hashed.manifest));
+    let due = parent.and_then(|p| survivors::due(p.survivors_at, &p.sizes, Timestamp::now(), options.full_every));
+    let newest = match &due {
+        Some(due) => newest.and_then(|_| Err(due.why.clone())),
+        None => newest,
+    };
+    Ok(Choice { due, newest, hashed })
 }
 
 /// What speaks against a parent.
@@ -151,7 +166,7 @@ async fn hashed(archive: &Archive, shelf: &Shelf, fitness: &Fitness) -> Result<R
                 }
                 let (shelf, of) = (shelf.clone(), id.clone());
                 match blocking(move || Ok(shelf.open(&of))).await? {
-                    Some(cache) => return Ok(Ok(Hashed { id, cache })),
+                    Some(cache) => return Ok(Ok(Hashed { manifest, cache })),
                     None => why = format!("the page hashes of backup {id} are damaged, or were kept with another key"),
                 }
             }
@@ -166,6 +181,14 @@ async fn hashed(archive: &Archive, shelf: &Shelf, fitness: &Fitness) -> Result<R
     Ok(Err(why))
 }
 
+impl Chosen {
+    /// The manifest, and what files are compared with.
+    pub fn parts(self) -> (Manifest, Parent) {
+        let Chosen { manifest, files, cache, survivors } = self;
+        (manifest, Parent { files, cache, survivors })
+    }
+}
+
 impl Choice {
     /// What is built on, now that the server has said how it sends, and what the manifest says of that: `why_full` is the server's side of it, `files`
     /// are those of `newest`.
@@ -173,13 +196,14 @@ impl Choice {
         let newest = self.newest.ok().map(|manifest| manifest.id);
         let Some(why) = why_full else {
             // Hashes of any other backup say nothing of what is not sent.
-            let cache = self.hashed.ok().filter(|hashed| Some(&hashed.id) == newest.as_ref());
-            return (newest.map(|id| Reuse { id, files, cache: cache.map(|hashed| hashed.cache) }), None);
+            let cache = self.hashed.ok().filter(|hashed| Some(&hashed.manifest.id) == newest.as_ref());
+            let cache = cache.map(|hashed| hashed.cache);
+            return (newest.map(|id| Reuse { id, files, cache, due: None }), None);
         };
         match self.hashed {
-            Ok(Hashed { id, cache }) => {
-                let files = files.filter(|_| newest.as_ref() == Some(&id));
-                (Some(Reuse { id, files, cache: Some(cache) }), Some(why))
+            Ok(Hashed { manifest, cache }) => {
+                let files = files.filter(|_| newest.as_ref() == Some(&manifest.id));
+                (Some(Reuse { id: manifest.id, files, cache: Some(cache), due: self.due }), Some(why))
             }
             Err(nothing) => (None, Some(everything(&why, &nothing))),
         }
@@ -193,7 +217,7 @@ pub fn everything(sent: &str, stored: &str) -> String {
 
 /// The look after the announcement: only now is it known that nobody deletes what the parent needs. The inner error is why it cannot be built on.
 pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Result<Result<Chosen, String>> {
-    let Reuse { id, files, cache } = reuse;
+    let Reuse { id, files, cache, due } = reuse;
     let Some(manifest) = archive.look_before_reuse(Some(&id)).await?.parent else {
         return Ok(Err(format!("an expiry may be deleting backup {id}")));
     };
@@ -201,7 +225,22 @@ pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Re
         Some(files) => Ok(files),
         None => self::files(archive, &manifest, scratch).await?,
     };
-    Ok(files.map(|files| Chosen { manifest, files, cache }))
+    let files = match files {
+        Ok(files) => files,
+        Err(why) => return Ok(Err(why)),
+    };
+    let survivors = match due {
+        Some(due) => Some(find(archive, &manifest, due).await?),
+        None => None,
+    };
+    Ok(Ok(Chosen { manifest, files, cache, survivors }))
+}
+
+/// What of the parent is stored anew.
+async fn find(archive: &Archive, parent: &Manifest, due: Due) -> Result<Survivors> {
+    tracing::info!("what lives in nearly empty packs is stored anew: {}", due.why);
+    let (maps, read) = (parent.maps.clone(), layers::from_repository(archive, &Handle::current()));
+    blocking(move || Survivors::find(&maps, &read, due.shreds)).await
 }
 
 /// Reads the parent's maps; the inner error is why it cannot be built on.

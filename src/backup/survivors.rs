@@ -24,6 +24,8 @@ pub struct Survivors {
     /// once more, or once less; either way the map says where it is.
     index: Vec<(u64, usize)>,
     bits: Vec<u8>,
+    /// Whose packs the parent's maps name, interrupted backups among them: where a chunk stands in these, it has not left them.
+    owners: BTreeSet<BackupId>,
     /// Plain bytes of all packs that something still lives in afterwards, those of the new backup not counted.
     pub staying: u64,
     /// Plain bytes that are to be stored anew, as the parent has them.
@@ -52,7 +54,8 @@ impl Survivors {
             *left = leave;
         }
         let staying = packs.values().filter(|(_, left)| !left).map(|(fill, _)| fill.plain).sum();
-        let mut found = Survivors { index: Vec::new(), bits: Vec::new(), staying, moving: 0 };
+        let owners = packs.keys().map(|(backup, _)| backup.clone()).collect();
+        let mut found = Survivors { index: Vec::new(), bits: Vec::new(), owners, staying, moving: 0 };
         walk(maps, read, |file| found.add(&file, &packs, shreds))?;
         found.index.sort_unstable();
         tracing::info!(packs = packs.len(), staying, moving = found.moving, "looked for space that can come back");
@@ -78,6 +81,12 @@ impl Survivors {
         }
     }
 
+    /// Those interrupted backups that the parent has nothing of. In packs that it names already nothing may be found: a chunk would stay in one that is to
+    /// be left, or the pack, which is counted among those that stay, would be counted twice.
+    pub fn others(&self, dead: &[BackupId]) -> Vec<BackupId> {
+        dead.iter().filter(|id| !self.owners.contains(id)).cloned().collect()
+    }
+
     /// What of the file `path` is stored anew.
     pub fn of(&self, path: &[u8]) -> Moves<'_> {
         let hash = hash(path);
@@ -96,7 +105,16 @@ pub struct Moves<'a> {
     bits: &'a [u8],
 }
 
-impl Moves<'_> {
+impl<'a> Moves<'a> {
+    /// Of bits that were copied from [`Moves::bits`].
+    pub fn of(bits: &'a [u8]) -> Moves<'a> {
+        Moves { bits }
+    }
+
+    pub fn bits(&self) -> &'a [u8] {
+        self.bits
+    }
+
     /// Whether the page, or chunk of 8 KiB, with this number is.
     pub fn has(&self, place: u64) -> bool {
         let byte = usize::try_from(place / 8).ok().and_then(|at| self.bits.get(at));

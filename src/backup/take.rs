@@ -135,7 +135,9 @@ async fn look(
             }
         },
     };
-    let orphans = orphans::usable(archive, dead, &local.scratch).await;
+    let survivors = chosen.as_ref().and_then(|chosen| chosen.survivors.as_ref());
+    let dead = survivors.map_or_else(|| dead.to_vec(), |survivors| survivors.others(dead));
+    let orphans = orphans::usable(archive, &dead, &local.scratch).await;
     Ok(Ok(Job { begun, chosen, orphans, local: local.clone() }))
 }
 
@@ -152,7 +154,8 @@ async fn copy(
     let version_num = prepared.connection.version_num();
     let server = prepared.connection.same_server().clone();
     let Job { begun, chosen, orphans, local } = job;
-    let (parent, built_on) = chosen.map(|c| (c.manifest, Parent { files: c.files, cache: c.cache })).unzip();
+    let (parent, built_on) = chosen.map(Chosen::parts).unzip();
+    let staying = built_on.as_ref().and_then(|parent| parent.survivors.as_ref()).map(|survivors| survivors.staying);
     let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?.beside(orphans);
     let received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options);
     let ((span, transferred), ()) = tokio::select! {
@@ -166,7 +169,7 @@ async fn copy(
     let (older, tally) = (parent.as_ref().map_or(Vec::new(), |p| p.maps.clone()), received.tally);
     let write = blocking(move || {
         let mut target = layers::Place { sealing: &mut sealing, outbox: &to, read: &read_part };
-        let written = finish::write_maps(files, &tally, &older, &mut target)?;
+        let written = finish::write_maps(files, &tally, &older, &mut target, staying.is_some())?;
         drop(to);
         Ok((written, sealing))
     });
@@ -174,7 +177,7 @@ async fn copy(
         tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write)?;
     let (id, label) = (sealing.id.clone(), &options.label);
     let Begun { transfer, why_full, .. } = begun;
-    let said = Said { id: &id, label, version_num, maps, parent: parent.as_ref(), transfer, why_full };
+    let said = Said { id: &id, label, version_num, maps, parent: parent.as_ref(), transfer, staying, why_full };
     let mut manifest = finish::manifest(archive, &received, &span, said)?;
     manifest.sizes.read = read;
     manifest.sizes.stored = stored + mapped;

@@ -75,6 +75,7 @@ async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
         max_rate: args.max_rate,
         server_compression: server_compression(&args.server_compression)?,
         full: args.full,
+        full_every: context.cluster.full_every,
         compression,
         state_dir: Some(context.settings.state_dir.clone()),
         progress: Some(Arc::new(move |progress| shown.progress(progress))),

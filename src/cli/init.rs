@@ -269,6 +269,7 @@ fn table(args: &InitArgs) -> ClusterTable {
         on_gap: None,
         slot_after_failover: None,
         give_up_at: None,
+        backup: None,
     }
 }
 

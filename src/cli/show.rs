@@ -119,6 +119,7 @@ fn details(value: &mut Value, manifest: &Manifest) {
     value["checkpoint_lsn"] = manifest.checkpoint.to_string().into();
     value["stop_timeline"] = manifest.stop_timeline.0.into();
     value["zero_bytes"] = sizes.zero.into();
+    value["moved_bytes"] = sizes.moved.into();
     value["carried_bytes"] = sizes.carried.into();
     value["why_full"] = manifest.why_full.clone().into();
     value["host"] = manifest.host.clone().into();
@@ -189,6 +190,9 @@ fn text(window: &list::Window) {
             output::bytes(sizes.zero)
         ),
     );
+    if sizes.moved > 0 {
+        row("", format!("{} of it had not changed: stored anew so that space comes back", output::bytes(sizes.moved)));
+    }
     row("stored", format!("{} in {} packs", output::bytes(sizes.stored), sizes.packs));
     row("WAL", format!("{} to {}, timeline {}", manifest.start, manifest.stop, manifest.stop_timeline));
     for map in &manifest.maps {

@@ -58,6 +58,17 @@ pub struct ClusterTable {
     /// A size such as `50GB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub give_up_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupTable>,
+}
+
+/// `backup.…` of a cluster.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupTable {
+    /// A duration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_every: Option<String>,
 }
 
 impl ConfigFile {
@@ -90,6 +101,7 @@ impl ConfigFile {
         line("state_dir", &self.state_dir, "locks and caches: all of it can be lost");
         for (name, table) in &self.clusters {
             out.push_str(&format!("\n[clusters.{}]\ndsn = {}\n", key(name), quoted(&table.dsn)));
+            let backup = table.backup.clone().unwrap_or_default();
             let optional = [
                 ("slot", &table.slot),
                 ("flush_interval", &table.flush_interval),
@@ -100,6 +112,7 @@ impl ConfigFile {
                 ("on_gap", &table.on_gap),
                 ("slot_after_failover", &table.slot_after_failover),
                 ("give_up_at", &table.give_up_at),
+                ("backup.full_every", &backup.full_every),
             ];
             for (name, value) in optional {
                 if let Some(value) = value {
@@ -138,6 +151,7 @@ mod tests {
             on_gap: None,
             slot_after_failover: None,
             give_up_at: None,
+            backup: Some(BackupTable { full_every: Some("3d".into()) }),
         };
         ConfigFile {
             repo: "file:///r".into(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::file::{ClusterTable, ConfigFile};
 use super::{duration, size};
+use crate::backup::FULL_EVERY;
 use crate::error::{Error, Kind, Result};
 use crate::receive::{AfterFailover, OnGap};
 use crate::seal::sealer::Compression;
@@ -61,6 +62,8 @@ pub struct ClusterSettings {
     pub on_gap_given: bool,
     pub after_failover: AfterFailover,
     pub give_up_at: Option<u64>,
+    /// `backup.full_every`.
+    pub full_every: Duration,
 }
 
 impl Settings {
@@ -148,7 +151,9 @@ fn cluster(path: &Path, name: &str, table: &ClusterTable) -> Result<ClusterSetti
     let flush_interval = time("flush_interval", &table.flush_interval, FLUSH_INTERVAL)?;
     let stall_timeout = time("stall_timeout", &table.stall_timeout, STALL_TIMEOUT)?;
     check_stall(flush_interval, stall_timeout).map_err(|problem| place("stall_timeout", problem))?;
+    let backup = table.backup.clone().unwrap_or_default();
     Ok(ClusterSettings {
+        full_every: time("backup.full_every", &backup.full_every, FULL_EVERY)?,
         on_gap,
         on_gap_given: table.on_gap.is_some(),
         give_up_at,
@@ -232,6 +237,7 @@ mod tests {
         assert_eq!(settings.identity_file.as_deref(), Some(Path::new("/k")));
         assert_eq!(settings.cluster(None).unwrap().flush_interval, FLUSH_INTERVAL);
         assert_eq!(settings.cluster(None).unwrap().compression, COMPRESSION);
+        assert_eq!(settings.cluster(None).unwrap().full_every, FULL_EVERY);
     }
 
     #[test]
@@ -246,6 +252,7 @@ mod tests {
             ("on_gap = \"new-range\"\ngive_up_at = \"many\"", "clusters.main.give_up_at"),
             ("flush_interval = \"10s\"", "clusters.main.stall_timeout"),
             ("flush_interval = \"0\"\nstall_timeout = \"0\"", "clusters.main.stall_timeout"),
+            ("backup.full_every = \"weekly\"", "clusters.main.backup.full_every"),
             ("compression = \"zstd:99\"", "clusters.main.compression"),
         ] {
             let error = load(&format!("repo = \"file:///r\"\n[clusters.main]\ndsn = \"\"\n{line}\n")).unwrap_err();

@@ -137,6 +137,8 @@ pub struct Sizes {
     pub stored: u64,
     /// File bytes that this backup stored anew, before compression.
     pub changed: u64,
+    /// Of these, those that had not changed: they were stored anew so that space comes back.
+    pub moved: u64,
     /// File bytes that are where earlier backups stored them, before compression.
     pub reused: u64,
     /// Bytes of zero pages, which are named and not stored.
