@@ -1,5 +1,6 @@
 //! Restores of real servers: where the plan says they land is where they land, with exactly those rows.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -8,11 +9,14 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use walrecv::backup::{self, BackupOptions, WalWatch};
 use walrecv::error::{Kind, Result};
+use walrecv::pg::manifest::{Checksum, ManifestItem, ManifestReader};
 use walrecv::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
 use walrecv::restore::recovery::Scratch;
 use walrecv::restore::server::{Account, Programs};
 use walrecv::restore::start::{Start, Started};
 use walrecv::restore::{self, Action, Options, Prepared, Restored, Target, Wanted};
+use walrecv::seal::header::ObjectKind;
+use walrecv::seal::opener::open_index;
 
 use super::net::{conninfo, run};
 use crate::support::shelf::Shelf;
@@ -126,6 +130,18 @@ impl Story {
         Ok(Copy { start, started, directory: options.scratch.as_ref().expect("a scratch server").directory.clone() })
     }
 
+    /// What the server sent as its own manifest of this backup.
+    fn server_manifest(&self, prepared: &Prepared) -> Vec<u8> {
+        let (manifest, archive) = (&prepared.choice.manifest, &self.shelf.archive);
+        let part = |part: u32| {
+            let name = archive.names.server_manifest(manifest.id.as_str(), part);
+            let object = std::fs::read(self.shelf.file(&name)).expect("a part");
+            let claims = archive.claims(ObjectKind::ServerManifest, TimelineId(0), Lsn(part.into()));
+            open_index(&object, &claims, archive.keys.as_ref()).expect("an authentic part")
+        };
+        (0..manifest.server_manifest.as_ref().expect("one").parts).flat_map(part).collect()
+    }
+
     /// Restores to `target`, starts, and returns the rows that are there.
     fn land(&self, name: &str, target: Target) -> (Prepared, Vec<i64>) {
         let shown = target.describe();
@@ -201,6 +217,24 @@ fn verify(server: &Server, pgdata: &Path) {
     let mut command = as_postgres(server.bin_dir().join("pg_verifybackup"));
     let output = command.arg("-n").arg(pgdata).output().expect("pg_verifybackup");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn manifest_of(pgdata: &Path) -> Vec<u8> {
+    std::fs::read(pgdata.join("backup_manifest")).expect("a manifest")
+}
+
+/// Size and checksum of each file of a manifest.
+fn listed(manifest: &[u8]) -> BTreeMap<String, (u64, Checksum)> {
+    let (mut reader, mut files) = (ManifestReader::new(), BTreeMap::new());
+    let mut take = |item| {
+        if let ManifestItem::File { path, size, checksum } = item {
+            assert!(files.insert(String::from_utf8_lossy(&path).into_owned(), (size, checksum)).is_none());
+        }
+        Ok(())
+    };
+    reader.push(manifest, &mut take).expect("a manifest");
+    reader.finish().expect("a whole manifest");
+    files
 }
 
 /// Every kind of target lands where the plan says, by the server's own account, with exactly those rows.
@@ -282,12 +316,19 @@ fn what_is_laid_is_what_the_server_listed() {
         options.tablespaces = vec![(space.clone(), elsewhere.clone())];
         let restored = story.restore(&prepared, &options).expect("a restore");
         assert_eq!(restored.files, prepared.choice.manifest.sizes.files);
-        // Only the edited map differs from what the server listed.
-        let map = options.pgdata.join("tablespace_map");
-        let edited = std::fs::read(&map).expect("a map");
-        std::fs::write(&map, &prepared.choice.manifest.tablespace_map.as_ref().expect("a map").0).expect("a map");
         verify(&story.server, &options.pgdata);
-        std::fs::write(&map, edited).expect("a map");
+        let (sent, laid) = (story.server_manifest(&prepared), manifest_of(&options.pgdata));
+        let (theirs, ours) = (listed(&sent), listed(&laid));
+        let paths: BTreeSet<_> = theirs.keys().chain(ours.keys()).collect();
+        let differing: Vec<_> = paths.into_iter().filter(|path| theirs.get(*path) != ours.get(*path)).collect();
+        assert_eq!(differing, ["postgresql.auto.conf", "tablespace_map"], "all others are as the server listed them");
+
+        // Where nothing moves, the manifest is the server's own.
+        std::fs::remove_dir_all(&space).expect("the dead server's tablespace goes");
+        let unmoved = story.options("unmoved");
+        story.restore(&prepared, &unmoved).expect("a restore");
+        assert!(manifest_of(&unmoved.pgdata) == sent);
+        verify(&story.server, &unmoved.pgdata);
         let mode = |path: &Path| std::fs::metadata(path).expect("a file").permissions().mode() & 0o777;
         assert_eq!([mode(&options.pgdata), mode(&options.pgdata.join("pg_wal/walrecv"))], [0o700, 0o700]);
         assert_eq!(mode(&options.pgdata.join("pg_wal/walrecv/plan.json")), 0o600);

@@ -1,10 +1,12 @@
-//! The `backup_manifest` of a backup that no server has sent as it is restored: the server sent it incrementally, and its own manifest lists what
-//! changed. Written while the files are laid.
+//! The `backup_manifest` of a backup that no server has sent as it is restored: the server sent it incrementally, so that its own manifest lists what
+//! changed; or a tablespace is laid elsewhere, so that `tablespace_map` is not the one that it lists. Written while the files are laid.
 //!
 //! A file's CRC-32C is put together from those of its pieces, each computed from the bytes that are written, while they are in the processor's cache.
 //! The other ways are to read everything again, which doubles a restore's work on the disk, or to lay each file from its beginning to its end, which
 //! fetches packs many times.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::lay::{self, Laid};
@@ -68,7 +70,7 @@ impl Listing {
     pub async fn begin(archive: &Archive, manifest: &Manifest, ground: &Ground) -> Result<Option<Listing>> {
         let label = BackupLabel::parse(&manifest.backup_label.0)
             .map_err(|e| Error::new(Kind::Corrupt, "the backup's backup_label").caused_by(e))?;
-        if label.incremental_from.is_none() {
+        if label.incremental_from.is_none() && (manifest.server_manifest.is_none() || !moved(manifest, ground)) {
             return Ok(None);
         }
         let version = manifest.major().ok_or_else(|| Error::new(Kind::Version, "a version that is not known"))?;
@@ -131,6 +133,15 @@ impl Listing {
         self.gathered.extend_from_slice(&end);
         self.file.write_at(&self.gathered, self.at)
     }
+}
+
+/// Whether a tablespace is laid elsewhere than the backup says, byte for byte: `tablespace_map` differs from the server's then.
+fn moved(manifest: &Manifest, ground: &Ground) -> bool {
+    let elsewhere = |oid: u32, place: &Path| {
+        let mut known = manifest.tablespaces.iter().filter(|tablespace| tablespace.oid == oid);
+        known.any(|tablespace| tablespace.location.0 != place.as_os_str().as_bytes())
+    };
+    ground.tablespaces.iter().any(|(oid, place)| elsewhere(*oid, place))
 }
 
 /// The WAL that the server's own manifest says is needed.
