@@ -1,5 +1,8 @@
 //! One backup of a cluster at a time on this host. Others are not known: two backups at once cost time and space, and do no harm.
 
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 
 use super::BackupOptions;
@@ -9,6 +12,10 @@ use crate::archive::Archive;
 use crate::disk::lock::LockFile;
 use crate::error::{Error, Kind, Result};
 
+/// A lock that is let go may be held a little longer: by a process that another thread was just starting, until that has become its own program.
+const LINGERS: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// Takes the lock; `Kind::Busy`, with what the holder has noted, where another backup has it.
 pub async fn lock(archive: &Archive, options: &BackupOptions) -> Result<Option<LockFile>> {
     let Some(dir) = options.state_dir.clone() else { return Ok(None) };
@@ -17,7 +24,7 @@ pub async fn lock(archive: &Archive, options: &BackupOptions) -> Result<Option<L
     let since = Timestamp::now().strftime("%Y-%m-%d %H:%M:%S+00");
     let note = format!("process {id} on {host}, since {since}, label {:?}", options.label);
     let (taken, holder, path) = blocking(move || {
-        let taken = LockFile::take(&path)?;
+        let taken = take(&path)?;
         let holder = match &taken {
             Some(lock) => {
                 lock.note(&note);
@@ -34,4 +41,14 @@ pub async fn lock(archive: &Archive, options: &BackupOptions) -> Result<Option<L
         return Err(Error::new(Kind::Busy, text).hint("Wait for it to end, or stop it."));
     }
     Ok(taken)
+}
+
+fn take(path: &Path) -> Result<Option<LockFile>> {
+    let begun = Instant::now();
+    loop {
+        match LockFile::take(path)? {
+            None if begun.elapsed() < LINGERS => std::thread::sleep(AGAIN),
+            taken => return Ok(taken),
+        }
+    }
 }
