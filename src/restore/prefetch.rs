@@ -27,6 +27,8 @@ use crate::pg::SegmentName;
 
 /// How often it looks for what was asked.
 const LOOK: Duration = Duration::from_millis(20);
+/// `wal-fetch` takes the lock for a moment, to see whether anybody has it: it is looked at so often before that somebody is taken for a prefetcher.
+const PROBES: u32 = 15;
 /// How often it asks whether the recovery goes on.
 const CHECK: Duration = Duration::from_millis(200);
 /// What could not be fetched is tried again after this time.
@@ -46,7 +48,7 @@ pub async fn run(
     let Some(recovery) = Recovery::of(pgdata) else { return Ok(()) };
     let folder = folder(pgdata);
     let place = folder.join(LOCK);
-    let Some(lock) = LockFile::take(&place)? else { return Ok(()) };
+    let Some(lock) = take(&place).await? else { return Ok(()) };
     let goes_on = || lock.stands_at(&place) && recovery.goes_on(pgdata);
     let source = source(pgdata, env, open).await;
     let outcome = match source {
@@ -61,6 +63,16 @@ pub async fn run(
         files::dissolve(&folder);
     }
     outcome
+}
+
+async fn take(place: &Path) -> Result<Option<LockFile>> {
+    for _ in 0..PROBES {
+        if let Some(lock) = LockFile::take(place)? {
+            return Ok(Some(lock));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    LockFile::take(place)
 }
 
 async fn source(
