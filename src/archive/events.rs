@@ -68,46 +68,47 @@ impl Archive {
     /// The newest checks of this archive that were noted, newest first, at most `most`. One that cannot be opened tells nothing: what is lost with it is only
     /// when somebody looked.
     pub async fn verified(&self, most: usize) -> Result<Vec<(Timestamp, Verified)>> {
-        let mut listed = self.repo.list("events").await?;
-        listed.retain(|entry| names::event_kind(&entry.name) == Some("verified"));
-        // The time is the first thing in a name, below its month.
-        listed.sort_by(|a, b| b.name.cmp(&a.name));
         let mut found = Vec::new();
-        for entry in listed {
+        for name in self.check_names().await? {
             if found.len() >= most {
                 break;
             }
-            let Some(object) = self.repo.get(&entry.name).await? else { continue };
-            match self.open_event(&entry.name, &object) {
-                Ok(Some(Event { at, what: What::Verified(verified), .. })) => found.push((at, verified)),
-                Ok(_) => {}
-                Err(error) => tracing::warn!("{error}"),
-            }
+            found.extend(self.check(name).await?);
         }
         // Names tell the second only.
         found.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         Ok(found)
     }
 
+    /// Names of all checks that were noted, newest first: the time is the first thing in a name, below its month.
+    async fn check_names(&self) -> Result<Vec<String>> {
+        let listed = self.repo.list("events").await?.into_iter().map(|entry| entry.name);
+        let mut found: Vec<_> = listed.filter(|name| names::event_kind(name) == Some("verified")).collect();
+        found.sort_by(|a, b| b.cmp(a));
+        Ok(found)
+    }
+
+    /// What a check found; `None` where it is gone, another cluster's, or cannot be opened.
+    async fn check(&self, name: String) -> Result<Option<(Timestamp, Verified)>> {
+        let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
+        match self.open_event(&name, &object) {
+            Ok(Some(Event { at, what: What::Verified(check), .. })) => Ok(Some((at, check))),
+            Ok(_) => Ok(None),
+            Err(error) => {
+                tracing::warn!("{error}");
+                Ok(None)
+            }
+        }
+    }
+
     /// Backups that checks have found hurt, back to the newest one that opened every byte of everything, or `most` checks: a quick look does not take
     /// back what a deep one found.
     pub async fn found_hurt(&self, most: usize) -> Result<BTreeSet<String>> {
-        let mut listed = self.repo.list("events").await?;
-        listed.retain(|entry| names::event_kind(&entry.name) == Some("verified"));
-        listed.sort_by(|a, b| b.name.cmp(&a.name));
-        listed.truncate(most);
-        let read = |name: String| async move {
-            let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
-            let event = self.open_event(&name, &object);
-            Ok::<_, Error>(event.unwrap_or_else(|error| {
-                tracing::warn!("{error}");
-                None
-            }))
-        };
-        let mut reading = stream::iter(listed.into_iter().map(|entry| read(entry.name))).buffered(AT_ONCE);
+        let names = self.check_names().await?.into_iter().take(most);
+        let mut reading = stream::iter(names.map(|name| self.check(name))).buffered(AT_ONCE);
         let mut hurt = BTreeSet::new();
-        while let Some(event) = reading.next().await {
-            let Some(Event { what: What::Verified(check), .. }) = event? else { continue };
+        while let Some(check) = reading.next().await {
+            let Some((_, check)) = check? else { continue };
             hurt.extend(check.hurt);
             if check.deep && check.only.is_none() {
                 break;

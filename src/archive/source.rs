@@ -42,10 +42,10 @@ impl Archive {
     }
 
     /// Makes what stands of the segment that ends at `end`, or holds it, durable where the repository is a local disk: a tail that its receiver is writing is
-    /// seen before it is synced.
-    pub async fn settle_segment_at(&self, timeline: TimelineId, end: Lsn) -> Result<()> {
+    /// seen before it is synced. `false`: nothing needs that elsewhere.
+    pub async fn settle_segment_at(&self, timeline: TimelineId, end: Lsn) -> Result<bool> {
         if self.repo.local_root().is_none() {
-            return Ok(());
+            return Ok(false);
         }
         let size = self.names.segment_size;
         let segment = SegmentName::new(timeline, size.segment_before(end), size);
@@ -54,7 +54,7 @@ impl Archive {
             // What is gone since it was listed has made room for something that is durable: look again.
             match self.settle_listed(segment).await {
                 Err(_) if left > 0 => left -= 1,
-                settled => return settled,
+                settled => return settled.map(|()| true),
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }

@@ -184,8 +184,9 @@ async fn copy(
     let waiting = Instant::now();
     wait_for_wal(&span, options, watch, &server).await?;
     // On a local disk what was seen of an open segment may not be synced yet.
-    archive.settle_segment_at(span.stop_timeline, span.stop).await?;
-    wait_for_wal(&span, options, watch, &server).await?;
+    if archive.settle_segment_at(span.stop_timeline, span.stop).await? {
+        wait_for_wal(&span, options, watch, &server).await?;
+    }
     let waited = waiting.elapsed();
     demand_intent(archive, &id, options.put_limit).await?;
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;

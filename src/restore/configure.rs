@@ -113,7 +113,7 @@ pub async fn configure(
         .map_err(|e| Error::new(Kind::Corrupt, "the backup's backup_label").caused_by(e))?;
     ground.whole_file(b"backup_label", &label, 0o600)?;
     let written = missing_files(ground)?;
-    let conf = settings(prepared, options, ground)?;
+    let conf = settings(prepared, options, ground, &written)?;
     if options.action == Action::Follow {
         // A standby follows no plan: `wal-fetch` reads the configuration.
         ground.whole_file(b"standby.signal", b"", 0o600)?;
@@ -166,7 +166,7 @@ fn missing_files(ground: &Ground) -> Result<Vec<String>> {
     Ok(written)
 }
 
-fn settings(prepared: &Prepared, options: &Options, ground: &Ground) -> Result<recovery::Written> {
+fn settings(prepared: &Prepared, options: &Options, ground: &Ground, written: &[String]) -> Result<recovery::Written> {
     let read = |name: &str| match std::fs::read(ground.root.join(name)) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -187,7 +187,12 @@ fn settings(prepared: &Prepared, options: &Options, ground: &Ground) -> Result<r
         scratch: options.scratch.as_ref(),
         upstream: &options.upstream,
     };
-    let conf = recovery::write(&wishes, read("postgresql.conf")?.as_deref(), read("postgresql.auto.conf")?.as_deref())?;
+    // One that was written for want of the backup's says nothing of production.
+    let main = match written.iter().any(|name| name == "postgresql.conf") {
+        true => None,
+        false => read("postgresql.conf")?,
+    };
+    let conf = recovery::write(&wishes, main.as_deref(), read("postgresql.auto.conf")?.as_deref())?;
     let place = ground.root.join("postgresql.auto.conf");
     durable::replace(&place, &conf.auto_conf, 0o600)?;
     disk_lay::give(&place, ground.owner)?;

@@ -54,6 +54,11 @@ fn time_case() -> Case<'static> {
 }
 
 fn run(case: &Case<'_>, main: &str, auto: &str) -> (String, Vec<Neutralised>) {
+    run_with(case, Some(main), auto)
+}
+
+/// `None`: the backup has no postgresql.conf.
+fn run_with(case: &Case<'_>, main: Option<&str>, auto: &str) -> (String, Vec<Neutralised>) {
     let landing = landing(case.stop);
     let wishes = Wishes {
         root: Path::new("/data"),
@@ -69,7 +74,7 @@ fn run(case: &Case<'_>, main: &str, auto: &str) -> (String, Vec<Neutralised>) {
         upstream: &case.upstream,
         scratch: case.scratch.as_ref(),
     };
-    let written = write(&wishes, Some(main.as_bytes()), Some(auto.as_bytes())).unwrap();
+    let written = write(&wishes, main.map(str::as_bytes), Some(auto.as_bytes())).unwrap();
     (String::from_utf8(written.auto_conf).unwrap(), written.neutralised)
 }
 
@@ -239,6 +244,8 @@ fn what_may_stand_in_files_that_are_not_here_is_told_and_passwords_are_not() {
     assert_eq!(settings("work_mem = '1MB'\n"), ["max_logical_replication_workers"]);
     let elsewhere = settings("include_dir = 'conf.d'\n");
     assert_eq!(elsewhere, ["synchronous_standby_names", "archive_mode", "max_logical_replication_workers"]);
+    let debian = run_with(&time_case(), None, "").1.into_iter().map(|one| one.setting).collect::<Vec<_>>();
+    assert_eq!(debian, elsewhere);
     let (_, told) = run(&time_case(), "", "primary_conninfo = 'host=a password=secret'\n");
     let said = format!("{told:?}");
     assert!(said.contains("primary_conninfo") && !said.contains("secret"), "{said}");
