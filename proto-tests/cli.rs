@@ -16,6 +16,8 @@ mod disaster;
 mod equality;
 #[path = "cli/fetch_codes.rs"]
 mod fetch_codes;
+#[path = "cli/find.rs"]
+mod find;
 #[path = "cli/idle.rs"]
 mod idle;
 #[path = "cli/killed.rs"]

@@ -1,5 +1,7 @@
 //! WAL: the scanner and the record reader against made WAL, damaged WAL, and WAL of real servers read by pg_waldump.
 
+#[path = "wal/changes.rs"]
+mod changes;
 #[path = "wal/cuts.rs"]
 mod cuts;
 #[path = "wal/damage.rs"]

@@ -41,6 +41,7 @@ pub mod archive;
 
 // Floor 5
 pub mod backup;
+pub mod find;
 pub mod receive;
 pub mod restore;
 pub mod retention;

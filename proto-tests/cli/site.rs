@@ -122,16 +122,20 @@ pub struct Copy {
 }
 
 impl Copy {
-    fn client(&self) -> Client {
+    fn client(&self, database: &str) -> Client {
         let started = &self.told["started"];
         let folder = started["socket_directory"].as_str().expect("a socket");
         let port = started["port"].as_u64().expect("a port") as u16;
-        Client::connect(Path::new(folder), port, "postgres", "postgres").expect("a session")
+        Client::connect(Path::new(folder), port, "postgres", database).expect("a session")
     }
 
     /// The first value of the first row.
     pub fn value(&self, sql: &str) -> String {
-        let rows = self.client().query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        self.value_in("postgres", sql)
+    }
+
+    pub fn value_in(&self, database: &str, sql: &str) -> String {
+        let rows = self.client(database).query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
         rows.first().and_then(|row| row.first().cloned().flatten()).unwrap_or_default()
     }
 

@@ -3,11 +3,13 @@
 
 use std::fs;
 
+use walrecv::pg::change::{self, Change};
 use walrecv::pg::record::Record;
 use walrecv::pg::scan::{ScanConfig, WalScanner};
 use walrecv::pg::xact::{self, Note, Parameters, PgTime};
 use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentSize, SystemIdentifier, TimelineId};
 
+use crate::changes::{self, Changes};
 use crate::seen::megabytes;
 use crate::support::{Seed, Server, Stop, require_servers};
 use crate::waldump::{Line, RMGRS, dump};
@@ -17,6 +19,7 @@ use crate::waldump::{Line, RMGRS, dump};
 struct Found {
     line: Line,
     note: Note,
+    changes: Changes,
 }
 
 /// Segments of a timeline, as they lie in the stopped server's pg_wal, from `start` on.
@@ -53,7 +56,7 @@ fn compare(server: &Server, timeline: u32, size: SegmentSize, start: Lsn, seed: 
     let version = server.version();
     let start = size.segment_of(start).start(size);
     let bytes = wal_files(server, TimelineId(timeline), size, start);
-    let mut scanner = WalScanner::new(config(server, timeline, size), start);
+    let mut scanner = WalScanner::new(config(server, timeline, size), start).keeping(change::wanted);
     let mut found = Vec::new();
     let mut rest = bytes.as_slice();
     let mut end = None;
@@ -69,6 +72,8 @@ fn compare(server: &Server, timeline: u32, size: SegmentSize, start: Lsn, seed: 
         let desc = expected.desc.clone();
         assert_eq!(Line { desc, ..found.line.clone() }, *expected, "PostgreSQL {version}");
         assert_eq!(found.note, note_of(expected, &found.note), "PostgreSQL {version}: {expected:?}");
+        let changes = changes::as_told(found.changes.clone());
+        assert_eq!(changes, changes::expected(expected), "PostgreSQL {version}: {expected:?}");
     }
     assert_eq!(found.len(), expected.len(), "PostgreSQL {version}: records");
     assert!(end.is_some() && (expected_end.is_none() || end == expected_end), "{end:?} is not {expected_end:?}");
@@ -85,7 +90,8 @@ fn describe(record: &Record<'_>, version: MajorVersion) -> Found {
         prev: record.prev,
         desc: String::new(),
     };
-    Found { line, note: xact::note(record, version).unwrap_or_else(|e| panic!("PostgreSQL {version}: {e}")) }
+    let note = xact::note(record, version).unwrap_or_else(|e| panic!("PostgreSQL {version}: {e}"));
+    Found { line, note, changes: changes::found(record, version) }
 }
 
 /// The note that pg_waldump's description asks for. What it does not print (the time of a restore point) is taken from
@@ -189,6 +195,16 @@ fn work(server: &Server, compressions: &[&str]) {
     run("begin; insert into t values (5000, 'switch'); \
          select pg_logical_emit_message(true, 'long', repeat('z', 1200000)); commit");
     run("truncate t");
+    run("copy t (id) from program 'seq 1 500'");
+    run(
+        "create table halves (id int) partition by list (id); create table half partition of halves for values in (1); \
+         create table other_half partition of halves for values in (2); insert into halves values (1)",
+    );
+    run("update halves set id = 2");
+    run("create database short_lived");
+    // Its row is written, so that the next change of it goes without the whole page.
+    run("alter database short_lived connection limit 5");
+    run("drop database short_lived");
     run("vacuum full pgbench_branches");
     run("select pg_create_restore_point('Ende gut: äöü')");
     run("checkpoint");
@@ -225,6 +241,21 @@ fn assert_rich(found: &[Found]) {
     count("switch", &|n| matches!(n, Note::Switch));
     count("checkpoint", &|n| matches!(n, Note::Checkpoint { shutdown: false, .. }));
     count("shutdown", &|n| matches!(n, Note::Checkpoint { shutdown: true, .. }));
+    let changed = |what: &str, is: &dyn Fn(&Change) -> bool| {
+        assert!(found.iter().any(|f| f.changes.changes.iter().any(is)), "no {what} among {} records", found.len());
+    };
+    changed("rows of a copy", &|c| matches!(c, Change::Inserted { rows: 2.., .. }));
+    changed("delete", &|c| matches!(c, Change::Deleted { .. }));
+    changed("update", &|c| matches!(c, Change::Updated { .. }));
+    changed("file", &|c| matches!(c, Change::Made { .. }));
+    changed("page of a file made anew", &|c| matches!(c, Change::Written { .. }));
+    changed("lock", &|c| matches!(c, Change::Locked { .. }));
+    changed("database made", &|c| matches!(c, Change::DatabaseMade { .. }));
+    changed("database gone", &|c| matches!(c, Change::DatabaseFilesGone { .. }));
+    changed("database that may not be used any more", &|c| matches!(c, Change::InPlace { invalid: Some(true), .. }));
+    changed("running transactions", &|c| matches!(c, Change::NextXid(_)));
+    changed("prepared transaction", &|c| matches!(c, Change::Prepared));
+    assert!(found.iter().any(|f| f.changes.subtransactions.len() > 100), "no commit of many subtransactions");
     count("parameter change", &|n| matches!(n, Note::ParameterChange(_)));
     let longest = found.iter().map(|f| f.line.total_len).max();
     assert!(longest > Some(3_400_000), "the longest record has {longest:?} bytes");

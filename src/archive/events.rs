@@ -10,7 +10,7 @@ use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
 use crate::repo::{Found, names};
-use crate::seal::content::event::{CorruptWal, Event, Hole, Verified, What};
+use crate::seal::content::event::{CorruptWal, Drill, Event, Hole, Verified, What};
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::WriterKeys;
 use crate::seal::opener::{OpenFailed, open_index, read_header};
@@ -69,7 +69,7 @@ impl Archive {
     /// when somebody looked.
     pub async fn verified(&self, most: usize) -> Result<Vec<(Timestamp, Verified)>> {
         let mut found = Vec::new();
-        for name in self.check_names().await? {
+        for name in self.event_names("verified").await? {
             if found.len() >= most {
                 break;
             }
@@ -80,10 +80,10 @@ impl Archive {
         Ok(found)
     }
 
-    /// Names of all checks that were noted, newest first: the time is the first thing in a name, below its month.
-    async fn check_names(&self) -> Result<Vec<String>> {
+    /// Names of all events of a kind, of all clusters, newest first: the time is the first thing in a name, below its month.
+    async fn event_names(&self, kind: &str) -> Result<Vec<String>> {
         let listed = self.repo.list("events").await?.into_iter().map(|entry| entry.name);
-        let mut found: Vec<_> = listed.filter(|name| names::event_kind(name) == Some("verified")).collect();
+        let mut found: Vec<_> = listed.filter(|name| names::event_kind(name) == Some(kind)).collect();
         found.sort_by(|a, b| b.cmp(a));
         Ok(found)
     }
@@ -101,10 +101,23 @@ impl Archive {
         }
     }
 
+    /// The newest drill of this archive, among the newest `most` of the repository; one that cannot be opened tells nothing.
+    pub async fn last_drill(&self, most: usize) -> Result<Option<(Timestamp, Drill)>> {
+        for name in self.event_names("drill").await?.into_iter().take(most) {
+            let Some(object) = self.repo.get(&name).await? else { continue };
+            match self.open_event(&name, &object) {
+                Ok(Some(Event { at, what: What::Drill(drill), .. })) => return Ok(Some((at, drill))),
+                Ok(_) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        Ok(None)
+    }
+
     /// Backups that checks have found hurt, back to the newest one that opened every byte of everything, or `most` checks: a quick look does not take
     /// back what a deep one found.
     pub async fn found_hurt(&self, most: usize) -> Result<BTreeSet<String>> {
-        let names = self.check_names().await?.into_iter().take(most);
+        let names = self.event_names("verified").await?.into_iter().take(most);
         let mut reading = stream::iter(names.map(|name| self.check(name))).buffered(AT_ONCE);
         let mut hurt = BTreeSet::new();
         while let Some(check) = reading.next().await {

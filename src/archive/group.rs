@@ -98,6 +98,30 @@ impl Archive {
         Ok(heads)
     }
 
+    /// The summaries of all complete objects with WAL in a group, ascending; of one whose beginning is damaged there is none, and the caller has to read it.
+    pub async fn summaries_in(&self, group: WalGroup) -> Result<Vec<Summary>> {
+        let listing = self.list_group(group).await?;
+        let mut found: BTreeMap<Lsn, Summary> = BTreeMap::new();
+        if listing.summary {
+            match self.group_summary(group).await {
+                Ok(summary) => {
+                    found.extend(summary.unwrap_or_default().segments.into_iter().map(|one| (one.start, one)));
+                }
+                // An index: the objects still tell of themselves.
+                Err(error) if error.kind() == Kind::Corrupt => tracing::warn!("{error}"),
+                Err(error) => return Err(error),
+            }
+        }
+        let unlisted: Vec<&WalEntry> =
+            listing.entries.iter().filter(|entry| !entry.partial && !found.contains_key(&entry.start)).collect();
+        let heads = self.heads(group, &unlisted).await?;
+        for (name, error) in &heads.damaged {
+            tracing::warn!("what {name} holds is not known: {error}");
+        }
+        found.extend(heads.found.into_values().map(|one| (one.start, one)));
+        Ok(found.into_values().collect())
+    }
+
     async fn head_of(&self, group: WalGroup, entry: &WalEntry) -> (String, Result<Option<Summary>>) {
         let found = if entry.partial {
             let size = self.names.segment_size;

@@ -1,5 +1,6 @@
 //! Floor 4: what is stored of one cluster, as one thing: segments, parts and tails joined; timelines; backups.
 
+mod along;
 pub mod backups;
 pub mod cluster;
 pub mod events;
@@ -12,6 +13,7 @@ pub mod intents;
 pub mod inventory;
 mod join;
 pub mod learn;
+pub mod path;
 pub mod plans;
 mod put;
 pub mod read;

@@ -24,6 +24,7 @@ The usual order:
   walrecv backup         a base backup; streams its WAL itself where nobody else does
   walrecv list           what can be restored
   walrecv restore --target-time '2026-11-21 14:05:00+00' --pgdata /srv/restored --start
+  walrecv find --last 2h what was dropped or deleted, and how to get it back
   walrecv expire --backup ID     delete a backup; any other stays whole
 
 Exit codes: 0 done, 1 failed, 2 usage, 10 repository, 11 busy, 12 key, 13 other cluster, 14 version, 15 gap,
@@ -70,6 +71,8 @@ pub enum Command {
     List,
     /// One backup: sizes, WAL, how it was made, what can be restored from it
     Show(ShowArgs),
+    /// What was dropped, truncated, deleted or updated in masses in a window of time, with the restore that stops just before
+    Find(FindArgs),
     /// Read back what is stored and say whether it is whole (exit 16 damaged, 15 gap in WAL)
     Verify(VerifyArgs),
     /// The repository itself: how much is stored, of what, and how it grows
@@ -148,6 +151,31 @@ pub struct VerifyArgs {
     /// Do not note the result in the repository
     #[arg(long)]
     pub no_record: bool,
+    /// Private key file of a recipient, in place of the configured one
+    #[arg(long, value_name = "FILE", env = "WALRECV_IDENTITY_FILE")]
+    pub identity_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct FindArgs {
+    /// Commits of this time and later: '2026-11-21 14:05:00+00' (local time without a zone), or '10 min ago'
+    #[arg(long, value_name = "TIME", conflicts_with = "last")]
+    pub from: Option<String>,
+    /// Commits of this time and earlier [default: all that is stored]
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+    /// As --from, so long before now [default: 2h, where --from is not given]
+    #[arg(long, value_name = "TIME")]
+    pub last: Option<String>,
+    /// How many rows of one table, deleted or updated by one transaction, are a mass
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rows: u64,
+    /// How many of the commits with the most WAL are shown beside
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub largest: u16,
+    /// Timeline to look at: a decimal number [default: the newest that continues a backup's]
+    #[arg(long, value_name = "TLI", value_parser = clap::value_parser!(u32).range(1..))]
+    pub timeline: Option<u32>,
     /// Private key file of a recipient, in place of the configured one
     #[arg(long, value_name = "FILE", env = "WALRECV_IDENTITY_FILE")]
     pub identity_file: Option<PathBuf>,

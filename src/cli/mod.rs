@@ -9,6 +9,7 @@ mod context;
 mod events;
 pub mod exit;
 mod expire;
+mod find;
 mod health;
 mod init;
 mod list;
@@ -119,6 +120,7 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
         Command::WalPrefetch(args) => wal_fetch::ahead(&common, &args).await.map(done),
         Command::Expire(args) => interruptible(expire::run(&common, &args)).await.map(done),
+        Command::Find(args) => interruptible(find::run(&common, &args)).await.map(done),
         Command::List => list::run(&common).await.map(done),
         Command::Show(args) => interruptible(show::run(&common, &args)).await.map(done),
         Command::Verify(args) => interruptible(verify::run(&common, &args)).await.map(done),

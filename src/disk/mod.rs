@@ -13,3 +13,4 @@ pub mod private;
 pub mod scratch;
 pub mod sorted;
 pub mod tail_file;
+pub mod throwaway;

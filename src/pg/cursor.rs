@@ -25,11 +25,6 @@ impl<'a> Cursor<'a> {
         Some(taken)
     }
 
-    /// Passes over `count` items of `size` bytes.
-    pub(crate) fn skip(&mut self, count: u32, size: usize) -> Option<()> {
-        self.take((count as usize).checked_mul(size)?).map(|_| ())
-    }
-
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.rest.split_first_chunk::<N>()?;
         self.rest = rest;

@@ -7,6 +7,16 @@ use super::{Lsn, MajorVersion};
 pub const RM_XLOG: u8 = 0;
 /// Resource manager Transaction.
 pub const RM_XACT: u8 = 1;
+/// Resource manager Storage.
+pub const RM_SMGR: u8 = 2;
+/// Resource manager Database.
+pub const RM_DBASE: u8 = 4;
+/// Resource manager Standby.
+pub const RM_STANDBY: u8 = 8;
+/// Resource manager Heap2.
+pub const RM_HEAP2: u8 = 9;
+/// Resource manager Heap.
+pub const RM_HEAP: u8 = 10;
 /// `XLOG_SWITCH` of [`RM_XLOG`]: the rest of the segment is zero.
 pub const XLOG_SWITCH: u8 = 0x40;
 /// `XLOG_OVERWRITE_CONTRECORD` of [`RM_XLOG`].
@@ -36,7 +46,8 @@ pub struct Record<'a> {
     pub total_len: u32,
     pub crc: u32,
     /// Bytes after the 24-byte header, for the records that [`super::xact::wanted`] names (those that mean something to
-    /// [`super::xact::note`]), up to [`super::scan::MAX_BODY`]; else `None`.
+    /// [`super::xact::note`]) or whose bodies the scanner was told to [keep](super::scan::WalScanner::keeping), up to
+    /// [`super::scan::MAX_BODY`]; else `None`.
     pub body: Option<&'a [u8]>,
 }
 
@@ -91,7 +102,7 @@ pub fn rmid_is_valid(rmid: u8, version: MajorVersion) -> bool {
 }
 
 /// A relation's files on disk (`RelFileLocator`, `RelFileNode` before 16).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelationFile {
     pub tablespace: u32,
     pub database: u32,

@@ -52,6 +52,8 @@ pub struct Invalid {
 #[derive(Debug)]
 pub struct WalScanner {
     config: ScanConfig,
+    /// Records beyond those of [`super::xact::wanted`] whose bodies are kept, by resource manager and info.
+    also: Option<fn(u8, u8) -> bool>,
     start: Lsn,
     received: Lsn,
     checked: Lsn,
@@ -102,6 +104,7 @@ impl WalScanner {
             || "no record starts there: neither a page border nor an aligned place after a page header".into();
         WalScanner {
             config,
+            also: None,
             start,
             received: start,
             checked: start,
@@ -120,6 +123,11 @@ impl WalScanner {
     /// and the next record must name `mark.start` as its predecessor.
     pub fn resume(config: ScanConfig, mark: Mark) -> WalScanner {
         WalScanner { last: Some(mark), ..WalScanner::new(config, mark.end) }
+    }
+
+    /// Keeps the bodies of more records (by resource manager and info) than those that [`super::xact::wanted`] names. To be said before anything is fed.
+    pub fn keeping(self, also: fn(u8, u8) -> bool) -> WalScanner {
+        WalScanner { also: Some(also), ..self }
     }
 
     /// Checks the next bytes, calling `sink` for each record that is complete, its padding included. Any cut of the

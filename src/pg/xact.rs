@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::cursor::Cursor;
-use super::record::{RM_XACT, RM_XLOG, Record, XLOG_OVERWRITE_CONTRECORD, XLOG_SWITCH, decode};
+use super::record::{RM_XACT, RM_XLOG, Record, RelationFile, XLOG_OVERWRITE_CONTRECORD, XLOG_SWITCH, decode};
 use super::{Lsn, MajorVersion, TimelineId};
 
 /// Microseconds since 2000-01-01 00:00:00 UTC (`TimestampTz`).
@@ -123,16 +123,17 @@ pub fn note(record: &Record<'_>, version: MajorVersion) -> Result<Note, String> 
     if !wanted(record.rmid, record.info) {
         return Ok(Note::Other);
     }
-    let body = record.body.ok_or_else(|| {
-        format!("the record at {} of {} bytes is longer than walrecv reads", record.start, record.total_len)
-    })?;
-    let main = decode(body, version, &mut |_| ())?.main;
-    let short = || format!("the record at {} has only {} bytes of main data", record.start, main.len());
-    let note = match record.rmid {
-        RM_XLOG => xlog(record.info & 0xF0, Cursor::new(main), version),
-        _ => transaction(record, Cursor::new(main), version),
-    };
-    note.ok_or_else(short)
+    if let Some(ending) = ending(record, version)? {
+        let Ending { xid, time, dropped, .. } = ending;
+        let dropped_relations = (dropped.len() / 12) as u32;
+        return Ok(if ending.abort {
+            Note::Abort { xid, time }
+        } else {
+            Note::Commit { xid, time, dropped_relations }
+        });
+    }
+    let main = decode(kept(record)?, version, &mut |_| ())?.main;
+    xlog(record.info & 0xF0, Cursor::new(main), version).ok_or_else(|| short(record, main))
 }
 
 /// Records of the resource manager XLOG (`catalog/pg_control.h`, `access/xlog_internal.h`).
@@ -184,36 +185,81 @@ fn xlog(kind: u8, mut main: Cursor<'_>, version: MajorVersion) -> Option<Note> {
     })
 }
 
+/// A commit or an abort, with what goes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending<'a> {
+    /// The transaction that ends: the prepared one, where one is finished.
+    pub xid: u32,
+    pub time: PgTime,
+    pub abort: bool,
+    /// Database in which it ran, where the record says it.
+    pub database: Option<u32>,
+    subtransactions: &'a [u8],
+    dropped: &'a [u8],
+}
+
+impl Ending<'_> {
+    /// Subtransactions that end with it.
+    pub fn subtransactions(&self) -> impl Iterator<Item = u32> + '_ {
+        let (words, _) = self.subtransactions.as_chunks::<4>();
+        words.iter().map(|word| u32::from_le_bytes(*word))
+    }
+
+    /// Relation files that go: of an abort, those that it had made.
+    pub fn dropped(&self) -> impl Iterator<Item = RelationFile> + '_ {
+        let mut fields = Cursor::new(self.dropped);
+        std::iter::from_fn(move || {
+            Some(RelationFile { tablespace: fields.u32()?, database: fields.u32()?, number: fields.u32()? })
+        })
+    }
+}
+
+/// What a commit or abort says; `None` for every other record.
+pub fn ending<'a>(record: &Record<'a>, version: MajorVersion) -> Result<Option<Ending<'a>>, String> {
+    if record.rmid != RM_XACT || !matches!(record.info & 0x70, 0x00 | 0x20 | 0x30 | 0x40) {
+        return Ok(None);
+    }
+    let main = decode(kept(record)?, version, &mut |_| ())?.main;
+    transaction(record, Cursor::new(main), version).map(Some).ok_or_else(|| short(record, main))
+}
+
+/// The body of a record that was to be kept.
+pub(super) fn kept<'a>(record: &Record<'a>) -> Result<&'a [u8], String> {
+    record.body.ok_or_else(|| {
+        format!("the record at {} of {} bytes is longer than walrecv reads", record.start, record.total_len)
+    })
+}
+
+pub(super) fn short(record: &Record<'_>, main: &[u8]) -> String {
+    format!("the record at {} has only {} bytes of main data", record.start, main.len())
+}
+
 /// Commits and aborts (`ParseCommitRecord`, `ParseAbortRecord`, `access/rmgrdesc/xactdesc.c`).
-fn transaction(record: &Record<'_>, mut main: Cursor<'_>, version: MajorVersion) -> Option<Note> {
+fn transaction<'a>(record: &Record<'a>, mut main: Cursor<'a>, version: MajorVersion) -> Option<Ending<'a>> {
     let kind = record.info & 0x70;
     let (abort, prepared) = (matches!(kind, 0x20 | 0x40), matches!(kind, 0x30 | 0x40));
     let time = PgTime(main.i64()?);
     let xinfo = if record.info & 0x80 != 0 { main.u32()? } else { 0 };
-    let mut dropped_relations = 0;
+    let list = |main: &mut Cursor<'a>, bit: u32, size: usize| match xinfo & bit {
+        0 => Some(&[][..]),
+        _ => {
+            let count = main.u32()? as usize;
+            main.take(count.checked_mul(size)?)
+        }
+    };
+    let mut database = None;
     if xinfo & 0x001 != 0 {
-        main.skip(1, 8)?; // database and tablespace
+        database = Some(main.u32()?);
+        let _tablespace = main.u32()?;
     }
-    if xinfo & 0x002 != 0 {
-        let subtransactions = main.u32()?;
-        main.skip(subtransactions, 4)?;
-    }
-    if xinfo & 0x004 != 0 {
-        dropped_relations = main.u32()?;
-        main.skip(dropped_relations, 12)?;
-    }
-    if xinfo & 0x100 != 0 {
-        let dropped_stats = main.u32()?;
-        main.skip(dropped_stats, if version >= MajorVersion::V18 { 16 } else { 12 })?;
-    }
-    if xinfo & 0x008 != 0 {
-        let invalidations = main.u32()?;
-        main.skip(invalidations, 16)?;
-    }
+    let subtransactions = list(&mut main, 0x002, 4)?;
+    let dropped = list(&mut main, 0x004, 12)?;
+    let _dropped_stats = list(&mut main, 0x100, if version >= MajorVersion::V18 { 16 } else { 12 })?;
+    let _invalidations = list(&mut main, 0x008, 16)?;
     let two_phase = if xinfo & 0x010 != 0 { Some(main.u32()?) } else { None };
     // The transaction that ends is the prepared one; the record itself belongs to whoever finished it.
     let xid = if prepared { two_phase? } else { record.xid };
-    Some(if abort { Note::Abort { xid, time } } else { Note::Commit { xid, time, dropped_relations } })
+    Some(Ending { xid, time, abort, database, subtransactions, dropped })
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ pub mod lay;
 mod listing;
 mod look;
 mod pack;
-pub mod path;
 pub mod plan;
 pub mod plan_file;
 pub mod prefetch;
@@ -21,6 +20,7 @@ mod recovering;
 pub mod recovery;
 pub mod report;
 pub mod scan;
+pub mod scratch;
 pub mod server;
 pub mod settings;
 pub mod start;
@@ -34,6 +34,8 @@ pub use configure::{Options, Restored};
 pub use plan_file::Access;
 pub use report::Plan;
 pub use target::{Action, Target};
+
+pub use crate::archive::path;
 
 use crate::archive::Archive;
 use crate::disk::lay::{self as disk_lay, Ground};

@@ -1,17 +1,14 @@
 //! Reads the WAL of a path from the archive, segment by segment, as the server will: checked records in, one walk per backup out.
 
-use bytes::Bytes;
-
-use super::path::{Leg, Path};
+use super::path::Path;
 use super::plan::{Seen, Walk};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
-use crate::archive::read::SegmentBytes;
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::record::{RM_XACT, Record};
 use crate::pg::scan::{ScanConfig, WalScanner};
 use crate::pg::xact::{self, Note, Parameters};
-use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber};
+use crate::pg::{Lsn, MajorVersion, SegmentName};
 
 /// After the stop, so much more WAL is looked through for commits that the stop leaves out.
 const LOOK_PAST: u64 = 64 << 20;
@@ -54,7 +51,7 @@ impl Route<'_> {
         let mut number = size.segment_of(from);
         loop {
             let skip = size.offset_of(scanner.received());
-            let (name, bytes) = match self.segment(number).await {
+            let (name, bytes) = match self.archive.read_along(self.path, number, self.inventory).await {
                 Err(error) if read.walk.stopped() => return Ok(cut_short(read, &error)),
                 segment => segment?,
             };
@@ -69,7 +66,7 @@ impl Route<'_> {
                 }
             }
             if !whole {
-                read.hole = self.stored_after(number).then_some(name);
+                read.hole = self.path.stored_after(self.inventory, number, size).then_some(name);
                 return Ok(read);
             }
             if read.walk.stopped() {
@@ -109,37 +106,6 @@ impl Route<'_> {
                 .hint("restore to a target before it, or restore the object from a copy of the repository")),
             None => Ok(()),
         }
-    }
-
-    /// The bytes of a segment that count on this path: from the newest timeline that has it, and a parent's only up to the fork.
-    async fn segment(&self, number: SegmentNumber) -> Result<(SegmentName, Bytes)> {
-        let size = self.archive.names.segment_size;
-        let sources = self.path.sources(number, size);
-        let newest = sources.first().map_or(self.path.target(), |leg| leg.timeline);
-        let mut best = (SegmentName::new(newest, number, size), Bytes::new());
-        for leg in sources {
-            let name = SegmentName::new(leg.timeline, number, size);
-            let keep = self.path.keep(name) as usize;
-            let bytes = match self.archive.read_segment(name, Some(self.inventory)).await.context(name)? {
-                Some(SegmentBytes::Complete(bytes)) if keep == bytes.len() => return Ok((name, bytes)),
-                Some(SegmentBytes::Complete(bytes) | SegmentBytes::Prefix(bytes)) => {
-                    bytes.slice(..bytes.len().min(keep))
-                }
-                None => continue,
-            };
-            // A child that has only just begun may hold less of the common beginning than its parent.
-            if bytes.len() > best.1.len() {
-                best = (name, bytes);
-            }
-        }
-        Ok(best)
-    }
-
-    /// Whether WAL of this path after a segment is stored: then its end is no end.
-    fn stored_after(&self, number: SegmentNumber) -> bool {
-        let size = self.archive.names.segment_size;
-        let after = |leg: &Leg| self.inventory.last(leg.timeline).is_some_and(|last| last > number);
-        self.path.legs.iter().any(|leg| after(leg) && leg.end.is_none_or(|fork| fork > number.end(size)))
     }
 }
 

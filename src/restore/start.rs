@@ -49,15 +49,15 @@ pub struct Started {
 
 /// `postmaster.pid`, as far as it has been written (`CreateDataDirLockFile`, `AddToDataDirLockFile`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct LockFile {
-    pid: Option<u32>,
+pub(super) struct LockFile {
+    pub(super) pid: Option<u32>,
     port: Option<u16>,
     socket_directory: Option<PathBuf>,
     status: String,
 }
 
 impl LockFile {
-    fn parse(text: &str) -> LockFile {
+    pub(super) fn parse(text: &str) -> LockFile {
         let lines: Vec<&str> = text.lines().collect();
         let line = |number: usize| lines.get(number).map(|l| l.trim()).filter(|l| !l.is_empty());
         LockFile {

@@ -1,7 +1,7 @@
 //! A WAL record whose bytes are still arriving, cut by page borders or by the end of what was fed.
 
 use super::super::record::RecordHeader;
-use super::super::{Lsn, record_crc, xact};
+use super::super::{Lsn, record_crc};
 use super::MAX_BODY;
 
 /// Room for a body that is kept from record to record.
@@ -74,10 +74,10 @@ impl Partial {
         self.wanted.then_some(&self.body)
     }
 
-    /// The header is good: what follows is body.
-    pub(super) fn accept(&mut self, header: &RecordHeader) {
+    /// The header is good: what follows is body, `wanted` or not.
+    pub(super) fn accept(&mut self, header: &RecordHeader, wanted: bool) {
         let fits = header.total_len as usize - RecordHeader::SIZE.min(header.total_len as usize) <= MAX_BODY;
-        self.wanted = fits && xact::wanted(header.rmid, header.info);
+        self.wanted = fits && wanted;
     }
 
     /// Takes bytes up to the next thing to check; the count of those taken, and what they completed.

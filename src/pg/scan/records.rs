@@ -25,7 +25,7 @@ impl WalScanner {
             if padding.iter().any(|b| *b != 0) {
                 return Err(invalid(start, PADDING));
             }
-            let kept = (xact::wanted(header.rmid, header.info) && body_len <= MAX_BODY).then_some(body);
+            let kept = (self.wants(&header) && body_len <= MAX_BODY).then_some(body);
             let size = (RecordHeader::SIZE + body_len + padding_len) as u64;
             let record = self.record(start, start + size, &header, kept);
             self.check_content(&record, head, record_crc::append(0, body))
@@ -59,7 +59,8 @@ impl WalScanner {
             Step::Header => {
                 let header = RecordHeader::parse(&self.partial.header);
                 self.check_header(&header, start).map_err(|problem| invalid(start, problem))?;
-                self.partial.accept(&header);
+                let wanted = self.wants(&header);
+                self.partial.accept(&header, wanted);
             }
             Step::Body { zero_padding: false } => return Err(invalid(start, PADDING)),
             Step::Body { .. } | Step::More => {}
@@ -79,6 +80,12 @@ impl WalScanner {
         }
         self.partial = partial;
         checked.map_err(|problem| invalid(start, problem))
+    }
+
+    #[inline]
+    fn wants(&self, header: &RecordHeader) -> bool {
+        let (rmid, info) = (header.rmid, header.info);
+        xact::wanted(rmid, info) || self.also.is_some_and(|also| also(rmid, info))
     }
 
     fn record<'b>(&self, start: Lsn, end: Lsn, header: &RecordHeader, body: Option<&'b [u8]>) -> Record<'b> {

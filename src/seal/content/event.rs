@@ -32,6 +32,7 @@ pub enum What {
     CorruptWal(CorruptWal),
     Verified(Verified),
     Expiry(Expired),
+    Drill(Drill),
     /// Of a later version of walrecv.
     #[serde(other)]
     Unknown,
@@ -123,6 +124,28 @@ pub struct Expired {
     pub user: String,
 }
 
+/// A restore that was made to see whether it works, and thrown away again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drill {
+    /// The backup that was restored; `None` where none was chosen.
+    pub backup: Option<String>,
+    /// In words.
+    pub target: Option<String>,
+    pub passed: bool,
+    /// Something that is stored, or was on the server, is damaged.
+    pub corrupt: bool,
+    /// The checks that failed.
+    pub failed: Vec<String>,
+    /// From the last moment that the archive covered to the beginning of the drill.
+    pub rpo_milliseconds: Option<u64>,
+    /// From the beginning of the drill until the restored server answered.
+    pub rto_milliseconds: Option<u64>,
+    /// All of it.
+    pub milliseconds: u64,
+    pub host: String,
+    pub user: String,
+}
+
 impl What {
     /// As it stands in the object's name.
     pub fn name(&self) -> &'static str {
@@ -131,6 +154,7 @@ impl What {
             What::CorruptWal(_) => "corrupt-wal",
             What::Verified(_) => "verified",
             What::Expiry(_) => "expiry",
+            What::Drill(_) => "drill",
             What::Unknown => "unknown",
         }
     }
@@ -193,7 +217,19 @@ mod tests {
             host: "h".to_owned(),
             user: "u".to_owned(),
         };
-        let others = [What::Hole(hole), What::CorruptWal(corrupt), What::Expiry(expired)];
+        let drill = Drill {
+            backup: Some("a".to_owned()),
+            target: Some("the end of the archive".to_owned()),
+            passed: false,
+            corrupt: true,
+            failed: vec!["amcheck".to_owned()],
+            rpo_milliseconds: Some(1),
+            rto_milliseconds: None,
+            milliseconds: 2,
+            host: "h".to_owned(),
+            user: "u".to_owned(),
+        };
+        let others = [What::Hole(hole), What::CorruptWal(corrupt), What::Expiry(expired), What::Drill(drill)];
         for what in others.into_iter().chain(verified) {
             let event = event(what);
             let text = String::from_utf8(event.encode()).unwrap();

@@ -1,8 +1,8 @@
-//! The path through timelines that a restore follows, with the fork at which each timeline is left. Pure.
+//! The path through timelines that a recovery, or whoever reads WAL as one would, follows, with the fork at which each timeline is left. Pure.
 
 use std::collections::BTreeSet;
 
-use crate::archive::inventory::Inventory;
+use super::inventory::Inventory;
 use crate::error::Result;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
 
@@ -62,6 +62,18 @@ impl Path {
             }
             _ => 0,
         }
+    }
+
+    /// The timeline to which the byte at `lsn` belongs.
+    pub fn timeline_at(&self, lsn: Lsn) -> TimelineId {
+        let holds = |leg: &&Leg| leg.end.is_none_or(|end| lsn < end);
+        self.legs.iter().find(holds).map_or(self.target(), |leg| leg.timeline)
+    }
+
+    /// Whether WAL of this path after a segment is stored: then its end is no end.
+    pub fn stored_after(&self, inventory: &Inventory, number: SegmentNumber, size: SegmentSize) -> bool {
+        let after = |leg: &Leg| inventory.last(leg.timeline).is_some_and(|last| last > number);
+        self.legs.iter().any(|leg| after(leg) && leg.end.is_none_or(|fork| fork > number.end(size)))
     }
 }
 

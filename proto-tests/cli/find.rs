@@ -1,0 +1,150 @@
+//! `walrecv find`: what a person did on a bad night is told, with a restore that has it undone.
+
+use serde_json::Value;
+use walrecv::pg::MajorVersion;
+
+use crate::site::{Site, end, wait_durable};
+use crate::support::{Client, Server, require_servers};
+
+/// What was done, as the server told it.
+struct Night {
+    from: String,
+    to: String,
+    dropped: u64,
+    truncated: u64,
+    deleted: u64,
+    in_parts: u64,
+    updated: u64,
+    orders: u32,
+    items: u32,
+    audit: u32,
+}
+
+/// Runs statements in one transaction; its id.
+fn transaction(session: &mut Client, statements: &str) -> u64 {
+    let rows = session.query(&format!("begin; select txid_current(); {statements}; commit"));
+    let rows = rows.unwrap_or_else(|e| panic!("{statements}: {e}"));
+    rows[0][0].as_ref().expect("a transaction id").parse().expect("a number")
+}
+
+fn fill(server: &Server) {
+    server.sql("create table orders (id int primary key, what text); insert into orders select n, repeat('x', 50) from generate_series(1, 5000) n");
+    server.sql("create table items (id int primary key); insert into items select generate_series(1, 3000)");
+    server.sql("create table audit (id int); insert into audit select generate_series(1, 6000)");
+    server.sql("create table kept (id int); insert into kept select generate_series(1, 3000)");
+    server.sql("create database aside");
+    let mut aside = server.connect("aside").expect("a session");
+    aside.query("create table within (id int); insert into within select generate_series(1, 77)").expect("rows");
+}
+
+fn live(server: &Server) -> Night {
+    let now = || server.sql("select clock_timestamp()");
+    let number = |sql: &str| server.sql(sql).parse().expect("a number");
+    let [orders, items, audit] =
+        ["orders", "items", "audit"].map(|name| number(&format!("select pg_relation_filenode('{name}')")));
+    let mut session = server.connect("postgres").expect("a session");
+    server.sql("drop table if exists nothing; create table early (id int)");
+    server.sql("drop table early");
+    let from = now();
+    let dropped = transaction(&mut session, "drop table orders");
+    let truncated = transaction(&mut session, "truncate items");
+    let deleted = transaction(&mut session, "delete from audit where id <= 2000");
+    let in_parts = transaction(
+        &mut session,
+        "savepoint a; delete from audit where id <= 2700; release a; \
+         savepoint b; delete from audit where id > 5000; rollback to b; \
+         savepoint c; delete from audit where id <= 3400; release c",
+    );
+    let updated = transaction(&mut session, "update audit set id = id + 10000 where id <= 5000");
+    session.query("begin; drop table kept; rollback").expect("a rollback");
+    session.query("begin; delete from kept; rollback").expect("a rollback");
+    session.query("select pg_create_restore_point('before the deploy')").expect("a restore point");
+    session.query("drop database aside").expect("a database that goes");
+    session.query("vacuum full kept").expect("a table written anew");
+    let to = now();
+    server.sql("drop table items");
+    Night { from, to, dropped, truncated, deleted, in_parts, updated, orders, items, audit }
+}
+
+fn found<'f>(told: &'f Value, what: &str) -> Vec<&'f Value> {
+    told["found"].as_array().expect("a list").iter().filter(|one| one["what"] == what).collect()
+}
+
+/// The transaction, rows and relation files of each.
+fn deeds(told: &Value, what: &str) -> Vec<(u64, u64, Vec<u64>)> {
+    let of = |one: &&Value| {
+        let files = one["relations"].as_array().expect("a list").iter().filter_map(|file| file["filenode"].as_u64());
+        (one["xid"].as_u64().unwrap_or_default(), one["rows"].as_u64().expect("a number"), files.collect())
+    };
+    found(told, what).iter().map(of).collect()
+}
+
+fn compare(site: &Site, night: &Night) -> Value {
+    let window = ["find", "--from", &night.from, "--to", &night.to];
+    let told = site.walrecv(&window).args(["--output", "json"]).run().expect_code(0).json();
+    let drops = deeds(&told, "drop");
+    assert_eq!(drops.len(), 1, "{told:#}");
+    assert!(drops[0].0 == night.dropped && drops[0].2.contains(&night.orders.into()), "{drops:?}");
+    let emptied = deeds(&told, "truncate");
+    assert_eq!(emptied.len(), 1, "{told:#}");
+    assert!(emptied[0].0 == night.truncated && emptied[0].2.contains(&night.items.into()), "{emptied:?}");
+    let audit = vec![u64::from(night.audit)];
+    assert_eq!(deeds(&told, "delete"), [(night.deleted, 2000, audit.clone()), (night.in_parts, 1400, audit.clone())]);
+    assert_eq!(deeds(&told, "update"), [(night.updated, 1600, audit)]);
+    assert_eq!(deeds(&told, "rewrite").len(), 1, "{told:#}");
+    let points: Vec<_> = found(&told, "restore-point").iter().map(|one| one["name"].clone()).collect();
+    assert_eq!(points, ["before the deploy"]);
+    assert_eq!(found(&told, "drop-database").len(), 1);
+
+    let text = site.walrecv(&window).run().expect_code(0).stdout;
+    for said in ["DROPPED", "EMPTIED", "DELETED 2000 rows", "UPDATED 1600 rows", "DROPPED DATABASE", "--exclusive"] {
+        assert!(text.contains(said), "{said:?} is not said: {text}");
+    }
+    let few = site.walrecv(&window).args(["--rows", "1700", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!((found(&few, "delete").len(), found(&few, "update").len()), (1, 0));
+    let later = site.walrecv(&["find", "--from", &night.to, "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(deeds(&later, "drop").len(), 1, "only what was dropped after the window: {later:#}");
+    told
+}
+
+/// The words of a line for a shell without quotes.
+fn words(line: &Value) -> Vec<String> {
+    let line = line.as_str().expect("a line to type").strip_prefix("walrecv restore ").expect("a restore");
+    line.strip_suffix(" --pgdata DIR").expect("a place").split(' ').map(str::to_owned).collect()
+}
+
+fn night(version: MajorVersion, level: &str) {
+    let mut server = Server::builder(version).setting("wal_level", level).setting("autovacuum", "off").start();
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    fill(&server);
+    site.backup();
+    let night = live(&server);
+    wait_durable(&server, server.lsn());
+    server.kill9();
+    end(receiver);
+    let told = compare(&site, &night);
+
+    let line = words(&found(&told, "drop")[0]["restore"]);
+    let line: Vec<&str> = line.iter().map(String::as_str).collect();
+    let copy = site.land(&server, "orders", &line);
+    assert_eq!(copy.value("select count(*) from orders"), "5000");
+    drop(copy);
+    let line = words(&found(&told, "drop-database")[0]["restore"]);
+    let line: Vec<&str> = line.iter().map(String::as_str).collect();
+    let copy = site.land(&server, "aside", &line);
+    assert_eq!(copy.value("select to_regclass('orders') is null and count(*) = 0 from items"), "t");
+    assert_eq!(copy.value_in("aside", "select count(*) from within"), "77");
+}
+
+#[test]
+fn what_was_lost_is_told_and_comes_back_on_13() {
+    require_servers!(MajorVersion::V13);
+    night(MajorVersion::V13, "replica");
+}
+
+#[test]
+fn what_was_lost_is_told_and_comes_back_on_18() {
+    require_servers!(MajorVersion::V18);
+    night(MajorVersion::V18, "logical");
+}

@@ -1,0 +1,42 @@
+//! WAL along a path of timelines, segment by segment.
+
+use bytes::Bytes;
+
+use super::Archive;
+use super::inventory::Inventory;
+use super::path::Path;
+use super::read::SegmentBytes;
+use crate::error::{Context, Result};
+use crate::pg::{SegmentName, SegmentNumber};
+
+impl Archive {
+    /// The bytes of a segment that count on this path, from its start: from the newest timeline that has it, and a parent's only up to the fork. Empty where
+    /// nothing is stored.
+    pub async fn read_along(
+        &self,
+        path: &Path,
+        number: SegmentNumber,
+        inventory: &Inventory,
+    ) -> Result<(SegmentName, Bytes)> {
+        let size = self.names.segment_size;
+        let sources = path.sources(number, size);
+        let newest = sources.first().map_or(path.target(), |leg| leg.timeline);
+        let mut best = (SegmentName::new(newest, number, size), Bytes::new());
+        for leg in sources {
+            let name = SegmentName::new(leg.timeline, number, size);
+            let keep = path.keep(name) as usize;
+            let bytes = match self.read_segment(name, Some(inventory)).await.context(name)? {
+                Some(SegmentBytes::Complete(bytes)) if keep == bytes.len() => return Ok((name, bytes)),
+                Some(SegmentBytes::Complete(bytes) | SegmentBytes::Prefix(bytes)) => {
+                    bytes.slice(..bytes.len().min(keep))
+                }
+                None => continue,
+            };
+            // A child that has only just begun may hold less of the common beginning than its parent.
+            if bytes.len() > best.1.len() {
+                best = (name, bytes);
+            }
+        }
+        Ok(best)
+    }
+}

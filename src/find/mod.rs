@@ -1,0 +1,191 @@
+//! Floor 5: what was done to the data in a window of time, read from WAL alone: relations that were dropped, truncated or rewritten, rows that were deleted or
+//! updated in masses, databases, restore points, the largest commits.
+//!
+//! [`search`] reads the segments of the window, several ahead, and gives every record to [`tally::Tally`].
+
+mod finding;
+mod tally;
+mod window;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+
+pub use finding::{Deed, Finding, Touched};
+pub use tally::{Tallied, Wish};
+
+use self::tally::Tally;
+use crate::archive::Archive;
+use crate::archive::inventory::Inventory;
+use crate::archive::path::{self, Path};
+use crate::error::{Context, Error, Kind, Result};
+use crate::pg::change;
+use crate::pg::record::Record;
+use crate::pg::scan::{ScanConfig, WalScanner};
+use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
+use crate::seal::content::manifest::Manifest;
+
+/// WAL that is read before it is looked at, and the most segments of it.
+const AHEAD: u64 = 64 << 20;
+const MOST_AHEAD: u64 = 8;
+
+/// Where to look.
+pub struct Search<'a> {
+    pub wish: Wish,
+    /// `None`: the newest that continues a backup's.
+    pub timeline: Option<TimelineId>,
+    /// Complete backups.
+    pub backups: &'a [Manifest],
+    /// Told after each segment: how many of how many.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+/// WAL of the window that is not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    pub from: Lsn,
+    pub to: Lsn,
+}
+
+/// What was read, and what was found in it.
+pub struct Searched {
+    pub tallied: Tallied,
+    pub path: Path,
+    /// Of the segments that were read; empty where the window holds none.
+    pub from: Lsn,
+    pub to: Lsn,
+    pub bytes: u64,
+    pub missing: Vec<Missing>,
+}
+
+/// Reads the window. `Kind::Corrupt` for WAL that is damaged; WAL that is missing is told in the result.
+pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> {
+    let inventory = archive.inventory().await?;
+    let path = path_of(&inventory, search)?;
+    let Wish { from, to, .. } = search.wish;
+    let range = window::segments(archive, &path, &inventory, from, to).await?;
+    let Some((first, last)) = range else {
+        return Err(Error::new(Kind::Target, format!("no WAL of timeline {} is stored", path.target()))
+            .hint("walrecv list shows what is stored"));
+    };
+    let (inventory, path) = (Arc::new(inventory), Arc::new(path));
+    let size = archive.names.segment_size;
+    let ahead = (AHEAD / size.bytes()).clamp(1, MOST_AHEAD) as usize;
+    let total = last.0 - first.0 + 1;
+    let mut reading =
+        stream::iter((first.0..=last.0).map(|n| read(archive, &path, &inventory, SegmentNumber(n)))).buffered(ahead);
+    let mut reader =
+        Reader { archive, path: &path, wish: search.wish, scanner: None, tally: None, missing: Vec::new() };
+    let (mut done, mut bytes) = (0, 0);
+    let mut end = first.start(size);
+    while let Some(segment) = reading.next().await {
+        let (name, content) = segment?;
+        bytes += content.len() as u64;
+        let reached = name.start() + content.len() as u64;
+        // The end of the archive is no hole.
+        let more = path.stored_after(&inventory, name.number, size);
+        reader.take(name, &content, more)?;
+        if !content.is_empty() {
+            end = reached;
+        }
+        done += 1;
+        (search.progress)(done, total);
+    }
+    drop(reading);
+    let missing = std::mem::take(&mut reader.missing);
+    let tallied = reader.tally.map(Tally::finish).unwrap_or_default();
+    Ok(Searched { tallied, path: (*path).clone(), from: first.start(size), to: end, bytes, missing })
+}
+
+/// In a task of its own, so that it goes on while records are looked at.
+async fn read(
+    archive: &Archive,
+    path: &Arc<Path>,
+    inventory: &Arc<Inventory>,
+    number: SegmentNumber,
+) -> Result<(SegmentName, Bytes)> {
+    let (archive, path, inventory) = (archive.clone(), path.clone(), inventory.clone());
+    let task = tokio::spawn(async move { archive.read_along(&path, number, &inventory).await });
+    task.await.map_err(|e| Error::new(Kind::Failed, "a segment was not read").caused_by(e))?
+}
+
+/// The timelines to read along.
+fn path_of(inventory: &Inventory, search: &Search<'_>) -> Result<Path> {
+    let ends: Vec<_> = search.backups.iter().map(|m| (m.stop_timeline, m.stop)).collect();
+    let timelines = inventory.timelines.keys().chain(inventory.histories.keys()).chain(inventory.damaged.keys());
+    let known: std::collections::BTreeSet<TimelineId> = timelines.copied().collect();
+    if let Some(path) = path::choose(inventory, &known, &ends, search.timeline)? {
+        return Ok(path);
+    }
+    let wanted = search.timeline.filter(|timeline| known.contains(timeline));
+    let newest = if search.timeline.is_some() { wanted } else { known.last().copied() };
+    let timeline = newest.ok_or_else(|| {
+        let which = search.timeline.map(|timeline| format!(" of timeline {timeline}")).unwrap_or_default();
+        Error::new(Kind::Target, format!("no WAL{which} is stored")).hint("walrecv list shows what is stored")
+    })?;
+    let history = inventory.demand_history(timeline)?.cloned();
+    Ok(Path::of(&history.unwrap_or_else(|| TimelineHistory::root(timeline))))
+}
+
+/// Segments in, records to the tally.
+struct Reader<'a> {
+    archive: &'a Archive,
+    path: &'a Path,
+    wish: Wish,
+    /// `None` at the start, and behind a hole.
+    scanner: Option<WalScanner>,
+    tally: Option<Tally>,
+    missing: Vec<Missing>,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, name: SegmentName, content: &[u8], more: bool) -> Result<()> {
+        let end = name.start() + content.len() as u64;
+        if !content.is_empty() {
+            let version = version(content).context(name)?;
+            let tally = self.tally.get_or_insert_with(|| Tally::new(version, self.wish));
+            let scanner = self.scanner.get_or_insert_with(|| {
+                let config = ScanConfig {
+                    version,
+                    system: self.archive.names.system,
+                    timeline: self.path.target(),
+                    segment_size: name.size,
+                };
+                WalScanner::new(config, name.start()).keeping(change::wanted)
+            });
+            feed(scanner, tally, content).context(name)?;
+        }
+        if end < name.end() && more {
+            self.scanner = None;
+            match self.missing.last_mut() {
+                Some(last) if last.to == end => last.to = name.end(),
+                _ => self.missing.push(Missing { from: end, to: name.end() }),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn feed(scanner: &mut WalScanner, tally: &mut Tally, content: &[u8]) -> Result<()> {
+    let mut problem = None;
+    let mut sink = |record: &Record<'_>| {
+        if problem.is_none() {
+            problem = tally.see(record).err();
+        }
+    };
+    let fed = scanner.feed(content, &mut sink).map_err(|e| e.to_string());
+    match fed.err().or(problem) {
+        Some(what) => Err(Error::new(Kind::Corrupt, what)
+            .hint("look at the time before and after it, or restore the object from a copy of the repository")),
+        None => Ok(()),
+    }
+}
+
+/// As the first page of a segment says.
+fn version(content: &[u8]) -> Result<MajorVersion> {
+    let magic = content.first_chunk::<2>().map(|bytes| u16::from_le_bytes(*bytes));
+    magic
+        .and_then(MajorVersion::from_wal_magic)
+        .ok_or_else(|| Error::new(Kind::Corrupt, "it does not begin with a page of WAL of PostgreSQL 13 to 18"))
+}

@@ -1,0 +1,400 @@
+//! Counts what each transaction does, record by record, and tells of those that committed within the window and lost, or changed, much. Pure: records in,
+//! findings out.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::finding::{Deed, Finding, Touched};
+use crate::pg::change::{self, Change, Row};
+use crate::pg::record::{Record, RelationFile};
+use crate::pg::xact::{self, Ending, Note, PgTime};
+use crate::pg::{Lsn, MajorVersion};
+
+/// Objects of the catalogs have lower numbers (`FirstNormalObjectId`).
+const FIRST_NORMAL: u32 = 16384;
+/// Between the mark on a database that is being dropped and the deletion of its row nothing else is done.
+const NEAR: u64 = 1 << 20;
+/// What is kept of running transactions: one item for each of them, and for each relation that it touches. About 100 MB.
+const MOST_ITEMS: usize = 1 << 20;
+/// Findings that are kept.
+const MOST_FOUND: usize = 20_000;
+
+/// What is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// Commits of this time and later.
+    pub from: PgTime,
+    /// Commits of this time and earlier.
+    pub to: PgTime,
+    /// Deleted or updated rows of one relation in one transaction that count as many.
+    pub rows: u64,
+    /// How many of the transactions that wrote most are told.
+    pub largest: usize,
+}
+
+/// Rows of one relation, by one transaction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rows {
+    inserted: u64,
+    updated: u64,
+    deleted: u64,
+}
+
+/// A transaction that has not ended.
+#[derive(Clone, Debug, Default)]
+struct Open {
+    /// Of WAL.
+    bytes: u64,
+    prepared: bool,
+    rows: HashMap<RelationFile, Rows>,
+    /// Files that it made, and how many pages were written to each.
+    made: HashMap<RelationFile, u32>,
+    /// Tables that it truncated, where WAL says so: database and object.
+    truncated: Vec<(u32, u32)>,
+    locks: BTreeSet<(u32, u32)>,
+    databases_made: Vec<u32>,
+    /// The record that made a database unusable whose row this transaction has deleted.
+    unusable_from: Option<Lsn>,
+    /// With the record at which its files went.
+    databases_gone: Vec<(u32, Lsn)>,
+}
+
+impl Open {
+    fn items(&self) -> usize {
+        let databases = self.databases_made.len() + self.databases_gone.len();
+        1 + self.rows.len() + self.made.len() + self.truncated.len() + self.locks.len() + databases
+    }
+
+    fn written(&mut self, relation: RelationFile, block: u32) {
+        if let Some(pages) = self.made.get_mut(&relation) {
+            *pages = (*pages).max(block.saturating_add(1));
+        }
+    }
+
+    fn join(&mut self, part: Open) {
+        self.bytes += part.bytes;
+        for (relation, rows) in part.rows {
+            let all = self.rows.entry(relation).or_default();
+            all.inserted += rows.inserted;
+            all.updated += rows.updated;
+            all.deleted += rows.deleted;
+        }
+        self.made.extend(part.made);
+        self.truncated.extend(part.truncated);
+        self.locks.extend(part.locks);
+        self.databases_made.extend(part.databases_made);
+        self.unusable_from = self.unusable_from.or(part.unusable_from);
+        self.databases_gone.extend(part.databases_gone);
+    }
+}
+
+/// The machine.
+pub struct Tally {
+    version: MajorVersion,
+    wish: Wish,
+    open: HashMap<u32, Open>,
+    items: usize,
+    /// Databases' rows that were marked as unusable, or perhaps were, and where.
+    unusable: HashMap<(RelationFile, Row), (Lsn, Option<bool>)>,
+    /// Transactions from this one on began in the WAL that was read.
+    whole_from: Option<u32>,
+    found: Vec<Finding>,
+    /// Those that wrote most, by bytes.
+    largest: BTreeMap<Reverse<(u64, Lsn)>, Finding>,
+    left_out: u64,
+    overflowed: bool,
+    commits: u64,
+}
+
+/// What it came to.
+#[derive(Clone, Debug, Default)]
+pub struct Tallied {
+    /// In the order of WAL.
+    pub found: Vec<Finding>,
+    /// Findings beyond the number that is kept.
+    pub left_out: u64,
+    /// There was more at once than is kept: some counts are missing.
+    pub overflowed: bool,
+    /// Commits within the window.
+    pub commits: u64,
+}
+
+impl Tally {
+    pub fn new(version: MajorVersion, wish: Wish) -> Tally {
+        Tally {
+            version,
+            wish,
+            open: HashMap::new(),
+            items: 0,
+            unusable: HashMap::new(),
+            whole_from: None,
+            found: Vec::new(),
+            largest: BTreeMap::new(),
+            left_out: 0,
+            overflowed: false,
+            commits: 0,
+        }
+    }
+
+    /// Takes the next record. `Err`: what is impossible in it.
+    pub fn see(&mut self, record: &Record<'_>) -> Result<(), String> {
+        if record.xid != 0
+            && let Some(open) = self.of(record.xid)
+        {
+            open.bytes += u64::from(record.total_len);
+        }
+        let mut changes = Ok(());
+        if change::wanted(record.rmid, record.info) {
+            let version = self.version;
+            changes = change::read(record, version, &mut |change| self.change(record, change));
+        } else if let Some(ending) = xact::ending(record, self.version)? {
+            self.end(record, &ending);
+        } else {
+            match xact::note(record, self.version)? {
+                Note::RestorePoint { name, time } => self.restore_point(record, name, time),
+                // What was running then is no more, but for prepared transactions.
+                Note::Checkpoint { shutdown: true, .. } | Note::EndOfRecovery { .. } => {
+                    self.open.retain(|_, open| open.prepared);
+                    self.items = self.open.values().map(Open::items).sum();
+                }
+                _ => {}
+            }
+        }
+        changes
+    }
+
+    /// The transaction, noted from now on if it was not; `None` where there are too many.
+    fn of(&mut self, xid: u32) -> Option<&mut Open> {
+        if self.items >= MOST_ITEMS && !self.open.contains_key(&xid) {
+            self.overflowed = true;
+            return None;
+        }
+        let items = &mut self.items;
+        Some(self.open.entry(xid).or_insert_with(|| {
+            *items += 1;
+            Open::default()
+        }))
+    }
+
+    fn change(&mut self, record: &Record<'_>, change: Change) {
+        let xid = match change {
+            Change::NextXid(next) => {
+                self.whole_from.get_or_insert(next);
+                return;
+            }
+            Change::InPlace { relation, row, invalid } => {
+                self.unusable.insert((relation, row), (record.start, invalid));
+                return;
+            }
+            Change::Locked { xid, .. } => xid,
+            _ => record.xid,
+        };
+        if xid == 0 {
+            return;
+        }
+        let full = self.items >= MOST_ITEMS;
+        let relation = match change {
+            Change::Inserted { relation, .. } | Change::Updated { relation } => relation,
+            Change::Deleted { relation, row } => {
+                self.unusable(record, xid, relation, row);
+                relation
+            }
+            other => return self.other(record, xid, other),
+        };
+        let Some(open) = self.of(xid) else { return };
+        if let Change::Inserted { block, .. } = change {
+            open.written(relation, block);
+        }
+        let before = open.items();
+        if full && !open.rows.contains_key(&relation) {
+            self.overflowed = true;
+            return;
+        }
+        let rows = open.rows.entry(relation).or_default();
+        match change {
+            Change::Inserted { rows: more, .. } => rows.inserted += u64::from(more),
+            Change::Updated { .. } => rows.updated += 1,
+            _ => rows.deleted += 1,
+        }
+        let more = open.items() - before;
+        self.items += more;
+    }
+
+    /// A database that is dropped is marked as unusable first, in place: that is what a recovery must not replay.
+    fn unusable(&mut self, record: &Record<'_>, xid: u32, relation: RelationFile, row: Row) {
+        if relation.database != 0 {
+            return;
+        }
+        let Some((at, invalid)) = self.unusable.remove(&(relation, row)) else { return };
+        // The row goes right after it was marked; where the mark cannot be seen, what lies further back is something else.
+        if invalid.unwrap_or(record.start.since(at) < NEAR)
+            && let Some(open) = self.of(xid)
+        {
+            open.unusable_from = Some(at);
+        }
+    }
+
+    /// Whatever is no row.
+    fn other(&mut self, record: &Record<'_>, xid: u32, change: Change) {
+        let Some(open) = self.of(xid) else { return };
+        let before = open.items();
+        match change {
+            Change::Written { relation, block } => open.written(relation, block),
+            Change::Truncated { database, relation } => open.truncated.push((database, relation)),
+            Change::Made { relation } => _ = open.made.insert(relation, 0),
+            Change::DatabaseMade { database } => open.databases_made.push(database),
+            Change::DatabaseFilesGone { database } => open.databases_gone.push((database, record.start)),
+            Change::Locked { database, relation, .. } => _ = open.locks.insert((database, relation)),
+            Change::Prepared => open.prepared = true,
+            _ => {}
+        }
+        let more = open.items() - before;
+        self.items += more;
+    }
+
+    fn end(&mut self, record: &Record<'_>, ending: &Ending<'_>) {
+        let mut all = self.take(ending.xid);
+        for xid in ending.subtransactions() {
+            let part = self.take(xid);
+            all.join(part);
+        }
+        let within = (self.wish.from..=self.wish.to).contains(&ending.time);
+        if ending.abort || !within {
+            return;
+        }
+        self.commits += 1;
+        let whole = self.whole_from.is_some_and(|from| ending.xid.wrapping_sub(from) as i32 >= 0);
+        let about = Finding {
+            deed: Deed::Large,
+            time: ending.time,
+            lsn: record.start,
+            xid: Some(ending.xid),
+            database: ending.database,
+            touched: Vec::new(),
+            locked: Vec::new(),
+            rows: 0,
+            at_least: !whole,
+            wal_bytes: all.bytes,
+            name: None,
+        };
+        let before = self.found.len() as u64 + self.left_out;
+        self.databases(&all, &about);
+        self.files(&all, ending, &about);
+        self.many_rows(&all, &about);
+        if self.found.len() as u64 + self.left_out == before {
+            self.large(&all, about);
+        }
+    }
+
+    fn take(&mut self, xid: u32) -> Open {
+        let Some(open) = self.open.remove(&xid) else { return Open::default() };
+        self.items -= open.items();
+        open
+    }
+
+    fn push(&mut self, finding: Finding) {
+        if self.found.len() < MOST_FOUND {
+            self.found.push(finding);
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    fn databases(&mut self, all: &Open, about: &Finding) {
+        // A database that moves to another tablespace loses its files in the old one too, but its row in pg_database stays.
+        let row_gone = all.rows.iter().any(|(relation, rows)| relation.database == 0 && rows.deleted > 0);
+        let mut dropped: BTreeMap<u32, Lsn> = BTreeMap::new();
+        for (database, at) in all.databases_gone.iter().filter(|_| row_gone) {
+            dropped.entry(*database).or_insert(all.unusable_from.unwrap_or(*at).min(*at));
+        }
+        for (database, lsn) in dropped {
+            self.push(Finding { deed: Deed::DropDatabase, database: Some(database), lsn, ..about.clone() });
+        }
+        let row_made = all.rows.iter().any(|(relation, rows)| relation.database == 0 && rows.inserted > 0);
+        let made: BTreeSet<u32> = all.databases_made.iter().copied().filter(|_| row_made).collect();
+        for database in made {
+            self.push(Finding { deed: Deed::CreateDatabase, database: Some(database), ..about.clone() });
+        }
+    }
+
+    /// Files that others had seen and that go with this commit.
+    fn files(&mut self, all: &Open, ending: &Ending<'_>, about: &Finding) {
+        let made: BTreeSet<RelationFile> = all.made.keys().copied().collect();
+        let dropped: BTreeSet<RelationFile> = ending.dropped().collect();
+        let gone: Vec<Touched> = dropped.difference(&made).map(|file| Touched::file(*file)).collect();
+        if gone.is_empty() && all.truncated.is_empty() {
+            return;
+        }
+        let kept: Vec<u32> = all.made.iter().filter(|(file, _)| !dropped.contains(file)).map(|(_, n)| *n).collect();
+        let deed = match () {
+            () if !all.truncated.is_empty() => Deed::Truncate,
+            () if kept.is_empty() => Deed::Drop,
+            // An empty index has one page.
+            () if kept.iter().all(|pages| *pages <= 1) => Deed::Truncate,
+            () => Deed::Rewrite,
+        };
+        let named = all.truncated.iter().map(|(database, oid)| Touched::object(*database, *oid));
+        let database = gone.first().and_then(|one| one.file).map(|file| file.database).or(about.database);
+        let touched: Vec<Touched> = named.chain(gone).collect();
+        let locked = all.locks.iter().copied().filter(|(_, oid)| *oid >= FIRST_NORMAL).collect();
+        self.push(Finding { deed, database, touched, locked, ..about.clone() });
+    }
+
+    fn many_rows(&mut self, all: &Open, about: &Finding) {
+        for (file, rows) in all.rows.iter().filter(|(file, _)| file.number >= FIRST_NORMAL) {
+            let touched = || vec![Touched::file(*file)];
+            let database = Some(file.database);
+            let of = |deed, rows: u64| Finding { deed, database, touched: touched(), rows, ..about.clone() };
+            if rows.deleted >= self.wish.rows {
+                self.push(of(Deed::Delete, rows.deleted));
+            }
+            if rows.updated >= self.wish.rows {
+                self.push(of(Deed::Update, rows.updated));
+            }
+        }
+    }
+
+    fn large(&mut self, all: &Open, about: Finding) {
+        let key = Reverse((about.wal_bytes, about.lsn));
+        if self.largest.len() >= self.wish.largest && self.largest.last_key_value().is_none_or(|(last, _)| *last <= key)
+        {
+            return;
+        }
+        let mut most: Vec<_> = all.rows.iter().filter(|(file, _)| file.number >= FIRST_NORMAL).collect();
+        most.sort_by_key(|(_, rows)| Reverse(rows.inserted + rows.updated + rows.deleted));
+        let touched: Vec<Touched> = most.iter().take(4).map(|(file, _)| Touched::file(**file)).collect();
+        let rows = most.iter().map(|(_, rows)| rows.inserted + rows.updated + rows.deleted).sum();
+        let database = touched.first().and_then(|one| one.file).map(|file| file.database).or(about.database);
+        self.largest.insert(key, Finding { touched, rows, database, ..about });
+        if self.largest.len() > self.wish.largest {
+            self.largest.pop_last();
+        }
+    }
+
+    fn restore_point(&mut self, record: &Record<'_>, name: String, time: PgTime) {
+        if !(self.wish.from..=self.wish.to).contains(&time) {
+            return;
+        }
+        self.push(Finding {
+            deed: Deed::RestorePoint,
+            time,
+            lsn: record.start,
+            xid: None,
+            database: None,
+            touched: Vec::new(),
+            locked: Vec::new(),
+            rows: 0,
+            at_least: false,
+            wal_bytes: 0,
+            name: Some(name),
+        });
+    }
+
+    /// All that was found.
+    pub fn finish(self) -> Tallied {
+        let mut found = self.found;
+        found.extend(self.largest.into_values());
+        found.sort_by_key(|one| one.lsn);
+        Tallied { found, left_out: self.left_out, overflowed: self.overflowed, commits: self.commits }
+    }
+}

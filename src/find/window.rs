@@ -1,0 +1,106 @@
+//! Which segments hold the commits of a window of time: by their summaries, without opening contents.
+
+use std::collections::BTreeMap;
+
+use crate::archive::Archive;
+use crate::archive::inventory::Inventory;
+use crate::archive::path::Path;
+use crate::error::Result;
+use crate::pg::xact::PgTime;
+use crate::pg::{Lsn, SegmentNumber};
+
+/// Earliest and latest time of a commit or abort that ends in a segment.
+type Times = BTreeMap<SegmentNumber, (PgTime, PgTime)>;
+
+/// The first and the last segment to read; `None` where nothing is stored.
+pub async fn segments(
+    archive: &Archive,
+    path: &Path,
+    inventory: &Inventory,
+    from: PgTime,
+    to: PgTime,
+) -> Result<Option<(SegmentNumber, SegmentNumber)>> {
+    let Some((first, last)) = stored(archive, path, inventory) else { return Ok(None) };
+    Ok(choose(&times(archive, path).await?, (first, last), from, to))
+}
+
+/// The first and the last segment of which this path has anything.
+fn stored(archive: &Archive, path: &Path, inventory: &Inventory) -> Option<(SegmentNumber, SegmentNumber)> {
+    let size = archive.names.segment_size;
+    let within = path.legs.iter().filter_map(|leg| {
+        let first = inventory.first(leg.timeline)?.max(size.segment_of(leg.begin));
+        let last = inventory.last(leg.timeline)?;
+        let last = leg.end.map_or(last, |end| last.min(size.segment_before(end)));
+        (first <= last).then_some((first, last))
+    });
+    within.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+}
+
+async fn times(archive: &Archive, path: &Path) -> Result<Times> {
+    let size = archive.names.segment_size;
+    let mut times = Times::new();
+    for leg in &path.legs {
+        for group in archive.groups(leg.timeline).await? {
+            let overlaps = leg.end.is_none_or(|end| group.first < end) && !group.ends_by(leg.begin);
+            let summaries = if overlaps { archive.summaries_in(group).await? } else { Vec::new() };
+            let counts = |start: Lsn| leg.end.is_none_or(|end| start < end);
+            for summary in summaries.iter().filter(|summary| counts(summary.start)) {
+                let Some((min, max)) = summary.times else { continue };
+                let known = times.entry(size.segment_of(summary.start)).or_insert((min, max));
+                *known = (known.0.min(min), known.1.max(max));
+            }
+        }
+    }
+    Ok(times)
+}
+
+/// Times do not follow the order of WAL, so everything between the first segment that may hold a commit of the window and the last one is read, and one more in
+/// front, for what began there. What no summary speaks of (the open segment) stands at the end, and is read where nothing before it is later than the window.
+fn choose(
+    times: &Times,
+    (first, last): (SegmentNumber, SegmentNumber),
+    from: PgTime,
+    to: PgTime,
+) -> Option<(SegmentNumber, SegmentNumber)> {
+    let Some(newest) = times.last_key_value().map(|(number, _)| *number) else { return Some((first, last)) };
+    let begin = times.iter().find(|(_, (_, max))| *max >= from).map_or(newest, |(number, _)| *number);
+    let end = times.iter().rev().find(|(_, (min, _))| *min <= to).map(|(number, _)| *number);
+    let end = match end {
+        Some(end) if end == newest => last,
+        Some(end) => end,
+        None => first,
+    };
+    let begin = SegmentNumber(begin.0.saturating_sub(1)).max(first);
+    Some((begin, end.max(begin).min(last)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(times: &[(u64, i64, i64)], from: i64, to: i64) -> (u64, u64) {
+        let times = times.iter().map(|(n, min, max)| (SegmentNumber(*n), (PgTime(*min), PgTime(*max)))).collect();
+        let stored = (SegmentNumber(1), SegmentNumber(20));
+        let (first, last) = choose(&times, stored, PgTime(from), PgTime(to)).unwrap();
+        (first.0, last.0)
+    }
+
+    #[test]
+    fn a_window_is_read_with_one_segment_in_front() {
+        let times = [(2, 10, 20), (5, 20, 30), (9, 30, 40), (12, 40, 50)];
+        assert_eq!(chosen(&times, 25, 35), (4, 9));
+        assert_eq!(chosen(&times, 30, 30), (4, 9), "a time on the border of two may be in either");
+        assert_eq!(chosen(&times, 0, 5), (1, 1), "before everything");
+        assert_eq!(chosen(&times, 0, 15), (1, 2));
+        assert_eq!(chosen(&times, 45, 60), (11, 20), "the open end");
+        assert_eq!(chosen(&times, 60, 70), (11, 20), "later than all that is summed up");
+        assert_eq!(chosen(&[], 0, 1), (1, 20));
+    }
+
+    #[test]
+    fn a_clock_that_jumped_hides_nothing() {
+        let times = [(2, 10, 90), (5, 20, 30), (9, 5, 8), (12, 40, 50)];
+        assert_eq!(chosen(&times, 60, 95), (1, 20), "90 stands far in front of what is later in WAL");
+        assert_eq!(chosen(&times, 6, 7), (1, 9));
+    }
+}

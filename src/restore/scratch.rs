@@ -1,0 +1,322 @@
+//! A server that is thrown away again: restored into a folder of its own, brought to its target, asked, stopped, removed.
+//!
+//! Nothing of it stays. It goes with its value, however this process leaves; after a kill the next run finds the folder by its lock, ends the server in it, and
+//! removes both. It has a socket in a private folder and no TCP, and what would act on production is neutralised.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Command;
+
+use super::recovery::{Scratch, Upstream};
+use super::server::{self, Account, Programs};
+use super::start::{LockFile, Start, Started};
+use super::{Access, Action, Options, Prepared, Restored, lay, report};
+use crate::archive::Archive;
+use crate::disk::ahead;
+use crate::disk::throwaway::Throwaway;
+use crate::error::{Context, Error, Kind, Result};
+use crate::seal::content::manifest::Manifest;
+
+/// It has no TCP, so the number only names its socket.
+const PORT: u16 = 5432;
+/// Longest path of a socket (`UNIXSOCK_PATH_BUFLEN`, with its end).
+const SOCKET_PATH: usize = 107;
+/// How long a server may take to end at once, and to end in good order.
+const AT_ONCE: Duration = Duration::from_secs(20);
+const IN_ORDER: Duration = Duration::from_secs(600);
+const POLL: Duration = Duration::from_millis(20);
+/// Beside the files: WAL that is fetched ahead, what recovery writes, room for sorting.
+const ROOM: u64 = 1 << 30;
+
+/// How to bring one up.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The folder in which its own is made.
+    pub work_dir: PathBuf,
+    pub account: Option<Account>,
+    pub pg_bindir: Option<PathBuf>,
+    pub jobs: usize,
+    /// Absolute path of this program, for `restore_command`.
+    pub program: PathBuf,
+    /// Arguments that `wal-fetch` needs when no plan binds it.
+    pub fetch_arguments: Vec<String>,
+}
+
+/// A scratch server that has reached its target and is open for writing.
+#[derive(Debug)]
+pub struct ScratchServer {
+    data: PathBuf,
+    sockets: PathBuf,
+    account: Option<Account>,
+    pub programs: Programs,
+    /// A role with all rights.
+    superuser: String,
+    pub restored: Restored,
+    pub started: Started,
+    /// Until all files were there and synced.
+    pub laying: Duration,
+    folder: Folder,
+}
+
+/// Ends the server in it when it goes, then removes all.
+#[derive(Debug)]
+struct Folder {
+    data: PathBuf,
+    throwaway: Throwaway,
+}
+
+impl Folder {
+    fn of(throwaway: Throwaway) -> Folder {
+        Folder { data: throwaway.path().join("data"), throwaway }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = end(&self.data, Signal::QUIT, AT_ONCE) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+impl Setup {
+    /// Removes what runs that were killed have left in the work folder, servers included.
+    pub fn clear(&self) {
+        for left in Throwaway::left_in(&self.work_dir) {
+            tracing::warn!("removing {}, which a run that was killed has left", left.path().display());
+            drop(Folder::of(left));
+        }
+    }
+
+    /// Restores, starts, and waits until the target is reached. `moved` is told bytes of how many, `said` the server's newest line.
+    pub async fn raise(
+        &self,
+        archive: &Archive,
+        access: Access,
+        prepared: &Prepared,
+        moved: lay::Progress<'_>,
+        said: &(dyn Fn(&str) + Sync),
+    ) -> Result<ScratchServer> {
+        let begun = Instant::now();
+        let manifest = &prepared.choice.manifest;
+        let programs = self.programs(manifest)?;
+        self.clear();
+        self.demand_room(manifest)?;
+        let throwaway = Throwaway::make(&self.work_dir, self.account.as_ref().map(|account| account.ids))?;
+        let folder = Folder::of(throwaway);
+        let options = self.options(&folder, manifest)?;
+        self.demand_way(&folder)?;
+        let restored = super::restore(archive, access, prepared, &options, moved).await?;
+        if let Some(other) = restored.outside.iter().find(|one| one.setting == "data_directory") {
+            let text = format!("the restored postgresql.conf sets data_directory = '{}': not started", other.path);
+            return Err(Error::new(Kind::Failed, text).hint("take that line out on the server, then take a new backup"));
+        }
+        let laying = begun.elapsed();
+        let start = Start {
+            pgdata: folder.data.clone(),
+            programs: programs.clone(),
+            account: self.account.clone(),
+            action: Action::Promote,
+            limit: None,
+        };
+        let first = report::first_segment(&prepared.choice, archive.names.segment_size);
+        start.probe(&self.program, &self.fetch_arguments, first)?;
+        // Its log goes with it.
+        let gone = "walrecv restore --start --scratch leaves such a server, with its log, for you to look at";
+        let started = start.run(&prepared.choice.landing, said).await.map_err(|error| error.hint(gone))?;
+        let mut server = ScratchServer {
+            data: folder.data.clone(),
+            sockets: folder.throwaway.path().join("s"),
+            account: self.account.clone(),
+            programs,
+            superuser: String::new(),
+            restored,
+            started,
+            laying,
+            folder,
+        };
+        server.superuser = server.find_superuser().await?;
+        Ok(server)
+    }
+
+    fn programs(&self, manifest: &Manifest) -> Result<Programs> {
+        let number = manifest.version_num;
+        let version = manifest.major().ok_or_else(|| {
+            Error::new(Kind::Version, format!("the backup is of server version {number}, 13 to 18 are supported"))
+        })?;
+        Programs::find(version, self.pg_bindir.as_deref(), std::env::var_os("PATH").as_deref())
+    }
+
+    fn demand_room(&self, manifest: &Manifest) -> Result<()> {
+        let needed = manifest.sizes.total.saturating_add(ROOM);
+        match ahead::free(&self.work_dir) {
+            Some(free) if free < needed => {
+                let place = self.work_dir.display();
+                let text = format!("{place} has {free} bytes left, a scratch server needs about {needed}");
+                Err(Error::new(Kind::Failed, text).hint("name a place with more room with --work-dir"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The server's user must get to the folder, and the socket's path be no longer than the kernel takes.
+    fn demand_way(&self, folder: &Folder) -> Result<()> {
+        let place = folder.throwaway.path();
+        let hint = "name another place with --work-dir, such as one below /var/tmp";
+        let socket = place.join(format!("s/.s.PGSQL.{PORT}"));
+        if socket.as_os_str().len() > SOCKET_PATH {
+            let text = format!("{} is too long for the path of a socket", socket.display());
+            return Err(Error::new(Kind::Usage, text).hint(hint));
+        }
+        let mut test = server::command(self.account.as_ref(), Path::new("test"));
+        test.arg("-x").arg(place);
+        let user = self.account.as_ref().map_or("this user", |account| &account.name);
+        server::run(test, "test -x").map(|_| ()).map_err(|_| {
+            let text = format!("{user} cannot get to {}", self.work_dir.display());
+            Error::new(Kind::Usage, text).hint(hint)
+        })
+    }
+
+    fn options(&self, folder: &Folder, manifest: &Manifest) -> Result<Options> {
+        let place = folder.throwaway.path();
+        let mut tablespaces = Vec::new();
+        for tablespace in &manifest.tablespaces {
+            let old = PathBuf::from(OsString::from_vec(tablespace.location.0.clone()));
+            if old.is_absolute() {
+                tablespaces.push((old, place.join(format!("tablespace-{}", tablespace.oid))));
+            }
+        }
+        Ok(Options {
+            pgdata: folder.data.clone(),
+            tablespaces,
+            action: Action::Promote,
+            jobs: self.jobs,
+            account: self.account.clone(),
+            keep_archiving: false,
+            keep_subscriptions: false,
+            scratch: Some(Scratch { directory: place.join("s"), port: PORT }),
+            upstream: Upstream::default(),
+            program: self.program.clone(),
+            fetch_arguments: self.fetch_arguments.clone(),
+        })
+    }
+}
+
+impl ScratchServer {
+    /// One of PostgreSQL's programs, set up to reach this server and no other: nothing of the environment speaks of one.
+    pub fn client(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = self.program(program);
+        command.arg("-h").arg(&self.sockets).arg("-p").arg(PORT.to_string());
+        command.args(["-w", "-U", self.superuser()]).args(arguments);
+        command
+    }
+
+    /// One of PostgreSQL's programs as the server's user.
+    fn program(&self, program: &str) -> Command {
+        let mut command = server::command(self.account.as_ref(), &self.programs.path(program));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
+            command.env_remove(name);
+        }
+        command.current_dir("/");
+        let mut command = Command::from(command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    fn superuser(&self) -> &str {
+        &self.superuser
+    }
+
+    /// What psql prints of a query's rows: columns split by `|`.
+    pub async fn ask(&self, database: &str, sql: &str) -> Result<String> {
+        let arguments = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql];
+        let output = output(self.client("psql", &arguments), "psql").await?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned())
+    }
+
+    /// Whoever is there may come in, so any role tells which one has all rights.
+    async fn find_superuser(&mut self) -> Result<String> {
+        let owner = self.account.as_ref().map(|account| account.name.clone());
+        let own = std::env::var("USER").ok();
+        let mut last = None;
+        for role in ["postgres".to_owned()].into_iter().chain(owner).chain(own) {
+            self.superuser = role;
+            let sql = "select rolname from pg_roles where rolsuper and rolcanlogin order by oid limit 1";
+            match self.ask("template1", sql).await {
+                Ok(found) if !found.is_empty() => return Ok(found),
+                Ok(_) => {}
+                Err(error) => last = Some(error),
+            }
+        }
+        let none = || Error::new(Kind::Failed, "the restored server has no superuser who may log in");
+        Err(last.unwrap_or_else(none).hint("name the system user that is a role of the server with --owner"))
+    }
+
+    /// The databases that take connections.
+    pub async fn databases(&self) -> Result<Vec<String>> {
+        let sql = "select datname from pg_database where datallowconn order by 1";
+        Ok(self.ask("template1", sql).await?.lines().map(str::to_owned).collect())
+    }
+
+    /// Ends the server in good order, so that its files can be looked at.
+    pub fn shut_down(&self) -> Result<()> {
+        end(&self.data, Signal::INT, IN_ORDER)
+    }
+
+    /// What a program says of the files of the server that has ended.
+    pub async fn examine(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.program(program);
+        command.args(arguments).arg("-D").arg(&self.data);
+        let output = output(command, program).await?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Ends the server and removes everything.
+    pub fn remove(self) -> Result<()> {
+        end(&self.data, Signal::QUIT, AT_ONCE)?;
+        self.folder.throwaway.remove()
+    }
+}
+
+/// Runs a command to its end; one that fails is an error with the last that it said.
+pub async fn output(mut command: Command, what: &str) -> Result<std::process::Output> {
+    let failed = |e| Error::new(Kind::Failed, format!("cannot run {what}")).caused_by(e);
+    let output = command.output().await.map_err(failed)?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().lines().last().unwrap_or("nothing").to_owned();
+    Err(Error::new(Kind::Failed, format!("{what} ended with {}, saying: {said}", output.status)))
+}
+
+/// Ends the server that runs in `data`, if one does, and waits for it.
+fn end(data: &Path, signal: Signal, limit: Duration) -> Result<()> {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let Some(pid) = LockFile::parse(&text).pid.filter(|pid| runs_in(*pid, data)) else { return Ok(()) };
+    let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    kill_process(number, signal)
+        .map_err(|e| Error::new(Kind::Failed, format!("cannot end process {pid}")).caused_by(e))
+        .context("the scratch server")?;
+    let begun = Instant::now();
+    while runs_in(pid, data) {
+        if begun.elapsed() > limit {
+            let text = format!("the scratch server (process {pid}) has not ended after {} s", limit.as_secs());
+            return Err(Error::new(Kind::Failed, text).hint("end that process, then remove its folder"));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// A postmaster stands in its data directory: another process that has got the number since does not.
+fn runs_in(pid: u32, data: &Path) -> bool {
+    let inside = std::fs::read_link(format!("/proc/{pid}/cwd"));
+    let data = std::fs::canonicalize(data);
+    matches!((inside, data), (Ok(inside), Ok(data)) if inside == data)
+}
