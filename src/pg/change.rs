@@ -196,7 +196,8 @@ fn truncate(mut main: Cursor<'_>, see: &mut dyn FnMut(Change)) -> Option<()> {
     Some(())
 }
 
-/// `xl_smgr_create` (`catalog/storage_xlog.h`). The shortening of a file (`XLOG_SMGR_TRUNCATE`) is VACUUM's, or of a file that the same transaction made: nothing is lost by it.
+/// `xl_smgr_create` (`catalog/storage_xlog.h`). The shortening of a file (`XLOG_SMGR_TRUNCATE`) is VACUUM's, or of a file that the same
+/// transaction made: nothing is lost by it.
 fn made(mut main: Cursor<'_>, see: &mut dyn FnMut(Change)) -> Option<()> {
     let relation = RelationFile { tablespace: main.u32()?, database: main.u32()?, number: main.u32()? };
     if main.u32()? == u32::from(MAIN) {
