@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --bench recovery -- --mib 3200` (as root, servers and storage emulator installed by `pg-test-env/install`; pgBackRest is measured where it is
 //! found). The same backup and the same WAL for all; measured by the server's own log, from the begin of recovery to its stop. Options after `--`:
-//! `--mib N` of WAL (2048), `--rounds N`, `--version N` (15: the last that Debian's pgBackRest knows), `--json FILE`, `--only NAME`: `pg_wal`, `cp`,
-//! `walrecv`, `walrecv-alone` (nothing is fetched ahead), `pgbackrest`, `s3` (with 50 ms of added delay).
+//! `--mib N` of WAL (2048), `--rounds N`, `--version N` (15: the last that Debian's pgBackRest knows), `--json FILE`, `--only NAME`: `pg_wal`, `mv` (the
+//! floor: every segment is there, synced, and one small program renames it), `cp`, `walrecv`, `walrecv-alone` (nothing is fetched ahead), `pgbackrest`, `s3`
+//! (with 50 ms of added delay).
 
 #[path = "common.rs"]
 mod common;
@@ -24,7 +25,7 @@ use support::user::{as_postgres, give_to_postgres};
 use support::{Server, TempDir, Walrecv, wait_for};
 use walrecv::pg::MajorVersion;
 
-const WAYS: [&str; 6] = ["pg_wal", "cp", "walrecv", "walrecv-alone", "pgbackrest", "s3"];
+const WAYS: [&str; 7] = ["pg_wal", "mv", "cp", "walrecv", "walrecv-alone", "pgbackrest", "s3"];
 type Env = Vec<(&'static str, String)>;
 
 fn main() {
@@ -175,11 +176,13 @@ impl Bench {
         assert!(copied.success());
         let command = match way {
             "pg_wal" => {
-                for name in &self.segments {
-                    fs::copy(self.archive.join(name), data.join("pg_wal").join(name)).expect("copy a segment");
-                    give_to_postgres(&data.join("pg_wal").join(name));
-                }
+                self.copy_segments(&data.join("pg_wal"));
                 Some("false".to_owned())
+            }
+            "mv" => {
+                let aside = self.temp.postgres_dir("aside");
+                self.copy_segments(&aside);
+                Some(format!("mv {}/%f %p", aside.display()))
             }
             "cp" => Some(format!("cp {}/%f %p", self.archive.display())),
             "pgbackrest" => Some(format!("{} --pg1-path={} archive-get %f %p", self.pgbackrest(), data.display())),
@@ -210,7 +213,15 @@ impl Bench {
         };
         let took = at("recovery stopping") - at("starting point-in-time recovery");
         fs::remove_dir_all(&data).expect("remove the copy");
+        let _ = fs::remove_dir_all(self.temp.join("aside"));
         took
+    }
+
+    fn copy_segments(&self, to: &Path) {
+        for name in &self.segments {
+            fs::copy(self.archive.join(name), to.join(name)).expect("copy a segment");
+            give_to_postgres(&to.join(name));
+        }
     }
 
     fn pgbackrest(&self) -> String {

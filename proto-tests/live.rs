@@ -25,11 +25,15 @@ mod receive;
 mod record;
 #[path = "wire/replay.rs"]
 mod replay;
+#[path = "live/requests.rs"]
+mod requests;
 #[path = "live/restore.rs"]
 mod restore;
 #[path = "live/second.rs"]
 mod second;
 mod support;
+#[path = "live/targets.rs"]
+mod targets;
 #[path = "wire/transcript.rs"]
 mod transcript;
 #[path = "live/workload.rs"]

@@ -87,6 +87,7 @@ fn a_repository_is_looked_after() {
         "{wide}"
     );
 
+    windows(&site, &listed);
     let told = shown(&site, &["show", "latest"]);
     assert_eq!(
         (&told["id"], &told["restorable"], &told["last_verified"]["state"]),
@@ -117,6 +118,34 @@ fn a_repository_is_looked_after() {
     damaged(&site, id);
 }
 
+/// One timeline, one window, from the end of the first backup to the end of WAL.
+fn windows(site: &Site, listed: &Value) {
+    let drawn = shown(site, &["list", "--windows"]);
+    let timeline = &drawn["timelines"][0];
+    let window = &timeline["windows"][0];
+    let backups = listed["backups"].as_array().expect("backups");
+    assert_eq!((&timeline["timeline"], &timeline["parent"]), (&1.into(), &Value::Null), "{drawn}");
+    assert_eq!((timeline["windows"].as_array().map(Vec::len), &timeline["holes"]), (Some(1), &Value::Array(vec![])));
+    assert_eq!((&window["from_lsn"], &window["from"]), (&backups[0]["stop_lsn"], &moment(&backups[0]["stopped_at"])));
+    assert_eq!(window["through_lsn"], backups[1]["restorable_through"]["lsn"], "{drawn}");
+    let ids: Vec<&Value> = backups.iter().map(|backup| &backup["id"]).collect();
+    assert_eq!(window["backups"].as_array().map(|all| all.iter().collect()), Some(ids), "{drawn}");
+    assert!(window["through"].as_str() > window["from"].as_str(), "{drawn}");
+    for width in ["80", "120", "400"] {
+        let text = site.walrecv(&["list", "--windows"]).env("COLUMNS", width).run().expect_code(0).stdout;
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(120), "{text}");
+        let bar = text.lines().find(|line| line.starts_with("1 ")).expect("timeline 1");
+        assert!(bar.contains("B=") && !bar.contains('!'), "{text}");
+    }
+}
+
+/// As `--windows` prints it: microseconds.
+fn moment(value: &Value) -> Value {
+    let at: jiff::Timestamp = value.as_str().and_then(|text| text.parse().ok()).expect("a time");
+    at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string().into()
+}
+
 /// One byte of a pack, then a segment that is gone.
 fn damaged(site: &Site, id: &str) {
     let pack = files(&site.repository(), &format!("/packs/{id}/")).pop().expect("a pack");
@@ -141,9 +170,16 @@ fn damaged(site: &Site, id: &str) {
     let middle = &segments[segments.len() / 2];
     let kept = fs::read(middle).expect("a segment");
     fs::remove_file(middle).expect("a segment");
+    let name = middle.file_name().expect("a name").to_string_lossy().into_owned();
+    let holed = shown(site, &["list", "--windows"]);
+    let found = &holed["timelines"][0]["holes"];
+    assert_eq!(found.as_array().map(Vec::len), Some(1), "{holed}");
+    let number = u64::from_str_radix(&name[16..], 16).expect("a number");
+    assert_eq!(found[0]["from_lsn"], format!("0/{:X}", number << 20), "{holed}");
+    let drawn = site.walrecv(&["list", "--windows"]).run().expect_code(0).stdout;
+    assert!(drawn.contains('!') && drawn.contains("HOLE on timeline 1"), "{drawn}");
     let text = site.walrecv(&["verify"]).run().expect_code(15);
-    let name = middle.file_name().expect("a name").to_string_lossy();
-    assert!(text.stdout.contains(&*name) && text.stdout.contains("GAP"), "{}", text.stdout);
+    assert!(text.stdout.contains(&name) && text.stdout.contains("GAP"), "{}", text.stdout);
     fs::write(middle, kept).expect("a segment");
     site.walrecv(&["verify", "--no-record"]).run().expect_code(0);
 }

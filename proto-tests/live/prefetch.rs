@@ -16,7 +16,8 @@ use walrecv::restore::{Options, Prepared, Target};
 use super::restore::{Story, numbers, versions};
 use crate::support::{Seed, Server, wait_for};
 
-const AHEAD: &str = "pg_wal/walrecv/ahead";
+/// Where the plan stands, and what is fetched ahead.
+const OWN: &str = "pg_wal/walrecv";
 
 /// A cluster whose recovery goes over some sixty segments.
 fn story(version: MajorVersion) -> (Story, Prepared) {
@@ -50,10 +51,18 @@ fn prefetchers(pgdata: &Path) -> Vec<Pid> {
     pids.filter(ours).filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
+/// The folders of what is fetched ahead.
+fn ahead(pgdata: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(pgdata.join(OWN)).into_iter().flatten();
+    let paths = entries.filter_map(|e| Some(e.ok()?.path()));
+    paths.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ahead"))).collect()
+}
+
 /// The files that stand ready.
 fn ready(pgdata: &Path) -> Vec<PathBuf> {
     let size = SegmentSize::new(1 << 20).expect("a size");
-    let entries = fs::read_dir(pgdata.join(AHEAD)).into_iter().flatten();
+    let folders = ahead(pgdata);
+    let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
     let paths = entries.filter_map(|e| Some(e.ok()?.path()));
     let named = |path: &PathBuf| path.file_name().and_then(|n| Ready::parse(n.to_str()?, size)).is_some();
     paths.filter(named).collect()
@@ -181,7 +190,7 @@ fn a_prefetcher_does_not_outlive_its_server() {
     let error = story.start(&prepared, &options).err().expect("it was killed");
     let pgdata = killer.join().expect("a thread");
     wait_for("the prefetcher to end", Duration::from_secs(5), || prefetchers(&pgdata).is_empty().then_some(()));
-    assert!(!pgdata.join(AHEAD).exists(), "{error}");
+    assert_eq!(ahead(&pgdata), Vec::<PathBuf>::new(), "{error}");
     assert!(pgdata.join("pg_wal/walrecv/plan.json").exists());
     let copy = story.start(&prepared, &options).expect("it goes on");
     assert_eq!(copy.rows(), numbers(12));

@@ -57,8 +57,13 @@ impl Story {
     }
 
     pub fn backup(&self) {
+        self.backup_of(&self.server);
+    }
+
+    /// Of the story's server, or one that came from it.
+    pub fn backup_of(&self, server: &Server) {
         let options = BackupOptions { label: "before the story".into(), ..Default::default() };
-        let info = conninfo(&self.server.conninfo("postgres"));
+        let info = conninfo(&server.conninfo("postgres"));
         run(backup::take_with(&self.shelf.archive, self.shelf.ring.clone(), &info, &options, &Always))
             .expect("a backup");
     }
@@ -89,7 +94,11 @@ impl Story {
     }
 
     pub fn prepare(&self, target: Target) -> Result<Prepared> {
-        run(restore::prepare(&self.shelf.archive, &Wanted { target, timeline: None, backup: None }))
+        self.prepare_on(target, None)
+    }
+
+    pub fn prepare_on(&self, target: Target, timeline: Option<TimelineId>) -> Result<Prepared> {
+        run(restore::prepare(&self.shelf.archive, &Wanted { target, timeline, backup: None }))
     }
 
     pub fn options(&self, name: &str) -> Options {

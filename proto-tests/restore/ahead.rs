@@ -12,6 +12,7 @@ use walrecv::pg::{Lsn, TimelineId};
 use walrecv::restore::ahead::{Piece, Ready};
 use walrecv::restore::hand_over::{ASKED, LOCK, Launch, listed};
 use walrecv::restore::prefetch;
+use walrecv::restore::recovering::folder;
 
 use crate::fetch::{Asker, Said, filled};
 use crate::support::wait_for;
@@ -28,8 +29,9 @@ impl Asker<'_> {
         self
     }
 
-    fn folder(&self) -> PathBuf {
-        self.pgdata.join("pg_wal/walrecv/ahead")
+    /// Of the plan that binds, or of a standby; where it is, or would be.
+    pub fn folder(&self) -> PathBuf {
+        folder(&self.pgdata, self.mark)
     }
 
     fn ready(&self) -> Vec<Ready> {
@@ -157,6 +159,46 @@ fn a_damaged_or_forged_file_is_never_served() {
     let prefetcher = asker.prefetcher(2 * MB, Duration::from_secs(60));
     asker.wait_for(&[(2, 4), (2, 5)]);
     asker.end(prefetcher);
+}
+
+/// A prefetcher that outlives its recovery may write into the directory of the next one.
+#[test]
+fn what_another_plan_fetched_is_never_served() {
+    let world = World::new();
+    world.store_all();
+    let end = world.two.last_before(Lsn(6 * MB + 700_000)).end;
+    let old = Asker::planned(&world, ONE, world.one.made.end());
+    let asker = Asker::planned(&world, TWO, end).serving();
+    assert_ne!(old.folder(), asker.folder());
+    let forged = vec![7; MB as usize];
+    let ready = Ready { piece: Piece::whole(world.segment(ONE, 2)), crc: crc32c::crc32c(&forged) };
+    for folder in [old.folder(), folder(&asker.pgdata, None)] {
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join(ready.to_string()), &forged).expect("a file");
+    }
+    assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
+    // In its own it would be.
+    fs::create_dir_all(asker.folder()).expect("a folder");
+    fs::write(asker.folder().join(ready.to_string()), &forged).expect("a file");
+    assert_eq!(asker.segment(ONE, 2), filled(&forged));
+}
+
+/// At the end of the archive there is only a tail: it is neither fetched ahead nor looked at, since it would be again and again.
+#[test]
+fn a_standby_at_the_end_of_the_archive_has_no_tail_fetched_ahead() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    let archive = &world.shelf.archive;
+    let complete = |number| run(archive.read_complete(world.segment(ONE, number)));
+    assert_eq!(complete(5).expect("a segment").as_deref(), Some(world.bytes(ONE, 5)));
+    let tail = world.shelf.file(&archive.names.partial(world.segment(ONE, 6)));
+    let mut bytes = fs::read(&tail).expect("a tail");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&tail, bytes).expect("damage");
+    assert!(run(archive.read_segment(world.segment(ONE, 6), None)).is_err(), "who looks at it is told");
+    assert_eq!(complete(6).expect("nobody looks at it"), None);
+    assert_eq!(complete(7).expect("nothing is there"), None);
 }
 
 /// A prefetcher that hangs while it fetches costs a moment.

@@ -8,12 +8,13 @@ use walrecv::error::{Error, Kind, Result};
 use walrecv::pg::timeline::Ancestor;
 use walrecv::pg::{Lsn, SystemIdentifier, TimelineHistory, TimelineId};
 use walrecv::restore::decide::Bounds;
-use walrecv::restore::fetch::{Call, Outcome, answer};
+use walrecv::restore::fetch::{Call, Outcome, answer, at_hand};
 use walrecv::restore::hand_over::Launch;
 use walrecv::restore::path;
 use walrecv::restore::plan_file::PlanFile;
 
 use crate::support::wal_maker::SYSTEM;
+use crate::support::{Seed, rounds};
 use crate::world::{MB, ONE, TWO, World, run};
 
 /// A data directory that asks.
@@ -22,6 +23,8 @@ pub struct Asker<'w> {
     pub pgdata: PathBuf,
     /// Fetches ahead.
     pub launch: Option<Launch>,
+    /// Of the plan that binds.
+    pub mark: Option<u32>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -35,12 +38,12 @@ impl<'w> Asker<'w> {
     pub fn new(world: &'w World, name: &str) -> Asker<'w> {
         let pgdata = world.places.join(name);
         std::fs::create_dir_all(pgdata.join("pg_wal")).expect("a folder");
-        Asker { world, pgdata, launch: None }
+        Asker { world, pgdata, launch: None, mark: None }
     }
 
     /// Under a plan that ends at `end` on the path to timeline 2 (or 1).
     pub fn planned(world: &'w World, target: TimelineId, end: Lsn) -> Asker<'w> {
-        let asker = Asker::new(world, "planned");
+        let mut asker = Asker::new(world, "planned");
         let ancestors = vec![Ancestor { timeline: ONE, switch_point: world.fork }];
         let history = match target {
             ONE => TimelineHistory::root(ONE),
@@ -51,6 +54,7 @@ impl<'w> Asker<'w> {
         let bounds = Bounds { path, target, end, histories: [TWO].into() };
         let plan = PlanFile { names: world.shelf.archive.names.clone(), access: world.shelf.access(), bounds };
         plan.write(&asker.pgdata, None).expect("a plan");
+        asker.mark = Some(plan.mark());
         asker.signal("recovery.signal");
         asker
     }
@@ -79,7 +83,7 @@ impl<'w> Asker<'w> {
             let archive = archive.clone();
             Box::pin(async { Ok(archive) })
         };
-        match run(answer(&call, &|_| None, &open)) {
+        match at_hand(&call).unwrap_or_else(|| run(answer(&call, &|_| None, &open))) {
             Outcome::Served => Said::Served(std::fs::read(self.pgdata.join(destination)).expect("a served file")),
             Outcome::Absent => Said::Absent,
             Outcome::Unknown(error) => Said::Unknown(error.kind()),
@@ -303,6 +307,56 @@ fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
     assert!(matches!(outcome, Outcome::Unknown(e) if e.kind() == Kind::Key));
 }
 
+/// Any byte of any object: what is served is never other than what was stored, and what is refused names the object.
+#[test]
+fn damage_anywhere_in_wal_is_refused_by_name() {
+    let mut seed = Seed::of_run();
+    let world = World::new();
+    world.store_all();
+    let asker = Asker::planned(&world, TWO, world.two.made.end());
+    let names = &world.shelf.archive.names;
+    let segment = |number| (world.segment(TWO, number).to_string(), names.segment(world.segment(TWO, number), None));
+    let tail = (world.segment(TWO, 7).to_string(), names.partial(world.segment(TWO, 7)));
+    for (asked, name) in [segment(4), segment(6), tail, (TWO.history_name(), names.history(TWO))] {
+        let object = world.shelf.file(&name);
+        let whole = std::fs::read(&object).expect("an object");
+        for _ in 0..rounds(25, 2000) {
+            let at = seed.below(whole.len() as u64) as usize;
+            let mut bytes = whole.clone();
+            match seed.below(3) {
+                0 => bytes.truncate(at),
+                1 => bytes[at..].fill(0),
+                _ => bytes[at] ^= 1 << seed.below(8),
+            }
+            if bytes == whole {
+                continue;
+            }
+            std::fs::write(&object, bytes).expect("damage");
+            let call = Call {
+                name: asked.clone(),
+                destination: "pg_wal/RECOVERYXLOG".into(),
+                pgdata: asker.pgdata.clone(),
+                standby_wait: Duration::ZERO,
+                launch: None,
+            };
+            let open =
+                || -> futures::future::BoxFuture<'static, Result<Archive>> { unreachable!("the plan says where") };
+            let outcome = at_hand(&call).unwrap_or_else(|| run(answer(&call, &|_| None, &open)));
+            let Outcome::Unknown(error) = outcome else { panic!("{name}, damaged at {at}: {outcome:?}") };
+            let leaf = name.rsplit('/').next().expect("a name");
+            assert!(error.to_string().contains(leaf), "{name}, damaged at {at}: {error}");
+            assert!(
+                matches!(error.kind(), Kind::Corrupt | Kind::Key | Kind::Repository),
+                "{:?}: {error}",
+                error.kind()
+            );
+        }
+        std::fs::write(&object, whole).expect("mend");
+    }
+    assert_eq!(asker.segment(TWO, 4), filled(world.bytes(TWO, 4)));
+    assert_eq!(asker.segment(TWO, 7), filled(world.bytes(TWO, 7)));
+}
+
 #[test]
 fn a_promotion_is_not_stopped_by_a_repository_that_is_away() {
     let world = World::new();
@@ -318,7 +372,7 @@ fn a_promotion_is_not_stopped_by_a_repository_that_is_away() {
             standby_wait: Duration::ZERO,
             launch: None,
         };
-        run(answer(&call, &|_| None, &away))
+        at_hand(&call).unwrap_or_else(|| run(answer(&call, &|_| None, &away)))
     };
     assert!(matches!(ask("00000001.history"), Outcome::Absent), "the first timeline has none");
     assert!(matches!(ask("00000002.history"), Outcome::Unknown(_)), "nobody has it");
@@ -345,8 +399,8 @@ fn a_standby_outlives_a_configuration_that_is_being_edited() {
     };
     let segment = world.segment(ONE, 2).to_string();
     assert!(matches!(run(answer(&call(&segment), &|_| None, &typo)), Outcome::Absent));
-    let bad = run(answer(&call("pg_wal/RECOVERYXLOG"), &|_| None, &typo));
-    assert!(matches!(bad, Outcome::Unknown(e) if e.kind() == Kind::Usage));
+    let bad = at_hand(&call("pg_wal/RECOVERYXLOG"));
+    assert!(matches!(bad, Some(Outcome::Unknown(e)) if e.kind() == Kind::Usage));
 }
 
 /// A pg_control of version 15 as far as it is read.

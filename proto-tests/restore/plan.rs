@@ -154,6 +154,23 @@ fn the_newest_backup_that_can_reach_the_target_is_taken() {
     assert_eq!((last(&choice), choice.manifest.start), (early, world.redo));
 }
 
+/// The branch that died goes on past the fork: a backup from there leads to its own end, and nowhere else.
+#[test]
+fn a_backup_past_the_fork_does_not_lead_to_the_other_branch() {
+    let world = World::new();
+    world.store_all();
+    let past = world.one.last_before(Lsn(5 * MB + 500_000));
+    let backups = [manifest(world.one.last_before(Lsn(5 * MB)).start, past.end)];
+    let error = plan_from(&world, &backups, Target::Latest, Some(TWO)).expect_err("not on the way");
+    assert_eq!(error.kind(), Kind::Target);
+    assert!(error.to_string().contains("on the way to timeline 2"), "{error}");
+    let own = plan_from(&world, &backups, Target::Latest, Some(ONE)).expect("a plan");
+    assert_eq!(last(&own), *world.one.commits.last().expect("a commit"));
+    // Without a timeline the newest one that a backup leads to is meant.
+    let newest = plan_from(&world, &backups, Target::Latest, None).expect("a plan");
+    assert_eq!(newest.landing.timeline, ONE);
+}
+
 #[test]
 fn what_cannot_be_reached_is_refused_with_what_can() {
     let world = World::new();

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use walrecv::pg::MajorVersion;
 
+use super::clock::Clock;
 use super::install::{bin_dir, home};
 use super::server::{Files, Server};
 use super::temp::TempDir;
@@ -49,6 +50,7 @@ pub struct Builder {
     client_certificates: bool,
     listen: &'static str,
     initdb: Vec<String>,
+    env: Vec<(String, PathBuf)>,
 }
 
 impl Builder {
@@ -64,6 +66,7 @@ impl Builder {
             client_certificates: false,
             listen: "127.0.0.1",
             initdb: Vec::new(),
+            env: Vec::new(),
         }
     }
 
@@ -106,6 +109,12 @@ impl Builder {
     /// Listens on ::1 too.
     pub fn ipv6(mut self) -> Self {
         self.listen = "127.0.0.1,::1";
+        self
+    }
+
+    /// Goes by this clock, which must outlive the server.
+    pub fn clock(mut self, clock: &Clock) -> Self {
+        self.env = clock.env();
         self
     }
 
@@ -154,7 +163,8 @@ impl Builder {
             Origin::Standby(conninfo) => base_backup(self.version, conninfo, &data),
             Origin::Existing(_) => {}
         }
-        let mut files = Files { data, sockets, ca: None, command_line: Vec::new(), listen: self.listen };
+        let env = self.env.clone();
+        let mut files = Files { data, sockets, ca: None, command_line: Vec::new(), env, listen: self.listen };
         if matches!(self.origin, Origin::Existing(_)) {
             files.command_line = self.settings.iter().map(|(k, v)| format!("{k}={v}")).collect();
         } else {

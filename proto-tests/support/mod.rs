@@ -6,6 +6,7 @@
 
 pub mod builder;
 pub mod client;
+pub mod clock;
 pub mod guard;
 pub mod install;
 pub mod ledger;
@@ -22,6 +23,7 @@ pub mod wal_maker;
 pub mod walrecv;
 
 pub use client::Client;
+pub use clock::Clock;
 pub use install::servers_present;
 pub use ledger::Ledger;
 pub use moto::Moto;

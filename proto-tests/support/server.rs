@@ -32,6 +32,7 @@ pub(super) struct Files {
     pub sockets: PathBuf,
     pub ca: Option<PathBuf>,
     pub command_line: Vec<String>,
+    pub env: Vec<(String, PathBuf)>,
     pub listen: &'static str,
 }
 
@@ -96,6 +97,7 @@ impl Server {
         for setting in &self.files.command_line {
             command.arg("-c").arg(setting);
         }
+        command.envs(self.files.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let guard = Guard::of_server(child.id());

@@ -72,6 +72,19 @@ impl Archive {
         Err(unsettled(segment))
     }
 
+    /// The segment, where it is stored as a whole under its own name; tails are not looked at. `None`: some of it is not.
+    pub async fn read_complete(&self, segment: SegmentName) -> Result<Option<Bytes>> {
+        // Parts are put in their order, more or less: where the last one is missing, the others need not be fetched.
+        if let Some((last, _)) = self.objects_of(segment).last()
+            && self.repo.head(last).await?.is_none()
+        {
+            return Ok(None);
+        }
+        let runs = self.open_objects(segment).await?;
+        let whole: u64 = runs.iter().map(|run| run.bytes.len() as u64).sum();
+        (whole == segment.size.bytes()).then(|| joined(segment, runs)).transpose()
+    }
+
     async fn open_objects(&self, segment: SegmentName) -> Result<Vec<Run>> {
         let mut runs = Vec::new();
         for (name, start) in self.objects_of(segment) {

@@ -22,7 +22,7 @@ The usual order:
   walrecv receive        keep this running: it streams WAL, durable within a second (`run`: all clusters)
   walrecv status         how it goes
   walrecv backup         a base backup; streams its WAL itself where nobody else does
-  walrecv list           what can be restored
+  walrecv list           what can be restored (--windows draws it)
   walrecv restore --target-time '2026-11-21 14:05:00+00' --pgdata /srv/restored --start
   walrecv find --last 2h what was dropped or deleted, and how to get it back
   walrecv expire --backup ID     delete a backup; any other stays whole
@@ -68,7 +68,7 @@ pub enum Command {
     #[command(hide = true)]
     WalPrefetch(WalPrefetchArgs),
     /// Backups, and the range of WAL that each can be restored to
-    List,
+    List(ListArgs),
     /// One backup: sizes, WAL, how it was made, what can be restored from it
     Show(ShowArgs),
     /// What was dropped, truncated, deleted or updated in masses in a window of time, with the restore that stops just before
@@ -346,6 +346,13 @@ pub struct WalFetchArgs {
     /// Disk space, in pg_wal/walrecv, for WAL that is fetched before the server asks for it; 0: none is
     #[arg(long, value_name = "SIZE", default_value = "512MB", env = "WALRECV_PREFETCH")]
     pub prefetch: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Draw what can be restored instead, timeline by timeline, with the holes
+    #[arg(long)]
+    pub windows: bool,
 }
 
 #[derive(Debug, Args)]

@@ -17,7 +17,7 @@ use crate::restore::stock;
 use crate::seal::content::event::{Hole, Verified};
 use crate::seal::content::manifest::Manifest;
 
-/// How many segments are looked back through for the newest commit.
+/// How many segments are looked through for the newest, or the oldest, commit.
 const LOOK_BACK: u64 = 64;
 
 /// What one backup can be restored to.
@@ -80,15 +80,15 @@ pub(super) async fn window_of(context: &Context, archive: &Archive, manifest: Ma
 }
 
 /// What windows are made from.
-struct Shelf<'a> {
-    archive: &'a Archive,
-    inventory: &'a Inventory,
+pub(super) struct Shelf<'a> {
+    pub archive: &'a Archive,
+    pub inventory: &'a Inventory,
     /// Saves reading summaries of segments that the inventory shows.
-    catalog: Option<&'a Catalog>,
+    pub catalog: Option<&'a Catalog>,
 }
 
 /// The catalog that a receiver on this host keeps. Nothing needs it.
-fn noted(context: &Context, archive: &Archive) -> Option<Catalog> {
+pub(super) fn noted(context: &Context, archive: &Archive) -> Option<Catalog> {
     let path = path_in(&context.settings.state_dir, &context.cluster.name);
     Catalog::read(&path, &archive.identity()).unwrap_or_else(|error| {
         tracing::info!("{} is not used: {error}", path.display());
@@ -127,27 +127,55 @@ async fn window(shelf: &Shelf<'_>, manifest: Manifest) -> Result<Window> {
 }
 
 /// The newest commit or abort time that summaries of complete segments tell of, looking back from the end.
-async fn newest_commit(shelf: &Shelf<'_>, timeline: TimelineId, start: Lsn, end: Lsn) -> Result<Option<PgTime>> {
-    let Shelf { archive, inventory, .. } = shelf;
-    let size = archive.names.segment_size;
+pub(super) async fn newest_commit(
+    shelf: &Shelf<'_>,
+    timeline: TimelineId,
+    start: Lsn,
+    end: Lsn,
+) -> Result<Option<PgTime>> {
+    let size = shelf.archive.names.segment_size;
     let (last, first) = (size.segment_before(end).0, size.segment_of(start).0);
     for number in (first.max(last.saturating_sub(LOOK_BACK))..=last).rev() {
-        let segment = SegmentName::new(timeline, SegmentNumber(number), size);
-        let complete = inventory.timelines.get(&timeline).is_some_and(|stock| stock.complete.contains(&segment.number));
-        let noted = shelf.catalog.filter(|_| complete).and_then(|catalog| noted_times(catalog, segment));
-        let times = match noted {
-            Some(times) => times,
-            None if complete => {
-                let summaries = archive.summaries(segment).await?;
-                summaries.unwrap_or_default().into_iter().map(|summary| summary.times).collect()
-            }
-            None => continue,
-        };
-        if let Some(time) = times.into_iter().flatten().map(|(_, newest)| newest).max() {
-            return Ok(Some(time));
+        if let Some((_, newest)) = times(shelf, timeline, SegmentNumber(number)).await? {
+            return Ok(Some(newest));
         }
     }
     Ok(None)
+}
+
+/// The oldest one, looking ahead from the start.
+pub(super) async fn oldest_commit(
+    shelf: &Shelf<'_>,
+    timeline: TimelineId,
+    start: Lsn,
+    end: Lsn,
+) -> Result<Option<PgTime>> {
+    let size = shelf.archive.names.segment_size;
+    let (last, first) = (size.segment_before(end).0, size.segment_of(start).0);
+    for number in first..=last.min(first.saturating_add(LOOK_BACK)) {
+        if let Some((oldest, _)) = times(shelf, timeline, SegmentNumber(number)).await? {
+            return Ok(Some(oldest));
+        }
+    }
+    Ok(None)
+}
+
+/// The oldest and the newest time that the summaries of a complete segment tell of.
+async fn times(shelf: &Shelf<'_>, timeline: TimelineId, number: SegmentNumber) -> Result<Option<(PgTime, PgTime)>> {
+    let Shelf { archive, inventory, .. } = shelf;
+    let segment = SegmentName::new(timeline, number, archive.names.segment_size);
+    if !inventory.timelines.get(&timeline).is_some_and(|stock| stock.complete.contains(&number)) {
+        return Ok(None);
+    }
+    let times = match shelf.catalog.and_then(|catalog| noted_times(catalog, segment)) {
+        Some(times) => times,
+        None => {
+            let summaries = archive.summaries(segment).await?;
+            summaries.unwrap_or_default().into_iter().map(|summary| summary.times).collect()
+        }
+    };
+    let join = |a: (PgTime, PgTime), b: (PgTime, PgTime)| (a.0.min(b.0), a.1.max(b.1));
+    Ok(times.into_iter().flatten().reduce(join))
 }
 
 /// Commit times of a segment's objects; `None` unless all of them are noted.
@@ -231,7 +259,7 @@ fn usable(window: &Window) -> Option<(TimelineId, Lsn)> {
 }
 
 /// To the second below: JSON and `show` have the rest.
-fn short(time: PgTime) -> String {
+pub(super) fn short(time: PgTime) -> String {
     output::moment(time).map_or("-".to_owned(), |moment| moment.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
 }
 

@@ -25,6 +25,7 @@ mod status;
 mod target;
 mod verify;
 mod wal_fetch;
+mod windows;
 
 use std::ffi::OsString;
 
@@ -68,6 +69,12 @@ fn run(line: &[OsString], fetch: bool) -> u8 {
     };
     start_tracing(cli.common.verbose);
     let format = cli.common.output;
+    // Most calls of a recovery are answered here: what follows costs more than they do.
+    if let Command::WalFetch(args) = &cli.command
+        && let Some(code) = wal_fetch::at_hand(&cli.common, args)
+    {
+        return code;
+    }
     // A stream is one conversation, and computes on a thread of its own: a second worker would only be woken for what the first one is about to do.
     let workers = if matches!(cli.command, Command::Receive(_)) { 1 } else { 2 };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
@@ -121,7 +128,8 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::WalPrefetch(args) => wal_fetch::ahead(&common, &args).await.map(done),
         Command::Expire(args) => interruptible(expire::run(&common, &args)).await.map(done),
         Command::Find(args) => interruptible(find::run(&common, &args)).await.map(done),
-        Command::List => list::run(&common).await.map(done),
+        Command::List(args) if args.windows => windows::run(&common).await.map(done),
+        Command::List(_) => list::run(&common).await.map(done),
         Command::Show(args) => interruptible(show::run(&common, &args)).await.map(done),
         Command::Verify(args) => interruptible(verify::run(&common, &args)).await.map(done),
         Command::Repo(RepoCommand::Stats) => interruptible(repo::stats(&common)).await.map(done),

@@ -1,7 +1,5 @@
 //! `walrecv wal-fetch %f %p`: 0 served, 1 proven absent, 200 for everything else.
 
-use std::path::PathBuf;
-
 use futures::future::BoxFuture;
 
 use super::args::{Common, WalFetchArgs, WalPrefetchArgs};
@@ -11,7 +9,7 @@ use super::output;
 use crate::archive::Archive;
 use crate::config::{duration, size};
 use crate::error::{Error, Kind, Result};
-use crate::restore::fetch::{Call, Outcome, answer};
+use crate::restore::fetch::{self, Call, Outcome};
 use crate::restore::hand_over::Launch;
 use crate::restore::prefetch;
 
@@ -24,31 +22,46 @@ pub fn only_allowed(code: u8) -> u8 {
     }
 }
 
-/// The working directory is the data directory, as PostgreSQL calls it. Under a plan nothing else is read; without one the configuration is.
+/// The answer to a call that needs neither the archive nor a runtime, if it is one.
+pub fn at_hand(common: &Common, args: &WalFetchArgs) -> Option<u8> {
+    // What is wrong with it is told where it matters.
+    match call(args, launch(common, &args.prefetch).unwrap_or_default()) {
+        Ok(call) => fetch::at_hand(&call).map(|outcome| told(common, outcome)),
+        Err(error) => Some(told(common, Outcome::Unknown(error))),
+    }
+}
+
+/// The answer to any other. Under a plan nothing but the plan and the archive is read; without one the configuration is.
 pub async fn run(common: &Common, args: &WalFetchArgs) -> u8 {
-    let unknown = |error: Error| {
-        output::error(&error, common.output);
-        FETCH_UNKNOWN
-    };
-    let pgdata = match std::env::current_dir() {
-        Ok(dir) => dir,
-        Err(cause) => return unknown(Error::new(Kind::Failed, "cannot tell the working directory").caused_by(cause)),
-    };
-    let standby_wait = match duration::parse(&args.standby_wait) {
-        Ok(wait) => wait,
-        Err(problem) => return unknown(wrong(("standby-wait", problem))),
-    };
     // What only makes it faster ends no recovery and no standby.
     let launch = launch(common, &args.prefetch).unwrap_or_else(|problem| {
         output::note(format!("warning: nothing is fetched ahead: {}", wrong(("prefetch", problem))));
         None
     });
-    let call = Call { name: args.file.clone(), destination: PathBuf::from(&args.path), pgdata, standby_wait, launch };
-    match answer(&call, &env, &opener(common)).await {
+    let outcome = match call(args, launch) {
+        Ok(call) => fetch::answer(&call, &env, &opener(common)).await,
+        Err(error) => Outcome::Unknown(error),
+    };
+    told(common, outcome)
+}
+
+/// The working directory is the data directory, as PostgreSQL calls it.
+fn call(args: &WalFetchArgs, launch: Option<Launch>) -> Result<Call> {
+    let pgdata = std::env::current_dir()
+        .map_err(|cause| Error::new(Kind::Failed, "cannot tell the working directory").caused_by(cause))?;
+    let standby_wait = duration::parse(&args.standby_wait).map_err(|e| wrong(("standby-wait", e)))?;
+    Ok(Call { name: args.file.clone(), destination: args.path.clone(), pgdata, standby_wait, launch })
+}
+
+fn told(common: &Common, outcome: Outcome) -> u8 {
+    match outcome {
         Outcome::Served => 0,
         // Quiet: a standby asks for what is not there every few seconds, and each line goes to the server's log.
         Outcome::Absent => 1,
-        Outcome::Unknown(error) => unknown(error),
+        Outcome::Unknown(error) => {
+            output::error(&error, common.output);
+            FETCH_UNKNOWN
+        }
     }
 }
 

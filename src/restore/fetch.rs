@@ -41,8 +41,9 @@ pub struct Call {
 }
 
 impl Call {
-    fn ahead(&self) -> Option<Ahead<'_>> {
-        self.launch.as_ref().map(|launch| Ahead::new(&self.pgdata, launch))
+    /// What is fetched ahead by this plan, or for a standby.
+    fn ahead(&self, plan: Option<&PlanFile>) -> Option<Ahead<'_>> {
+        self.launch.as_ref().map(|launch| Ahead::new(&self.pgdata, plan.map(PlanFile::mark), launch))
     }
 }
 
@@ -57,7 +58,41 @@ pub enum Outcome {
     Unknown(Error),
 }
 
-/// Answers one call. `open` opens the archive where no plan says how; `env` is asked for the storage's credentials.
+/// What can be answered without the archive: a name that nobody asks for, what is no part of the plan, and what was fetched ahead. `None`: ask
+/// [`answer`]. Most calls of a recovery end here, while the server waits, so nothing is opened, and no thread started, that this does not need.
+pub fn at_hand(call: &Call) -> Option<Outcome> {
+    // The smallest segments have the most names: what is none of theirs is no segment of any size.
+    if SegmentSize::new(1 << 20).is_some_and(|smallest| Wanted::parse(&call.name, smallest).is_none()) {
+        let message = format!("expected a WAL segment or a history file, found {:?}", call.name);
+        return Some(Outcome::Unknown(Error::new(Kind::Usage, message)));
+    }
+    if call.name == FIRST_HISTORY {
+        return Some(Outcome::Absent);
+    }
+    // A plan that cannot be read is told by whoever needs it.
+    let plan = PlanFile::binding(&call.pgdata).ok().flatten()?;
+    let wanted = Wanted::parse(&call.name, plan.names.segment_size)?;
+    match (plan.bounds.order(wanted), wanted) {
+        (Order::Absent, _) => Some(Outcome::Absent),
+        (Order::Segment { bytes, .. }, Wanted::Segment(segment)) => {
+            let ahead = call.ahead(Some(&plan))?;
+            let ready = ahead.ready(Piece { segment, bytes })?;
+            if !ahead.give(ready, &call.pgdata.join(&call.destination)) {
+                return None;
+            }
+            ahead.go_on(segment, goes_on_after(&plan, segment));
+            Some(Outcome::Served)
+        }
+        _ => None,
+    }
+}
+
+/// Whether the recovery needs a segment behind this one.
+fn goes_on_after(plan: &PlanFile, segment: SegmentName) -> bool {
+    !ahead::under_plan(&plan.bounds, segment, 1).is_empty()
+}
+
+/// Answers one call that [`at_hand`] has no answer to. `open` opens the archive where no plan says how; `env` is asked for the storage's credentials.
 ///
 /// A standby retries by itself and never ends on "absent", while a code above 125 would end it: it is told so after `standby_wait`. Only a name
 /// that no server asks for is final; a configuration that is just being edited is not.
@@ -66,14 +101,6 @@ pub async fn answer(
     env: &dyn Fn(&str) -> Option<String>,
     open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
 ) -> Outcome {
-    // The smallest segments have the most names: what is none of theirs is no segment of any size.
-    if SegmentSize::new(1 << 20).is_some_and(|smallest| Wanted::parse(&call.name, smallest).is_none()) {
-        let message = format!("expected a WAL segment or a history file, found {:?}", call.name);
-        return Outcome::Unknown(Error::new(Kind::Usage, message));
-    }
-    if call.name == FIRST_HISTORY {
-        return Outcome::Absent;
-    }
     let standby = call.pgdata.join("standby.signal").exists();
     let wait = if standby { call.standby_wait } else { RECOVERY_WAIT };
     let deadline = Instant::now() + wait;
@@ -96,6 +123,10 @@ pub async fn answer(
         let retry = standby || error.is_transient() || moved;
         if retry && Instant::now() + delay < deadline {
             tokio::time::sleep(delay).await;
+            // Whoever fetches ahead may have got it meanwhile.
+            if let Some(outcome) = at_hand(call) {
+                return outcome;
+            }
         } else if retry && standby {
             tracing::warn!("{}: {error}; the standby will ask again", call.name);
             return Outcome::Absent;
@@ -170,16 +201,7 @@ async fn by_plan(
             }
         }
         (Order::Segment { bytes, donors }, Wanted::Segment(segment)) => {
-            // Whatever is fetched ahead is of this plan or of none: the folder was new when the plan was written.
-            let more = !ahead::under_plan(&plan.bounds, segment, 1).is_empty();
-            if let Some(ahead) = call.ahead()
-                && let Some(ready) = ahead.ready(Piece { segment, bytes }).await
-                && ahead.give(ready, destination)
-            {
-                ahead.go_on(segment, more);
-                return Ok(true);
-            }
-            call.ahead().inspect(|ahead| ahead.go_on(segment, more));
+            call.ahead(Some(plan)).inspect(|ahead| ahead.go_on(segment, goes_on_after(plan, segment)));
             let content = planned(&plan.archive(env)?, segment, bytes, &donors).await?;
             hand_over(destination, content, Some(segment)).await
         }
@@ -232,7 +254,7 @@ async fn free(archive: &Archive, segment: SegmentName, call: &Call, destination:
             let bytes = content.len().min(bytes as usize);
             let served = hand_over(destination, content.slice(..bytes), Some(segment)).await?;
             // Only behind a whole segment there may be more.
-            call.ahead().filter(|_| whole).inspect(|ahead| ahead.go_on(segment, true));
+            call.ahead(None).filter(|_| whole).inspect(|ahead| ahead.go_on(segment, true));
             Ok(served)
         }
         Verdict::Absent => Ok(false),
@@ -242,8 +264,8 @@ async fn free(archive: &Archive, segment: SegmentName, call: &Call, destination:
 
 /// Serves what was fetched ahead where the same rules, as of now, serve the whole segment. Of a timeline that came up since they may say otherwise.
 async fn ready_for_standby(archive: &Archive, segment: SegmentName, call: &Call, destination: &Path) -> Result<bool> {
-    let Some(ahead) = call.ahead() else { return Ok(false) };
-    let Some(ready) = ahead.ready(Piece::whole(segment)).await else { return Ok(false) };
+    let Some(ahead) = call.ahead(None) else { return Ok(false) };
+    let Some(ready) = ahead.ready(Piece::whole(segment)) else { return Ok(false) };
     let children = look::children(archive, segment, &call.pgdata).await?;
     let known = Known { stored: Stored::Complete, later: false, children, own: Own::Absent };
     if decide::without_plan(segment, &known) != Verdict::Serve(segment.size.bytes()) || !ahead.give(ready, destination)

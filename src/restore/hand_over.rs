@@ -39,12 +39,13 @@ pub struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    pub fn new(pgdata: &'a Path, launch: &'a Launch) -> Ahead<'a> {
-        Ahead { pgdata, folder: folder(pgdata), launch }
+    /// `plan`: the mark of the one that binds; `None` for a standby.
+    pub fn new(pgdata: &'a Path, plan: Option<u32>, launch: &'a Launch) -> Ahead<'a> {
+        Ahead { pgdata, folder: folder(pgdata, plan), launch }
     }
 
-    /// The file of a piece, once it is ready; `None` when nobody is fetching it, or it takes too long.
-    pub async fn ready(&self, piece: Piece) -> Option<Ready> {
+    /// The file of a piece, once it is ready; `None` when nobody is fetching it, or it takes too long. Blocks: the server waits for nothing else.
+    pub fn ready(&self, piece: Piece) -> Option<Ready> {
         let begun = Instant::now();
         loop {
             // In this order: it stops being on its way by being ready.
@@ -56,7 +57,7 @@ impl<'a> Ahead<'a> {
             if !coming || begun.elapsed() >= PATIENCE || !self.is_held() {
                 return None;
             }
-            tokio::time::sleep(LOOK).await;
+            std::thread::sleep(LOOK);
         }
     }
 

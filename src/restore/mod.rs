@@ -16,7 +16,7 @@ mod pack;
 pub mod plan;
 pub mod plan_file;
 pub mod prefetch;
-mod recovering;
+pub mod recovering;
 pub mod recovery;
 pub mod report;
 pub mod scan;
@@ -26,6 +26,7 @@ pub mod settings;
 pub mod start;
 pub mod stock;
 pub mod target;
+pub mod windows;
 
 use std::path::PathBuf;
 

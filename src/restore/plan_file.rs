@@ -113,6 +113,15 @@ impl PlanFile {
         }
     }
 
+    /// Tells this plan from others: of another cluster or repository, by another path, to another end. Its keys are not in it.
+    pub fn mark(&self) -> u32 {
+        let mut stored = self.to_stored();
+        stored.secret.zeroize();
+        stored.identity.zeroize();
+        // A plan that cannot be written is none; all such have one mark.
+        crc32c::crc32c(&serde_json::to_vec(&stored).unwrap_or_default())
+    }
+
     /// Opens the archive that the plan names; `env` is asked for the storage's credentials.
     pub fn archive(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Archive> {
         let repo = Repository::open(&self.access.url, env)?;
@@ -245,6 +254,27 @@ mod tests {
         assert_eq!(back.names, plan().names);
         assert_eq!(back.access.secret.0, [0xA5; 32]);
         assert_eq!(back.access.identity.unwrap().as_str(), "AGE-SECRET-KEY-1X");
+    }
+
+    #[test]
+    fn a_mark_tells_plans_apart_and_nothing_of_their_keys() {
+        let mark = |change: &dyn Fn(&mut PlanFile)| {
+            let mut plan = plan();
+            change(&mut plan);
+            plan.mark()
+        };
+        let same = mark(&|_| ());
+        assert_eq!(same, mark(&|plan| plan.access.secret = RepositorySecret([1; 32])));
+        assert_eq!(same, mark(&|plan| plan.access.identity = None));
+        let others = [
+            mark(&|plan| plan.bounds.end = Lsn(0xABD)),
+            mark(&|plan| plan.bounds.path.legs[0].end = Some(Lsn(0x901))),
+            mark(&|plan| plan.names.system = SystemIdentifier(1)),
+            mark(&|plan| plan.names.cluster = "other".into()),
+            mark(&|plan| plan.access.repository = RepositoryId([8; 16])),
+        ];
+        assert_eq!(BTreeSet::from(others).len(), 5);
+        assert!(!others.contains(&same));
     }
 
     #[test]

@@ -19,7 +19,6 @@ use super::hand_over::{LOCK, asked, listed};
 use super::plan_file::PlanFile;
 use super::recovering::{Recovery, folder};
 use crate::archive::Archive;
-use crate::archive::read::SegmentBytes;
 use crate::disk::ahead as files;
 use crate::disk::lock::LockFile;
 use crate::error::Result;
@@ -33,6 +32,8 @@ const PROBES: u32 = 15;
 const CHECK: Duration = Duration::from_millis(200);
 /// What could not be fetched is tried again after this time.
 const REST: Duration = Duration::from_secs(1);
+/// The same for a standby, which has come to the end of the archive then: it asks every `wal_retrieve_retry_interval` itself, 5 s by default.
+const REST_AT_THE_END: Duration = Duration::from_secs(5);
 /// A server that has asked for nothing for so long streams, waits, or is done.
 pub const IDLE: Duration = Duration::from_secs(60);
 
@@ -46,11 +47,15 @@ pub async fn run(
     open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
 ) -> Result<()> {
     let Some(recovery) = Recovery::of(pgdata) else { return Ok(()) };
-    let folder = folder(pgdata);
+    let plan = PlanFile::binding(pgdata)?;
+    let folder = folder(pgdata, plan.as_ref().map(PlanFile::mark));
     let place = folder.join(LOCK);
     let Some(lock) = take(&place).await? else { return Ok(()) };
     let goes_on = || lock.stands_at(&place) && recovery.goes_on(pgdata);
-    let source = source(pgdata, env, open).await;
+    let source = match plan {
+        Some(plan) => plan.archive(env).map(|archive| Source { archive, bounds: Some(plan.bounds) }),
+        None => open().await.map(|archive| Source { archive, bounds: None }),
+    };
     let outcome = match source {
         Ok(source) => {
             Prefetcher::new(folder.clone(), source, budget)?.work(idle, &goes_on).await;
@@ -75,17 +80,6 @@ async fn take(place: &Path) -> Result<Option<LockFile>> {
     LockFile::take(place)
 }
 
-async fn source(
-    pgdata: &Path,
-    env: &dyn Fn(&str) -> Option<String>,
-    open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
-) -> Result<Source> {
-    Ok(match PlanFile::binding(pgdata)? {
-        Some(plan) => Source { archive: plan.archive(env)?, bounds: Some(plan.bounds) },
-        None => Source { archive: open().await?, bounds: None },
-    })
-}
-
 /// Where WAL comes from, and how far it counts.
 #[derive(Clone)]
 struct Source {
@@ -102,13 +96,15 @@ impl Source {
         }
     }
 
+    fn rest(&self) -> Duration {
+        if self.bounds.is_some() { REST } else { REST_AT_THE_END }
+    }
+
     /// As `wal-fetch` fetches it itself; `None` where it is not there as a whole.
     async fn content(&self, piece: Piece) -> Result<Option<Bytes>> {
         let Some(bounds) = &self.bounds else {
-            return Ok(match self.archive.read_segment(piece.segment, None).await? {
-                Some(SegmentBytes::Complete(bytes)) => Some(bytes),
-                _ => None,
-            });
+            // Never the tail: a standby that has come to the end of the archive would have it fetched over and over, for nothing.
+            return self.archive.read_complete(piece.segment).await;
         };
         match bounds.order(Wanted::Segment(piece.segment)) {
             Order::Segment { bytes, donors } if bytes == piece.bytes => {
@@ -198,7 +194,7 @@ impl Prefetcher {
     fn fetch(&mut self, piece: Piece) {
         let passing = files::passing(&self.folder, &piece.name());
         if files::announce(&passing).is_err() {
-            self.resting.insert(piece, Instant::now() + REST);
+            self.resting.insert(piece, Instant::now() + self.source.rest());
             return;
         }
         self.state.running.insert(piece);
@@ -224,7 +220,7 @@ impl Prefetcher {
             Ok((piece, stored)) => {
                 self.state.running.remove(&piece);
                 if !stored {
-                    self.resting.insert(piece, Instant::now() + REST);
+                    self.resting.insert(piece, Instant::now() + self.source.rest());
                 }
             }
             // Which one it was is not known: it stays "running" and is fetched by whoever asks for it.

@@ -7,8 +7,8 @@ use rustix::process::{Pid, test_kill_process};
 use super::plan_file::PlanFile;
 use crate::disk::ahead;
 
-/// Where WAL that is fetched ahead stands, below the data directory.
-pub const AHEAD: &str = "pg_wal/walrecv/ahead";
+/// Where WAL that is fetched ahead stands, below the data directory, for a standby.
+const AHEAD: &str = "pg_wal/walrecv/ahead";
 
 /// A recovery that goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +46,13 @@ fn lives(pid: u32) -> bool {
     pid.is_some_and(|pid| !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH)))
 }
 
-/// The folder of one data directory.
-pub fn folder(pgdata: &Path) -> PathBuf {
-    pgdata.join(AHEAD)
+/// The folder of one data directory and, where one binds, of one plan: what is fetched by a plan is never taken for another's, even if its prefetcher outlives
+/// the directory that it was started in.
+pub fn folder(pgdata: &Path, plan: Option<u32>) -> PathBuf {
+    match plan {
+        Some(mark) => pgdata.join(format!("{AHEAD}-{mark:08x}")),
+        None => pgdata.join(AHEAD),
+    }
 }
 
 #[cfg(test)]
