@@ -30,6 +30,8 @@ mod many;
 mod refusals;
 #[path = "cli/restored_standby.rs"]
 mod restored_standby;
+#[path = "cli/resumed.rs"]
+mod resumed;
 #[path = "cli/server_refusals.rs"]
 mod server_refusals;
 #[path = "cli/site.rs"]

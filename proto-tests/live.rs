@@ -7,6 +7,8 @@ mod backup;
 mod backup_parsers;
 #[path = "live/credentials.rs"]
 mod credentials;
+#[path = "live/delta.rs"]
+mod delta;
 #[path = "live/fixture.rs"]
 mod fixture;
 #[path = "live/hosts.rs"]

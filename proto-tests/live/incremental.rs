@@ -96,6 +96,7 @@ impl Scene {
             action: Action::Promote,
             jobs: 2,
             account: Account::choose(None).expect("the user postgres"),
+            delta: false,
             keep_archiving: false,
             keep_subscriptions: false,
             upstream: Default::default(),

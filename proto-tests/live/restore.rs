@@ -108,6 +108,7 @@ impl Story {
             action: Action::Promote,
             jobs: 2,
             account: Account::choose(None).expect("the user postgres"),
+            delta: false,
             keep_archiving: false,
             keep_subscriptions: false,
             upstream: Default::default(),
@@ -222,7 +223,7 @@ fn time(text: &str, inclusive: bool) -> Target {
     Target::Time { time: restore::target::parse_time(text).expect("a time"), inclusive }
 }
 
-fn verify(server: &Server, pgdata: &Path) {
+pub fn verify(server: &Server, pgdata: &Path) {
     let mut command = as_postgres(server.bin_dir().join("pg_verifybackup"));
     let output = command.arg("-n").arg(pgdata).output().expect("pg_verifybackup");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -493,7 +493,7 @@ impl Shop {
         let place = TempDir::new("laid");
         let root = place.join("data");
         std::fs::create_dir(&root).expect("a folder");
-        let ground = Ground { root: root.clone(), tablespaces: Vec::new(), owner: None };
+        let ground = Ground { root: root.clone(), tablespaces: Vec::new(), owner: None, over: false };
         let laid = run(lay::lay(archive, &manifest, &ground, 2, &|_, _| (), &mut None)).map_err(|e| e.to_string())?;
         run(lay::server_manifest(archive, &manifest, &ground)).map_err(|e| e.to_string())?;
         for (path, bytes) in &made.truth {

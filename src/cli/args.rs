@@ -293,9 +293,12 @@ pub struct RestoreArgs {
     /// Backup to start from [default: the newest that can reach the target]
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
-    /// Directory to restore into: absent or empty
+    /// Directory to restore into: absent, empty, or left by an interrupted restore, which is gone on with
     #[arg(long, value_name = "DIR", required_unless_present = "plan")]
     pub pgdata: Option<PathBuf>,
+    /// Over a data directory of the same cluster whose server is stopped: keep what of it is right already, fetch the rest, remove what the backup does not have
+    #[arg(long)]
+    pub delta: bool,
     /// Where a tablespace goes: OLDDIR=NEWDIR; may be given several times
     #[arg(long, value_name = "OLD=NEW")]
     pub tablespace_mapping: Vec<String>,

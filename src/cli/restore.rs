@@ -124,6 +124,7 @@ fn options(common: &Common, cluster: &str, config: &Path, args: &RestoreArgs) ->
         },
         jobs: usize::from(args.jobs),
         account: Account::choose(args.owner.as_deref())?,
+        delta: args.delta,
         keep_archiving: args.keep_archive_mode,
         keep_subscriptions: args.keep_subscriptions,
         upstream: Upstream {
@@ -241,6 +242,14 @@ fn show_restored(restored: &Restored, pgdata: &Path) {
         restored.files,
         pgdata.display()
     ));
+    if restored.kept > 0 || restored.removed > 0 {
+        let (kept, fetched) = (output::bytes(restored.kept), output::bytes(restored.fetched));
+        output::line(format!("kept         {kept} that stood there and were right; {fetched} were fetched"));
+        output::line(format!("removed      {} files and directories that the backup does not have", restored.removed));
+    }
+    if let Some(aside) = &restored.aside {
+        output::line(format!("set aside    what stood in pg_wal: {}; delete it when nobody needs it", aside.display()));
+    }
     for one in &restored.neutralised {
         output::line(format!("neutralised  {} = '{}' (production has '{}')", one.setting, one.now, one.was));
     }

@@ -3,10 +3,10 @@
 //! Also the one file that `wal-fetch` hands to PostgreSQL.
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,7 +19,7 @@ pub struct Owner {
     pub gid: u32,
 }
 
-fn failed(what: &str, path: &Path, cause: std::io::Error) -> Error {
+pub(super) fn failed(what: &str, path: &Path, cause: std::io::Error) -> Error {
     Error::new(Kind::Failed, format!("cannot {what} {}", path.display())).caused_by(cause)
 }
 
@@ -32,7 +32,7 @@ pub fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
 /// Makes one directory (its parent must exist) with exactly this mode; an existing one keeps its content.
 pub fn make_dir(path: &Path, mode: u32, owner: Option<Owner>) -> Result<()> {
     match std::fs::DirBuilder::new().mode(mode).create(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
         Err(e) => return Err(failed("create the directory", path, e)),
         Ok(()) => {}
     }
@@ -40,114 +40,10 @@ pub fn make_dir(path: &Path, mode: u32, owner: Option<Owner>) -> Result<()> {
     give(path, owner)
 }
 
-/// `None` when `path` is absent or an empty directory; else what is in the way. `lost+found` counts as nothing.
-pub fn occupied(path: &Path) -> Result<Option<String>> {
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => return Ok(Some("it is no directory".to_owned())),
-        Err(e) => return Err(failed("read the directory", path, e)),
-    };
-    for entry in entries {
-        let name = entry.map_err(|e| failed("read the directory", path, e))?.file_name();
-        if name != "lost+found" {
-            return Ok(Some(format!("it contains {}", name.display())));
-        }
-    }
-    Ok(None)
-}
-
-/// Stands in a directory that a restore has begun to fill: such a directory may be emptied and begun again.
-const MARK: &str = ".walrecv-restore";
-
-/// Claims `path` for a restore: absent, empty, or left by an interrupted one (which is then cleared). Anything else is `Kind::Usage`, and nothing
-/// is changed. While the mark that is returned is open, no other restore may claim the directory.
-pub fn claim(path: &Path, owner: Option<Owner>) -> Result<File> {
-    let left = if interrupted(path) { Some(lock_left(path)?) } else { None };
-    // Looked at again under the lock: whoever held it may have finished in between.
-    let in_the_way = match &left {
-        Some(Some(_)) if interrupted(path) => None,
-        Some(None) => Some(RUNNING.to_owned()),
-        _ => occupied(path)?,
-    };
-    if let Some(what) = in_the_way {
-        return Err(Error::new(Kind::Usage, format!("{} is occupied: {what}", path.display()))
-            .hint("restore into a new or empty directory"));
-    }
-    if let Some(mark) = left.flatten() {
-        clear(path)?;
-        make_dir(path, 0o700, owner)?;
-        return Ok(mark);
-    }
-    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(|e| failed("create the directory", parent, e))?;
-    }
-    make_dir(path, 0o700, owner)?;
-    let place = path.join(MARK);
-    let mark = create(&place, 0o600)?;
-    if !lock(&mark, &place)? {
-        return Err(Error::new(Kind::Usage, format!("{} is occupied: {RUNNING}", path.display())));
-    }
-    mark.sync_all().map_err(|e| failed("sync", &place, e))?;
-    give(&place, owner)?;
-    sync(path)?;
-    Ok(mark)
-}
-
-/// What a claimed directory would be refused for; nothing is changed.
-pub fn claimable(path: &Path) -> Result<Option<String>> {
-    match interrupted(path) {
-        true => Ok(lock_left(path)?.is_none().then(|| RUNNING.to_owned())),
-        false => occupied(path),
-    }
-}
-
-const RUNNING: &str = "another restore is filling this directory";
-
-/// Whether a restore has begun to fill the directory and has not completed it.
-fn interrupted(path: &Path) -> bool {
-    path.join(MARK).is_file() && !path.join("global/pg_control").exists()
-}
-
-/// Opens and locks the mark of an interrupted restore; `None` when that restore still runs.
-fn lock_left(path: &Path) -> Result<Option<File>> {
-    let place = path.join(MARK);
-    // For writing, which NFS demands of a lock of one's own.
-    let mark = OpenOptions::new().write(true).open(&place).map_err(|e| failed("open", &place, e))?;
-    Ok(lock(&mark, &place)?.then_some(mark))
-}
-
-/// Whether the lock is ours. A file system that has no locks tells nothing of others, so it is no reason to refuse.
-fn lock(mark: &File, place: &Path) -> Result<bool> {
-    match mark.try_lock() {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Ok(true),
-        Err(TryLockError::Error(e)) => Err(failed("lock", place, e)),
-    }
-}
-
-/// Takes the mark away: the restore is complete.
-pub fn unmark(path: &Path) -> Result<()> {
-    let mark = path.join(MARK);
-    std::fs::remove_file(&mark).map_err(|e| failed("remove", &mark, e))?;
-    sync(path)
-}
-
-/// Empties a directory but for the mark, whose lock keeps others away.
-fn clear(path: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(path).map_err(|e| failed("read the directory", path, e))? {
-        let entry = entry.map_err(|e| failed("read the directory", path, e))?;
-        if entry.file_name() == MARK || entry.file_name() == "lost+found" {
-            continue;
-        }
-        let place = entry.path();
-        let directory = entry.file_type().map_err(|e| failed("look at", &place, e))?.is_dir();
-        let removed = if directory { std::fs::remove_dir_all(&place) } else { std::fs::remove_file(&place) };
-        removed.map_err(|e| failed("remove", &place, e))?;
-    }
-    Ok(())
-}
+/// Ends the name of a file that is about to take the place of another.
+const NEW: &str = ".walrecv-new";
+/// Bytes that are looked at together for zeros.
+const ZEROED: usize = 256 << 10;
 
 /// Where a path of a backup goes: the data directory, or the place of a tablespace.
 #[derive(Clone, Debug)]
@@ -156,6 +52,8 @@ pub struct Ground {
     /// Tablespace directories by oid; their files are named `pg_tblspc/<oid>/…`.
     pub tablespaces: Vec<(u32, PathBuf)>,
     pub owner: Option<Owner>,
+    /// Something stands there that may be kept or replaced: an older state of the same cluster, or what an interrupted restore left.
+    pub over: bool,
 }
 
 impl Ground {
@@ -174,45 +72,98 @@ impl Ground {
         Ok(self.root.join(relative))
     }
 
+    /// A directory. Where something stands it keeps its content; what is no directory goes. Of links only that of `pg_wal` stays, which may lie on a disk
+    /// of its own, and what the place of a tablespace is called.
     pub fn directory(&self, path: &[u8], mode: u32) -> Result<()> {
-        make_dir(&self.place(path)?, mode, self.owner)
-    }
-
-    /// A new file of `size` zero bytes, none of them written: what is never written stays a hole.
-    pub fn file(&self, path: &[u8], size: u64, mode: u32) -> Result<()> {
         let place = self.place(path)?;
-        let file = create(&place, mode)?;
-        file.set_len(size).map_err(|e| failed("set the size of", &place, e))?;
-        give(&place, self.owner)
+        if let (true, Some(there)) = (self.over, there(&place)?) {
+            let may_lead = path == b"pg_wal" || self.tablespaces.iter().any(|(_, base)| *base == place);
+            if !(there.is_dir() || may_lead && place.is_dir()) {
+                std::fs::remove_file(&place).map_err(|e| failed("remove", &place, e))?;
+            }
+        }
+        make_dir(&place, mode, self.owner)
     }
 
-    /// A new file with this content, synced.
+    /// A file of `size` bytes: `false` where it is new, and none of its bytes is written (what is never written stays a hole); `true` where one stood
+    /// there, whose bytes stay as far as they go. A file with a second name may be a snapshot's too, which must not change: it is made anew.
+    pub fn file(&self, path: &[u8], size: u64, mode: u32) -> Result<bool> {
+        let place = self.place(path)?;
+        let there = if self.over { there(&place)? } else { None };
+        let kept = there.as_ref().is_some_and(|there| there.is_file() && there.nlink() == 1);
+        let file = match &there {
+            Some(_) if kept => {
+                let file = OpenOptions::new().write(true).open(&place).map_err(|e| failed("open", &place, e))?;
+                set_mode(&file, &place, mode)?;
+                file
+            }
+            Some(there) => {
+                let directory = there.is_dir();
+                let removed = if directory { std::fs::remove_dir_all(&place) } else { std::fs::remove_file(&place) };
+                removed.map_err(|e| failed("remove", &place, e))?;
+                create(&place, mode)?
+            }
+            None => create(&place, mode)?,
+        };
+        file.set_len(size).map_err(|e| failed("set the size of", &place, e))?;
+        give(&place, self.owner)?;
+        Ok(kept && there.is_some_and(|there| there.len() > 0))
+    }
+
+    /// A file with this content, synced; it takes the place of one that stands there in one step.
     pub fn whole_file(&self, path: &[u8], content: &[u8], mode: u32) -> Result<()> {
         let place = self.place(path)?;
-        let mut file = create(&place, mode)?;
-        file.write_all(content).and_then(|()| file.sync_all()).map_err(|e| failed("write", &place, e))?;
-        give(&place, self.owner)
+        let mut name = place.as_os_str().to_owned();
+        name.push(NEW);
+        let new = PathBuf::from(name);
+        // Left by an interrupted restore.
+        match std::fs::remove_file(&new) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("remove", &new, e)),
+            _ => {}
+        }
+        let mut file = create(&new, mode)?;
+        file.write_all(content).and_then(|()| file.sync_all()).map_err(|e| failed("write", &new, e))?;
+        give(&new, self.owner)?;
+        std::fs::rename(&new, &place).map_err(|e| failed("rename to", &place, e))
     }
 
     /// A file made before, to write parts of it in place.
     pub fn open(&self, path: &[u8]) -> Result<Laid> {
         let place = self.place(path)?;
-        let file = OpenOptions::new().write(true).open(&place).map_err(|e| failed("open", &place, e))?;
+        let file = OpenOptions::new().read(true).write(true).open(&place).map_err(|e| failed("open", &place, e))?;
         Ok(Laid { file, place })
     }
 }
 
-/// A link at an absolute place, replacing none.
+/// A link at an absolute place; it replaces another link, or an empty directory, and nothing else.
 pub fn link(place: &Path, target: &Path, owner: Option<Owner>) -> Result<()> {
+    match there(place)? {
+        Some(there) if there.is_symlink() => std::fs::remove_file(place).map_err(|e| failed("remove", place, e))?,
+        Some(there) if there.is_dir() => std::fs::remove_dir(place).map_err(|e| failed("remove", place, e))?,
+        _ => {}
+    }
     std::os::unix::fs::symlink(target, place).map_err(|e| failed("create the link", place, e))?;
     give(place, owner)
 }
 
-fn create(place: &Path, mode: u32) -> Result<File> {
+pub(super) fn create(place: &Path, mode: u32) -> Result<File> {
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(place);
     let file = file.map_err(|e| failed("create", place, e))?;
-    file.set_permissions(PermissionsExt::from_mode(mode)).map_err(|e| failed("set the mode of", place, e))?;
+    set_mode(&file, place, mode)?;
     Ok(file)
+}
+
+fn set_mode(file: &File, place: &Path, mode: u32) -> Result<()> {
+    file.set_permissions(PermissionsExt::from_mode(mode)).map_err(|e| failed("set the mode of", place, e))
+}
+
+/// What stands at a place, links not followed.
+fn there(place: &Path) -> Result<Option<std::fs::Metadata>> {
+    match place.symlink_metadata() {
+        Ok(there) => Ok(Some(there)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed("look at", place, e)),
+    }
 }
 
 /// An open file of the ground.
@@ -224,6 +175,27 @@ pub struct Laid {
 impl Laid {
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file.write_all_at(bytes, offset).map_err(|e| failed("write", &self.place, e))
+    }
+
+    /// Fills the buffer from `offset` on.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(buffer, offset).map_err(|e| failed("read", &self.place, e))
+    }
+
+    /// Makes `len` bytes from `offset` on zero: writes where they are not.
+    pub fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        let (mut buffer, mut at) = (vec![0; ZEROED], offset);
+        let end = offset.saturating_add(len);
+        while at < end {
+            let part = buffer.get_mut(..ZEROED.min((end - at) as usize)).unwrap_or_default();
+            self.read_at(part, at)?;
+            if part.iter().any(|b| *b != 0) {
+                part.fill(0);
+                self.write_at(part, at)?;
+            }
+            at += part.len() as u64;
+        }
+        Ok(())
     }
 }
 
@@ -287,7 +259,7 @@ mod tests {
     use super::*;
 
     fn ground(root: &Path) -> Ground {
-        Ground { root: root.join("data"), tablespaces: vec![(16384, root.join("space"))], owner: None }
+        Ground { root: root.join("data"), tablespaces: vec![(16384, root.join("space"))], owner: None, over: false }
     }
 
     #[test]
@@ -320,39 +292,46 @@ mod tests {
     }
 
     #[test]
-    fn an_occupied_directory_is_named() {
+    fn what_stands_there_is_kept_or_replaced() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(occupied(&root.path().join("absent")).unwrap(), None);
-        std::fs::create_dir(root.path().join("lost+found")).unwrap();
-        assert_eq!(occupied(root.path()).unwrap(), None);
-        std::fs::write(root.path().join("x"), "").unwrap();
-        assert_eq!(occupied(root.path()).unwrap().as_deref(), Some("it contains x"));
-        assert_eq!(occupied(&root.path().join("x")).unwrap().as_deref(), Some("it is no directory"));
+        let ground = Ground { over: true, ..ground(root.path()) };
+        let at = |name: &str| ground.root.join(name);
+        let (outside, wal) = (root.path().join("outside"), root.path().join("wal"));
+        for directory in [&ground.root, &at("base"), &at("base/2"), &outside, &wal] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        std::fs::write(at("base/1"), "a longer one").unwrap();
+        std::fs::write(outside.join("1"), "not ours").unwrap();
+        std::fs::hard_link(outside.join("1"), at("base/two names")).unwrap();
+        std::os::unix::fs::symlink(outside.join("1"), at("base/3")).unwrap();
+        std::os::unix::fs::symlink(&outside, at("log")).unwrap();
+        std::os::unix::fs::symlink(&wal, at("pg_wal")).unwrap();
+
+        assert!(ground.file(b"base/1", 8, 0o640).unwrap());
+        assert_eq!(std::fs::read(at("base/1")).unwrap(), b"a longer");
+        assert_eq!(std::fs::metadata(at("base/1")).unwrap().permissions().mode() & 0o777, 0o640);
+        for replaced in ["base/2", "base/3", "base/two names", "base/new"] {
+            assert!(!ground.file(replaced.as_bytes(), 3, 0o600).unwrap(), "{replaced}");
+            assert_eq!(std::fs::read(at(replaced)).unwrap(), [0; 3], "{replaced}");
+        }
+        ground.directory(b"log", 0o700).unwrap();
+        ground.directory(b"pg_wal", 0o700).unwrap();
+        assert!(at("log").is_dir() && !at("log").is_symlink() && at("pg_wal").is_symlink());
+        assert_eq!(std::fs::read(outside.join("1")).unwrap(), b"not ours");
+        ground.whole_file(b"base/1", b"whole", 0o600).unwrap();
+        assert_eq!(std::fs::read(at("base/1")).unwrap(), b"whole");
     }
 
     #[test]
-    fn only_what_an_interrupted_restore_left_is_cleared() {
+    fn bytes_are_made_zero_where_they_are_not() {
         let root = tempfile::tempdir().unwrap();
-        let (ours, theirs) = (root.path().join("a/b/ours"), root.path().join("theirs"));
-        let running = claim(&ours, None).unwrap();
-        std::fs::create_dir(ours.join("base")).unwrap();
-        std::fs::write(ours.join("base/1"), "x").unwrap();
-        assert_eq!(claim(&ours, None).unwrap_err().kind(), Kind::Usage, "the first one still runs");
-        assert_eq!(claimable(&ours).unwrap().as_deref(), Some(RUNNING));
-        assert!(ours.join("base/1").exists());
-        drop(running);
-        assert_eq!(claimable(&ours).unwrap(), None);
-        let again = claim(&ours, None).unwrap();
-        assert!(!ours.join("base").exists() && ours.join(MARK).exists());
-        assert_eq!(claimable(&ours).unwrap().as_deref(), Some(RUNNING));
-        drop(again);
-        std::fs::create_dir(ours.join("global")).unwrap();
-        std::fs::write(ours.join("global/pg_control"), "x").unwrap();
-        assert_eq!(claim(&ours, None).unwrap_err().kind(), Kind::Usage, "a complete one is somebody's");
-        std::fs::create_dir(&theirs).unwrap();
-        std::fs::write(theirs.join("x"), "x").unwrap();
-        assert_eq!(claim(&theirs, None).unwrap_err().kind(), Kind::Usage);
-        assert!(theirs.join("x").exists() && !theirs.join(MARK).exists());
+        let ground = Ground { root: root.path().to_path_buf(), ..ground(root.path()) };
+        std::fs::write(root.path().join("x"), vec![7; ZEROED * 2 + 9]).unwrap();
+        ground.open(b"x").unwrap().zero(3, ZEROED as u64 + 5).unwrap();
+        let content = std::fs::read(root.path().join("x")).unwrap();
+        let zeros: Vec<usize> = (0..content.len()).filter(|at| content[*at] == 0).collect();
+        assert_eq!(zeros, (3..ZEROED + 8).collect::<Vec<_>>());
+        assert!(ground.open(b"x").unwrap().zero(ZEROED as u64 * 2, 10).is_err(), "past the end");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! [`medium`] is the seam to the file systems: [`durable`] and [`tail_file`] reach them only through it.
 
 pub mod ahead;
+pub mod claim;
+pub mod clear;
 pub mod desk;
 pub mod durable;
 pub mod lane;

@@ -1,12 +1,13 @@
 //! After the files: recovery settings, the plan file, missing configuration files, tablespace links.
 
 use std::collections::BTreeSet;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::decide::Bounds;
+use super::ground::Claimed;
 use super::plan_file::{Access, PlanFile};
 use super::recovery::{self, Neutralised, Scratch, Upstream, Wishes};
 use super::server::Account;
@@ -31,6 +32,8 @@ pub struct Options {
     pub jobs: usize,
     /// Who gets the files; `None`: this process's user.
     pub account: Option<Account>,
+    /// Over a data directory of the same cluster: what is right of it stays, all else goes.
+    pub delta: bool,
     /// Leave `archive_mode` as production has it.
     pub keep_archiving: bool,
     /// Leave production's subscriptions at work.
@@ -49,8 +52,14 @@ pub struct Options {
 pub struct Restored {
     pub files: u64,
     pub bytes: u64,
+    /// Bytes of these that stood there already, and were right.
+    pub kept: u64,
     /// Bytes of packs that were fetched.
     pub fetched: u64,
+    /// Files and directories that were removed, since the backup does not have them.
+    pub removed: u64,
+    /// Where the WAL lies that stood in `pg_wal`.
+    pub aside: Option<PathBuf>,
     pub neutralised: Vec<Neutralised>,
     /// Settings below what recovery demands, and what they were raised to.
     pub raised: Vec<Neutralised>,
@@ -62,45 +71,16 @@ pub struct Restored {
     pub bad_pages: u64,
 }
 
-/// Where everything goes. A mapping that fits no tablespace, or puts two into one place, is refused.
-pub fn ground(manifest: &Manifest, options: &Options) -> Result<Ground> {
-    if !options.pgdata.is_absolute() {
-        return Err(Error::new(Kind::Usage, format!("{} is no absolute path", options.pgdata.display())));
-    }
-    let mut unused: Vec<_> = options.tablespaces.iter().collect();
-    let mut tablespaces = Vec::new();
-    for tablespace in &manifest.tablespaces {
-        let old = PathBuf::from(std::ffi::OsString::from_vec(tablespace.location.0.clone()));
-        // One inside the data directory moves with it.
-        if !old.is_absolute() {
-            continue;
-        }
-        let new = unused.iter().position(|(from, _)| *from == old).map(|at| unused.remove(at).1.clone());
-        tablespaces.push((tablespace.oid, new.unwrap_or(old)));
-    }
-    if let Some((old, _)) = unused.first() {
-        let known: Vec<_> =
-            manifest.tablespaces.iter().map(|t| String::from_utf8_lossy(&t.location.0).into_owned()).collect();
-        return Err(Error::new(Kind::Usage, format!("the backup has no tablespace at {}", old.display())).hint(
-            format!("its tablespaces are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
-        ));
-    }
-    let places: BTreeSet<_> = tablespaces.iter().map(|(_, place)| place).chain([&options.pgdata]).collect();
-    if places.len() != tablespaces.len() + 1 {
-        return Err(Error::new(Kind::Usage, "two tablespaces, or one and the data directory, would share a place"));
-    }
-    Ok(Ground { root: options.pgdata.clone(), tablespaces, owner: options.account.as_ref().map(|a| a.ids) })
-}
-
 /// Writes all that makes the laid files a recovery.
 pub async fn configure(
     archive: &Archive,
     access: Access,
     prepared: &Prepared,
     options: &Options,
-    ground: &Ground,
+    claimed: &Claimed,
     laid: &Laid,
 ) -> Result<Restored> {
+    let ground = &claimed.ground;
     let manifest = &prepared.choice.manifest;
     for folder in [&b"pg_wal"[..], b"pg_wal/archive_status"] {
         ground.directory(folder, if laid.group_access { 0o750 } else { 0o700 })?;
@@ -128,7 +108,10 @@ pub async fn configure(
     Ok(Restored {
         files: laid.files + 1 + u64::from(manifest.tablespace_map.is_some()),
         bytes: laid.bytes,
+        kept: laid.kept,
         fetched: laid.fetched,
+        removed: laid.removed,
+        aside: claimed.aside.clone(),
         neutralised: conf.neutralised,
         raised: conf.raised,
         outside: conf.outside,

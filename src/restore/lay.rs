@@ -1,7 +1,8 @@
 //! Lays a backup back: files at full size first, then pack by pack, each fetched once, its pages written in place. Memory: the packs in
 //! flight and one window of runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,6 +11,8 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::listing::{self, Listing, Tally};
 use super::{pack, stock};
 use crate::archive::Archive;
+use crate::disk::claim::{self, MARK};
+use crate::disk::clear::{self, Fate};
 use crate::disk::lay::{self, Ground};
 use crate::error::{Error, Kind, Result};
 use crate::seal::content::manifest::Manifest;
@@ -45,19 +48,39 @@ pub struct PackJob {
     pub pieces: Vec<Piece>,
 }
 
-/// The files of a window.
-#[derive(Default)]
-pub struct Files {
-    pub paths: Vec<Vec<u8>>,
-    /// One for each path, where a manifest is written; else none.
-    pub tallies: Vec<Tally>,
+/// A file that gets bytes.
+pub struct Filling {
+    pub path: Vec<u8>,
+    /// Where a manifest is written.
+    pub tally: Option<Tally>,
+    /// It stood there: what of it is right already is not fetched.
+    pub stood: bool,
 }
 
 #[derive(Default)]
 struct Window {
-    files: Files,
+    files: Vec<Filling>,
     jobs: BTreeMap<(String, u32), PackJob>,
+    /// Bytes of files that stood there and that are to be zero: file, offset, length.
+    zeros: Vec<(u32, u64, u64)>,
     pieces: usize,
+}
+
+/// Paths of the backup, by their hash: a million take about 20 MiB.
+#[derive(Clone, Debug, Default)]
+pub struct Paths {
+    state: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Paths {
+    fn insert(&mut self, path: &[u8]) {
+        self.hashes.insert(self.state.hash_one(path));
+    }
+
+    fn contains(&self, path: &[u8]) -> bool {
+        self.hashes.contains(&self.state.hash_one(path))
+    }
 }
 
 /// What was laid.
@@ -65,11 +88,24 @@ struct Window {
 pub struct Laid {
     pub files: u64,
     pub bytes: u64,
+    /// Of these, those that stood there already.
+    pub kept: u64,
     pub fetched: u64,
+    pub removed: u64,
+    /// Everything that stands there because of the maps.
+    pub paths: Paths,
     /// `global/pg_control`, which is written last.
     pub control: Vec<u8>,
     /// The group may read the data directory (`initdb --allow-group-access`).
     pub group_access: bool,
+}
+
+/// Counts while several packs are at work.
+#[derive(Default)]
+struct Counts {
+    done: AtomicU64,
+    kept: AtomicU64,
+    fetched: AtomicU64,
 }
 
 /// Lays all files of the backup but pg_control, backup_label and tablespace_map, and names them in the `listing`. Nothing is synced yet.
@@ -85,9 +121,9 @@ pub async fn lay(
     let mut window = Window::default();
     let mut laid = Laid::default();
     let mut control = None;
-    let done = AtomicU64::new(0);
-    let fetched = AtomicU64::new(0);
+    let counts = Counts::default();
     let total = manifest.sizes.total;
+    let work = Work { archive, ground, jobs, counts: &counts, progress: &|done| progress(done, total) };
     loop {
         let step = merge.step().map_err(|e| stock::malformed("map", e))?;
         match step {
@@ -102,25 +138,38 @@ pub async fn lay(
                 laid.group_access |= file.path == b"base" && file.mode & 0o050 == 0o050;
                 laid.files += u64::from(file.kind.unit().is_some());
                 laid.bytes += file.size;
+                demand_directory(&file, &laid.paths)?;
+                laid.paths.insert(&file.path);
                 let zero = begin(ground, file, &mut window, listing.is_some())?;
-                progress(done.fetch_add(zero, Ordering::Relaxed) + zero, total);
+                work.done(zero);
             }
             Step::End => break,
         }
         if window.pieces >= WINDOW {
-            let full = std::mem::take(&mut window);
-            let files = flush(archive, ground, full, jobs, &done, &fetched, &|d| progress(d, total)).await?;
+            let files = work.flush(std::mem::take(&mut window)).await?;
             list(listing, &files)?;
         }
     }
-    let files = flush(archive, ground, window, jobs, &done, &fetched, &|d| progress(d, total)).await?;
+    let files = work.flush(window).await?;
     list(listing, &files)?;
     let control = control.ok_or_else(|| Error::new(Kind::Corrupt, "the backup has no global/pg_control"))?;
     laid.control = pack::small_file(archive, &control).await?;
     laid.files += 1;
     laid.bytes += control.size;
-    laid.fetched = fetched.into_inner();
+    laid.kept = counts.kept.into_inner();
+    laid.fetched = counts.fetched.into_inner();
     Ok(laid)
+}
+
+/// The directory of a file comes before it. One that the backup does not name might be a link that leads elsewhere.
+fn demand_directory(file: &File, paths: &Paths) -> Result<()> {
+    let Some(end) = file.path.iter().rposition(|b| *b == b'/') else { return Ok(()) };
+    let directory = file.path.get(..end).unwrap_or_default();
+    if file.kind.unit().is_none() || directory == b"pg_wal" || paths.contains(directory) {
+        return Ok(());
+    }
+    let shown = String::from_utf8_lossy(&file.path);
+    Err(Error::new(Kind::Corrupt, format!("the backup holds {shown:?}, and not its directory")))
 }
 
 async fn map_part(archive: &Archive, manifest: &Manifest, map: usize, part: u32) -> Result<Vec<u8>> {
@@ -145,16 +194,21 @@ fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool) -> Resu
         }
         // WAL comes from the archive alone: leftovers would be replayed where it ends.
         _ if in_wal => return Ok(file.size),
-        EntryKind::Pages | EntryKind::Bytes => ground.file(&file.path, file.size, file.mode)?,
+        EntryKind::Pages | EntryKind::Bytes => {}
     }
+    let stood = ground.file(&file.path, file.size, file.mode)?;
     let unit = file.kind.unit().map_or(1, |u| u.bytes());
-    let number = window.files.paths.len() as u32;
-    window.files.tallies.extend(listed.then(|| Tally::of(&file)));
+    let number = window.files.len() as u32;
+    let tally = listed.then(|| Tally::of(&file));
     let mut zero = 0;
     for Run { first, count, source } in file.runs {
         let (at, len) = (first * unit, count * unit);
         let Source::Pack { pack, frame, offset } = source else {
             zero += len;
+            if stood {
+                window.zeros.push((number, at, len));
+                window.pieces += 1;
+            }
             continue;
         };
         let len = u32::try_from(len).map_err(|_| Error::new(Kind::Corrupt, "a run of a map is longer than a frame"))?;
@@ -163,42 +217,94 @@ fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool) -> Resu
         job.pieces.push(Piece { at, len, file: number, frame, offset });
         window.pieces += 1;
     }
-    window.files.paths.push(file.path);
+    window.files.push(Filling { path: file.path, tally, stood });
     Ok(zero)
 }
 
-/// Fetches the packs of a window, `jobs` at a time, and writes their pieces.
-async fn flush(
-    archive: &Archive,
-    ground: &Ground,
-    window: Window,
+/// What fetching and writing needs to know.
+struct Work<'a> {
+    archive: &'a Archive,
+    ground: &'a Ground,
     jobs: usize,
-    done: &AtomicU64,
-    fetched: &AtomicU64,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<Arc<Files>> {
-    let files = Arc::new(window.files);
-    let work = |job: PackJob| {
-        let files = files.clone();
-        async move {
-            let bytes = pack::write_out(archive, ground, &files, job).await?;
-            fetched.fetch_add(bytes.fetched, Ordering::Relaxed);
-            progress(done.fetch_add(bytes.written, Ordering::Relaxed) + bytes.written);
-            Ok::<(), Error>(())
+    counts: &'a Counts,
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Work<'_> {
+    fn done(&self, bytes: u64) {
+        (self.progress)(self.counts.done.fetch_add(bytes, Ordering::Relaxed) + bytes);
+    }
+
+    /// Fetches the packs of a window, `jobs` at a time, and writes their pieces.
+    async fn flush(&self, window: Window) -> Result<Arc<Vec<Filling>>> {
+        let Window { files, jobs, zeros, .. } = window;
+        let files = Arc::new(files);
+        if !zeros.is_empty() {
+            let (ground, files) = (self.ground.clone(), files.clone());
+            let zeroed = tokio::task::spawn_blocking(move || make_zero(&ground, &files, &zeros)).await;
+            zeroed.map_err(|e| Error::new(Kind::Failed, "writing files was interrupted").caused_by(e))??;
         }
-    };
-    stream::iter(window.jobs.into_values())
-        .map(work)
-        .buffer_unordered(jobs.max(1))
-        .try_for_each(|()| async { Ok(()) })
-        .await?;
-    Ok(files)
+        let work = |job: PackJob| {
+            let files = files.clone();
+            async move {
+                let moved = pack::write_out(self.archive, self.ground, &files, job).await?;
+                self.counts.fetched.fetch_add(moved.fetched, Ordering::Relaxed);
+                self.counts.kept.fetch_add(moved.kept, Ordering::Relaxed);
+                self.done(moved.written + moved.kept);
+                Ok::<(), Error>(())
+            }
+        };
+        stream::iter(jobs.into_values())
+            .map(work)
+            .buffer_unordered(self.jobs.max(1))
+            .try_for_each(|()| async { Ok(()) })
+            .await?;
+        Ok(files)
+    }
+}
+
+fn make_zero(ground: &Ground, files: &[Filling], zeros: &[(u32, u64, u64)]) -> Result<()> {
+    for of_one in zeros.chunk_by(|a, b| a.0 == b.0) {
+        let Some(file) = of_one.first().and_then(|(file, _, _)| files.get(*file as usize)) else { continue };
+        let open = ground.open(&file.path)?;
+        of_one.iter().try_for_each(|(_, at, len)| open.zero(*at, *len))?;
+    }
+    Ok(())
 }
 
 /// All bytes of these files were written.
-fn list(listing: &mut Option<Listing>, files: &Files) -> Result<()> {
+fn list(listing: &mut Option<Listing>, files: &[Filling]) -> Result<()> {
     let Some(listing) = listing else { return Ok(()) };
-    files.paths.iter().zip(&files.tallies).try_for_each(|(path, tally)| listing.laid(path, tally))
+    let tallied = files.iter().filter_map(|file| Some((file, file.tally.as_ref()?)));
+    for (file, tally) in tallied {
+        listing.laid(&file.path, tally)?;
+    }
+    Ok(())
+}
+
+/// Removes what stands there and is not in the backup, where something may. `manifest`: a backup_manifest is written, or is going to be. Of a
+/// tablespace's place only what the backup has a directory for is looked into: the folders of other versions belong to other servers.
+pub fn prune(ground: &Ground, paths: &Paths, manifest: bool) -> Result<u64> {
+    if !ground.over {
+        return Ok(0);
+    }
+    let linked = |path: &[u8]| ground.tablespaces.iter().any(|(oid, _)| path == format!("pg_tblspc/{oid}").as_bytes());
+    let mut removed = clear::prune(&ground.root, b"", &|path| match path {
+        b"pg_wal" | b"lost+found" => Fate::Leave,
+        b"backup_manifest" if manifest => Fate::Leave,
+        _ if path == MARK.as_bytes() || linked(path) => Fate::Leave,
+        _ if paths.contains(path) => Fate::Keep,
+        _ => Fate::Remove,
+    })?;
+    for (oid, place) in &ground.tablespaces {
+        let above = format!("pg_tblspc/{oid}").into_bytes();
+        removed += clear::prune(place, &above, &|path| match path.iter().filter(|b| **b == b'/').count() {
+            _ if paths.contains(path) => Fate::Keep,
+            2 => Fate::Leave,
+            _ => Fate::Remove,
+        })?;
+    }
+    Ok(removed)
 }
 
 /// PostgreSQL's own backup_manifest, byte for byte, where the backup has one.
@@ -215,16 +321,19 @@ pub async fn seal_off(ground: &Ground, laid: Laid, jobs: usize) -> Result<()> {
     let ground = ground.clone();
     let mode = if laid.group_access { 0o640 } else { 0o600 };
     let work = move || -> Result<()> {
-        let tablespaces = ground.tablespaces.iter().map(|(_, place)| place);
-        for root in std::iter::once(&ground.root).chain(tablespaces.clone()) {
-            lay::sync_tree(root, jobs)?;
+        let tablespaces = ground.tablespaces.iter().map(|(_, place)| place.clone());
+        let wal = ground.root.join("pg_wal");
+        let wal = wal.is_symlink().then(|| std::fs::canonicalize(&wal)).transpose();
+        let wal = wal.map_err(|e| Error::new(Kind::Failed, "cannot tell where pg_wal leads").caused_by(e))?;
+        for root in std::iter::once(ground.root.clone()).chain(tablespaces.clone()).chain(wal) {
+            lay::sync_tree(&root, jobs)?;
         }
         for tablespace in tablespaces {
-            lay::unmark(tablespace)?;
+            claim::unmark(&tablespace)?;
         }
         ground.whole_file(CONTROL, &laid.control, mode)?;
         lay::sync(&ground.root.join("global"))?;
-        lay::unmark(&ground.root)
+        claim::unmark(&ground.root)
     };
     let finished = tokio::task::spawn_blocking(work).await;
     finished.map_err(|e| Error::new(Kind::Failed, "syncing the files was interrupted").caused_by(e))?
@@ -237,7 +346,7 @@ mod tests {
     #[test]
     fn a_link_is_refused_a_directory_is_made() {
         let root = tempfile::tempdir().unwrap();
-        let ground = Ground { root: root.path().to_path_buf(), tablespaces: Vec::new(), owner: None };
+        let ground = Ground { root: root.path().to_path_buf(), tablespaces: Vec::new(), owner: None, over: false };
         let entry = |path: &str, kind| File {
             path: path.into(),
             kind,

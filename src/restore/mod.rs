@@ -8,10 +8,13 @@ pub mod choose;
 mod configure;
 pub mod decide;
 pub mod fetch;
+mod ground;
 pub mod hand_over;
+mod keep;
 pub mod lay;
 mod listing;
 mod look;
+mod occupant;
 mod pack;
 pub mod plan;
 pub mod plan_file;
@@ -39,7 +42,7 @@ pub use target::{Action, Target};
 pub use crate::archive::path;
 
 use crate::archive::Archive;
-use crate::disk::lay::{self as disk_lay, Ground};
+use crate::disk::lay::Ground;
 use crate::error::{Error, Kind, Result};
 use crate::pg::TimelineId;
 
@@ -73,20 +76,14 @@ pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<Timeline
     })
 }
 
-/// Everything that can be refused before a byte is copied: directories, tablespaces, paths.
+/// Everything that can be refused before a byte is copied: directories, tablespaces, paths, a server at work.
 pub fn check(prepared: &Prepared, options: &Options) -> Result<Ground> {
-    let ground = configure::ground(&prepared.choice.manifest, options)?;
-    for place in std::iter::once(&ground.root).chain(ground.tablespaces.iter().map(|(_, place)| place)) {
-        if let Some(what) = disk_lay::claimable(place)? {
-            return Err(Error::new(Kind::Usage, format!("{} is occupied: {what}", place.display()))
-                .hint("restore into a new or empty directory; nothing was changed"));
-        }
-    }
-    Ok(ground)
+    ground::look(prepared, options)
 }
 
 /// Lays the backup back and writes the recovery settings and the plan. The target directories must be absent, empty, or left by an
-/// interrupted restore; otherwise nothing is changed. Success means everything is synced.
+/// interrupted restore, which is gone on with; with [`Options::delta`] the data directory may be one of the same cluster. Otherwise nothing is changed. Success
+/// means everything is synced.
 pub async fn restore(
     archive: &Archive,
     access: Access,
@@ -94,24 +91,20 @@ pub async fn restore(
     options: &Options,
     progress: lay::Progress<'_>,
 ) -> Result<Restored> {
-    let ground = check(prepared, options)?;
-    let manifest = &prepared.choice.manifest;
     // Held to the end: a second restore into the same place must not take this one for interrupted.
-    let mut claims = vec![disk_lay::claim(&ground.root, ground.owner)?];
-    for (_, place) in &ground.tablespaces {
-        claims.push(disk_lay::claim(place, ground.owner)?);
-    }
-    let mut listing = listing::Listing::begin(archive, manifest, &ground).await?;
-    let laid = lay::lay(archive, manifest, &ground, options.jobs, progress, &mut listing).await?;
+    let claimed = ground::claim(prepared, options)?;
+    let (manifest, ground) = (&prepared.choice.manifest, &claimed.ground);
+    let mut listing = listing::Listing::begin(archive, manifest, ground).await?;
+    let mut laid = lay::lay(archive, manifest, ground, options.jobs, progress, &mut listing).await?;
+    laid.removed = lay::prune(ground, &laid.paths, listing.is_some() || manifest.server_manifest.is_some())?;
     if listing.is_none() {
-        lay::server_manifest(archive, manifest, &ground).await?;
+        lay::server_manifest(archive, manifest, ground).await?;
     }
-    let restored = configure::configure(archive, access, prepared, options, &ground, &laid).await?;
+    let restored = configure::configure(archive, access, prepared, options, &claimed, &laid).await?;
     if let Some(listing) = listing {
-        listing.finish(&ground, &laid, &restored.written)?;
+        listing.finish(ground, &laid, &restored.written)?;
     }
-    lay::seal_off(&ground, laid, options.jobs).await?;
-    drop(claims);
+    lay::seal_off(ground, laid, options.jobs).await?;
     Ok(restored)
 }
 

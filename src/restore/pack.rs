@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::lay::{Files, PackJob, Piece};
-use super::stock;
+use super::lay::{Filling, PackJob, Piece};
+use super::{keep, stock};
 use crate::archive::Archive;
 use crate::disk::lay::Ground;
 use crate::error::{Error, Kind, Result};
@@ -15,6 +15,7 @@ use crate::seal::content::contents::Contents;
 use crate::seal::content::map::{File, PackPlace, Source};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::Opener;
+use crate::seal::page_hash::PageHasher;
 
 /// Frames closer than this are fetched together with what lies between them.
 const JOIN: u64 = 1 << 20;
@@ -23,25 +24,62 @@ const JOIN: u64 = 1 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Moved {
     pub fetched: u64,
+    /// Bytes that stood in their files already.
+    pub kept: u64,
     pub written: u64,
 }
 
-/// Fetches, opens and writes everything that a window needs of one pack.
-pub async fn write_out(archive: &Archive, ground: &Ground, files: &Arc<Files>, mut job: PackJob) -> Result<Moved> {
+/// Fetches, opens and writes everything that a window needs of one pack. Where files stood there, its contents list comes first, and only what is not right already.
+pub async fn write_out(
+    archive: &Archive,
+    ground: &Ground,
+    files: &Arc<Vec<Filling>>,
+    mut job: PackJob,
+) -> Result<Moved> {
     job.pieces.sort_unstable_by_key(|p| (p.frame, p.offset));
     let name = archive.names.pack(job.pack.backup.as_str(), job.pack.number);
+    let mut moved = Moved::default();
+    if job.pieces.iter().any(|p| files.get(p.file as usize).is_some_and(|file| file.stood)) {
+        let list = stock::needed(archive.repo.get_range(&name, list_range(&job.pack, &name)?).await?, &name)?;
+        moved.fetched += list.len() as u64;
+        let (archive, ground, files, name) = (archive.clone(), ground.clone(), files.clone(), name.clone());
+        let work = move || compare(&archive, &ground, &files, job, &name, &list);
+        (job, moved.kept) = blocking(work).await?;
+        if job.pieces.is_empty() {
+            return Ok(moved);
+        }
+    }
     let ranges = ranges(&job, &name)?;
     let mut chunks = Vec::with_capacity(ranges.len());
     for range in ranges {
         let bytes = stock::needed(archive.repo.get_range(&name, range.clone()).await?, &name)?;
         chunks.push((range.start, bytes));
     }
-    let fetched = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    moved.fetched += chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
     let (archive, ground, files) = (archive.clone(), ground.clone(), files.clone());
-    let work = move || write_pieces(&archive, &ground, &files, &job, &name, &chunks);
-    let written = tokio::task::spawn_blocking(work).await;
-    let written = written.map_err(|e| Error::new(Kind::Failed, "writing files was interrupted").caused_by(e))??;
-    Ok(Moved { fetched, written })
+    moved.written = blocking(move || write_pieces(&archive, &ground, &files, &job, &name, &chunks)).await?;
+    Ok(moved)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Error::new(Kind::Failed, "writing files was interrupted").caused_by(e))?
+}
+
+/// Takes out of a job what stands in its files already.
+fn compare(
+    archive: &Archive,
+    ground: &Ground,
+    files: &[Filling],
+    job: PackJob,
+    name: &str,
+    list: &[u8],
+) -> Result<(PackJob, u64)> {
+    let opener = opener(archive, &job.pack, name)?;
+    let contents = contents(&opener, &job.pack, list, name)?;
+    let hasher = PageHasher::new(archive.keys.secret());
+    let (pieces, kept) = keep::missing(ground, files, &contents, &hasher, &job.pieces, name)?;
+    Ok((PackJob { pieces, ..job }, kept))
 }
 
 fn opener(archive: &Archive, pack: &PackPlace, name: &str) -> Result<Opener> {
@@ -57,21 +95,23 @@ fn contents(opener: &Opener, pack: &PackPlace, sealed: &[u8], name: &str) -> Res
 
 /// Where a map is wrong about a place, the page that stands there would open all the same: only the pack's own list tells.
 fn demand_stands(contents: &Contents, at: &Piece, path: &[u8], name: &str) -> Result<()> {
-    contents.stands(at.frame, at.offset, path, at.at, u64::from(at.len)).map_err(|found| {
-        let shown = String::from_utf8_lossy(path);
-        let text = format!(
-            "a map says that {} bytes at {} of {shown:?} stand in frame {} of {name}, byte {}: {found}",
-            at.len, at.at, at.frame, at.offset
-        );
-        Error::new(Kind::Corrupt, text).hint("restore from another backup, and see what `walrecv verify --deep` says")
-    })
+    let stands = contents.stands(at.frame, at.offset, path, at.at, u64::from(at.len));
+    stands.map_err(|found| misplaced(at, path, name, &found))
+}
+
+/// A map and a pack that do not say the same.
+pub fn misplaced(at: &Piece, path: &[u8], name: &str, found: &str) -> Error {
+    let shown = String::from_utf8_lossy(path);
+    let text = format!(
+        "a map says that {} bytes at {} of {shown:?} stand in frame {} of {name}, byte {}: {found}",
+        at.len, at.at, at.frame, at.offset
+    );
+    Error::new(Kind::Corrupt, text).hint("restore from another backup, and see what `walrecv verify --deep` says")
 }
 
 /// The bytes of the pack that hold its contents list and the frames of these pieces (sorted by frame), neighbours joined.
 fn ranges(job: &PackJob, name: &str) -> Result<Vec<Range<u64>>> {
-    let list = job.pack.frames.first().ok_or_else(|| no_frame(name, 0))?;
-    let list = list.offset..list.offset + u64::from(list.len);
-    let mut out: Vec<Range<u64>> = [list].into();
+    let mut out = vec![list_range(&job.pack, name)?];
     for piece in &job.pieces {
         let place = job.pack.frames.get(piece.frame as usize).ok_or_else(|| no_frame(name, piece.frame))?;
         let (start, end) = (place.offset, place.offset + u64::from(place.len));
@@ -83,6 +123,11 @@ fn ranges(job: &PackJob, name: &str) -> Result<Vec<Range<u64>>> {
     Ok(out)
 }
 
+fn list_range(pack: &PackPlace, name: &str) -> Result<Range<u64>> {
+    let list = pack.frames.first().ok_or_else(|| no_frame(name, 0))?;
+    Ok(list.offset..list.offset + u64::from(list.len))
+}
+
 fn no_frame(name: &str, frame: u32) -> Error {
     Error::new(Kind::Corrupt, format!("{name} has no frame {frame}, but a map names it"))
 }
@@ -90,7 +135,7 @@ fn no_frame(name: &str, frame: u32) -> Error {
 fn write_pieces(
     archive: &Archive,
     ground: &Ground,
-    files: &Files,
+    files: &[Filling],
     job: &PackJob,
     name: &str,
     chunks: &[(u64, Bytes)],
@@ -111,7 +156,7 @@ fn write_pieces(
                 .map_err(|e| stock::refused(name, e))?;
             opened = Some(piece.frame);
         }
-        let path = path_of(&files.paths, piece)?;
+        let Filling { path, tally, .. } = filling(files, piece)?;
         demand_stands(&contents, piece, path, name)?;
         let bytes = piece_of(&plain, piece.offset, u64::from(piece.len), name)?;
         // Pieces come frame by frame and a frame holds few files: a handful of open files is enough.
@@ -123,7 +168,7 @@ fn write_pieces(
             std::collections::hash_map::Entry::Vacant(place) => place.insert(ground.open(path)?),
         };
         file.write_at(bytes, piece.at)?;
-        if let Some(tally) = files.tallies.get(piece.file as usize) {
+        if let Some(tally) = tally {
             tally.add(piece.at, bytes);
         }
         written += bytes.len() as u64;
@@ -131,9 +176,8 @@ fn write_pieces(
     Ok(written)
 }
 
-fn path_of<'a>(paths: &'a [Vec<u8>], piece: &Piece) -> Result<&'a [u8]> {
-    let path = paths.get(piece.file as usize).map(Vec::as_slice);
-    path.ok_or_else(|| Error::new(Kind::Failed, "a piece belongs to no file"))
+pub fn filling<'a>(files: &'a [Filling], piece: &Piece) -> Result<&'a Filling> {
+    files.get(piece.file as usize).ok_or_else(|| Error::new(Kind::Failed, "a piece belongs to no file"))
 }
 
 fn sealed_frame<'a>(pack: &PackPlace, frame: u32, chunks: &'a [(u64, Bytes)], name: &str) -> Result<&'a [u8]> {
@@ -175,9 +219,7 @@ pub async fn small_file(archive: &Archive, file: &File) -> Result<Vec<u8>> {
         let sealed = stock::needed(archive.repo.get_range(&name, range).await?, &name)?;
         let opener = opener(archive, pack, &name)?;
         let plain = opener.frame(&sealed, *frame, pack.is_last(*frame)).map_err(|e| stock::refused(&name, e))?;
-        let list = pack.frames.first().ok_or_else(|| no_frame(&name, 0))?;
-        let list = list.offset..list.offset + u64::from(list.len);
-        let list = stock::needed(archive.repo.get_range(&name, list).await?, &name)?;
+        let list = stock::needed(archive.repo.get_range(&name, list_range(pack, &name)?).await?, &name)?;
         let contents = contents(&opener, pack, &list, &name)?;
         // No longer than the file, which is small.
         let len = (run.count * unit) as u32;

@@ -115,6 +115,44 @@ impl Contents {
     /// Whether `len` bytes at byte `offset` of a frame's plaintext are those from byte `first` of the file `path`; else what stands there. A map says so: written by
     /// other code at another time, under an authentication of its own, so that where the two agree no page comes from a wrong place.
     pub fn stands(&self, frame: u32, offset: u32, path: &[u8], first: u64, len: u64) -> Result<(), String> {
+        self.walk(frame, offset, path, first, len, &mut |_, _, _| ())
+    }
+
+    /// As [`Contents::stands`], with the hash of each 8192 of these bytes, the last time of fewer; `None` where the list has no hashes for just these bytes, because
+    /// they begin or end inside of what was hashed as one.
+    pub fn hashes(
+        &self,
+        frame: u32,
+        offset: u32,
+        path: &[u8],
+        first: u64,
+        len: u64,
+    ) -> Result<Option<Vec<PageHash>>, String> {
+        let chunk = CHUNK as u64;
+        let (mut hashes, mut done) = (Some(Vec::new()), 0);
+        self.walk(frame, offset, path, first, len, &mut |piece, from, to| {
+            let ends = to % chunk == 0 || to == piece.count.saturating_mul(piece.unit.bytes());
+            let whole = from % chunk == 0 && ends && done % chunk == 0;
+            done += to - from;
+            let found = piece.hashes.get((from / chunk) as usize..to.div_ceil(chunk) as usize);
+            match (&mut hashes, found.filter(|_| whole)) {
+                (Some(known), Some(found)) => known.extend_from_slice(found),
+                _ => hashes = None,
+            }
+        })?;
+        Ok(hashes)
+    }
+
+    /// Goes through the pieces that hold these bytes, and says of each from where to where in it they lie.
+    fn walk(
+        &self,
+        frame: u32,
+        offset: u32,
+        path: &[u8],
+        first: u64,
+        len: u64,
+        take: &mut dyn FnMut(&Piece, u64, u64),
+    ) -> Result<(), String> {
         let pieces = (frame as usize).checked_sub(1).and_then(|index| self.frames.get(index));
         let Some(pieces) = pieces else { return Err(format!("the pack lists {} frames", self.frames.len())) };
         let (mut begin, mut from) = (u64::from(offset), first);
@@ -130,6 +168,7 @@ impl Contents {
                     return Err(format!("the pack says that bytes at {says} of {shown:?} stand there"));
                 }
                 let taken = until.min(end) - begin;
+                take(piece, begin - place, begin - place + taken);
                 (begin, from) = (begin + taken, from + taken);
                 if begin == end {
                     return Ok(());
@@ -238,6 +277,41 @@ mod tests {
                 assert!(shorter.stored.is_empty(), "cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn hashes_are_those_of_just_these_bytes() {
+        let mut writer = ContentsWriter::new(&id(), 7);
+        let hash = |n: u64| PageHash(n);
+        let pages = Piece {
+            path: b"base/5/1259".to_vec(),
+            unit: Unit::Pages,
+            first: 4,
+            count: 3,
+            hashes: [1, 2, 3].map(hash).to_vec(),
+        };
+        writer.push(true, &pages);
+        writer.push(false, &Piece { first: 7, count: 1, hashes: vec![hash(4)], ..pages.clone() });
+        let rest =
+            Piece { path: b"x".to_vec(), unit: Unit::Bytes, first: 8192, count: 8200, hashes: vec![hash(5), hash(6)] };
+        writer.push(false, &rest);
+        let contents = Contents::decode(&writer.finish(), &id(), 7).unwrap();
+        let page = 8192;
+        let of = |offset: u32, first: u64, len: u64| contents.hashes(1, offset, b"base/5/1259", first, len);
+        let some = |numbers: &[u64]| Ok(Some(numbers.iter().map(|n| PageHash(*n)).collect::<Vec<_>>()));
+        assert_eq!(of(0, 4 * page, 4 * page), some(&[1, 2, 3, 4]));
+        assert_eq!(of(8192, 5 * page, page), some(&[2]));
+        assert_eq!(of(16384, 6 * page, 2 * page), some(&[3, 4]), "over the border of two pieces");
+        assert_eq!(of(100, 4 * page + 100, page), Ok(None), "it begins inside of a page");
+        assert_eq!(of(0, 4 * page, page + 1), Ok(None), "it ends inside of a page");
+        for (offset, first) in [(0, 5 * page), (8192, 4 * page)] {
+            assert!(of(offset, first, page).is_err(), "another page stands there");
+        }
+        assert!(of(16384, 6 * page, 3 * page).is_err(), "the last of them is another file's");
+        let other = |offset, first, len| contents.hashes(1, offset, b"x", first, len);
+        assert_eq!(other(32768, 8192, 8200), some(&[5, 6]));
+        assert_eq!(other(32768 + 8192, 16384, 8), some(&[6]));
+        assert_eq!(other(32768 + 8192, 16384, 7), Ok(None));
     }
 
     #[test]

@@ -1,0 +1,199 @@
+//! Where a restore goes, and whether it may: into what is absent or empty, over what an interrupted restore left, and, where that was asked for, over
+//! an older state of the same cluster.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::configure::Options;
+use super::{Prepared, occupant, plan_file};
+use crate::disk::claim::{self, CONTROL, Found};
+use crate::disk::clear;
+use crate::disk::lay::Ground;
+use crate::error::{Error, Kind, Result};
+use crate::pg::SystemIdentifier;
+use crate::pg::control::ControlFile;
+use crate::seal::content::manifest::Manifest;
+
+/// Begins the name of a folder of `pg_wal` that holds what stood there before a restore.
+const ASIDE: &str = "walrecv-aside-";
+
+/// What the mark of a restore says. The system decides; the rest is for people who wonder.
+#[derive(Serialize, Deserialize)]
+struct Mark {
+    system: u64,
+    backup: String,
+    target: String,
+}
+
+/// Where everything goes. A mapping that fits no tablespace, or puts two into one place, is refused.
+fn places(manifest: &Manifest, options: &Options) -> Result<Ground> {
+    if !options.pgdata.is_absolute() {
+        return Err(Error::new(Kind::Usage, format!("{} is no absolute path", options.pgdata.display())));
+    }
+    let mut unused: Vec<_> = options.tablespaces.iter().collect();
+    let mut tablespaces = Vec::new();
+    for tablespace in &manifest.tablespaces {
+        let old = PathBuf::from(OsString::from_vec(tablespace.location.0.clone()));
+        // One inside the data directory moves with it.
+        if !old.is_absolute() {
+            continue;
+        }
+        let new = unused.iter().position(|(from, _)| *from == old).map(|at| unused.remove(at).1.clone());
+        tablespaces.push((tablespace.oid, new.unwrap_or(old)));
+    }
+    if let Some((old, _)) = unused.first() {
+        let known: Vec<_> =
+            manifest.tablespaces.iter().map(|t| String::from_utf8_lossy(&t.location.0).into_owned()).collect();
+        return Err(Error::new(Kind::Usage, format!("the backup has no tablespace at {}", old.display())).hint(
+            format!("its tablespaces are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
+        ));
+    }
+    let distinct: BTreeSet<_> = tablespaces.iter().map(|(_, place)| place).chain([&options.pgdata]).collect();
+    if distinct.len() != tablespaces.len() + 1 {
+        return Err(Error::new(Kind::Usage, "two tablespaces, or one and the data directory, would share a place"));
+    }
+    let owner = options.account.as_ref().map(|a| a.ids);
+    Ok(Ground { root: options.pgdata.clone(), tablespaces, owner, over: false })
+}
+
+/// What the data directory is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Basis {
+    Empty,
+    /// An interrupted restore of this cluster.
+    Begun,
+    /// A data directory of this cluster.
+    Cluster,
+}
+
+/// Looks at the data directory and the tablespaces, and refuses what must not be overwritten. Changes nothing.
+pub fn look(prepared: &Prepared, options: &Options) -> Result<Ground> {
+    let manifest = &prepared.choice.manifest;
+    let mut ground = places(manifest, options)?;
+    claim::idle(&ground.root)?;
+    let basis = basis(&ground.root, manifest.system, options.delta)?;
+    ground.over = basis != Basis::Empty;
+    if ground.over {
+        occupant::demand_none(&ground.root)?;
+    }
+    for (oid, place) in &ground.tablespaces {
+        claim::idle(place)?;
+        ground.over |= tablespace(&ground.root, *oid, place, manifest.system, basis)?;
+    }
+    Ok(ground)
+}
+
+fn basis(root: &Path, system: SystemIdentifier, delta: bool) -> Result<Basis> {
+    let what = match claim::look(root)? {
+        Found::Nothing => return Ok(Basis::Empty),
+        Found::Begun(mark) => return begun(root, &mark, system).map(|()| Basis::Begun),
+        Found::Occupied(what) => what,
+    };
+    let place = root.join(CONTROL);
+    let control = match std::fs::read(&place) {
+        Ok(content) => ControlFile::parse(&content).map_err(|e| e.to_string()),
+        Err(e) => Err(format!("{}: {e}", place.display())),
+    };
+    let shown = root.display();
+    match control {
+        Ok(control) if control.system == system && delta => Ok(Basis::Cluster),
+        Ok(control) if control.system == system => {
+            Err(Error::new(Kind::Usage, format!("{shown} is occupied: it is a data directory of this cluster"))
+                .hint("restore into an empty directory; or stop its server and give --delta, to keep what is right of it and lose all else"))
+        }
+        _ if !delta => Err(Error::new(Kind::Usage, format!("{shown} is occupied: {what}"))
+            .hint("restore into a new or empty directory; nothing was changed")),
+        Ok(control) => {
+            let message = format!("{shown} belongs to system {}, the backup to {system}", control.system);
+            Err(Error::new(Kind::Diverged, message).hint("--delta works over the same cluster's data directory alone; nothing was changed"))
+        }
+        Err(problem) => {
+            let message = format!("{shown} is no data directory of this cluster, system {system}: {problem}");
+            Err(Error::new(Kind::Diverged, message).hint("restore into a new or empty directory; nothing was changed"))
+        }
+    }
+}
+
+/// What an interrupted restore left is gone on with, whatever backup and target it was for: what stands there is compared, not believed.
+fn begun(path: &Path, mark: &[u8], system: SystemIdentifier) -> Result<()> {
+    let shown = path.display();
+    match serde_json::from_slice::<Mark>(mark) {
+        Ok(mark) if mark.system == system.0 => Ok(()),
+        Ok(mark) => {
+            let message =
+                format!("{shown} holds an interrupted restore of system {}, the backup is of {system}", mark.system);
+            Err(Error::new(Kind::Diverged, message).hint("restore into a new or empty directory; nothing was changed"))
+        }
+        Err(cause) => {
+            let message = format!("{shown} is occupied: the mark of an interrupted restore cannot be read");
+            Err(Error::new(Kind::Usage, message)
+                .hint("restore into a new or empty directory; nothing was changed")
+                .caused_by(cause))
+        }
+    }
+}
+
+/// Whether something stands in the place of a tablespace. It may be overwritten where an interrupted restore left it, or where it is the tablespace of
+/// the data directory that is overwritten: its link leads there.
+fn tablespace(root: &Path, oid: u32, place: &Path, system: SystemIdentifier, basis: Basis) -> Result<bool> {
+    let what = match claim::look(place)? {
+        Found::Nothing => return Ok(false),
+        Found::Begun(mark) => return begun(place, &mark, system).map(|()| true),
+        Found::Occupied(what) => what,
+    };
+    let link = root.join(format!("pg_tblspc/{oid}"));
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    if basis != Basis::Empty && link.is_symlink() && real(&link).is_some() && real(&link) == real(place) {
+        return Ok(true);
+    }
+    let message = format!("{} is occupied: {what}", place.display());
+    Err(Error::new(Kind::Usage, message)
+        .hint("send the tablespace to an empty directory with --tablespace-mapping; nothing was changed"))
+}
+
+/// A ground that is ours until this goes: marked and locked.
+pub struct Claimed {
+    pub ground: Ground,
+    /// Where the WAL lies that stood in `pg_wal`.
+    pub aside: Option<PathBuf>,
+    _locks: Vec<File>,
+}
+
+/// Looks, marks, looks again, and makes sure that no server starts on what is going to change. Old WAL is set aside, never deleted: it may hold what no archive has.
+pub fn claim(prepared: &Prepared, options: &Options) -> Result<Claimed> {
+    let before = look(prepared, options)?;
+    let manifest = &prepared.choice.manifest;
+    let mark = Mark { system: manifest.system.0, backup: manifest.id.to_string(), target: prepared.target.describe() };
+    let mark = serde_json::to_vec(&mark)
+        .map_err(|cause| Error::new(Kind::Failed, "cannot write the mark of a restore").caused_by(cause))?;
+    let basis_before = basis(&before.root, manifest.system, options.delta)?;
+    let mut locks = vec![claim::claim(&before.root, &mark, before.owner)?];
+    // Whoever was at work there until now may have completed it.
+    if basis_before != basis(&before.root, manifest.system, options.delta)? {
+        claim::unmark(&before.root)?;
+        let message = format!("{} changed while it was looked at", before.root.display());
+        return Err(Error::new(Kind::Usage, message).hint("see who else uses it; nothing was changed"));
+    }
+    for (_, place) in &before.tablespaces {
+        locks.push(claim::claim(place, &mark, before.owner)?);
+    }
+    claim::take_control(&before.root)?;
+    let aside = match before.over {
+        true => old_wal(&before)?,
+        false => None,
+    };
+    Ok(Claimed { ground: before, aside, _locks: locks })
+}
+
+fn old_wal(ground: &Ground) -> Result<Option<PathBuf>> {
+    clear::remove_tree(&ground.root.join(plan_file::DIRECTORY))?;
+    let name = format!("{ASIDE}{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ"));
+    let earlier = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(ASIDE.as_bytes());
+    clear::set_aside(&ground.root.join("pg_wal"), &name, &earlier, ground.owner)
+}
