@@ -197,6 +197,7 @@ impl Setup {
             action: Action::Promote,
             jobs: self.jobs,
             account: self.account.clone(),
+            delta: false,
             keep_archiving: false,
             keep_subscriptions: false,
             scratch: Some(Scratch { directory: place.join("s"), port: PORT }),
