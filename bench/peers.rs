@@ -65,9 +65,12 @@ pub fn barman_backup(server: &Server, temp: &TempDir, out: &Path) -> Sample {
     write(
         &main,
         &format!(
-            "[barman]\nbarman_user = postgres\nconfiguration_files_directory = {}\nbarman_home = {}\nlog_file = {}\nlog_level = WARNING\n",
+            "[barman]\nbarman_user = postgres\nconfiguration_files_directory = {}\nbarman_home = {}\ncloud_staging_directory = {}\n\
+             log_file = {}\nlog_level = WARNING\n",
             folder.display(),
             out.display(),
+            // Its check looks at that folder whatever the method.
+            temp.postgres_dir("staging").display(),
             temp.postgres_dir("log").join("barman.log").display(),
         ),
     );

@@ -34,6 +34,8 @@ mod restored_standby;
 mod resumed;
 #[path = "cli/server_refusals.rs"]
 mod server_refusals;
+#[path = "cli/shapes.rs"]
+mod shapes;
 #[path = "cli/site.rs"]
 mod site;
 #[path = "cli/standbys.rs"]

@@ -5,6 +5,8 @@
 mod backup;
 #[path = "live/backup_parsers.rs"]
 mod backup_parsers;
+#[path = "live/backup_wal.rs"]
+mod backup_wal;
 #[path = "live/credentials.rs"]
 mod credentials;
 #[path = "live/delta.rs"]

@@ -4,6 +4,10 @@
 mod damage;
 #[path = "wire/fake.rs"]
 mod fake;
+#[path = "wire/incremental.rs"]
+mod incremental;
+#[path = "fuzz/fuzz_targets/incremental_file.rs"]
+mod incremental_file;
 #[path = "wire/replay.rs"]
 mod replay;
 #[path = "wire/states.rs"]

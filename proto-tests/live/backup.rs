@@ -463,32 +463,58 @@ fn one_backup_at_a_time() {
     assert_eq!(stored_manifest(&fixture, &outcome).tablespaces, []);
 }
 
+/// Damaged on the server's disk, and later mended there: named by each backup that reads them, and no reason to store anything else again.
 #[test]
 fn damaged_pages_are_named() {
-    require_servers!(MajorVersion::V15);
-    let mut server = Server::builder(MajorVersion::V15).initdb("--data-checksums").setting("autovacuum", "off").start();
-    server.sql("create table t as select n, repeat('x', 500) from generate_series(1, 1000) n; checkpoint");
-    let path = server.sql("select pg_relation_filepath('t')");
-    server.stop(crate::support::Stop::Fast);
-    let file = server.data_dir().join(&path);
-    let mut bytes = std::fs::read(&file).expect("a table");
-    for page in [3, 7] {
-        bytes[page * 8192 + 4000] ^= 1;
+    require_servers!(MajorVersion::V15, MajorVersion::V17);
+    for version in [MajorVersion::V15, MajorVersion::V17] {
+        let mut builder = Server::builder(version).initdb("--data-checksums").setting("autovacuum", "off");
+        if version == MajorVersion::V17 {
+            builder = builder.setting("summarize_wal", "on");
+        }
+        let mut server = builder.start();
+        server.sql("create table t as select n, repeat('x', 500) from generate_series(1, 1000) n; checkpoint");
+        let path = server.sql("select pg_relation_filepath('t')");
+        server.stop(crate::support::Stop::Fast);
+        let file = server.data_dir().join(&path);
+        let good = std::fs::read(&file).expect("a table");
+        let mut bytes = good.clone();
+        for page in [3, 7] {
+            bytes[page * 8192 + 4000] ^= 1;
+        }
+        bytes[5 * 8192..6 * 8192].fill(0);
+        std::fs::write(&file, &bytes).expect("write a table");
+        server.start_again();
+        let fixture = Fixture::new(&server);
+        let options = BackupOptions { state_dir: Some(fixture.places.join("state")), ..Default::default() };
+        let take = |bytes: &[u8], bad: &[u64]| {
+            let outcome = fixture.take(&server, &options, &Always).expect("a backup");
+            let manifest = outcome.manifest;
+            let named: Vec<_> = manifest.bad_pages.iter().map(|b| (b.path.0.clone(), b.page)).collect();
+            assert_eq!(named, bad.iter().map(|page| (path.clone().into_bytes(), *page)).collect::<Vec<_>>());
+            assert_eq!(manifest.bad_page_count, bad.len() as u64);
+            let files = fixture.files(&manifest);
+            let table = files.iter().find(|f| f.path == path.as_bytes()).expect("the table");
+            assert_eq!(table.kind, EntryKind::Pages);
+            let zero = table.runs.iter().any(|r| r.source == Source::Zero && (r.first, r.count) == (5, 1));
+            assert!(zero, "{:?}", table.runs);
+            assert!(fixture.contents(&files)[path.as_bytes()] == bytes);
+            manifest
+        };
+        take(&bytes, &[3, 7]);
+        server.sql("create table u as select 1; checkpoint");
+        let second = take(&bytes, &[3, 7]);
+        let compared = |manifest: &Manifest| {
+            let (sizes, why) = (&manifest.sizes, manifest.why_full.as_deref().unwrap_or_default());
+            assert!(manifest.parent.is_some() && sizes.changed * 4 < sizes.reused, "{sizes:?}, {why}");
+            let expected = if version == MajorVersion::V15 { "no incremental" } else { "with a wrong checksum" };
+            assert!(why.contains(expected) && !why.contains("stored"), "{why}");
+        };
+        compared(&second);
+        bytes[3 * 8192..4 * 8192].copy_from_slice(&good[3 * 8192..4 * 8192]);
+        std::fs::write(&file, &bytes).expect("mend a page");
+        compared(&take(&bytes, &[7]));
     }
-    bytes[5 * 8192..6 * 8192].fill(0);
-    std::fs::write(&file, &bytes).expect("write a table");
-    server.start_again();
-    let fixture = Fixture::new(&server);
-    let outcome = fixture.take(&server, &BackupOptions::default(), &Always).expect("a backup");
-    let manifest = stored_manifest(&fixture, &outcome);
-    let named: Vec<_> = manifest.bad_pages.iter().map(|b| (b.path.0.clone(), b.page)).collect();
-    assert_eq!(named, [(path.clone().into_bytes(), 3), (path.clone().into_bytes(), 7)]);
-    assert_eq!(manifest.bad_page_count, 2);
-    let files = fixture.files(&manifest);
-    let table = files.iter().find(|f| f.path == path.as_bytes()).expect("the table");
-    assert_eq!(table.kind, EntryKind::Pages);
-    assert!(table.runs.iter().any(|r| r.source == Source::Zero && (r.first, r.count) == (5, 1)), "{:?}", table.runs);
-    assert_eq!(fixture.contents(&files)[path.as_bytes()], bytes);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use walrecv::backup::{BackupOptions, Outcome};
 use walrecv::pg::MajorVersion;
 use walrecv::seal::content::BackupId;
+use walrecv::seal::content::manifest::{Manifest, Transfer};
 use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
 
 use super::backup::{Always, Fixture, check_against_server_manifest, fill};
@@ -79,6 +80,37 @@ fn a_second_backup_stores_what_changed_and_is_whole() {
             let contents = fixture.contents(&fixture.files(&outcome.manifest));
             check_against_server_manifest(&fixture, &outcome.manifest, &contents, version);
         }
+    }
+}
+
+/// Packs were deleted, or cut, beside walrecv: the next backup needs none of that one, and says why.
+#[test]
+fn a_parent_whose_packs_are_gone_is_not_built_on() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let server = Server::builder(version).setting("autovacuum", "off").setting("summarize_wal", "on").start();
+    let fixture = Fixture::new(&server);
+    fill(&server, &fixture.places);
+    let hurt = |manifest: &Manifest, cut: bool| {
+        let name = fixture.archive.names.pack(manifest.id.as_str(), 0);
+        let path = fixture.places.join("repository").join(name);
+        let bytes = std::fs::read(&path).expect("a pack");
+        std::fs::remove_file(&path).expect("remove a pack");
+        if cut {
+            std::fs::write(&path, &bytes[..bytes.len() - 1]).expect("cut a pack");
+        }
+    };
+    let mut parent = next_backup(&fixture, &server, version).manifest;
+    for (cut, why) in [(false, "is missing"), (true, "bytes, expected")] {
+        let options = BackupOptions { state_dir: Some(fixture.places.join("state")), ..Default::default() };
+        let good = fixture.take(&server, &options, &Always).expect("a backup").manifest;
+        assert_eq!((good.transfer, good.parent), (Transfer::Incremental, Some(parent.id.clone())));
+        hurt(&parent, cut);
+        let alone = next_backup(&fixture, &server, version).manifest;
+        let said = alone.why_full.as_deref().unwrap_or_default();
+        assert!(said.contains(why) && said.contains(parent.id.as_str()), "{said}");
+        assert_eq!((&alone.parent, alone.sizes.reused, alone.transfer), (&None, 0, Transfer::Full), "{said}");
+        parent = alone;
     }
 }
 

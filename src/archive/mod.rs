@@ -17,6 +17,7 @@ pub mod path;
 pub mod plans;
 mod put;
 pub mod read;
+pub mod same;
 mod source;
 mod tails;
 

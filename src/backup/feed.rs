@@ -24,6 +24,8 @@ pub struct Feed {
 
 /// All of it has come.
 pub struct Fed {
+    /// Ready for the next command.
+    pub connection: Connection,
     pub stop: Lsn,
     pub stop_timeline: TimelineId,
     /// Bytes that the server sent.
@@ -63,10 +65,9 @@ impl Feed {
             }
         }
         options.tell(Progress::Copying { done, total });
-        connection.close().await;
         let (received, files, sealing) = intake.finish()?;
         let (stop, stop_timeline) =
             end.ok_or_else(|| Error::new(Kind::Server, "the server ended a base backup without saying where"))?;
-        Ok(Fed { stop, stop_timeline, read, received, files, sealing })
+        Ok(Fed { connection, stop, stop_timeline, read, received, files, sealing })
     }
 }

@@ -6,7 +6,7 @@ use super::cache::Keeping;
 use super::delta::Delta;
 use super::diff::Judged;
 use super::intake::{Files, Received, Tally};
-use super::layers::{self, Place};
+use super::layers::{self, Place, Written};
 use super::parent_files::ParentFiles;
 use super::record::Packs;
 use super::state::host;
@@ -43,15 +43,15 @@ pub fn write_maps(
     parent: &[MapRef],
     place: &mut Place<'_>,
     renewed: bool,
-) -> Result<(Vec<MapRef>, bool)> {
+) -> Result<(Written, bool)> {
     let Files { records, diff, packs, scratch: _scratch } = files;
     let Judged { parent: older, kept, found } = diff.finish();
     let packs = Packs { own: packs, found };
     let mut delta = Delta::new(records, older.as_ref().map(ParentFiles::walk), packs, kept)?;
     // What is longer than all of them is merged with all of them.
     let bytes = if renewed { u64::MAX } else { layers::estimate(tally.entries, tally.rows) };
-    let maps = layers::write(place, std::iter::from_fn(|| delta.next_entry().transpose()), bytes, parent)?;
-    Ok((maps, delta.finish().is_some_and(Keeping::finish)))
+    let written = layers::write(place, std::iter::from_fn(|| delta.next_entry().transpose()), bytes, parent)?;
+    Ok((written, delta.finish().is_some_and(Keeping::finish)))
 }
 
 /// What the manifest says beside what was received.
@@ -59,12 +59,12 @@ pub struct Said<'a> {
     pub id: &'a BackupId,
     pub label: &'a str,
     pub version_num: u32,
-    pub maps: Vec<MapRef>,
+    pub written: Written,
     /// What it was compared with, or lies over.
     pub parent: Option<&'a Manifest>,
     pub transfer: Transfer,
-    /// Where survivors were stored anew: plain bytes of the packs that something still lives in, those of this backup not counted.
-    pub staying: Option<u64>,
+    /// Survivors were stored anew.
+    pub renewed: bool,
     pub why_full: Option<String>,
 }
 
@@ -108,13 +108,13 @@ pub fn manifest(archive: &Archive, received: &Received, span: &Span, said: Said<
         parent: parent.map(|p| p.id.clone()),
         transfer: said.transfer,
         why_full: said.why_full,
-        survivors_at: parent.filter(|_| said.staying.is_none()).map_or(span.started_at, |p| p.survivors_at),
-        maps: said.maps,
+        survivors_at: parent.filter(|_| !said.renewed).map_or(span.started_at, |p| p.survivors_at),
+        maps: said.written.maps,
         tablespaces: tablespaces(&lines, received),
         backup_label: Raw(received.backup_label.clone()),
         tablespace_map: received.tablespace_map.clone().map(Raw),
         server_manifest: received.server_manifest.clone(),
-        sizes: sizes(received, parent, said.staying),
+        sizes: sizes(received, parent, said.written.held),
         control: facts(&control),
         bad_pages: received.bad_pages.clone(),
         bad_page_count: received.bad_page_count,
@@ -134,9 +134,10 @@ fn tablespaces(lines: &[TablespaceLine], received: &Received) -> Vec<Tablespace>
     .collect()
 }
 
-fn sizes(received: &Received, parent: Option<&Manifest>, staying: Option<u64>) -> Sizes {
+fn sizes(received: &Received, parent: Option<&Manifest>, held: Option<u64>) -> Sizes {
     let Tally { files, total, changed, moved, reused, zero, packs, found, .. } = received.tally;
-    let carried = staying.unwrap_or_else(|| parent.map_or(0, |p| p.sizes.carried)) + changed + found;
+    // Where older maps stay, packs that they alone name are as good as needed.
+    let carried = held.unwrap_or_else(|| parent.map_or(0, |p| p.sizes.carried) + changed + found);
     Sizes { total, files, read: 0, stored: 0, changed, moved, reused, zero, packs, carried }
 }
 

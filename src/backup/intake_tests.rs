@@ -196,7 +196,7 @@ impl Bench {
         let read = |map: &MapRef, part| Ok(self.map_part(map, part));
         let older = || {
             let files = ParentFiles::read(parent, &read, &scratch).unwrap();
-            let survivors = renewed.then(|| Survivors::find(parent, &read, true).unwrap());
+            let survivors = renewed.then(|| Survivors::find(parent, &read, &files.held, true).unwrap());
             Parent { files, cache, survivors }
         };
         let older = (!parent.is_empty()).then(older);
@@ -212,8 +212,8 @@ impl Bench {
         let received = events.into_iter().try_for_each(|e| intake.event(e)).and_then(|()| intake.finish());
         let taken = received.and_then(|(received, files, mut sealing)| {
             let mut place = Place { sealing: &mut sealing, outbox: &to_store, read: &read };
-            let (maps, kept) = write_maps(files, &received.tally, parent, &mut place, renewed)?;
-            Ok((received, maps, kept))
+            let (written, kept) = write_maps(files, &received.tally, parent, &mut place, renewed)?;
+            Ok((received, written.maps, kept))
         });
         drop(to_store);
         store.join().unwrap();

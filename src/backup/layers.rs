@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 
 use tokio::runtime::Handle;
 
+use super::held::Held;
 use super::sealing::Sealing;
 use super::upload::Outbox;
 use crate::archive::Archive;
@@ -25,6 +26,15 @@ pub type ReadPart<'a> = dyn Fn(&MapRef, u32) -> Result<Vec<u8>> + 'a;
 pub fn from_repository(archive: &Archive, runtime: &Handle) -> impl Fn(&MapRef, u32) -> Result<Vec<u8>> + use<> {
     let (archive, runtime) = (archive.clone(), runtime.clone());
     move |map, part| runtime.block_on(archive.map_part(&map.backup, part)).context("a map of the parent")
+}
+
+/// The maps of a backup.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Which its manifest names, newest first.
+    pub maps: Vec<MapRef>,
+    /// Where the new one is all there is: bytes of files in all packs that it names, before compression.
+    pub held: Option<u64>,
 }
 
 /// Where maps go, and where those of the parent come from.
@@ -44,11 +54,11 @@ pub fn write(
     delta: impl IntoIterator<Item = Result<Entry>>,
     bytes: u64,
     parent: &[MapRef],
-) -> Result<Vec<MapRef>> {
+) -> Result<Written> {
     let lengths: Vec<u64> = parent.iter().map(|m| m.bytes).collect();
     let take = plan::merged(bytes, &lengths);
     let (merged, kept) = parent.split_at(take.min(parent.len()));
-    let mut writing = Writing::new(place.sealing);
+    let (mut writing, mut held) = (Writing::new(place.sealing), Held::default());
     let mut older = Older::new(merged);
     let mut delta = delta.into_iter();
     let mut newest = delta.next().transpose()?;
@@ -70,11 +80,15 @@ pub fn write(
             layers.extend(std::mem::replace(&mut next, older.next(place)?));
         }
         if let Some(entry) = combine(layers, kept.is_empty()).map_err(bad_map)? {
+            if kept.is_empty() {
+                held.note(&entry.runs, entry.kind.unit().map_or(0, |unit| unit.bytes()));
+            }
             writing.push(&entry, place)?;
         }
     }
     let new = writing.finish(place)?;
-    Ok(std::iter::once(new).chain(kept.iter().cloned()).collect())
+    let maps = std::iter::once(new).chain(kept.iter().cloned()).collect();
+    Ok(Written { maps, held: kept.is_empty().then(|| held.plain()) })
 }
 
 /// About how many bytes of a map so many entries and runs take.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::layers::{self, Place};
+use super::layers::{self, Place, Written};
 use super::sealing::Sealing;
 use super::upload::{self, Upload};
 use crate::archive::Archive;
@@ -120,6 +120,11 @@ impl Store {
 
     /// Writes the maps of a backup; those that its manifest names.
     pub fn write(&self, backup: u32, delta: Vec<Entry>, parent: &[MapRef]) -> Result<Vec<MapRef>> {
+        self.write_all(backup, delta, parent, false).map(|written| written.maps)
+    }
+
+    /// `renewed`: all maps of the parent are merged.
+    pub fn write_all(&self, backup: u32, delta: Vec<Entry>, parent: &[MapRef], renewed: bool) -> Result<Written> {
         let (outbox, mut uploads) = upload::channel();
         let objects = self.objects.clone();
         let store = std::thread::spawn(move || {
@@ -131,7 +136,7 @@ impl Store {
         let read = |map: &MapRef, part: u32| self.read(map, part);
         let mut place = Place { sealing: &mut sealing, outbox: &outbox, read: &read };
         let runs = delta.iter().map(|e| e.runs.len() as u64).sum();
-        let bytes = layers::estimate(delta.len() as u64, runs);
+        let bytes = if renewed { u64::MAX } else { layers::estimate(delta.len() as u64, runs) };
         let written = layers::write(&mut place, delta.into_iter().map(Ok), bytes, parent);
         drop(outbox);
         store.join().unwrap();

@@ -24,12 +24,14 @@ mod delta;
 mod diff;
 mod feed;
 mod finish;
+mod held;
 mod incremental;
 mod incremental_file;
 mod intake;
 #[cfg(test)]
 mod intake_tests;
 pub mod layers;
+mod lineage;
 #[cfg(test)]
 #[path = "made_maps_tests.rs"]
 mod made_maps;
@@ -145,6 +147,6 @@ pub struct Outcome {
     pub manifest: Manifest,
     /// From the first message to the server to the durable manifest.
     pub elapsed: Duration,
-    /// Of that, what was spent waiting for WAL at the end.
+    /// Of that, from the last byte of the copy until all WAL was known to be stored, and to be this server's; maps are written meanwhile.
     pub waited_for_wal: Duration,
 }

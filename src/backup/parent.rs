@@ -16,7 +16,7 @@ use super::diff::Parent;
 use super::incremental;
 use super::layers;
 use super::parent_files::ParentFiles;
-use super::survivors::{self, Due, Survivors};
+use super::survivors::{self, Due, Space, Survivors};
 use super::take::blocking;
 use crate::archive::Archive;
 use crate::disk::scratch::Scratch;
@@ -83,7 +83,7 @@ pub async fn choose(
         Some(why) => Err(why),
         None if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
         None => match archive.list_backups().await?.complete.pop() {
-            Some(parent) => fitness.of(archive, &parent).await?.map(|()| parent),
+            Some(parent) => fitness.of(archive, &parent).await?.and_then(|()| unseen(parent)),
             None => Err("there is no earlier backup to build on".to_owned()),
         },
     };
@@ -93,7 +93,11 @@ pub async fn choose(
     };
     // What the next backup would build on tells; where that is the server's increment, all pages have to be seen once.
     let parent = newest.as_ref().ok().or_else(|| hashed.as_ref().ok().map(|hashed| &*hashed.manifest));
-    let due = parent.and_then(|p| survivors::due(p.survivors_at, &p.sizes, Timestamp::now(), options.full_every));
+    let space = |p: &Manifest| {
+        let space = Space { started: p.started_at, survivors: p.survivors_at, sizes: &p.sizes };
+        survivors::due(space, Timestamp::now(), options.full_every)
+    };
+    let due = parent.and_then(space);
     let newest = match &due {
         Some(due) => newest.and_then(|_| Err(due.why.clone())),
         None => newest,
@@ -145,11 +149,16 @@ impl Fitness {
             let said = if self.checksums { "on" } else { "off" };
             return Err(format!("data_checksums is {said}, and was not at backup {}", parent.id));
         }
-        // A repair beside the server leaves no WAL either; and a damaged page is named by the backup that has read it.
-        match parent.bad_page_count {
-            0 => Ok(()),
-            bad => Err(format!("backup {} has {bad} pages with a wrong checksum", parent.id)),
-        }
+        Ok(())
+    }
+}
+
+/// Whether what the server does not send is the parent's, whatever it is. Pages with a wrong checksum have to be seen each time: a repair beside the server
+/// leaves no WAL, and each backup names those that it has. Compared by their hashes they are pages like all others.
+fn unseen(parent: Manifest) -> Result<Manifest, String> {
+    match parent.bad_page_count {
+        0 => Ok(parent),
+        bad => Err(format!("backup {} has {bad} pages with a wrong checksum", parent.id)),
     }
 }
 
@@ -229,18 +238,34 @@ pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Re
         Ok(files) => files,
         Err(why) => return Ok(Err(why)),
     };
-    let survivors = match due {
-        Some(due) => Some(find(archive, &manifest, due).await?),
-        None => None,
+    // What was deleted beside walrecv, or never reached the disk, would be missing in every backup from here on.
+    if let Some(lost) = files.held.lost(archive).await? {
+        tracing::error!(
+            "backup {id} cannot be built on, nor restored: {lost}; `walrecv verify` tells what else is hurt"
+        );
+        return Ok(Err(format!("of what backup {id} needs, {lost}")));
+    }
+    let (files, survivors) = match due {
+        Some(due) => find(archive, &manifest, files, due).await?,
+        None => (files, None),
     };
     Ok(Ok(Chosen { manifest, files, cache, survivors }))
 }
 
 /// What of the parent is stored anew.
-async fn find(archive: &Archive, parent: &Manifest, due: Due) -> Result<Survivors> {
+async fn find(
+    archive: &Archive,
+    parent: &Manifest,
+    files: ParentFiles,
+    due: Due,
+) -> Result<(ParentFiles, Option<Survivors>)> {
     tracing::info!("what lives in nearly empty packs is stored anew: {}", due.why);
     let (maps, read) = (parent.maps.clone(), layers::from_repository(archive, &Handle::current()));
-    blocking(move || Survivors::find(&maps, &read, due.shreds)).await
+    blocking(move || {
+        let survivors = Survivors::find(&maps, &read, &files.held, due.shreds)?;
+        Ok((files, Some(survivors)))
+    })
+    .await
 }
 
 /// Reads the parent's maps; the inner error is why it cannot be built on.

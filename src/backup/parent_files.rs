@@ -10,11 +10,14 @@ use crate::seal::content::manifest::MapRef;
 use crate::seal::content::map::{EntryKind, File, Merge, Step};
 
 use super::cache::{Known, damaged};
+use super::held::Held;
 use super::layers::ReadPart;
 
 /// The parent's files.
 pub struct ParentFiles {
     files: SortedFile,
+    /// The packs that they are in.
+    pub held: Held,
     /// A file of which the server may send blocks, and which is not made of whole pages in the parent.
     pub torn: Option<Vec<u8>>,
 }
@@ -28,7 +31,7 @@ impl ParentFiles {
         let path = place.path().join("parent");
         let mut writer = SortedWriter::create(&path, BELONGS)?;
         let mut merge = Merge::new(maps);
-        let mut torn = None;
+        let (mut torn, mut held) = (None, Held::default());
         let bad = |e: Malformed| Error::new(Kind::Corrupt, "its maps do not fit each other").caused_by(e);
         loop {
             match merge.step().map_err(bad)? {
@@ -36,7 +39,8 @@ impl ParentFiles {
                     let asked = maps.get(map).ok_or_else(|| Error::new(Kind::Failed, "a map that is not named"))?;
                     merge.feed(map, &read(asked, part)?).map_err(bad)?;
                 }
-                Step::File(File { path, kind, size, mode, mtime, link, runs: _ }) => {
+                Step::File(File { path, kind, size, mode, mtime, link, runs }) => {
+                    held.note(&runs, kind.unit().map_or(0, |unit| unit.bytes()));
                     writer.push(&path, &Known { kind, size, mode, mtime, link, hashes: 0 }.encode())?;
                     if torn.is_none() && !whole_pages(&path, kind) {
                         torn = Some(path);
@@ -49,7 +53,7 @@ impl ParentFiles {
         let files = SortedFile::open(&path, BELONGS)?;
         private::forget(&path);
         let files = files.ok_or_else(|| Error::new(Kind::Failed, format!("{} is gone", path.display())))?;
-        Ok(ParentFiles { files, torn })
+        Ok(ParentFiles { files, held, torn })
     }
 
     /// What the parent has at a path.

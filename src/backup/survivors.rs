@@ -8,9 +8,10 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-pub use plan::{Due, due};
-use plan::{Fill, PLACE};
+use plan::PLACE;
+pub use plan::{Due, Fill, Space, due};
 
+use super::held::Held;
 use super::layers::ReadPart;
 use crate::error::{Error, Kind, Result};
 use crate::seal::content::manifest::MapRef;
@@ -26,46 +27,39 @@ pub struct Survivors {
     bits: Vec<u8>,
     /// Whose packs the parent's maps name, interrupted backups among them: where a chunk stands in these, it has not left them.
     owners: BTreeSet<BackupId>,
-    /// Plain bytes of all packs that something still lives in afterwards, those of the new backup not counted.
-    pub staying: u64,
     /// Plain bytes that are to be stored anew, as the parent has them.
     pub moving: u64,
 }
 
-type Packs = BTreeMap<(BackupId, u32), (Fill, bool)>;
+/// Packs that are left, by backup.
+type Left = BTreeMap<BackupId, BTreeSet<u32>>;
 
 impl Survivors {
-    /// Reads the parent's maps, newest first, twice: how full each pack is, then who lives in those that are left. `shreds`: also what
-    /// lives in windows of 256 KiB that are cut into more than eight pieces ([`Due::shreds`]). Blocks.
+    /// Reads the parent's maps, newest first, for who lives in packs that are left; `held` are all that it needs. `shreds`: also what lives in windows of
+    /// 256 KiB that are cut into more than eight pieces ([`Due::shreds`]). Blocks.
     ///
     /// Errors: maps that are missing or damaged are `Kind::Corrupt`.
-    pub fn find(maps: &[MapRef], read: &ReadPart<'_>, shreds: bool) -> Result<Survivors> {
-        let mut packs = Packs::new();
-        walk(maps, read, |file| {
-            let unit = file.kind.unit().map_or(0, |u| u.bytes());
-            for run in &file.runs {
-                let Source::Pack { pack, .. } = &run.source else { continue };
-                let (fill, _) = packs.entry((pack.backup.clone(), pack.number)).or_insert_with(|| (whole(pack), false));
-                fill.live += run.count * unit;
+    pub fn find(maps: &[MapRef], read: &ReadPart<'_>, held: &Held, shreds: bool) -> Result<Survivors> {
+        let fills: Vec<Fill> = held.packs().map(|(_, _, pack)| pack.fill).collect();
+        let mut left = Left::new();
+        for ((backup, number, _), leave) in held.packs().zip(plan::leave(&fills)) {
+            if leave {
+                left.entry(backup.clone()).or_default().insert(number);
             }
-        })?;
-        let fills: Vec<Fill> = packs.values().map(|(fill, _)| *fill).collect();
-        for ((_, left), leave) in packs.values_mut().zip(plan::leave(&fills)) {
-            *left = leave;
         }
-        let staying = packs.values().filter(|(_, left)| !left).map(|(fill, _)| fill.plain).sum();
-        let owners = packs.keys().map(|(backup, _)| backup.clone()).collect();
-        let mut found = Survivors { index: Vec::new(), bits: Vec::new(), owners, staying, moving: 0 };
-        walk(maps, read, |file| found.add(&file, &packs, shreds))?;
+        let owners = held.backups().cloned().collect();
+        let mut found = Survivors { index: Vec::new(), bits: Vec::new(), owners, moving: 0 };
+        walk(maps, read, |file| found.add(&file, &left, shreds))?;
         found.index.sort_unstable();
-        tracing::info!(packs = packs.len(), staying, moving = found.moving, "looked for space that can come back");
+        let leaving: usize = left.values().map(BTreeSet::len).sum();
+        tracing::info!(packs = fills.len(), leaving, moving = found.moving, "looked for space that can come back");
         Ok(found)
     }
 
     /// Notes the places of a file that are stored anew.
-    fn add(&mut self, file: &File, packs: &Packs, shreds: bool) {
+    fn add(&mut self, file: &File, left: &Left, shreds: bool) {
         let Some(unit) = file.kind.unit().map(|u| u.bytes()) else { return };
-        let left = |pack: &PackPlace| packs.get(&(pack.backup.clone(), pack.number)).is_some_and(|(_, left)| *left);
+        let left = |pack: &PackPlace| left.get(&pack.backup).is_some_and(|left| left.contains(&pack.number));
         let shreds = if shreds { plan::shreds(&file.runs, unit) } else { BTreeSet::new() };
         let mut bits = Vec::new();
         for run in &file.runs {
@@ -136,11 +130,6 @@ fn set(bits: &mut Vec<u8>, place: u64) -> u64 {
     }
     let known = bits.get_mut(byte).is_none_or(|byte| std::mem::replace(byte, *byte | bit) & bit != 0);
     if known { 0 } else { PLACE }
-}
-
-/// A pack of which nothing is known to live.
-fn whole(pack: &PackPlace) -> Fill {
-    Fill { live: 0, plain: pack.frames.iter().skip(1).map(|frame| u64::from(frame.plain_len)).sum() }
 }
 
 /// Every file of a backup, in order.

@@ -15,9 +15,11 @@ use super::feed::{Fed, Feed};
 use super::finish::{self, Said, Span, made_by};
 use super::intake::{Expected, Files, Intake, Received};
 use super::layers;
+use super::lineage::Origin;
 use super::orphans::{self, Orphans};
 use super::parent::{self, Chosen, Reuse};
 use super::prepare::{self, Following, Prepared};
+use super::reader::Reader;
 use super::sealing::{Sealing, fill_random};
 use super::upload::{self, store_all};
 use super::wal::{self, Reach, Reached, WalWatch};
@@ -26,7 +28,8 @@ use crate::archive::Archive;
 use crate::disk::scratch::Scratch;
 use crate::error::{Context, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
-use crate::net::Conninfo;
+use crate::net::{Connection, Conninfo};
+use crate::pg::Lsn;
 use crate::seal::content::BackupId;
 use crate::seal::content::manifest::{Manifest, Tombstone, Transfer};
 use crate::seal::header::ObjectKind;
@@ -155,39 +158,42 @@ async fn copy(
     let server = prepared.connection.same_server().clone();
     let Job { begun, chosen, orphans, local } = job;
     let (parent, built_on) = chosen.map(Chosen::parts).unzip();
-    let staying = built_on.as_ref().and_then(|parent| parent.survivors.as_ref()).map(|survivors| survivors.staying);
+    let renewed = built_on.as_ref().is_some_and(|parent| parent.survivors.is_some());
     let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?.beside(orphans);
     let received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options);
     let ((span, transferred), ()) = tokio::select! {
         received = async { tokio::try_join!(received, following.settle(watch)) } => received?,
         error = wal::attend(watch, &server, begun.timeline, begun.start) => return Err(error),
     };
-    let Transferred { received, files, mut sealing, read, stored } = transferred;
+    let Transferred { received, files, mut sealing, read, stored, connection, reader } = transferred;
+    let ended = Instant::now();
     options.tell(Progress::Mapping { files: received.tally.files });
     let (to, from) = upload::channel();
     let read_part = layers::from_repository(archive, &tokio::runtime::Handle::current());
     let (older, tally) = (parent.as_ref().map_or(Vec::new(), |p| p.maps.clone()), received.tally);
     let write = blocking(move || {
         let mut target = layers::Place { sealing: &mut sealing, outbox: &to, read: &read_part };
-        let written = finish::write_maps(files, &tally, &older, &mut target, staying.is_some())?;
+        let written = finish::write_maps(files, &tally, &older, &mut target, renewed)?;
         drop(to);
         Ok((written, sealing))
     });
-    let (mapped, ((maps, kept), mut sealing)) =
-        tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write)?;
+    let (timeline, stop, segment_size) = (span.stop_timeline, span.stop, archive.names.segment_size);
+    let origin = Origin { reader, server: server.clone(), segment_size, timeline, stop };
+    let wal = async {
+        let patience = options.wal_stall;
+        let asked = origin.ask_for(Some(connection), patience);
+        let ((), sent) = tokio::try_join!(demand_wal(archive, &span, options, watch, &server), asked)?;
+        origin.demand(watch, sent, patience).await?;
+        Ok(ended.elapsed())
+    };
+    let (mapped, ((written, kept), mut sealing), waited) =
+        tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write, wal)?;
     let (id, label) = (sealing.id.clone(), &options.label);
     let Begun { transfer, why_full, .. } = begun;
-    let said = Said { id: &id, label, version_num, maps, parent: parent.as_ref(), transfer, staying, why_full };
+    let said = Said { id: &id, label, version_num, written, parent: parent.as_ref(), transfer, renewed, why_full };
     let mut manifest = finish::manifest(archive, &received, &span, said)?;
     manifest.sizes.read = read;
     manifest.sizes.stored = stored + mapped;
-    let waiting = Instant::now();
-    wait_for_wal(&span, options, watch, &server).await?;
-    // On a local disk what was seen of an open segment may not be synced yet.
-    if archive.settle_segment_at(span.stop_timeline, span.stop).await? {
-        wait_for_wal(&span, options, watch, &server).await?;
-    }
-    let waited = waiting.elapsed();
     demand_intent(archive, &id, options.put_limit).await?;
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
@@ -222,6 +228,8 @@ struct Transferred {
     sealing: Sealing,
     read: u64,
     stored: u64,
+    connection: Connection,
+    reader: Reader,
 }
 
 /// Receives, packs and stores at the same time: the socket here, computing on a thread of its own, objects a few at a time.
@@ -254,10 +262,10 @@ async fn receive(
     };
     let store = store_all(&archive.repo, uploads, options.put_limit);
     let (fed, stored) = tokio::try_join!(prepared.reader.run(feed.run()), store)?;
-    let Fed { stop, stop_timeline, read, received, files, sealing } = fed;
+    let Fed { connection, stop, stop_timeline, read, received, files, sealing } = fed;
     let Begun { start, timeline, started_at, .. } = *begun;
     let span = Span { start, timeline, stop, stop_timeline, started_at, stopped_at: Timestamp::now() };
-    Ok((span, Transferred { received, files, sealing, read, stored }))
+    Ok((span, Transferred { received, files, sealing, read, stored, connection, reader: prepared.reader }))
 }
 
 /// Asks once more for what keeps an expiry away. A repository that is away for a while must not cost what was copied in hours.
@@ -271,10 +279,29 @@ async fn demand_intent(archive: &Archive, id: &BackupId, limit: Duration) -> Res
     }
 }
 
-/// A backup is worth something only with all WAL from its start to its stop position.
+/// A backup is worth something only with all WAL from its start to its stop position, durably.
+async fn demand_wal(
+    archive: &Archive,
+    span: &Span,
+    options: &BackupOptions,
+    watch: &dyn WalWatch,
+    server: &Conninfo,
+) -> Result<()> {
+    wait_for_wal(span, options, watch, server).await?;
+    // On a local disk what was seen of an open segment may not be synced yet.
+    if archive.settle_segment_at(span.stop_timeline, span.stop).await? {
+        wait_for_wal(span, options, watch, server).await?;
+    }
+    Ok(())
+}
+
 async fn wait_for_wal(span: &Span, options: &BackupOptions, watch: &dyn WalWatch, server: &Conninfo) -> Result<()> {
     let needed = span.stop;
-    let tell = |durable| options.tell(Progress::WaitingForWal { durable, needed });
+    let tell = |durable: Option<Lsn>| {
+        if durable.is_none_or(|durable| durable < needed) {
+            options.tell(Progress::WaitingForWal { durable, needed });
+        }
+    };
     let (timeline, from, patience) = (span.stop_timeline, span.start, options.wal_stall);
     let reach = Reach { timeline, from, needed, patience, renewed: true };
     let Reached { durable, remark } = reach.wait(watch, server, wal::PAUSE, tell).await?;

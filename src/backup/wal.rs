@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
 use crate::archive::Archive;
+use crate::archive::same::{Agreement, Stretch};
 use crate::error::{Error, Result};
 use crate::net::Conninfo;
 use crate::pg::{Lsn, TimelineId};
@@ -24,6 +25,11 @@ const ATTEND: Duration = Duration::from_secs(2);
 pub trait WalWatch: Send + Sync {
     /// The position up to which every byte from `from` on is durable, on the way to `timeline`; `None` when not even the byte at `from` is.
     fn durable_end(&self, timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>>;
+
+    /// Compares what is stored with what the server sent, up to a position. Who knows nothing of what is stored finds nothing else there.
+    fn agrees<'a>(&'a self, _sent: &'a Stretch, _until: Lsn) -> BoxFuture<'a, Result<Agreement>> {
+        Box::pin(async { Ok(Agreement::Same) })
+    }
 
     /// Sees to it that somebody streams, as far as that is possible. Asked before a backup begins, while it copies, and for as long as WAL is missing; must
     /// return soon. `server` is the one that is backed up.
@@ -70,6 +76,10 @@ impl WalWatch for Archive {
             let end = self.contiguous_from(timeline, at).await?;
             Ok(end.or((at > from).then_some(at)))
         })
+    }
+
+    fn agrees<'a>(&'a self, sent: &'a Stretch, until: Lsn) -> BoxFuture<'a, Result<Agreement>> {
+        Box::pin(Archive::agrees(self, sent, until))
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::archive::Archive;
+use crate::archive::same::{Agreement, Stretch};
 use crate::backup::{Attendance, Moment, WalWatch};
 use crate::error::{Error, Kind, Result};
 use crate::net::Conninfo;
@@ -267,6 +268,10 @@ impl Notes {
 impl WalWatch for StandIn {
     fn durable_end(&self, timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
         WalWatch::durable_end(&self.archive, timeline, from)
+    }
+
+    fn agrees<'a>(&'a self, sent: &'a Stretch, until: Lsn) -> BoxFuture<'a, Result<Agreement>> {
+        WalWatch::agrees(&self.archive, sent, until)
     }
 
     fn attend<'a>(&'a self, server: &'a Conninfo, moment: Moment) -> BoxFuture<'a, Result<Attendance>> {

@@ -18,8 +18,7 @@ use crate::pg::page::{PAGE_SIZE, SHORT_HEADER};
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::seal::content::summary::LastRecord;
 use crate::seal::header::ObjectKind;
-use crate::seal::opener::{OpenFailed, read_header};
-use crate::seal::tail::{piece_marks, tail_marks};
+use crate::seal::opener::OpenFailed;
 
 /// Tails that are read at once: a killed run may have left many pieces, and the next one streams only after it has them all.
 const READS: usize = 8;
@@ -175,7 +174,7 @@ async fn old_tails(
         if bytes.iter().all(|b| *b == 0) {
             continue;
         }
-        match marks(archive, segment, name, &bytes) {
+        match archive.marks_of(segment, name, &bytes) {
             Ok((salt, start, marks)) => {
                 let new = || OldTail { name: name.clone(), pieces: Vec::new(), start, marks: Vec::new() };
                 let run = runs.entry(salt).or_insert_with(new);
@@ -198,27 +197,4 @@ async fn old_tails(
         tail
     });
     Ok(Some(sorted.collect()))
-}
-
-type Marks = Vec<(u64, [u8; 32])>;
-
-fn marks(
-    archive: &Archive,
-    segment: SegmentName,
-    name: &str,
-    bytes: &[u8],
-) -> Result<([u8; 32], Lsn, Marks), OpenFailed> {
-    let (header, _) = read_header(bytes)?;
-    let start = header.claims.start;
-    let expected = archive.claims(ObjectKind::Tail, segment.timeline, start);
-    if start < segment.start() || start >= segment.end() {
-        let expected = format!("a start in {segment}");
-        return Err(OpenFailed::Claims { expected, found: start.to_string() });
-    }
-    let marks = if name.ends_with(".open") {
-        tail_marks(bytes, &expected, &*archive.keys)?
-    } else {
-        piece_marks(bytes, &expected, &*archive.keys)?
-    };
-    Ok((header.salt, start, marks))
 }

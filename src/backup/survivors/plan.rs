@@ -30,9 +30,21 @@ pub struct Due {
     pub shreds: bool,
 }
 
-/// Whether the next backup is such a one; `None`: not yet. `last` and `sizes` are `survivors_at` and `sizes` of
-/// its parent, `every` is the longest time between two of these, by the clock of the hosts that take the backups.
-pub fn due(last: Timestamp, sizes: &Sizes, now: Timestamp, every: Duration) -> Option<Due> {
+/// What a parent's manifest says of space.
+#[derive(Clone, Copy, Debug)]
+pub struct Space<'a> {
+    /// `started_at`.
+    pub started: Timestamp,
+    /// `survivors_at`.
+    pub survivors: Timestamp,
+    pub sizes: &'a Sizes,
+}
+
+/// Whether the next backup is such a one; `None`: not yet. `every` is the longest time between two of these, by the clock of the hosts that take the backups.
+/// Dead space alone is no reason right after one: what was dropped while that was taken it did not know of when it chose what to leave, and everything would
+/// be sent twice in a row.
+pub fn due(parent: Space<'_>, now: Timestamp, every: Duration) -> Option<Due> {
+    let Space { started, survivors: last, sizes } = parent;
     let since = now.duration_since(last);
     if since.unsigned_abs() >= every && !since.is_negative() {
         let hours = every.as_secs() / 3600;
@@ -41,7 +53,7 @@ pub fn due(last: Timestamp, sizes: &Sizes, now: Timestamp, every: Duration) -> O
     }
     let (all, live) = (sizes.carried, sizes.changed.saturating_add(sizes.reused));
     let dead = all.saturating_sub(live);
-    (dead.saturating_mul(100) > all.saturating_mul(DEAD_DUE))
+    (started != last && dead.saturating_mul(100) > all.saturating_mul(DEAD_DUE))
         .then(|| format!("{} % of what the packs hold is dead, more than {DEAD_DUE} %", percent(dead, all)))
         .map(|why| Due { why, shreds: false })
 }
@@ -129,14 +141,19 @@ mod tests {
     fn what_is_due_is_said_with_its_reason() {
         let at = Timestamp::from_second(1_769_824_800).unwrap();
         let (hour, week) = (Duration::from_secs(3600), Duration::from_secs(7 * 86_400));
-        let sizes = |carried| Sizes { changed: 100, reused: 900, carried, ..Sizes::default() };
-        assert_eq!(due(at, &sizes(1400), at + hour, week), None, "28 % dead");
-        let week_over = due(at, &sizes(1400), at + week, week).unwrap();
+        let after = |since, carried, now| {
+            let sizes = Sizes { changed: 100, reused: 900, carried, ..Sizes::default() };
+            due(Space { started: at + since, survivors: at, sizes: &sizes }, now, week)
+        };
+        assert_eq!(after(hour, 1400, at + hour), None, "28 % dead");
+        let week_over = after(hour, 1400, at + week).unwrap();
         assert!(week_over.why.contains("every 168 hours") && week_over.shreds);
-        assert_eq!(due(at, &sizes(1400), at - week - hour, week), None, "a clock that was set back");
-        let dead = due(at, &sizes(1450), at + hour, week).unwrap();
+        assert_eq!(after(hour, 1400, at - week - hour), None, "a clock that was set back");
+        let dead = after(hour, 1450, at + hour).unwrap();
         assert!(dead.why.contains("31 %") && !dead.shreds);
-        assert_eq!(due(at, &sizes(0), at + hour, week), None, "nothing was counted");
+        assert_eq!(after(Duration::ZERO, 1450, at + hour), None, "not twice in a row");
+        assert!(after(Duration::ZERO, 1450, at + week).is_some());
+        assert_eq!(after(hour, 0, at + hour), None, "nothing was counted");
     }
 
     #[test]

@@ -145,7 +145,7 @@ pub struct Sizes {
     pub zero: u64,
     /// That this backup stored.
     pub packs: u32,
-    /// File bytes in all packs since `survivors_at`, before compression: what of it no file needs any more is dead space.
+    /// File bytes in all packs that the maps name, before compression, or a little more: what of it no file needs any more is dead space.
     pub carried: u64,
 }
 

@@ -1,0 +1,220 @@
+//! The WAL of a backup: of the server that was backed up, and durable, or there is no backup.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use walrecv::archive::Archive;
+use walrecv::backup::{BackupOptions, WalWatch, take};
+use walrecv::disk::medium::{Disk, Form, Handle, Identity, Medium, Seen};
+use walrecv::error::{Kind, Result};
+use walrecv::pg::{Lsn, MajorVersion, SegmentName, TimelineId};
+use walrecv::repo::Repository;
+
+use super::backup::Fixture;
+use super::net::{conninfo, run};
+use super::receive::harness::{self, Receiving, Vault};
+use crate::support::{Server, Stop, require_servers};
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("run cp");
+    assert!(status.success());
+}
+
+/// The archive has all positions that the backup of a server needs which was set back, but from another history: in complete segments, or in a tail.
+#[test]
+fn a_server_that_was_set_back_gives_no_backup() {
+    require_servers!(MajorVersion::V16);
+    for lost in [
+        "insert into t select i, repeat('first history', 10) from generate_series(1, 30000) i",
+        "do $$ begin perform pg_switch_wal(); insert into t select i, 'first history' from generate_series(1, 2000) i; end $$",
+    ] {
+        let mut server = Server::builder(MajorVersion::V16).setting("autovacuum", "off").start();
+        harness::create_slot(&server);
+        server.sql("create table t (id int, filler text)");
+        let vault = Vault::new();
+        let options = harness::options(&server);
+        let receiving = Receiving::start(options.clone(), vault.place());
+        harness::wait_acknowledged(&server, server.lsn());
+        receiving.stop();
+        server.stop(Stop::Fast);
+        let saved = vault.temp.join("../").join(format!("walrecv-set-back-{}-{}", std::process::id(), lost.len()));
+        copy(server.data_dir(), &saved);
+        server.start_again();
+        let receiving = Receiving::start(options, vault.place());
+        receiving.wait_streaming();
+        server.sql(lost);
+        harness::wait_acknowledged(&server, server.lsn());
+        let place = vault.place();
+        // As every writer sees it: without the identity.
+        let archive = Archive { keys: place.reader.clone(), ..vault.archive(&server) };
+        let target = conninfo(&server.conninfo("postgres"));
+        let stalled = BackupOptions { wal_stall: Duration::from_secs(5), ..BackupOptions::default() };
+        let backup = || run(take(&archive, place.writer.clone(), &target, &stalled));
+        let good = backup().expect("a backup of the first history");
+        harness::wait_acknowledged(&server, good.manifest.stop);
+        server.sql("insert into t select i, 'and more' from generate_series(1, 1000) i");
+        harness::wait_acknowledged(&server, server.lsn());
+        receiving.stop();
+        server.stop(Stop::Fast);
+        std::fs::remove_dir_all(server.data_dir()).expect("remove the data");
+        copy(&saved, server.data_dir());
+        std::fs::remove_dir_all(&saved).expect("remove the copy");
+        server.start_again();
+        server.sql("insert into t values (2, 'another history')");
+        let error = backup().expect_err("no backup of another history");
+        assert_eq!(error.kind(), Kind::Diverged, "{error}");
+        assert!(error.to_string().contains("holds other WAL"), "{error}");
+        let list = run(archive.list_backups()).expect("a list");
+        assert_eq!((list.complete.len(), list.given_up.len()), (1, 1), "{list:?}");
+    }
+}
+
+/// The operating system's disk, and in which order names came into being and were synced.
+#[derive(Clone, Debug, Default)]
+struct Watched(Arc<Mutex<Vec<Call>>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Call {
+    Sync(PathBuf),
+    Link(PathBuf),
+}
+
+#[derive(Debug)]
+struct WatchedFile(Box<dyn Handle>, PathBuf, Watched);
+
+impl Watched {
+    fn note(&self, call: Call) {
+        self.0.lock().expect("a lock").push(call);
+    }
+
+    fn watch(&self, opened: io::Result<Box<dyn Handle>>, path: &Path) -> io::Result<Box<dyn Handle>> {
+        opened.map(|file| Box::new(WatchedFile(file, path.to_path_buf(), self.clone())) as Box<dyn Handle>)
+    }
+}
+
+impl Medium for Watched {
+    fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn Handle>> {
+        self.watch(Disk.create(path, mode), path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
+        self.watch(Disk.open(path), path)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.note(Call::Link(to.to_path_buf()));
+        Disk.link(from, to)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        Disk.remove_file(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        Disk.create_dir(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        Disk.remove_dir(path)
+    }
+
+    fn look(&self, path: &Path) -> io::Result<Seen> {
+        Disk.look(path)
+    }
+
+    fn identify(&self, path: &Path) -> io::Result<Identity> {
+        Disk.identify(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Form)>> {
+        Disk.list(dir)
+    }
+}
+
+impl Handle for WatchedFile {
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        self.0.write_at(bytes, at)
+    }
+
+    fn read_at(&self, at: u64, len: u64) -> io::Result<Vec<u8>> {
+        self.0.read_at(at, len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.2.note(Call::Sync(self.1.clone()));
+        self.0.sync_all()
+    }
+
+    fn look(&self) -> io::Result<Seen> {
+        self.0.look()
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.0.try_lock()
+    }
+}
+
+/// A receiver that has written what the backup needs, and has not synced it yet.
+struct Unsynced {
+    archive: Archive,
+    root: PathBuf,
+    /// How often the end was asked for, and what was written.
+    asked: Mutex<(u32, Vec<PathBuf>)>,
+}
+
+impl WalWatch for Unsynced {
+    fn durable_end(&self, timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+        let mut asked = self.asked.lock().expect("a lock");
+        asked.0 += 1;
+        if asked.0 == 2 {
+            let names = &self.archive.names;
+            let segment = SegmentName::new(timeline, names.segment_size.segment_of(from), names.segment_size);
+            for name in [names.segment(segment, None), names.tail_open(segment, "0123456789abcdef")] {
+                let path = self.root.join(name);
+                std::fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
+                std::fs::write(&path, "WAL").expect("write a file");
+                asked.1.push(path);
+            }
+        }
+        Box::pin(async { Ok(Some(Lsn(u64::MAX))) })
+    }
+}
+
+#[test]
+fn what_was_seen_of_wal_is_synced_before_the_backup_counts() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::start(MajorVersion::V17);
+    let mut fixture = Fixture::new(&server);
+    let (root, watched) = (fixture.places.join("repository"), Watched::default());
+    fixture.archive.repo = Repository::in_directory(root.clone(), Arc::new(watched.clone()));
+    let watch = Unsynced { archive: fixture.archive.clone(), root: root.clone(), asked: Mutex::new((0, Vec::new())) };
+    let outcome = fixture.take(&server, &BackupOptions::default(), &watch).expect("a backup");
+    let calls = watched.0.lock().expect("a lock").clone();
+    let manifest = root.join(fixture.archive.names.backup(outcome.manifest.id.as_str()));
+    let counts = calls.iter().position(|call| *call == Call::Link(manifest.clone())).expect("a manifest");
+    let (asked, written) = &*watch.asked.lock().expect("a lock");
+    assert_eq!(written.len(), 2);
+    for path in written {
+        let first = calls.iter().position(|call| *call == Call::Sync(path.clone()));
+        let first = first.unwrap_or_else(|| panic!("{} is not synced", path.display()));
+        for above in path.ancestors().take_while(|above| above.starts_with(&root)) {
+            let synced = calls[first..counts].contains(&Call::Sync(above.to_path_buf()));
+            assert!(synced, "{} is not synced before the manifest", above.display());
+        }
+    }
+    // What was seen before it was synced is looked at again.
+    assert!(*asked >= 3, "asked {asked} times");
+}

@@ -1,0 +1,142 @@
+//! Whether the WAL in the archive is that of the server that was backed up.
+//!
+//! A server that was set back to a snapshot writes other WAL at positions which the archive has had since before. The wait for WAL is over at once then, and the
+//! backup could never be recovered. So the server is asked for the WAL in which the backup ends, as soon as it has ended, and what is stored there has to be
+//! the same bytes.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::reader::Reader;
+use super::wal::WalWatch;
+use crate::archive::same::{Agreement, Stretch};
+use crate::error::{Context, Error, Kind, Result};
+use crate::net::{Connection, Conninfo, Mode, Started};
+use crate::pg::{Lsn, SegmentSize, TimelineId};
+use crate::wire::message::StreamEvent;
+
+/// Between two looks at what is stored, or two tries to reach the server.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long the server may take to send at most 16 MiB, and to end that.
+const SENDING: Duration = Duration::from_secs(60);
+const ENDING: Duration = Duration::from_secs(1);
+
+/// The server that was backed up.
+pub struct Origin {
+    pub reader: Reader,
+    pub server: Conninfo,
+    pub segment_size: SegmentSize,
+    /// The end of the backup.
+    pub timeline: TimelineId,
+    pub stop: Lsn,
+}
+
+impl Origin {
+    /// Returns when what is stored up to the end of the backup is known to be this server's; it has reached that position. `sent` is what
+    /// [`Origin::ask_for`] gave.
+    ///
+    /// Errors: other WAL, or WAL that this server does not have, is `Kind::Diverged`; a server that does not answer for `patience` is its own error.
+    pub async fn demand(&self, watch: &dyn WalWatch, mut sent: Stretch, patience: Duration) -> Result<()> {
+        let begun = Instant::now();
+        let (mut pause, mut doubted) = (FIRST_PAUSE, false);
+        loop {
+            let found = match watch.agrees(&sent, self.stop).await {
+                Err(error) if error.is_transient() && begun.elapsed() < patience => {
+                    tracing::warn!("cannot compare what is stored: {error}; looking again");
+                    Agreement::Unknown
+                }
+                found => found.context("cannot compare the stored WAL with the server's")?,
+            };
+            match found {
+                Agreement::Same => return Ok(()),
+                Agreement::Differs(name) if doubted => return Err(self.other(&format!("{name} holds other WAL"))),
+                // A bit that flipped on the way is no other history.
+                Agreement::Differs(_) => doubted = true,
+                Agreement::Unknown if begun.elapsed() >= patience => {
+                    let (end, stored) = (sent.end(), "what is stored there cannot be compared with it");
+                    return Err(self.other(&format!("the server's WAL ends at {end}, and {stored}")));
+                }
+                Agreement::Unknown => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE);
+                }
+            }
+            if doubted || sent.end() < self.object().1 {
+                sent = self.ask_for(None, patience).await?;
+            }
+        }
+    }
+
+    /// From where to where the object reaches that the backup ends in.
+    fn object(&self) -> (Lsn, Lsn) {
+        Stretch::around(self.stop, self.segment_size)
+    }
+
+    fn other(&self, what: &str) -> Error {
+        let text = format!(
+            "the WAL in the archive at {} of timeline {} is not known to be that of this server: {what}",
+            self.stop, self.timeline
+        );
+        Error::new(Kind::Diverged, text).hint(
+            "A server that was set back to an earlier state needs an archive of its own (another cluster name); a standby that lags has to catch up first.",
+        )
+    }
+
+    /// The server's WAL around the end of the backup; tried for so long where the server goes away. `connection` is the one that the backup came by: asked at
+    /// once, the server still has that WAL.
+    pub async fn ask_for(&self, mut connection: Option<Connection>, patience: Duration) -> Result<Stretch> {
+        let begun = Instant::now();
+        loop {
+            match self.ask(connection.take()).await {
+                Err(error) if error.is_transient() && begun.elapsed() < patience => {
+                    tracing::warn!("cannot read the server's WAL: {error}; trying again");
+                    sleep(PAUSE).await;
+                }
+                sent => return sent.context("cannot compare the stored WAL with the server's"),
+            }
+        }
+    }
+
+    async fn ask(&self, connection: Option<Connection>) -> Result<Stretch> {
+        let (server, timeline, stop, object) = (self.server.clone(), self.timeline, self.stop, self.object());
+        let bytes = self.reader.run(async move {
+            let mut connection = match connection {
+                Some(connection) => connection,
+                None => Connection::connect(&server, Mode::Physical, "").await?,
+            };
+            let late = |_| Error::new(Kind::Server, format!("the server sends no WAL up to {stop}")).transient();
+            let read = read(&mut connection, timeline, stop, object);
+            let bytes = timeout(SENDING, read).await.map_err(late)??;
+            if connection.end_stream(ENDING).await.is_ok() {
+                connection.close().await;
+            }
+            Ok(bytes)
+        });
+        Ok(Stretch { timeline, start: object.0, bytes: bytes.await? })
+    }
+}
+
+/// What the server has of an object, which is all of it where the backup has switched to the next segment.
+async fn read(connection: &mut Connection, timeline: TimelineId, stop: Lsn, (start, end): (Lsn, Lsn)) -> Result<Bytes> {
+    let mut bytes = BytesMut::new();
+    // No status is sent: a walsender that was told no position counts as nobody's synchronous standby.
+    if let Started::NextTimeline { .. } = connection.start_replication(None, start, timeline).await? {
+        return Ok(bytes.freeze());
+    }
+    loop {
+        let (known, more) = match connection.next_event().await? {
+            StreamEvent::Data { wal_end, bytes: sent, .. } => (wal_end, sent),
+            StreamEvent::Keepalive { wal_end, .. } => (wal_end, Bytes::new()),
+            StreamEvent::EndOfTimeline { .. } | StreamEvent::Ended { .. } => return Ok(bytes.freeze()),
+        };
+        let room = end.since(start) as usize - bytes.len();
+        bytes.extend_from_slice(more.get(..room).unwrap_or(&more));
+        let position = start + bytes.len() as u64;
+        if position >= end || position >= stop && position >= known {
+            return Ok(bytes.freeze());
+        }
+    }
+}
