@@ -20,6 +20,8 @@ mod disk;
 mod expiry;
 #[path = "store/expiry_backup.rs"]
 mod expiry_backup;
+#[path = "store/expiry_lost.rs"]
+mod expiry_lost;
 #[path = "store/expiry_store.rs"]
 mod expiry_store;
 #[path = "store/faults.rs"]

@@ -26,10 +26,10 @@ use crate::expiry_backup::{Figures, Known, Taking, restore, sign};
 use crate::expiry_store::{Actor, Blind, EXPIRY, FREE, Memory};
 use crate::support::{Seed, rounds};
 
-const STALE: Duration = Duration::from_secs(5_000);
-const LIFE: Duration = Duration::from_secs(30_000);
+pub const STALE: Duration = Duration::from_secs(5_000);
+pub const LIFE: Duration = Duration::from_secs(30_000);
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime")
 }
 
@@ -38,22 +38,22 @@ fn ring() -> WriterRing {
 }
 
 /// A store, what the test knows of it, and everything that has been seen complete.
-struct World {
-    memory: Memory,
+pub struct World {
+    pub memory: Memory,
     /// As nobody who waits for a turn sees it.
-    archive: Archive,
-    known: Arc<Mutex<Known>>,
+    pub archive: Archive,
+    pub known: Arc<Mutex<Known>>,
     /// What each complete backup needs.
     needs: BTreeMap<BackupId, BTreeSet<String>>,
     ring: Arc<WriterRing>,
 }
 
 impl World {
-    fn new(seed: u64, faults: u64) -> World {
+    pub fn new(seed: u64, faults: u64) -> World {
         World::over(Memory::new(seed, faults), Arc::default())
     }
 
-    fn over(memory: Memory, known: Arc<Mutex<Known>>) -> World {
+    pub fn over(memory: Memory, known: Arc<Mutex<Known>>) -> World {
         let archive = archive(&memory.repository(FREE), 1, true);
         World { memory, archive, known, needs: BTreeMap::new(), ring: Arc::new(ring()) }
     }
@@ -67,7 +67,7 @@ impl World {
     }
 
     /// A whole backup, undisturbed.
-    async fn back_up(&self, seed: u64) -> BackupId {
+    pub async fn back_up(&self, seed: u64) -> BackupId {
         self.memory.pass(Duration::from_secs(1));
         let taking = self.taking(FREE, seed);
         let id = taking.id.clone();
@@ -75,7 +75,7 @@ impl World {
         id
     }
 
-    fn options(&self, backups: &[&BackupId], delay: u64) -> ExpireOptions {
+    pub fn options(&self, backups: &[&BackupId], delay: u64) -> ExpireOptions {
         ExpireOptions {
             backups: backups.iter().copied().cloned().collect(),
             delete_delay: Duration::from_secs(delay),
@@ -87,13 +87,13 @@ impl World {
         }
     }
 
-    async fn expire(&self, options: ExpireOptions) -> Result<(Proposal, Outcome)> {
+    pub async fn expire(&self, options: ExpireOptions) -> Result<(Proposal, Outcome)> {
         self.memory.pass(Duration::from_secs(1));
         run(self.seen_by(FREE), ExpireOptions { now: self.memory.now(), ..options }, self.ring.clone()).await
     }
 
     /// Ids whose object under `backups/` is a manifest.
-    fn complete(&self) -> Vec<BackupId> {
+    pub fn complete(&self) -> Vec<BackupId> {
         let prefix = format!("{}/backups/", self.archive.names.root());
         let names = self.memory.names();
         let is_manifest = |name: &String| {
@@ -118,7 +118,7 @@ impl World {
         }
     }
 
-    async fn restore_all(&self) {
+    pub async fn restore_all(&self) {
         for id in self.complete() {
             restore(&self.archive, &self.known, &id).await;
         }

@@ -47,6 +47,8 @@ struct Inner {
     shadows: BTreeMap<String, (Bytes, SystemTime)>,
     /// Changes that still succeed; then every request fails.
     fuse: Option<u64>,
+    /// An object that cannot be deleted.
+    stuck: Option<String>,
 }
 
 #[derive(Clone)]
@@ -57,7 +59,17 @@ impl Memory {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_769_824_800);
         let (objects, waiting, chance) = (BTreeMap::new(), Vec::new(), Seed::from(seed));
         let (blind, shadows) = (Blind::Nobody, BTreeMap::new());
-        Memory(Arc::new(Mutex::new(Inner { objects, now, waiting, chance, faults, blind, shadows, fuse: None })))
+        Memory(Arc::new(Mutex::new(Inner {
+            objects,
+            now,
+            waiting,
+            chance,
+            faults,
+            blind,
+            shadows,
+            fuse: None,
+            stuck: None,
+        })))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -109,6 +121,11 @@ impl Memory {
     /// After so many changes more, everything fails; `None`: nothing does.
     pub fn set_fuse(&self, fuse: Option<u64>) {
         self.inner().fuse = fuse;
+    }
+
+    /// This object cannot be deleted.
+    pub fn set_stuck(&self, name: Option<String>) {
+        self.inner().stuck = name;
     }
 
     /// A store of its own with the same objects and the same time.
@@ -300,7 +317,7 @@ impl Backend for Client {
         async move {
             self.turn().await;
             let fate = self.fate(true);
-            if fate == Fate::Fails {
+            if fate == Fate::Fails || self.memory.inner().stuck.as_deref() == Some(name) {
                 return Err(failed());
             }
             self.memory.inner().objects.remove(name);

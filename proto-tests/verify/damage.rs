@@ -74,8 +74,10 @@ fn is_restored(kind: &str) -> bool {
 fn expected(name: &str, harm: Harm) -> Found {
     use Found::*;
     match (kind(name), harm) {
+        // The one that another builds on; the newest is named by nothing but checks.
+        ("manifest", Harm::Removed) if name.ends_with("-0001") => Quick,
         ("manifest", Harm::Removed) => {
-            Nobody("nothing else names a backup: its objects become left-overs, which are named")
+            Nobody("nothing else names the newest backup: its objects become left-overs, which are named")
         }
         ("intent" | "plan" | "event" | "heartbeat" | "group summary", Harm::Removed) => {
             Nobody("nothing says that there was one")
@@ -213,7 +215,7 @@ fn judge(shop: &Shop, archive: &Archive, harmed: &[String], harm: Harm, restores
         Found::Deep => assert!(found(&deep), "not found\n{}", what()),
         Found::Nobody(_) => assert_eq!((quick.outcome, deep.outcome), (Outcome::Ok, Outcome::Ok), "{}", what()),
     }
-    if kind == "manifest" && harm == Harm::Removed {
+    if kind == "manifest" && harm == Harm::Removed && expected(&harmed[0], harm) != Found::Quick {
         let id = harmed[0].rsplit('/').next().unwrap_or_default();
         assert!(deep.left_over.backups.iter().any(|left| left.id == id), "{}", what());
     }

@@ -17,7 +17,7 @@ use crate::seal::opener::{OpenFailed, open_index, read_header};
 use crate::seal::sealer::{Compression, seal_index};
 
 /// Events read at the same time.
-const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 8;
 
 impl Archive {
     fn event_claims(&self) -> Claims {
@@ -81,7 +81,7 @@ impl Archive {
     }
 
     /// Names of all events of a kind, of all clusters, newest first: the time is the first thing in a name, below its month.
-    async fn event_names(&self, kind: &str) -> Result<Vec<String>> {
+    pub(super) async fn event_names(&self, kind: &str) -> Result<Vec<String>> {
         let listed = self.repo.list("events").await?.into_iter().map(|entry| entry.name);
         let mut found: Vec<_> = listed.filter(|name| names::event_kind(name) == Some(kind)).collect();
         found.sort_by(|a, b| b.cmp(a));
@@ -89,7 +89,7 @@ impl Archive {
     }
 
     /// What a check found; `None` where it is gone, another cluster's, or cannot be opened.
-    async fn check(&self, name: String) -> Result<Option<(Timestamp, Verified)>> {
+    pub(super) async fn check(&self, name: String) -> Result<Option<(Timestamp, Verified)>> {
         let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
         match self.open_event(&name, &object) {
             Ok(Some(Event { at, what: What::Verified(check), .. })) => Ok(Some((at, check))),

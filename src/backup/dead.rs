@@ -1,5 +1,6 @@
 //! Runs of this `state_dir` that ended without a backup: they are given up for good, and what they stored may be used by the next one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -73,7 +74,15 @@ pub(super) async fn give_up(
     let prefix = format!("{}/intents", archive.names.root());
     let listed = archive.repo.list(&prefix).await.context("cannot list the intents of backups")?;
     let mut dead = Vec::new();
-    for id in ids(&listed).into_iter().filter(|id| newest.is_none_or(|newest| id > newest)) {
+    let begun: BTreeSet<BackupId> =
+        ids(&listed).into_iter().filter(|id| newest.is_none_or(|newest| id > newest)).collect();
+    let lost = archive.lost(begun.clone(), []).await?;
+    for (id, why) in &lost {
+        tracing::error!(
+            "the manifest of backup {id} is gone, and no expiry deleted it: {why}; put it back from a copy"
+        );
+    }
+    for id in begun.into_iter().filter(|id| !lost.contains_key(id)) {
         match give_up_one(archive, keys, state, &id, limit).await {
             Ok(found) => dead.extend(found),
             Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Key) => {

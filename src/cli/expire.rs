@@ -101,7 +101,7 @@ async fn agreed() -> Result<bool> {
 /// The run is done; but is what was asked for?
 fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, args: &ExpireArgs) -> Result<()> {
     if let Some((kind, problem)) = blocked {
-        let text = format!("nothing can be swept while a backup cannot be read: {problem}");
+        let text = format!("nothing can be swept while a backup cannot be read or is missing: {problem}");
         return Err(Error::new(*kind, text)
             .hint("put the object back from another copy of the repository, or delete that backup with --force"));
     }
@@ -140,6 +140,9 @@ fn show(proposal: &Proposal, delay: Duration) {
     }
     for (id, why) in &proposal.spared {
         output::line(format!("spares       {id}  {}", reason(why)));
+    }
+    for (id, why) in &proposal.lost {
+        output::line(format!("MISSING      {id}  its manifest is gone, and no expiry deleted it: {why}"));
     }
     for id in &proposal.give_up {
         output::line(format!("gives up     {id}  never completed"));
@@ -196,7 +199,8 @@ fn as_json(archive: &Archive, proposal: &Proposal, outcome: Option<&Outcome>) ->
         .collect();
     let mut value = json!({
         "cluster": archive.names.cluster, "delete": delete, "already": text(&proposal.already),
-        "spared": spared(&proposal.spared), "give_up": text(&proposal.give_up), "sweep": text(&proposal.sweep),
+        "spared": spared(&proposal.spared), "missing": proposal.lost.iter().map(|(id, why)| json!({ "id": id.to_string(), "reason": why })).collect::<Vec<_>>(),
+        "give_up": text(&proposal.give_up), "sweep": text(&proposal.sweep),
         "kept": proposal.kept, "frees_now": sum(&proposal.now), "frees_later": sum(&proposal.later),
         "blocked": proposal.blocked.as_ref().map(|(_, problem)| problem.clone()), "done": null,
     });

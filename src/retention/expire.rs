@@ -98,7 +98,7 @@ impl Expiry {
         let goes = |id: &BackupId| go.iter().any(|deletion| deletion.backup == *id);
         let staying = view.complete().filter(|manifest| !goes(&manifest.id));
         let kept: Vec<MapRef> = staying.flat_map(|manifest| manifest.maps.iter().cloned()).collect();
-        let unreadable = view.dark(&goes).or_else(|| view.bare(self.options.force));
+        let unreadable = view.dark(&goes).or_else(|| view.gone(&goes)).or_else(|| view.bare(self.options.force));
         let (kept, dark) = self.maps.needed(&self.archive, kept).await?;
         *blocked = unreadable.or(dark.first().map(|(_, error)| (error.kind(), error.to_string())));
         // Where such a map cannot be read, nobody can go on restoring by it either.
@@ -253,6 +253,12 @@ impl View {
             Standing::Dark(kind, problem) if !goes(id) => Some((*kind, problem.clone())),
             _ => None,
         })
+    }
+
+    /// The same of a manifest that is gone: put back, it would name packs, too.
+    fn gone(&self, goes: &dyn Fn(&BackupId) -> bool) -> Option<(Kind, String)> {
+        let (id, why) = self.lost.iter().find(|(id, _)| !goes(id))?;
+        Some((Kind::Corrupt, format!("the manifest of backup {id} is gone, and no expiry deleted it: {why}")))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One look at everything that an expiry decides by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use futures::stream::{self, StreamExt};
@@ -19,7 +19,8 @@ const AT_ONCE: usize = 8;
 ///
 /// 1. plans: what others delete is named before it goes;
 /// 2. what backups left, and only then intents: who stores a pack has an intent by then;
-/// 3. `backups/` last, until a listing shows no new name: a backup that commits while its parent is deleted is not missed between the two.
+/// 3. then `backups/`, until a listing shows no new name: a backup that commits while its parent is deleted is not missed between the two;
+/// 4. of what has left objects and no name there: whether it was complete.
 ///
 /// A plan that cannot be read is an error: it may speak of anything.
 pub async fn look(archive: &Archive) -> Result<View> {
@@ -32,7 +33,10 @@ pub async fn look(archive: &Archive) -> Result<View> {
     let parts = parts(archive).await?;
     let intents = intents(archive).await?;
     let backups = standings(archive).await?;
-    Ok(View { backups, intents, parts, plans: list.plans })
+    let mut view = View { backups, intents, parts, plans: list.plans, lost: BTreeMap::new() };
+    let without: BTreeSet<BackupId> = view.ids().into_iter().filter(|id| view.has_nothing(id)).cloned().collect();
+    view.lost = archive.lost(without, view.complete()).await?;
+    Ok(view)
 }
 
 /// Everything below `packs/`, `maps/`, `manifests/` and `alive/`, and the intents, by backup. Other names are not ours to judge.

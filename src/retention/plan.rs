@@ -44,6 +44,8 @@ pub struct View {
     pub intents: BTreeMap<BackupId, Announced>,
     pub parts: BTreeMap<BackupId, Vec<Part>>,
     pub plans: Vec<StoredPlan>,
+    /// Backups whose manifest is gone although nobody deleted it, and what says that they were complete.
+    pub lost: BTreeMap<BackupId, String>,
 }
 
 /// What a backup is, by all that was found of it.
@@ -56,6 +58,8 @@ pub enum State {
     GivenUp(SystemTime),
     /// An expiry has deleted its manifest and did not come to leave a tombstone.
     Deleted,
+    /// It was complete and its manifest is gone, by no expiry: as long as that may be put back, nothing of it goes.
+    Lost,
     /// It has begun, and is neither complete nor given up.
     Live,
     /// As live, but nothing of it has moved for so long that it counts as dead.
@@ -108,6 +112,9 @@ impl View {
             // A plan deletes only what was complete.
             return State::Deleted;
         }
+        if self.lost.contains_key(id) {
+            return State::Lost;
+        }
         match (self.intents.get(id), self.parts.get(id)) {
             (None, None) => State::Unknown,
             (None, Some(_)) => State::Stray,
@@ -117,6 +124,11 @@ impl View {
                 if waits.over(moved, waits.intent_stale) { State::Stale } else { State::Live }
             }
         }
+    }
+
+    /// Whether neither manifest nor tombstone stands under its name, and no plan says why.
+    pub fn has_nothing(&self, id: &BackupId) -> bool {
+        !self.backups.contains_key(id) && !self.plans.iter().any(|stored| stored.plan.deletes(id))
     }
 
     /// Why nothing may be given up or swept: where maps are there and not one backup is seen, the folder of backups may be missing.
@@ -163,7 +175,7 @@ impl View {
         let going = |id: &BackupId| wanted.iter().any(|d| d.backup == *id) || others().any(|plan| plan.deletes(id));
         let some_left = self.complete().any(|manifest| !going(&manifest.id));
         for deletion in wanted {
-            if !matches!(self.state(&deletion.backup, waits), State::Complete | State::Dark) {
+            if !matches!(self.state(&deletion.backup, waits), State::Complete | State::Dark | State::Lost) {
                 continue;
             }
             match self.reused(&deletion.backup, waits) {
@@ -221,7 +233,7 @@ impl View {
             // A manifest that was there before the tombstone: it never goes by this plan.
             State::Complete => !plan.deletes(id),
             State::GivenUp(_) => self.leftovers(id, needed).next().is_none(),
-            State::Dark | State::Deleted | State::Live | State::Stale | State::Stray => false,
+            State::Dark | State::Lost | State::Deleted | State::Live | State::Stale | State::Stray => false,
         })
     }
 }
@@ -263,6 +275,8 @@ pub fn wanted(view: &View, asked: &[BackupId], force: bool, waits: &Waits) -> Re
                 wanted.delete.push(Deletion { backup: id.clone(), maps: maps_of(view, id), forced: force })
             }
             State::Dark => wanted.delete.push(dark(view, id, force)?),
+            State::Lost if force => wanted.delete.push(Deletion { backup: id.clone(), maps: Vec::new(), forced: true }),
+            State::Lost => return Err(lost(id, view)),
             State::Live => return Err(running(id)),
             State::Unknown => unknown.push(id),
             State::GivenUp(_) | State::Deleted | State::Stale | State::Stray => wanted.already.push(id.clone()),
@@ -307,6 +321,12 @@ fn dark(view: &View, id: &BackupId, force: bool) -> Result<Deletion> {
         }
         _ => Err(no_such(id, view)),
     }
+}
+
+fn lost(id: &BackupId, view: &View) -> Error {
+    let why = view.lost.get(id).map_or("", String::as_str);
+    Error::new(Kind::Corrupt, format!("the manifest of backup {id} is gone, and no expiry deleted it: {why}"))
+        .hint("see whether a copy can be put back; `--force` gives the backup up for good")
 }
 
 fn running(id: &BackupId) -> Error {

@@ -43,6 +43,8 @@ pub struct Proposal {
     pub kept: usize,
     /// Why nothing can be swept.
     pub blocked: Option<(Kind, String)>,
+    /// Backups whose manifest is gone, by no expiry, and what says that they were complete.
+    pub lost: Vec<(BackupId, String)>,
     /// Unfinished plans that have nothing left to do.
     pub finished: usize,
     pub(super) wanted: Vec<Deletion>,
@@ -96,6 +98,8 @@ pub(super) fn fill(proposal: &mut Proposal, view: &View, claims: &Claims, waits:
         proposal.later.objects += staying.objects;
         proposal.later.bytes += staying.bytes;
     }
+    let lost = view.lost.iter().filter(|(id, _)| !deleted.contains(id));
+    proposal.lost = lost.map(|(id, why)| (id.clone(), why.clone())).collect();
     let done = |plan| view.is_finished(plan, &claims.kept, waits);
     proposal.finished = view.plans.iter().filter(|stored| done(&stored.plan)).count();
 }

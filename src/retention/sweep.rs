@@ -79,7 +79,7 @@ impl Expiry {
         all
     }
 
-    /// The run's own plan goes unless something that it deleted, or was to delete, is left; those of others only when no run can find anything to
+    /// The run's own plan goes unless something failed, or something that it deleted, or was to delete, is left; those of others only when no run can find anything to
     /// delete by them.
     async fn finish(&self, plan: &Plan, view: &View, claims: &Claims, waits: &Waits, outcome: &mut Outcome) {
         let done = |id: &BackupId| match view.state(id, waits) {
@@ -88,7 +88,10 @@ impl Expiry {
             _ => false,
         };
         let readable = outcome.blocked.is_none();
-        let own = plan.delete.is_empty() || readable && plan.delete.iter().all(|deletion| done(&deletion.backup));
+        // A deletion that failed may still be under way: until somebody has seen what became of it, nobody may use what it was to delete.
+        let certain = outcome.failures.is_empty();
+        let deleted = || readable && plan.delete.iter().all(|deletion| done(&deletion.backup));
+        let own = certain && (plan.delete.is_empty() || deleted());
         let others = view.plans.iter().map(|stored| &stored.plan).filter(|other| other.id != plan.id);
         let finished = others.filter(|other| readable && view.is_finished(other, &claims.kept, waits));
         let going: Vec<PlanId> = finished.map(|other| &other.id).chain(own.then_some(&plan.id)).cloned().collect();

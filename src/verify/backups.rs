@@ -21,7 +21,7 @@ pub struct Shelf {
     /// Oldest first; their places are the numbers in [`Bits`].
     pub manifests: Vec<Manifest>,
     numbers: BTreeMap<String, usize>,
-    /// Under whose names stands something that does not read as a manifest.
+    /// Under whose names stands something that does not read as a manifest, or nothing any more.
     pub unread: BTreeSet<String>,
     pub given_up: BTreeSet<String>,
 }
@@ -85,6 +85,23 @@ pub async fn shelf(look: &Look<'_>) -> Result<Shelf> {
     }
     shelf.add(manifests);
     Ok(shelf)
+}
+
+/// Finds backups whose manifest is gone although nobody deleted them: other objects of theirs are there, and something says that they were complete.
+pub async fn lost(look: &Look<'_>, shelf: &mut Shelf, present: &BTreeSet<BackupId>) -> Result<()> {
+    let known = |id: &&BackupId| {
+        let id = id.as_str();
+        shelf.number(id).is_some() || shelf.unread.contains(id) || shelf.given_up.contains(id)
+    };
+    let suspects: BTreeSet<BackupId> = present.iter().filter(|id| !known(id)).cloned().collect();
+    let ask = || look.archive.lost(suspects.clone(), &shelf.manifests);
+    for (id, why) in look.patiently(ask).await? {
+        let expected = format!("the manifest of a backup: {why}, and no expiry deleted it");
+        let hurts = BTreeSet::from([id.to_string()]);
+        look.blame(&look.archive.names.backup(id.as_str()), &expected, Trouble::missing(), hurts);
+        shelf.unread.insert(id.to_string());
+    }
+    Ok(())
 }
 
 async fn read(look: &Look<'_>, id: BackupId) -> (BackupId, Result<Backup, Trouble>) {

@@ -80,9 +80,11 @@ pub enum Stage {
 pub async fn verify(archive: &Archive, options: &Options) -> Result<Report> {
     let clock = Instant::now();
     let mut look = Look::new(archive, options);
-    let shelf = backups::shelf(&look).await?;
+    let mut shelf = backups::shelf(&look).await?;
+    let present = packs::present(&look).await?;
+    backups::lost(&look, &mut shelf, &present).await?;
     let census = maps::walk(&look, &shelf).await;
-    let left_over = packs::listed(&look, &shelf, &census).await?;
+    let left_over = packs::listed(&look, &shelf, &census, present).await?;
     if options.deep {
         let bad = packs::open_all(&look, &shelf, &census).await;
         maps::compare_runs(&look, &shelf, &bad).await;

@@ -31,8 +31,24 @@ const EXPECTED: &str = "a pack that maps name";
 pub type Bad = BTreeSet<(BackupId, u32)>;
 
 /// Compares the census with what is listed; counts what nothing refers to.
-pub async fn listed(look: &Look<'_>, shelf: &Shelf, census: &Census) -> Result<LeftOver> {
-    let mut ids: BTreeSet<String> = census.packs.keys().map(ToString::to_string).collect();
+pub async fn listed(look: &Look<'_>, shelf: &Shelf, census: &Census, present: BTreeSet<BackupId>) -> Result<LeftOver> {
+    let of = present.into_iter().chain(census.packs.keys().cloned()).collect::<BTreeSet<_>>();
+    let lists = of.into_iter().map(|id| one(look, shelf, census, id));
+    let found: Vec<LeftOverOf> = stream::iter(lists).buffered(LISTINGS).try_collect().await?;
+    let mut left_over = LeftOver::default();
+    for one in found.into_iter().filter(|one| one.objects > 0) {
+        left_over.objects += one.objects;
+        left_over.bytes += one.bytes;
+        if left_over.backups.len() < report::LEFT_OVER {
+            left_over.backups.push(one);
+        }
+    }
+    Ok(left_over)
+}
+
+/// Backups of which there is any object beside the manifest; none where one backup alone is looked at.
+pub async fn present(look: &Look<'_>) -> Result<BTreeSet<BackupId>> {
+    let mut ids = BTreeSet::new();
     let root = look.archive.names.root();
     if look.options.only.is_none() {
         for folder in ["packs", "maps", "manifests"] {
@@ -44,18 +60,7 @@ pub async fn listed(look: &Look<'_>, shelf: &Shelf, census: &Census) -> Result<L
         let intents = look.patiently(|| look.archive.repo.list(&prefix)).await.context("cannot list intents")?;
         ids.extend(intents.iter().filter_map(|entry| entry.name.rsplit('/').next()).map(str::to_owned));
     }
-    let of = ids.into_iter().filter_map(|id| BackupId::parse(&id).ok());
-    let lists = of.map(|id| one(look, shelf, census, id));
-    let found: Vec<LeftOverOf> = stream::iter(lists).buffered(LISTINGS).try_collect().await?;
-    let mut left_over = LeftOver::default();
-    for one in found.into_iter().filter(|one| one.objects > 0) {
-        left_over.objects += one.objects;
-        left_over.bytes += one.bytes;
-        if left_over.backups.len() < report::LEFT_OVER {
-            left_over.backups.push(one);
-        }
-    }
-    Ok(left_over)
+    Ok(ids.into_iter().filter_map(|id| BackupId::parse(&id).ok()).collect())
 }
 
 /// The objects of one backup.

@@ -1,0 +1,133 @@
+//! What an expiry must not take for rubbish: backups whose manifest somebody else removed. And plans that must stand: those of deletions that failed.
+
+use std::time::Duration;
+
+use walrecv::error::Kind;
+use walrecv::pg::{Lsn, TimelineId};
+use walrecv::retention::ExpireOptions;
+use walrecv::seal::content::BackupId;
+use walrecv::seal::content::event::{Outcome, Verified, What};
+use walrecv::seal::content::manifest::Backup;
+
+use crate::archive_pieces::writer;
+use crate::expiry::{LIFE, STALE, World, runtime};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+async fn found_whole(world: &World, id: &BackupId) {
+    let check = Verified {
+        deep: false,
+        only: None,
+        outcome: Outcome::Ok,
+        problems: 0,
+        whole: vec![id.to_string()],
+        hurt: Vec::new(),
+        unknown: Vec::new(),
+    };
+    world.archive.put_event(&writer(), What::Verified(check), LIMIT).await.expect("an event");
+}
+
+/// Two backups, the second of which builds on the first.
+async fn family(world: &World) -> [BackupId; 2] {
+    let mut ids = [world.back_up(1).await, world.back_up(2).await];
+    for seed in 3.. {
+        match world.archive.backup(&ids[1]).await.expect("a manifest") {
+            Some(Backup::Complete(manifest)) if manifest.parent.as_ref() == Some(&ids[0]) => break,
+            _ => ids = [ids[1].clone(), world.back_up(seed).await],
+        }
+    }
+    ids
+}
+
+#[test]
+fn a_backup_whose_manifest_somebody_removed_is_missed_and_kept() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        let [parent, child] = family(&world).await;
+        // Nothing but a check has ever seen the one that is lost.
+        found_whole(&world, &child).await;
+        for (lost, intent) in [(&parent, true), (&parent, false), (&child, true)] {
+            let copy = World::over(world.memory.copy(), world.known.clone());
+            let manifest = copy.archive.names.backup(lost.as_str());
+            let bytes = copy.memory.get(&manifest).expect("a manifest");
+            copy.memory.remove(&manifest);
+            if !intent {
+                copy.memory.remove(&copy.archive.names.intent(lost.as_str()));
+            }
+            let left = |copy: &World| copy.memory.names().into_iter().filter(|n| n.contains(lost.as_str())).count();
+            let before = left(&copy);
+            for _ in 0..3 {
+                copy.memory.pass(LIFE + STALE);
+                let (proposal, outcome) = copy.expire(copy.options(&[], 0)).await.unwrap();
+                assert_eq!(proposal.lost.iter().map(|(id, _)| id).collect::<Vec<_>>(), [lost]);
+                assert!(proposal.give_up.is_empty() && outcome.given_up.is_empty(), "{proposal:?}");
+                assert!(matches!(&outcome.blocked, Some((Kind::Corrupt, text)) if text.contains(lost.as_str())));
+            }
+            assert_eq!(left(&copy), before, "something of {lost} went");
+            let error = copy.expire(copy.options(&[lost], 0)).await.expect_err("a refusal");
+            assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+            // Put back, it is a backup like any other.
+            let again = World::over(copy.memory.copy(), world.known.clone());
+            again.memory.put(&manifest, bytes);
+            again.restore_all().await;
+            if intent {
+                let (proposal, outcome) = again.expire(again.options(&[], 0)).await.unwrap();
+                assert!(proposal.lost.is_empty() && outcome.blocked.is_none());
+            }
+            // Given up by force, it is rubbish, but for what others need.
+            let forced = ExpireOptions { force: true, ..copy.options(&[lost], 0) };
+            let (_, outcome) = copy.expire(forced).await.unwrap();
+            assert!(outcome.given_up == [lost.clone()] && outcome.blocked.is_none(), "{outcome:?}");
+            assert!(matches!(copy.archive.backup(lost).await, Ok(Some(Backup::GivenUp(_)))));
+            let (proposal, _) = copy.expire(copy.options(&[], 0)).await.unwrap();
+            assert!(proposal.lost.is_empty(), "{proposal:?}");
+            copy.restore_all().await;
+        }
+    });
+}
+
+/// One that nothing says was complete is given up as ever, beside a check that found another one whole.
+#[test]
+fn what_never_was_complete_is_no_lost_backup() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        let [parent, child] = family(&world).await;
+        found_whole(&world, &parent).await;
+        let started = jiff::Timestamp::try_from(world.memory.now()).unwrap();
+        let dead = BackupId::new(started, TimelineId(1), Lsn(1), 7);
+        crate::expiry_backup::sign(&world.archive, &dead, 0).await;
+        world.memory.pass(STALE);
+        let (proposal, outcome) = world.expire(world.options(&[], 0)).await.unwrap();
+        assert!(proposal.lost.is_empty() && outcome.given_up == [dead], "{proposal:?}");
+        // Nor is one that was deleted, whoever builds on it.
+        world.expire(world.options(&[&parent], 0)).await.unwrap();
+        let (proposal, outcome) = world.expire(world.options(&[], 0)).await.unwrap();
+        assert!(proposal.lost.is_empty() && outcome.blocked.is_none(), "{proposal:?}");
+        assert_eq!(world.complete(), [child]);
+    });
+}
+
+/// A deletion that failed may still be under way in the store: until a later run has seen what became of it, the plan keeps others from what it names.
+#[test]
+fn a_plan_stands_while_a_deletion_of_its_run_is_in_doubt() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        world.back_up(1).await;
+        let started = jiff::Timestamp::try_from(world.memory.now()).unwrap();
+        let dead = BackupId::new(started, TimelineId(1), Lsn(1), 7);
+        crate::expiry_backup::sign(&world.archive, &dead, 0).await;
+        let pack = world.archive.names.pack(dead.as_str(), 0);
+        world.memory.put(&pack, b"a pack".to_vec().into());
+        world.memory.pass(STALE);
+        world.memory.set_stuck(Some(pack.clone()));
+        let (_, outcome) = world.expire(world.options(&[], 0)).await.unwrap();
+        assert_eq!((outcome.given_up.len(), outcome.failures.len()), (1, 1), "{outcome:?}");
+        let plans = world.archive.list_plans().await.unwrap();
+        assert!(outcome.unfinished && plans.names(&dead), "{plans:?}");
+        world.memory.set_stuck(None);
+        for _ in 0..2 {
+            world.expire(world.options(&[], 0)).await.unwrap();
+        }
+        assert!(!world.memory.has(&pack) && world.archive.list_plans().await.unwrap().plans.is_empty());
+    });
+}

@@ -1,0 +1,73 @@
+//! Backups whose manifest is gone although nobody deleted them: by hand, by a rule of the store, by a failed disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::stream::{self, StreamExt};
+
+use super::Archive;
+use super::events::AT_ONCE;
+use crate::error::Result;
+use crate::seal::content::BackupId;
+use crate::seal::content::manifest::Manifest;
+
+/// Bytes of a day at the beginning of names of backups and of events: `20260131T020000Z`.
+const DAY: usize = 8;
+
+impl Archive {
+    /// Of these backups, under whose names nothing was found, those that were complete, and what says so. A manifest names a backup as its parent, or a
+    /// map of it, only where that was complete; a check that found a backup whole had its manifest. Backups that an unfinished expiry deletes, and those
+    /// under whose name something stands by now, are none of them.
+    ///
+    /// Errors: the store. An event that does not open tells nothing.
+    pub async fn lost<'a>(
+        &self,
+        mut suspects: BTreeSet<BackupId>,
+        complete: impl IntoIterator<Item = &'a Manifest>,
+    ) -> Result<BTreeMap<BackupId, String>> {
+        let mut lost = BTreeMap::new();
+        for manifest in complete {
+            let maps = manifest.maps.iter().map(|map| &map.backup);
+            for id in manifest.parent.iter().chain(maps) {
+                lost.extend(suspects.take(id).map(|id| (id, format!("backup {} builds on it", manifest.id))));
+            }
+        }
+        self.found_whole(&mut suspects, &mut lost).await?;
+        if lost.is_empty() {
+            return Ok(lost);
+        }
+        // An expiry names what it deletes before it does, and leaves a tombstone before that plan goes: asked in this order, nothing of it is missed.
+        let plans = self.list_plans().await?.plans;
+        let mut found = BTreeMap::new();
+        for (id, why) in lost {
+            let deleted = plans.iter().any(|stored| stored.plan.deletes(&id));
+            if !deleted && self.repo.head(&self.names.backup(id.as_str())).await?.is_none() {
+                found.insert(id, why);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Moves those that a check has found whole, newest checks first.
+    async fn found_whole(
+        &self,
+        suspects: &mut BTreeSet<BackupId>,
+        lost: &mut BTreeMap<BackupId, String>,
+    ) -> Result<()> {
+        let Some(oldest) = suspects.first().cloned() else { return Ok(()) };
+        let mut names = self.event_names("verified").await?;
+        // The check of a day may be of another host's clock than the backup; that they are a day apart is another matter.
+        let oldest = oldest.as_str().get(..DAY);
+        names.retain(|name| name.rsplit('/').next().and_then(|leaf| leaf.get(..DAY)) >= oldest);
+        let mut reading = stream::iter(names.into_iter().map(|name| self.check(name))).buffered(AT_ONCE);
+        while let Some(check) = reading.next().await {
+            let Some((at, check)) = check? else { continue };
+            for id in check.whole.iter().filter_map(|text| BackupId::parse(text).ok()) {
+                lost.extend(suspects.take(&id).map(|id| (id, format!("a check at {at} found it whole"))));
+            }
+            if suspects.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
