@@ -244,13 +244,15 @@ fn restored_increments_are_what_pg_combinebackup_makes() {
         scene.store_wal(&first.manifest);
         let mut chain = vec![scene.pg_basebackup("tool-0", None)];
         let length = rounds(if version == MajorVersion::V17 { 4 } else { 2 }, 20);
-        let mut increments = 0;
+        let (mut increments, mut before) = (0, Transfer::Full);
         for round in 1..=length {
             workload.go_on(&mut seed, &scene.server);
             let outcome = scene.take(&options);
             // What is dropped and rewritten becomes dead space, for which everything is sent now and then.
             let (how, why) = transfer(&outcome);
             assert!(how == Transfer::Incremental && why.is_empty() || why.contains("is dead"), "round {round}: {why}");
+            assert!(how == Transfer::Incremental || before == Transfer::Incremental, "two in a row: {why}");
+            before = how;
             increments += u32::from(how == Transfer::Incremental);
             assert!(outcome.manifest.parent.is_some());
             chain.push(scene.pg_basebackup(&format!("tool-{round}"), chain.last().map(PathBuf::as_path)));
@@ -275,8 +277,7 @@ fn restored_increments_are_what_pg_combinebackup_makes() {
                 }
             }
         }
-        // Full ones may follow each other, where much is dropped.
-        assert!(increments * 3 >= length, "{increments} of {length}");
+        println!("PostgreSQL {version}: {increments} of {length} incremental");
     }
 }
 
