@@ -34,6 +34,13 @@ fn write(path: &Path, text: &str) {
 
 /// `pgbackrest backup --type=full`; making the stanza is not measured. WAL is not archived, so its check is off: that makes it only faster.
 pub fn pgbackrest(server: &Server, temp: &TempDir, out: &Path) -> Sample {
+    let config = pgbackrest_config(server, temp, out);
+    measure(pgbackrest_command(&config, &["stanza-create"]));
+    measure(pgbackrest_command(&config, &["--type=full", "backup"]))
+}
+
+/// Writes the configuration of a repository in `out`.
+pub fn pgbackrest_config(server: &Server, temp: &TempDir, out: &Path) -> PathBuf {
     let work = temp.postgres_dir("pgbackrest");
     let config = temp.join("pgbackrest.conf");
     write(
@@ -49,13 +56,13 @@ pub fn pgbackrest(server: &Server, temp: &TempDir, out: &Path) -> Sample {
             work = work.display(),
         ),
     );
-    let run = |args: &[&str]| {
-        let mut command = as_postgres("pgbackrest");
-        command.arg(format!("--config={}", config.display())).arg("--stanza=bench").args(args);
-        command
-    };
-    measure(run(&["stanza-create"]));
-    measure(run(&["--type=full", "backup"]))
+    config
+}
+
+pub fn pgbackrest_command(config: &Path, args: &[&str]) -> Command {
+    let mut command = as_postgres("pgbackrest");
+    command.arg(format!("--config={}", config.display())).arg("--stanza=bench").args(args);
+    command
 }
 
 /// `barman backup` over the replication protocol, with WAL streamed beside it.

@@ -263,7 +263,7 @@ pub struct TargetArgs {
     #[arg(long)]
     pub latest: bool,
     /// A standby: goes on with what the archive gets, and with what --primary-conninfo sends
-    #[arg(long, conflicts_with_all = ["exclusive", "target_timeline", "target_action", "scratch", "keep_archive_mode"])]
+    #[arg(long, conflicts_with_all = ["exclusive", "target_timeline", "target_action", "scratch"])]
     pub standby: bool,
 }
 
@@ -349,6 +349,9 @@ pub struct WalFetchArgs {
     /// Disk space, in pg_wal/walrecv, for WAL that is fetched before the server asks for it; 0: none is
     #[arg(long, value_name = "SIZE", default_value = "512MB", env = "WALRECV_PREFETCH")]
     pub prefetch: String,
+    /// Private key file of a recipient, in place of the configured one
+    #[arg(long, value_name = "FILE", env = "WALRECV_IDENTITY_FILE")]
+    pub identity_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -363,6 +366,9 @@ pub struct WalPrefetchArgs {
     /// Disk space for what is fetched
     #[arg(long, value_name = "SIZE")]
     pub prefetch: String,
+    /// Private key file of a recipient, in place of the configured one
+    #[arg(long, value_name = "FILE", env = "WALRECV_IDENTITY_FILE")]
+    pub identity_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -142,6 +142,19 @@ fn fetch_arguments(common: &Common, cluster: &str, config: &Path, args: &Restore
     arguments.extend(common.repo.iter().flat_map(|repo| ["--repo".to_owned(), repo.clone()]));
     // Named even where it is the only one: the configuration may get a second one later.
     arguments.extend(["--cluster".to_owned(), cluster.to_owned()]);
+    if let Some(file) = &args.identity_file {
+        // The server calls it in its own directory.
+        let file = std::path::absolute(file).map_err(|e| {
+            Error::new(Kind::Usage, format!("--identity-file: not a path: {}", file.display())).caused_by(e)
+        })?;
+        let file = file.to_str().ok_or_else(|| {
+            Error::new(
+                Kind::Usage,
+                format!("--identity-file: not UTF-8, which restore_command needs: {}", file.display()),
+            )
+        })?;
+        arguments.extend(["--identity-file".to_owned(), file.to_owned()]);
+    }
     if let Some(size) = &args.prefetch {
         super::wal_fetch::budget(size).map_err(|e| Error::new(Kind::Usage, format!("--prefetch: {e}")))?;
         arguments.extend(["--prefetch".to_owned(), size.trim().to_owned()]);
@@ -263,6 +276,11 @@ fn show_restored(restored: &Restored, pgdata: &Path) {
     for name in &restored.written {
         output::line(format!(
             "written      {name}: the backup had none (it lies outside the data directory on the server)"
+        ));
+    }
+    if let Some(timeline) = restored.stays_on {
+        output::line(format!(
+            "timeline     the standby stays on {timeline}: the newest one in the archive does not continue this backup's"
         ));
     }
     if restored.bad_pages > 0 {

@@ -1,5 +1,7 @@
 //! `walrecv wal-fetch %f %p`: 0 served, 1 proven absent, 200 for everything else.
 
+use std::path::Path;
+
 use futures::future::BoxFuture;
 
 use super::args::{Common, WalFetchArgs, WalPrefetchArgs};
@@ -25,7 +27,7 @@ pub fn only_allowed(code: u8) -> u8 {
 /// The answer to a call that needs neither the archive nor a runtime, if it is one.
 pub fn at_hand(common: &Common, args: &WalFetchArgs) -> Option<u8> {
     // What is wrong with it is told where it matters.
-    match call(args, launch(common, &args.prefetch).unwrap_or_default()) {
+    match call(args, launch(common, args).unwrap_or_default()) {
         Ok(call) => fetch::at_hand(&call).map(|outcome| told(common, outcome)),
         Err(error) => Some(told(common, Outcome::Unknown(error))),
     }
@@ -34,12 +36,12 @@ pub fn at_hand(common: &Common, args: &WalFetchArgs) -> Option<u8> {
 /// The answer to any other. Under a plan nothing but the plan and the archive is read; without one the configuration is.
 pub async fn run(common: &Common, args: &WalFetchArgs) -> u8 {
     // What only makes it faster ends no recovery and no standby.
-    let launch = launch(common, &args.prefetch).unwrap_or_else(|problem| {
+    let launch = launch(common, args).unwrap_or_else(|problem| {
         output::note(format!("warning: nothing is fetched ahead: {}", wrong(("prefetch", problem))));
         None
     });
     let outcome = match call(args, launch) {
-        Ok(call) => fetch::answer(&call, &env, &opener(common)).await,
+        Ok(call) => fetch::answer(&call, &env, &opener(common, args.identity_file.as_deref())).await,
         Err(error) => Outcome::Unknown(error),
     };
     told(common, outcome)
@@ -70,7 +72,7 @@ pub async fn ahead(common: &Common, args: &WalPrefetchArgs) -> Result<()> {
     let pgdata = std::env::current_dir()
         .map_err(|cause| Error::new(Kind::Failed, "cannot tell the working directory").caused_by(cause))?;
     let budget = budget(&args.prefetch).map_err(|e| wrong(("prefetch", e)))?;
-    prefetch::run(&pgdata, budget, prefetch::IDLE, &env, &opener(common)).await
+    prefetch::run(&pgdata, budget, prefetch::IDLE, &env, &opener(common, args.identity_file.as_deref())).await
 }
 
 fn wrong((option, problem): (&str, String)) -> Error {
@@ -83,7 +85,8 @@ pub fn budget(text: &str) -> std::result::Result<u64, String> {
 }
 
 /// The same configuration as this call has.
-fn launch(common: &Common, prefetch: &str) -> std::result::Result<Option<Launch>, String> {
+fn launch(common: &Common, args: &WalFetchArgs) -> std::result::Result<Option<Launch>, String> {
+    let prefetch = args.prefetch.as_str();
     if budget(prefetch)? == 0 {
         return Ok(None);
     }
@@ -92,6 +95,7 @@ fn launch(common: &Common, prefetch: &str) -> std::result::Result<Option<Launch>
     let mut arguments = vec!["wal-prefetch".into(), "--prefetch".into(), prefetch.into()];
     for (flag, value) in [
         ("--config", common.config.as_ref().map(|c| c.clone().into_os_string())),
+        ("--identity-file", args.identity_file.as_ref().map(|f| f.clone().into_os_string())),
         ("--cluster", common.cluster.as_ref().map(Into::into)),
         ("--repo", common.repo.as_ref().map(Into::into)),
     ] {
@@ -101,12 +105,15 @@ fn launch(common: &Common, prefetch: &str) -> std::result::Result<Option<Launch>
 }
 
 /// Opens the archive that the configuration names.
-fn opener(common: &Common) -> impl Fn() -> BoxFuture<'static, Result<Archive>> + Sync + use<> {
-    let common = common.clone();
+fn opener(
+    common: &Common,
+    identity_file: Option<&Path>,
+) -> impl Fn() -> BoxFuture<'static, Result<Archive>> + Sync + use<> {
+    let (common, identity_file) = (common.clone(), identity_file.map(Path::to_owned));
     move || {
-        let common = common.clone();
+        let (common, identity_file) = (common.clone(), identity_file.clone());
         Box::pin(async move {
-            let context = Context::open(&common).await?;
+            let context = Context::open_with(&common, identity_file.as_deref()).await?;
             let ring = context.content_ring().await?;
             context.archive(ring).await
         })

@@ -18,7 +18,7 @@ use crate::archive::Archive;
 use crate::disk::durable;
 use crate::disk::lay::{self as disk_lay, Ground};
 use crate::error::{Error, Kind, Result};
-use crate::pg::label;
+use crate::pg::{TimelineId, label};
 use crate::seal::content::manifest::Manifest;
 
 /// How to restore.
@@ -67,6 +67,8 @@ pub struct Restored {
     pub outside: Vec<Outside>,
     /// Configuration files that the backup did not have and that were written.
     pub written: Vec<String>,
+    /// The timeline that a standby stays on: what the server would find as the newest one does not continue this backup's.
+    pub stays_on: Option<u32>,
     /// Pages that were damaged on the server already.
     pub bad_pages: u64,
 }
@@ -93,7 +95,8 @@ pub async fn configure(
         .map_err(|e| Error::new(Kind::Corrupt, "the backup's backup_label").caused_by(e))?;
     ground.whole_file(b"backup_label", &label, 0o600)?;
     let written = missing_files(ground)?;
-    let conf = settings(prepared, options, ground, &written)?;
+    let (newest, stays) = (newest(archive, manifest).await?, destination(prepared, options.action));
+    let conf = settings(prepared, options, ground, &written, newest)?;
     if options.action == Action::Follow {
         // A standby follows no plan: `wal-fetch` reads the configuration.
         ground.whole_file(b"standby.signal", b"", 0o600)?;
@@ -116,6 +119,7 @@ pub async fn configure(
         raised: conf.raised,
         outside: conf.outside,
         written,
+        stays_on: (options.action == Action::Follow && stays != newest).then_some(stays.0),
         bad_pages: manifest.bad_page_count,
     })
 }
@@ -149,7 +153,29 @@ fn missing_files(ground: &Ground) -> Result<Vec<String>> {
     Ok(written)
 }
 
-fn settings(prepared: &Prepared, options: &Options, ground: &Ground, written: &[String]) -> Result<recovery::Written> {
+/// The timeline that the server finds where it looks for its `latest`: it asks for one history after the other, and takes the last one that there is
+/// (`findNewestTimeLine`).
+async fn newest(archive: &Archive, manifest: &Manifest) -> Result<TimelineId> {
+    let mut newest = manifest.stop_timeline;
+    while archive.history(TimelineId(newest.0.saturating_add(1))).await?.is_some() {
+        newest = TimelineId(newest.0 + 1);
+    }
+    Ok(newest)
+}
+
+/// The timeline that recovery shall end on. A standby goes on to the end of its path, even where that holds no WAL of its own yet.
+fn destination(prepared: &Prepared, action: Action) -> TimelineId {
+    let (path, landing) = (&prepared.choice.path, &prepared.choice.landing);
+    if action == Action::Follow { path.target() } else { Bounds::target_for(path, landing.needed) }
+}
+
+fn settings(
+    prepared: &Prepared,
+    options: &Options,
+    ground: &Ground,
+    written: &[String],
+    newest: TimelineId,
+) -> Result<recovery::Written> {
     let read = |name: &str| match std::fs::read(ground.root.join(name)) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -161,7 +187,8 @@ fn settings(prepared: &Prepared, options: &Options, ground: &Ground, written: &[
         target: &prepared.target,
         action: options.action,
         landing,
-        timeline: Bounds::target_for(&prepared.choice.path, landing.needed),
+        timeline: destination(prepared, options.action),
+        newest,
         program: &options.program,
         fetch_arguments: &options.fetch_arguments,
         parameters: prepared.choice.parameters,

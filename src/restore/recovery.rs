@@ -44,6 +44,8 @@ pub struct Wishes<'a> {
     pub action: Action,
     pub landing: &'a Landing,
     pub timeline: TimelineId,
+    /// The timeline that the server would find as its `latest`.
+    pub newest: TimelineId,
     /// Absolute path of this program.
     pub program: &'a Path,
     /// Arguments that `wal-fetch` needs when no plan binds it, such as `--config FILE`.
@@ -82,7 +84,8 @@ pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[
     let current = format!("{main}\n{}", String::from_utf8_lossy(&kept));
     let mut lines = vec![BEGIN.to_owned()];
     lines.extend(recovery(wishes)?);
-    let overrides = overrides(wishes, &current)?;
+    let elsewhere = main_conf.is_none() || includes(&current);
+    let overrides = overrides(wishes, &current, elsewhere)?;
     lines.extend(overrides.iter().map(|(name, value)| format!("{name} = {}", quote(value))));
     let raised = parameters(&wishes.parameters, &current);
     lines.extend(raised.iter().map(|one| format!("{} = {}", one.setting, one.now)));
@@ -94,7 +97,6 @@ pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[
     out.extend_from_slice(lines.join("\n").as_bytes());
     out.push(b'\n');
     let outside = settings::outside(&current, wishes.root, &|path| path.exists());
-    let elsewhere = main_conf.is_none() || includes(&current);
     Ok(Written { auto_conf: out, neutralised: differences(&overrides, &current, elsewhere), raised, outside })
 }
 
@@ -122,7 +124,7 @@ fn recovery(wishes: &Wishes<'_>) -> Result<Vec<String>> {
         lines.push(format!("recovery_target_inclusive = {}", if inclusive { "on" } else { "off" }));
         lines.push(format!("recovery_target_action = '{}'", wishes.action.setting()));
     }
-    if wishes.action == Action::Follow {
+    if wishes.action == Action::Follow && wishes.newest == wishes.timeline {
         lines.push("recovery_target_timeline = 'latest'".to_owned());
     } else {
         // Read with base 0 by the server: decimal, never the padded digits of a file name.
@@ -155,14 +157,18 @@ fn target_setting(wishes: &Wishes<'_>) -> Option<(&'static str, String, bool)> {
 }
 
 /// What keeps the copy from waiting for production's standbys, archiving into production's archive, or connecting to production.
-fn overrides(wishes: &Wishes<'_>, current: &str) -> Result<Vec<(&'static str, String)>> {
+fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<(&'static str, String)>> {
     if wishes.action == Action::Follow {
         // It is to be production's: until it is promoted it neither archives, nor waits for standbys, nor subscribes.
         let Upstream { conninfo, slot } = wishes.upstream;
         let mut out = vec![("primary_conninfo", conninfo.clone()), ("primary_slot_name", slot.clone())];
-        // Such a standby archives what it is served, and a tail that is served as a segment is zero behind its end.
-        if value_of(current, "archive_mode").is_some_and(|mode| mode.eq_ignore_ascii_case("always")) {
+        // With `always` it archives what it is served, and a tail that is served as a segment is zero behind its end.
+        let mode = value_of(current, "archive_mode");
+        if mode.as_ref().is_some_and(|mode| mode.eq_ignore_ascii_case("always")) {
             out.push(("archive_mode", "on".to_owned()));
+        } else if mode.is_none() && elsewhere && !wishes.keep_archiving {
+            // It may stand where this cannot look, and with `on` a production that does not archive would keep its WAL for ever.
+            out.push(("archive_mode", "off".to_owned()));
         }
         return Ok(out);
     }

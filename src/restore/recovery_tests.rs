@@ -36,6 +36,7 @@ struct Case<'a> {
     program: &'a str,
     connections: i32,
     keep_archiving: bool,
+    newest: u32,
     upstream: Upstream,
     scratch: Option<Scratch>,
 }
@@ -48,6 +49,7 @@ fn time_case() -> Case<'static> {
         program: "/usr/bin/walrecv",
         connections: 100,
         keep_archiving: false,
+        newest: 10,
         upstream: Upstream::default(),
         scratch: None,
     }
@@ -66,6 +68,7 @@ fn run_with(case: &Case<'_>, main: Option<&str>, auto: &str) -> (String, Vec<Neu
         action: case.action,
         landing: &landing,
         timeline: TimelineId(10),
+        newest: TimelineId(case.newest),
         program: Path::new(case.program),
         fetch_arguments: &[],
         parameters: parameters(case.connections),
@@ -195,6 +198,7 @@ fn a_path_with_a_line_break_is_refused() {
         action: Action::Promote,
         landing: &landing,
         timeline: TimelineId(1),
+        newest: TimelineId(1),
         program: Path::new("/a\nb"),
         fetch_arguments: &[],
         parameters: parameters(1),
@@ -235,6 +239,27 @@ fn a_standby_archives_no_segments_that_it_was_served() {
     assert_eq!(told.iter().map(|one| (one.was.as_str(), one.now.as_str())).collect::<Vec<_>>(), [("always", "on")]);
     let (text, _) = run(&standby, "archive_mode = on\n", "");
     assert!(!text.contains("archive_mode"), "{text}");
+    // Where it may stand in a file that the backup does not have.
+    for (main, auto) in [(None, ""), (Some("include_dir = 'conf.d'\n"), "")] {
+        let (text, told) = run_with(&standby, main, auto);
+        assert!(lines(&text).contains(&"archive_mode = 'off'"), "{text}");
+        assert!(told.iter().any(|one| one.setting == "archive_mode" && one.now == "off"), "{told:?}");
+        let (text, _) = run_with(&Case { keep_archiving: true, action: Action::Follow, ..time_case() }, main, auto);
+        assert!(!text.contains("archive_mode"), "{text}");
+    }
+    let (text, _) = run_with(&standby, None, "archive_mode = on\n");
+    assert!(!text.contains("archive_mode = 'off'"), "{text}");
+}
+
+#[test]
+fn a_standby_follows_the_newest_timeline_unless_the_server_would_find_another_one() {
+    let standby = |newest| Case { action: Action::Follow, newest, ..time_case() };
+    let (text, _) = run(&standby(10), "", "");
+    assert!(lines(&text).contains(&"recovery_target_timeline = 'latest'"), "{text}");
+    for newest in [9, 11] {
+        let (text, _) = run(&standby(newest), "", "");
+        assert!(lines(&text).contains(&"recovery_target_timeline = '10'"), "{text}");
+    }
 }
 
 #[test]
