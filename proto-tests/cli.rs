@@ -28,6 +28,8 @@ mod looking;
 mod many;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/restored_primary.rs"]
+mod restored_primary;
 #[path = "cli/restored_standby.rs"]
 mod restored_standby;
 #[path = "cli/resumed.rs"]

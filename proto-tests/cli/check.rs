@@ -35,7 +35,7 @@ fn says(findings: &Findings, check: &str, verdict: &str, words: &str) {
 }
 
 /// The configuration now says `dsn`.
-fn point_to(site: &Site, dsn: &str) {
+pub fn point_to(site: &Site, dsn: &str) {
     let config = std::fs::read_to_string(site.config()).expect("a configuration");
     let line = |l: &str| if l.starts_with("dsn = ") { format!("dsn = \"{dsn}\"\n") } else { format!("{l}\n") };
     write(&site.config(), &config.lines().map(line).collect::<String>());

@@ -35,6 +35,8 @@ struct Shared {
     stalled: AtomicBool,
     /// Bytes per second and way; 0: no limit.
     trickle: AtomicU64,
+    /// What passes back is kept as long as its connection is there.
+    overhears: AtomicBool,
     damage: Fault,
     lost: Fault,
     links: Mutex<Vec<Arc<Link>>>,
@@ -83,6 +85,7 @@ struct Link {
     closed: AtomicBool,
     /// A request has passed whose answer shall not.
     loses_answer: AtomicBool,
+    overheard: Mutex<Vec<u8>>,
 }
 
 impl Link {
@@ -194,6 +197,17 @@ impl Proxy {
         }
     }
 
+    /// Whether what passes back is kept from now on.
+    pub fn overhear(&self, overhears: bool) {
+        self.shared.overhears.store(overhears, Ordering::SeqCst);
+    }
+
+    /// What has passed back on each connection that is there.
+    pub fn overheard(&self) -> Vec<Vec<u8>> {
+        let of = |link: &Arc<Link>| link.overheard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.links().iter().map(of).collect()
+    }
+
     /// How many connections are there.
     pub fn connections(&self) -> usize {
         self.links().iter().filter(|link| !link.closed.load(Ordering::SeqCst)).count()
@@ -225,7 +239,8 @@ fn join(shared: &Arc<Shared>, client: TcpStream, server: TcpStream) {
     let clones = || Some((client.try_clone().ok()?, server.try_clone().ok()?));
     let (Some((a, b)), Some((c, d))) = (clones(), clones()) else { return };
     let (stalled, closed) = (AtomicBool::new(false), AtomicBool::new(false));
-    let link = Arc::new(Link { client, server, stalled, closed, loses_answer: AtomicBool::new(false) });
+    let (loses_answer, overheard) = (AtomicBool::new(false), Mutex::default());
+    let link = Arc::new(Link { client, server, stalled, closed, loses_answer, overheard });
     shared.links.lock().unwrap_or_else(PoisonError::into_inner).push(link.clone());
     for (way, from, to) in [(Way::There, a, d), (Way::Back, b, c)] {
         let (shared, link) = (shared.clone(), link.clone());
@@ -268,6 +283,9 @@ fn pump(shared: &Shared, link: &Link, way: Way, mut from: TcpStream, mut to: Tcp
             Way::Back if link.loses_answer.load(Ordering::SeqCst) => return link.reset(),
             Way::Back => shared.damage.strikes(bytes).into_iter().for_each(|at| bytes[at] ^= 4),
             Way::There => {}
+        }
+        if way == Way::Back && shared.overhears.load(Ordering::SeqCst) {
+            link.overheard.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
         }
         if to.write_all(bytes).is_err() {
             break;

@@ -2,30 +2,36 @@
 
 use super::Source;
 
-/// How many scenarios the page goes through.
-const SCENARIOS: u32 = 75;
+/// The lists that the page goes through: what stands before their numbers, and how many rows each has.
+const LISTS: [(&str, u32); 2] = [("", 75), ("P", 47)];
+
+/// What a row says that names no test.
+const REASONS: [&str; 3] = ["Not yet: ", "Not built: ", "Cannot"];
 
 /// What is wrong with the page, given all sources.
 pub fn check(page: &str, all: &[Source]) -> Vec<String> {
     let unknown = names(page).into_iter().filter(|name| !exists(name, all));
     let mut wrong: Vec<String> = unknown.map(|name| format!("no test is called {name}")).collect();
-    let rows: Vec<(u32, &str)> = page.lines().filter_map(row).collect();
-    let numbers: Vec<u32> = rows.iter().map(|(number, _)| *number).collect();
-    if numbers != (1..=SCENARIOS).collect::<Vec<_>>() {
-        wrong.push(format!("the scenarios are not 1 to {SCENARIOS}, once each, in order: {numbers:?}"));
+    for (letter, count) in LISTS {
+        let rows: Vec<(u32, &str)> = page.lines().filter_map(|line| row(line, letter)).collect();
+        let numbers: Vec<u32> = rows.iter().map(|(number, _)| *number).collect();
+        if numbers != (1..=count).collect::<Vec<_>>() {
+            wrong.push(format!("the scenarios are not {letter}1 to {letter}{count}, once each, in order: {numbers:?}"));
+        }
+        let empty = rows
+            .iter()
+            .filter(|(_, proof)| names(proof).is_empty() && !REASONS.iter().any(|reason| proof.contains(reason)));
+        wrong.extend(empty.map(|(number, _)| format!("scenario {letter}{number} has neither a test nor a reason")));
     }
-    let empty = rows.iter().filter(|(_, proof)| {
-        names(proof).is_empty() && !["Not yet: ", "Cannot"].iter().any(|reason| proof.contains(reason))
-    });
-    wrong.extend(empty.map(|(number, _)| format!("scenario {number} has neither a test nor a reason")));
     wrong
 }
 
-/// `| 12 | scenario | proof |`
-fn row(line: &str) -> Option<(u32, &str)> {
+/// `| P12 | scenario | proof |`, with `letter` before the number.
+fn row<'a>(line: &'a str, letter: &str) -> Option<(u32, &'a str)> {
     let (number, rest) = line.trim().strip_prefix('|')?.split_once('|')?;
     let (_, proof) = rest.split_once('|')?;
-    Some((number.trim().parse().ok()?, proof.trim_end_matches('|').trim()))
+    let number = number.trim().strip_prefix(letter)?;
+    Some((number.parse().ok()?, proof.trim_end_matches('|').trim()))
 }
 
 /// Everything in backquotes that looks like `file::test`.
@@ -65,14 +71,19 @@ fn is_test(text: &str, name: &str) -> bool {
 fn missing_tests_and_scenarios_are_named() {
     let source = Source::new("src/a/kill.rs", "#[test]\n/// Why.\nfn one() {}\n\nfn two() {}\n");
     let all = [source];
-    let row = |n: u32| format!("| {n} | x | `kill::one` |\n");
-    let good: String = (1..=SCENARIOS).map(row).collect();
+    let row = |letter: &str, n: u32| format!("| {letter}{n} | x | `kill::one` |\n");
+    let list = |(letter, count): (&str, u32)| (1..=count).map(|n| row(letter, n)).collect::<String>();
+    let good: String = LISTS.map(list).concat();
     assert_eq!(check(&good, &all), [""; 0]);
     let no_test = good.replacen("kill::one", "kill::two", 1);
     assert_eq!(check(&no_test, &all), ["no test is called kill::two"]);
     let other_file = good.replacen("kill::one", "other::one", 1);
     assert_eq!(check(&other_file, &all), ["no test is called other::one"]);
-    assert_eq!(check(&good.replacen("| 7 |", "| 70 |", 1), &all).len(), 1);
+    for (was, is) in [("| 7 |", "| 70 |"), ("| P7 |", "| 7 |"), ("| P47 |", "| P48 |")] {
+        assert!(!check(&good.replacen(was, is, 1), &all).is_empty(), "{was}");
+    }
     let reasons = good.replacen("`kill::one`", "Not yet: a thing", 1).replacen("`kill::one`", "", 1);
     assert_eq!(check(&reasons, &all), ["scenario 2 has neither a test nor a reason"]);
+    let second = good.replacen("| P9 | x | `kill::one` |", "| P9 | x | because |", 1);
+    assert_eq!(check(&second, &all), ["scenario P9 has neither a test nor a reason"]);
 }

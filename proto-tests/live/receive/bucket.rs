@@ -9,7 +9,7 @@ use walrecv::receive::{Place, ReceiveEvent, ReceiveOptions};
 
 use super::harness::{self, Receiving, Vault};
 use super::kill::{nothing_is_missing, told};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, Way};
 use crate::support::{Ledger, Moto, Seed, Server, require_moto, require_servers, rounds, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -101,19 +101,21 @@ fn a_bad_line_to_the_bucket_delays_and_loses_nothing() {
     let receiving = scene.receive(scene.options());
     let mut seed = Seed::of_run();
     let ledger = Ledger::builder().writers(2).padding(1000).pause(Duration::from_millis(5)).start(&scene.server);
-    for round in 0..rounds(6, 60) {
-        match round % 6 {
+    for round in 0..rounds(8, 80) {
+        match round % 8 {
             0 => scene.proxy.cut(),
             1 => scene.proxy.reset(),
             2 => scene.proxy.stall_those_there(),
             3 => scene.proxy.trickle(100_000),
-            4 => scene.proxy.refuse(true),
+            4 => {
+                scene.proxy.refuse(true);
+                scene.proxy.reset();
+            }
+            5 => scene.proxy.half_close(Way::There),
+            6 => scene.proxy.half_close(Way::Back),
             _ => scene.proxy.stall(true),
         }
-        let held = if round % 6 == 5 { 2500 } else { 0 };
-        if round % 6 == 4 {
-            scene.proxy.reset();
-        }
+        let held = if round % 8 == 7 { 2500 } else { 0 };
         std::thread::sleep(Duration::from_millis(held + seed.below(1500)));
         scene.nothing_is_missing(told(&scene.server));
         scene.proxy.trickle(0);

@@ -215,9 +215,57 @@ fn an_empty_archive_begins_on_the_timeline_of_the_server() {
     harness::wait_acknowledged(&three, end);
     receiving.stop();
     path_is_stored(&vault, &three, 3, from, end);
+    let stored = |vault: &Vault, timeline: u32| {
+        harness::runtime().block_on(vault.archive(&three).parsed_history(TimelineId(timeline))).expect("a look")
+    };
+    assert_eq!(stored(&vault, 2), Some(history(&three, 2)), "the history of the timeline between is stored too");
     let inventory = harness::runtime().block_on(vault.archive(&three).inventory()).expect("list");
-    let stored: Vec<_> = inventory.timelines.keys().copied().collect();
-    assert!(stored.contains(&TimelineId(3)) && !stored.contains(&TimelineId(1)), "{stored:?}");
+    let timelines: Vec<_> = inventory.timelines.keys().copied().collect();
+    assert_eq!(timelines, [TimelineId(3)]);
+
+    // A server that no longer has the file of the timeline between is received all the same: its own history names that one.
+    std::fs::remove_file(three.data_dir().join("pg_wal/00000002.history")).expect("remove a history");
+    let (other, from) = (Vault::new(), harness::acknowledged(&three));
+    let receiving = Receiving::start(harness::options(&three), other.place());
+    receiving.wait_streaming();
+    write(&three, "second");
+    let end = three.switch_wal();
+    harness::wait_acknowledged(&three, end);
+    receiving.stop();
+    path_is_stored(&other, &three, 3, from, end);
+    assert_eq!(stored(&other, 2), None);
+}
+
+/// Two standbys of one primary are promoted, at different places: both call their timeline 2, and only one of them can be the archive's.
+#[test]
+fn of_two_promotions_only_one_is_timeline_2_of_the_archive() {
+    require_servers!(MajorVersion::V18);
+    let one = Server::start(MajorVersion::V18);
+    one.sql("create table t (id int, filler text)");
+    let (two, three) = (one.standby().start(), one.standby().start());
+    caught_up(&one, &two);
+    two.promote();
+    harness::create_slot(&two);
+    let from = harness::acknowledged(&two);
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&two), vault.place());
+    receiving.wait_streaming();
+    write(&two, "the one of the archive");
+    let end = acknowledged_now(&two);
+    receiving.stop();
+    write(&one, "on timeline 1");
+    caught_up(&one, &three);
+    three.promote();
+    harness::create_slot(&three);
+    write(&three, "another one");
+    let before = harness::acknowledged(&three);
+    let objects = || harness::runtime().block_on(vault.repository().list("clusters")).expect("list").len();
+    let stored = objects();
+    let error = Receiving::start(harness::options(&three), vault.place()).end().expect_err("a refusal");
+    assert_eq!(error.kind(), Kind::Diverged, "{error}");
+    assert!(error.to_string().contains("history"), "before any WAL is asked for: {error}");
+    assert_eq!((harness::acknowledged(&three), objects()), (before, stored), "nothing was acknowledged or stored");
+    path_is_stored(&vault, &two, 2, from, end);
 }
 
 /// The receiver is down while two promotions follow each other within one segment, then while one comes at the border of a segment.

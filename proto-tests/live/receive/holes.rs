@@ -213,6 +213,40 @@ fn a_server_is_given_up_while_nothing_can_be_stored() {
     assert!(hole.from >= stored && hole.to <= end, "{hole:?}, stored {stored}, end {end}");
 }
 
+/// The repository is away until the server has let go of the slot: the run ends with that, and never streams on a slot that would look whole again.
+#[test]
+fn a_slot_that_is_lost_while_nothing_can_be_stored_ends_the_run() {
+    for version in [MajorVersion::V14, MajorVersion::V17] {
+        require_servers!(version);
+        let server = forgetful(version);
+        harness::create_slot(&server);
+        let (vault, store) = (Vault::new(), Store::default());
+        let mut options = harness::options(&server);
+        (options.stall_timeout, options.flush_interval) = (Duration::from_secs(1), Duration::from_millis(100));
+        let place = walrecv::receive::Place { repo: store.repository(), ..vault.place() };
+        let receiving = Receiving::start(options, place);
+        receiving.wait_streaming();
+        server.sql("create table t (id int); insert into t values (1)");
+        let stored = server.lsn();
+        harness::wait_acknowledged(&server, stored);
+        store.away(true);
+        server.sql("insert into t values (2)");
+        receiving.wait_event("a stall", |e| matches!(e, ReceiveEvent::Stalled { .. }));
+        wait_for("the slot to be lost", Duration::from_secs(20), || {
+            forget(&server, 1);
+            lost(&server).then_some(())
+        });
+        let end = server.lsn();
+        store.away(false);
+        let error = receiving.end().expect_err("a refusal");
+        assert_eq!(error.kind(), Kind::Slot, "{version}: {error}");
+        assert!(lost(&server), "{version}: nothing was streamed on it");
+        let archive = vault.archive_in(store.repository(), &server);
+        let reached = harness::runtime().block_on(archive.contiguous_from(ONE, Lsn(stored.0 - 8))).expect("measure");
+        assert!(reached.is_some_and(|lsn| lsn >= stored && lsn < end), "{version}: {reached:?}, stored {stored}");
+    }
+}
+
 /// A server that many bytes wait on is not let go because the repository fails once: not before nothing could be stored for long.
 #[test]
 fn a_server_is_not_given_up_at_the_first_failure() {

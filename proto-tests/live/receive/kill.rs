@@ -15,6 +15,9 @@ use crate::support::{Ledger, Seed, Server, TempDir, require_servers, rounds, wai
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Said before the microseconds that the longest flush or put so far took.
+const LONGEST: &str = "longest flush or put: ";
+
 /// Not a test of its own: the receiver as a process that can be killed. Started by this program with what it needs in the environment.
 #[test]
 fn receiver_process() {
@@ -38,6 +41,19 @@ fn receiver_process() {
     options.catalog = std::env::var_os("VAULT_CATALOG").map(PathBuf::from);
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let observer = Observer::new(|event| eprintln!("{event:?}"));
+    let stats = observer.stats().clone();
+    // It is going to be killed, so it says along the way what somebody may ask for later.
+    std::thread::spawn(move || {
+        let mut longest = 0;
+        loop {
+            let now = stats.flush_time.total().max.max(stats.put_time.total().max);
+            if now > longest {
+                longest = now;
+                eprintln!("{LONGEST}{longest}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
     let outcome = harness::runtime().block_on(receive(options, place, observer, stopped));
     panic!("ended by itself: {outcome:?}");
 }
@@ -79,6 +95,13 @@ impl Process {
     /// What it has said so far: its events.
     pub fn said(&self) -> String {
         std::fs::read_to_string(self.said.join("stderr")).unwrap_or_default()
+    }
+
+    /// How long its longest flush or put took so far, by its own account.
+    pub fn longest_put(&self) -> Duration {
+        let said = self.said();
+        let last = said.lines().rev().find_map(|line| line.strip_prefix(LONGEST)?.parse().ok());
+        Duration::from_micros(last.unwrap_or_else(|| panic!("it has flushed nothing: {said}")))
     }
 
     pub fn pid(&self) -> u32 {

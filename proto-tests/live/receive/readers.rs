@@ -21,11 +21,19 @@ fn a_tail_that_is_being_written_is_never_damaged() {
     ledger.wait_for_more(20, Duration::from_secs(30));
     let (archive, runtime) = (vault.archive(&server), harness::runtime());
     let size = archive.names.segment_size;
+    let mut tails = 0;
     for _ in 0..rounds(60, 2000) {
+        let acknowledged = harness::acknowledged(&server);
+        let number = size.segment_of(acknowledged);
         // Panics where what is read counts as damaged.
-        let number = size.segment_of(harness::acknowledged(&server));
-        harness::segment(&runtime, &archive, TimelineId(1), number);
+        let (stored, complete) = harness::segment(&runtime, &archive, TimelineId(1), number);
+        let wanted = size.offset_of(acknowledged) as usize;
+        assert!(stored.len() >= wanted, "{} bytes are read where {acknowledged} is acknowledged", stored.len());
+        let own = harness::own_segment(&server, TimelineId(1), number, size);
+        assert!(stored[..wanted] == own[..wanted], "what is read below {acknowledged} is not what the server wrote");
+        tails += u32::from(!complete);
     }
+    assert!(tails > 0, "no tail was read while it was written");
     ledger.stop();
     receiving.stop();
 }

@@ -5,9 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use walrecv::error::{Error, Kind};
-use walrecv::pg::{MajorVersion, TimelineId};
+use walrecv::pg::{Lsn, MajorVersion, TimelineId};
+use walrecv::receive::ReceiveEvent;
 
 use super::harness::{self, Receiving, Vault};
+use super::kill::nothing_is_missing;
 use crate::support::{Server, Stop, require_servers};
 
 fn refused(server: &Server, vault: &Vault) -> Error {
@@ -26,6 +28,36 @@ fn a_missing_slot_and_one_of_another_kind() {
         server.sql("select pg_create_logical_replication_slot('walrecv', 'test_decoding')");
         let error = refused(&server, &vault);
         assert_eq!(error.kind(), Kind::Slot, "{error}");
+    }
+}
+
+/// Made by hand without a reservation, it holds nothing before its first use: nothing between that and the first byte may be missing.
+#[test]
+fn a_slot_without_reserved_wal_holds_it_from_the_first_byte_on() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let server = Server::start(version);
+        server.sql("create table t (id int, filler text)");
+        server.sql("select pg_create_physical_replication_slot('walrecv')");
+        assert_eq!(harness::acknowledged(&server), Lsn(0), "{version}: nothing is reserved");
+        server.switch_wal();
+        let before = server.lsn();
+        let vault = Vault::new();
+        let receiving = Receiving::start(harness::options(&server), vault.place());
+        receiving.wait_streaming();
+        let start = |event: &ReceiveEvent| match event {
+            ReceiveEvent::Streaming { from, .. } => Some(*from),
+            _ => None,
+        };
+        let from = receiving.events().iter().find_map(start).expect("it streams");
+        assert!(from <= before, "{version}: streaming from {from}, the server was at {before} before");
+        // The first status reserves WAL, whatever comes.
+        harness::wait_acknowledged(&server, from);
+        server.sql("insert into t select i, repeat('x', 300) from generate_series(1, 8000) i");
+        let end = server.switch_wal();
+        harness::wait_acknowledged(&server, end);
+        receiving.stop();
+        nothing_is_missing(&vault.archive(&server), &server, from, end);
     }
 }
 

@@ -16,6 +16,8 @@ use walrecv::repo::{Listed, Repository};
 #[derive(Default)]
 struct Inner {
     objects: Mutex<BTreeMap<String, Bytes>>,
+    /// Names in the order in which they were created.
+    order: Mutex<Vec<String>>,
     delay_ms: AtomicU64,
     away: AtomicBool,
     created: AtomicU64,
@@ -43,6 +45,11 @@ impl Store {
     /// How many objects were made so far.
     pub fn created(&self) -> u64 {
         self.0.created.load(Ordering::SeqCst)
+    }
+
+    /// All names that were ever created, in that order.
+    pub fn order(&self) -> Vec<String> {
+        self.0.order.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn remove(&self, name: &str) {
@@ -75,6 +82,7 @@ impl Backend for Store {
                 return Ok(Answer::Taken);
             }
             objects.insert(name.to_owned(), parts.concat().into());
+            self.0.order.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
             self.0.created.fetch_add(1, Ordering::SeqCst);
             Ok(Answer::Created)
         }

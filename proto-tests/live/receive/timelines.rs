@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use walrecv::archive::Archive;
 use walrecv::pg::{Lsn, MajorVersion, SegmentNumber, TimelineId};
-use walrecv::receive::ReceiveEvent;
+use walrecv::receive::{Place, ReceiveEvent};
 
 use super::harness::{self, Receiving, Vault};
+use super::store::Store;
 use crate::support::proxy::Proxy;
 use crate::support::{Server, Stop, require_servers};
 
@@ -26,12 +28,12 @@ fn fork(server: &Server) -> Lsn {
 }
 
 /// The stored WAL of both timelines is what the promoted server has: the old one up to the fork, the new one up to `upto`.
-fn both_timelines_are_stored(vault: &Vault, server: &Server, upto: Lsn) {
-    let (runtime, archive) = (harness::runtime(), vault.archive(server));
+fn both_timelines_are_stored(archive: &Archive, server: &Server, upto: Lsn) {
+    let runtime = harness::runtime();
     let size = archive.names.segment_size;
     let fork = fork(server);
     let number = size.segment_of(fork);
-    let (end_of_old, complete) = harness::segment(&runtime, &archive, OLD, number);
+    let (end_of_old, complete) = harness::segment(&runtime, archive, OLD, number);
     assert!(!complete, "the old timeline's last segment is not complete");
     let wanted = fork.since(number.start(size)) as usize;
     assert!(end_of_old.len() >= wanted, "the old timeline is stored up to its end");
@@ -41,12 +43,20 @@ fn both_timelines_are_stored(vault: &Vault, server: &Server, upto: Lsn) {
     assert_eq!(inventory.histories[&NEW].switch_point_of(OLD), Some(fork), "the new timeline's history is stored");
     for number in (number.0..=size.segment_before(upto).0).map(SegmentNumber) {
         let own = harness::own_segment(server, NEW, number, size);
-        let (stored, _) = harness::segment(&runtime, &archive, NEW, number);
+        let (stored, _) = harness::segment(&runtime, archive, NEW, number);
         let wanted = upto.since(number.start(size)).min(size.bytes()) as usize;
         assert!(stored.len() >= wanted && stored[..wanted] == own[..wanted], "segment {number:?} of the new timeline");
     }
     let own = harness::own_segment(server, NEW, number, size);
     assert!(end_of_old[..wanted] == own[..wanted], "both timelines agree up to the fork");
+}
+
+/// Of timeline 2 its history was there before any of its WAL, in an object or a piece of a tail: without it nobody knows where it left timeline 1.
+fn history_came_first(created: &[String]) {
+    let first = |parts: &[&str]| created.iter().position(|name| parts.iter().any(|part| name.contains(part)));
+    let history = first(&["/wal/00000002.history"]);
+    let wal = first(&["/wal/00000002/", "/tail/00000002/"]);
+    assert!(history.is_some() && wal.is_some() && history < wal, "{created:#?}");
 }
 
 #[test]
@@ -57,8 +67,10 @@ fn a_promotion_is_followed_while_streaming() {
         primary.sql("create table t (id int, filler text)");
         let standby = primary.standby().start();
         harness::create_slot(&standby);
-        let vault = Vault::new();
-        let receiving = Receiving::start(harness::options(&standby), vault.place());
+        let (vault, store) = (Vault::new(), Store::default());
+        let repository = || if version == MajorVersion::V18 { store.repository() } else { vault.repository() };
+        let place = Place { repo: repository(), ..vault.place() };
+        let receiving = Receiving::start(harness::options(&standby), place);
         receiving.wait_streaming();
         primary.sql("insert into t select i, repeat('x', 100) from generate_series(1, 20000) i");
         caught_up(&primary, &standby);
@@ -70,7 +82,10 @@ fn a_promotion_is_followed_while_streaming() {
         harness::wait_acknowledged(&standby, end);
         let (report, _) = receiving.stop();
         assert_eq!((report.behind, report.timeline), (0, Some(NEW)));
-        both_timelines_are_stored(&vault, &standby, end);
+        both_timelines_are_stored(&vault.archive_in(repository(), &standby), &standby, end);
+        if version == MajorVersion::V18 {
+            history_came_first(&store.order());
+        }
     }
 }
 
@@ -100,7 +115,7 @@ fn after_a_failover_the_old_timeline_is_finished_first() {
     let followed = receiving.saw(|e| matches!(e, ReceiveEvent::TimelineSwitch { from: OLD, to: NEW, .. }));
     assert!(followed, "{:#?}", receiving.events());
     receiving.stop();
-    both_timelines_are_stored(&vault, &standby, end);
+    both_timelines_are_stored(&vault.archive(&standby), &standby, end);
 }
 
 /// The fork and the dead end lie in one segment: the timeline's last object ends at the fork, and only the tail of the earlier run has what came after it.

@@ -27,6 +27,7 @@ impl Scene {
         harness::create_slot(&server);
         let from = harness::acknowledged(&server);
         let (proxy, vault) = (Proxy::start(server.port()), Vault::new());
+        proxy.overhear(true);
         let mut options = harness::options_through(&server, &proxy);
         options.flush_interval = Duration::from_millis(100);
         let receiving = Receiving::start(options, vault.place());
@@ -47,6 +48,12 @@ impl Scene {
         self.receiving.events().iter().filter_map(start).collect()
     }
 
+    /// How many messages, of those that came on the connections that are there, brought WAL of two segments.
+    fn messages_over_borders(&self) -> usize {
+        let over = |(start, end): &(Lsn, Lsn)| start.0 >> 20 != (end.0 - 1) >> 20;
+        self.proxy.overheard().iter().flat_map(|heard| messages(heard)).filter(over).count()
+    }
+
     fn end(self) {
         let end = self.server.switch_wal();
         harness::wait_acknowledged(&self.server, end);
@@ -54,6 +61,22 @@ impl Scene {
         let (report, _) = self.receiving.stop();
         assert_eq!(report.behind, 0);
     }
+}
+
+/// Where the WAL of each XLogData message begins and ends, on a connection from its first byte on.
+fn messages(mut heard: &[u8]) -> Vec<(Lsn, Lsn)> {
+    let mut found = Vec::new();
+    while let Some(([tag, length @ ..], rest)) = heard.split_first_chunk::<5>() {
+        let length = u32::from_be_bytes(*length) as usize - 4;
+        let Some((body, next)) = rest.split_at_checked(length) else { break };
+        if let (b'd', Some((b'w', header))) = (tag, body.split_first()) {
+            let start = Lsn(u64::from_be_bytes(header[..8].try_into().expect("eight bytes")));
+            // Before the WAL: the kind, two positions and a time.
+            found.push((start, start + (body.len() - 25) as u64));
+        }
+        heard = next;
+    }
+    found
 }
 
 #[test]
@@ -115,5 +138,15 @@ fn a_slow_line_and_a_short_timeout_of_the_server_lose_nothing() {
     ledger.stop();
     assert_eq!(scene.starts().len(), 1, "{:#?}", scene.receiving.events());
     scene.proxy.trickle(0);
+    // Now as fast as they come, over three borders: messages end where commits do, and the server cuts none at the end of a segment.
+    let upto = scene.server.lsn() + (3 << 20);
+    scene.server.sql("create table t (id int, filler text)");
+    let mut client = scene.server.connect("postgres").expect("a session");
+    while scene.server.lsn() < upto {
+        client.query("insert into t select i, md5(i::text) from generate_series(1, 150) i").expect("a commit");
+    }
+    harness::wait_acknowledged(&scene.server, upto);
+    let over = scene.messages_over_borders();
+    assert!(over > 0, "no message brought WAL of two segments");
     scene.end();
 }

@@ -158,7 +158,8 @@ async fn beside(server: &mut Server, report: &mut Report) -> Result<()> {
     archiver(server, report).await?;
     if server.version() >= MajorVersion::V17 {
         match server.any.show("summarize_wal").await?.as_str() {
-            "off" => report.ok("summarize_wal", "off: walrecv does not need it; pg_basebackup --incremental would"),
+            "off" => report
+                .ok("summarize_wal", "off: every backup transfers all data; on, only what changed since the last one"),
             value => report.ok("summarize_wal", value),
         }
     }

@@ -1,0 +1,57 @@
+//! A restored server takes production's place, and walrecv streams it into the same archive: its timeline goes on beside the old one, and the old backup
+//! reaches both.
+
+use walrecv::pg::MajorVersion;
+
+use crate::check::point_to;
+use crate::site::{Site, end, wait_durable};
+use crate::support::{Server, require_servers};
+
+fn insert(server: &Server, from: u32, to: u32) {
+    server.sql(&format!("insert into story select generate_series({from}, {to})"));
+}
+
+#[test]
+fn a_restored_server_streams_into_the_same_archive_and_is_restored_by_the_same_backup() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let mut server = Server::start(version);
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    server.sql("create table story (n int)");
+    site.backup();
+    insert(&server, 1, 10);
+    let target = server.lsn().to_string();
+    insert(&server, 11, 20);
+    server.switch_wal();
+    insert(&server, 21, 30);
+    wait_durable(&server, server.lsn());
+    server.kill9();
+    end(receiver);
+
+    // As the guide says: restore, start, make the slot, receive.
+    site.restore(&server, "first", &["--target-lsn", &target]).run().expect_code(0);
+    let mut first = Server::builder(version).on_data_dir(&site.data("first")).start();
+    first.wait_sql("select pg_is_in_recovery()", "f");
+    assert_eq!(first.sql("select max(n) from story"), "10");
+    point_to(&site, &first.conninfo("postgres"));
+    site.walrecv(&["slot", "create"]).run().expect_code(0);
+    let receiver = site.receive(&[]);
+    insert(&first, 101, 110);
+    first.switch_wal();
+    insert(&first, 111, 120);
+    wait_durable(&first, first.lsn());
+    first.kill9();
+    let said = end(receiver).stderr;
+    assert!(said.contains("timeline 2"), "{said}");
+
+    // The same backup, through the fork: what was committed after it on the old timeline is not there, and what came on the new one is.
+    let rows = "select count(*) || ' ' || max(n) from story";
+    let second = site.land(&first, "second", &["--latest"]);
+    assert_eq!(second.value(rows), "30 120");
+    assert_eq!(second.value("select timeline_id from pg_control_checkpoint()"), "3");
+    let old = site.land(&first, "old", &["--latest", "--target-timeline", "1"]);
+    assert_eq!(old.value(rows), "30 30", "the dead branch is kept whole");
+    let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(listed["holes"].as_array().map(Vec::len), Some(0), "{listed}");
+}
