@@ -12,8 +12,12 @@ mod check;
 mod deleting;
 #[path = "cli/disaster.rs"]
 mod disaster;
+#[path = "cli/drill.rs"]
+mod drill;
 #[path = "cli/equality.rs"]
 mod equality;
+#[path = "cli/extract.rs"]
+mod extract;
 #[path = "cli/fetch_codes.rs"]
 mod fetch_codes;
 #[path = "cli/find.rs"]

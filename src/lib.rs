@@ -50,6 +50,8 @@ pub mod verify;
 // Floor 6
 pub mod config;
 pub mod daemon;
+pub mod drill;
+pub mod extract;
 
 // Floor 7
 pub mod cli;

@@ -79,6 +79,37 @@ fn deeds(told: &Value, what: &str) -> Vec<(u64, u64, Vec<u64>)> {
     found(told, what).iter().map(of).collect()
 }
 
+/// The tables that were hit, by the names that the backup gives them.
+fn tables(told: &Value, what: &str) -> Vec<String> {
+    let names = found(told, what).into_iter().flat_map(|one| one["tables"].as_array().expect("a list"));
+    names.map(|name| name.as_str().expect("a name").to_owned()).collect()
+}
+
+fn names(site: &Site, night: &Night, told: &Value) {
+    assert_eq!(tables(told, "drop"), ["public.orders"]);
+    assert_eq!(tables(told, "truncate"), ["public.items"]);
+    assert_eq!(tables(told, "delete"), ["public.audit", "public.audit"]);
+    assert_eq!(tables(told, "rewrite"), ["public.kept"]);
+    assert_eq!(found(told, "drop-database")[0]["database_name"], "aside");
+    let drop = &found(told, "drop")[0];
+    let index = drop["relations"].as_array().expect("a list").iter().find(|one| one["name"] == "public.orders_pkey");
+    assert_eq!(index.expect("its index")["kind"], "i");
+    let line = drop["extract"].as_str().expect("a line");
+    assert!(line.ends_with("--exclusive --database postgres --table public.orders --file FILE"), "{line}");
+
+    let window = ["find", "--from", &night.from, "--output", "json"];
+    let asked = |args: &[&str]| site.walrecv(&window).args(args).run().expect_code(0).json();
+    // Its file has been another one since it was truncated: what tells is the object that was locked.
+    let items = asked(&["--table", "items"]);
+    let told: Vec<_> = items["found"].as_array().expect("a list").iter().map(|one| one["what"].clone()).collect();
+    assert_eq!(told, ["truncate", "drop"], "{items:#}");
+    assert_eq!(tables(&items, "drop"), ["public.items"]);
+    let aside = asked(&["--database", "aside", "--table", "public.orders"]);
+    assert_eq!((found(&aside, "drop").len(), found(&aside, "delete").len()), (0, 0), "{aside:#}");
+    let numbers = asked(&["--no-names"]);
+    assert_eq!((tables(&numbers, "drop").len(), found(&numbers, "drop").len()), (0, 2));
+}
+
 fn compare(site: &Site, night: &Night) -> Value {
     let window = ["find", "--from", &night.from, "--to", &night.to];
     let told = site.walrecv(&window).args(["--output", "json"]).run().expect_code(0).json();
@@ -97,13 +128,21 @@ fn compare(site: &Site, night: &Night) -> Value {
     assert_eq!(found(&told, "drop-database").len(), 1);
 
     let text = site.walrecv(&window).run().expect_code(0).stdout;
-    for said in ["DROPPED", "EMPTIED", "DELETED 2000 rows", "UPDATED 1600 rows", "DROPPED DATABASE", "--exclusive"] {
+    for said in [
+        "DROPPED public.orders (",
+        "EMPTIED (truncated, or dropped and made anew) public.items",
+        "DELETED 2000 rows of public.audit (database postgres, transaction",
+        "UPDATED 1600 rows",
+        "DROPPED DATABASE aside",
+        "--exclusive",
+    ] {
         assert!(text.contains(said), "{said:?} is not said: {text}");
     }
     let few = site.walrecv(&window).args(["--rows", "1700", "--output", "json"]).run().expect_code(0).json();
     assert_eq!((found(&few, "delete").len(), found(&few, "update").len()), (1, 0));
     let later = site.walrecv(&["find", "--from", &night.to, "--output", "json"]).run().expect_code(0).json();
     assert_eq!(deeds(&later, "drop").len(), 1, "only what was dropped after the window: {later:#}");
+    names(site, night, &told);
     told
 }
 

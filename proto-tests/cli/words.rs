@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser};
 use walrecv::cli::args::Cli;
-use walrecv::config::file::{BackupTable, ClusterTable, ConfigFile};
+use walrecv::config::file::{BackupTable, ClusterTable, ConfigFile, DrillTable};
 
 use crate::support::Walrecv;
 
@@ -126,6 +126,7 @@ fn keys() -> BTreeSet<String> {
         slot_after_failover: some(),
         give_up_at: some(),
         backup: Some(BackupTable { full_every: some() }),
+        drill: Some(DrillTable { assert: vec!["select true".to_owned()], database: some(), rpo: some(), rto: some() }),
     };
     let file = ConfigFile {
         repo: String::new(),

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod events;
 pub mod examine;
 pub mod extent;
+mod file;
 pub mod group;
 pub mod heartbeat;
 pub mod history;

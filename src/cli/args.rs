@@ -24,7 +24,9 @@ The usual order:
   walrecv backup         a base backup; streams its WAL itself where nobody else does
   walrecv list           what can be restored (--windows draws it)
   walrecv restore --target-time '2026-11-21 14:05:00+00' --pgdata /srv/restored --start
-  walrecv find --last 2h what was dropped or deleted, and how to get it back
+  walrecv find --last 2h  what was dropped or deleted, and how to get it back
+  walrecv extract --table orders --before-xid 7421 --file orders.sql  one table as it was
+  walrecv drill          prove that all of this works, and how long it takes
   walrecv expire --backup ID     delete a backup; any other stays whole
 
 Exit codes: 0 done, 1 failed, 2 usage, 10 repository, 11 busy, 12 key, 13 other cluster, 14 version, 15 gap,
@@ -73,6 +75,10 @@ pub enum Command {
     Show(ShowArgs),
     /// What was dropped, truncated, deleted or updated in masses in a window of time, with the restore that stops just before
     Find(FindArgs),
+    /// Bring tables or a database back from a point in time, as a file of SQL, without touching the server
+    Extract(Box<ExtractArgs>),
+    /// Restore for real into a scratch server, check it, ask it, time it, and remove it
+    Drill(Box<DrillArgs>),
     /// Read back what is stored and say whether it is whole (exit 16 damaged, 15 gap in WAL)
     Verify(VerifyArgs),
     /// The repository itself: how much is stored, of what, and how it grows
@@ -173,6 +179,15 @@ pub struct FindArgs {
     /// How many of the commits with the most WAL are shown beside
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub largest: u16,
+    /// Only what was done to this table: orders, or public.orders (what has no name is shown too)
+    #[arg(long, value_name = "NAME")]
+    pub table: Option<String>,
+    /// Only what was done in this database: its name or object id
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
+    /// Numbers in place of names: saves reading the maps and catalogs of backups
+    #[arg(long)]
+    pub no_names: bool,
     /// Timeline to look at: a decimal number [default: the newest that continues a backup's]
     #[arg(long, value_name = "TLI", value_parser = clap::value_parser!(u32).range(1..))]
     pub timeline: Option<u32>,
@@ -265,6 +280,130 @@ pub struct TargetArgs {
     /// A standby: goes on with what the archive gets, and with what --primary-conninfo sends
     #[arg(long, conflicts_with_all = ["exclusive", "target_timeline", "target_action", "scratch"])]
     pub standby: bool,
+}
+
+/// A point in time, where there is none that must be named.
+#[derive(Clone, Debug, Default, Args)]
+#[group(id = "point", multiple = false)]
+pub struct PointArgs {
+    /// Last moment to keep: '2026-11-21 14:05:00+00' (local time without a zone), or '10 min ago'
+    #[arg(long, value_name = "TIME")]
+    pub target_time: Option<String>,
+    /// Position to recover to
+    #[arg(long, value_name = "LSN")]
+    pub target_lsn: Option<String>,
+    /// Transaction to recover to: its commit or abort
+    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u64).range(3..))]
+    pub target_xid: Option<u64>,
+    /// Restore point made by pg_create_restore_point()
+    #[arg(long, value_name = "NAME")]
+    pub target_name: Option<String>,
+    /// As soon as the backup is consistent
+    #[arg(long)]
+    pub target_immediate: bool,
+    /// The end of what is stored
+    #[arg(long)]
+    pub latest: bool,
+}
+
+/// A server that is thrown away again.
+#[derive(Debug, Args)]
+pub struct ScratchArgs {
+    /// Where the folder of the scratch server is made, which goes at the end [default: state_dir; for root the system's temporary folder]
+    #[arg(long, value_name = "DIR", env = "WALRECV_WORK_DIR")]
+    pub work_dir: Option<PathBuf>,
+    /// PostgreSQL's programs, of the backup's major version
+    #[arg(long, value_name = "DIR")]
+    pub pg_bindir: Option<PathBuf>,
+    /// System user that shall own the files and run the server, when walrecv is root [default: postgres]
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
+    /// Files laid back, and tables checked, side by side
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+    /// Private key file of a recipient, in place of the configured one
+    #[arg(long, value_name = "FILE", env = "WALRECV_IDENTITY_FILE")]
+    pub identity_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    #[command(flatten)]
+    pub point: PointArgs,
+    /// Just before this transaction's commit: the same as --target-xid XID --exclusive
+    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u64).range(3..), conflicts_with = "point")]
+    pub before_xid: Option<u64>,
+    /// Stop just before the target, not just after it
+    #[arg(long)]
+    pub exclusive: bool,
+    /// Timeline to follow: a decimal number, current (the one of the backup) or latest (the newest that continues a backup's) [default: latest]
+    #[arg(long, value_name = "TLI")]
+    pub target_timeline: Option<String>,
+    /// Backup to start from [default: the newest that can reach the target]
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Table, view or sequence: orders, public.orders, or '"Odd Name"'; may be given several times [default: all of --database]
+    #[arg(long, value_name = "NAME", required_unless_present = "database")]
+    pub table: Vec<String>,
+    /// Database [default: the one in which the tables are found]
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
+    /// The file to write, which must not be there
+    #[arg(long, short, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Definitions without rows
+    #[arg(long, conflicts_with = "data_only")]
+    pub schema_only: bool,
+    /// Rows without definitions: for a table that is there
+    #[arg(long)]
+    pub data_only: bool,
+    #[command(flatten)]
+    pub scratch: ScratchArgs,
+}
+
+/// A check that a drill leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Skip {
+    /// pg_amcheck (13: bt_index_check)
+    Amcheck,
+    /// pg_checksums
+    Checksums,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// As for restore; with --target-time random to a moment between the backup and the newest commit [default: --latest]
+    #[command(flatten)]
+    pub point: PointArgs,
+    /// With --target-time random: draws the same moment again
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Backup to restore: its id, the beginning of it, or latest [default: the newest that can reach the target]
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// SQL that must return one row that is true; may be given several times, beside drill.assert of the configuration
+    #[arg(long = "assert", value_name = "SQL")]
+    pub assert: Vec<String>,
+    /// Database in which assertions are asked [default: drill.database, else postgres]
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
+    /// Fail where more than this would be missing if the server were lost now [default: drill.rpo]
+    #[arg(long, value_name = "TIME")]
+    pub rpo: Option<String>,
+    /// Fail where it takes longer until the restored server answers [default: drill.rto]
+    #[arg(long, value_name = "TIME")]
+    pub rto: Option<String>,
+    /// A check to leave out; may be given several times
+    #[arg(long, value_name = "CHECK")]
+    pub skip: Vec<Skip>,
+    /// Write the report to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Do not note the result in the repository
+    #[arg(long)]
+    pub no_record: bool,
+    #[command(flatten)]
+    pub scratch: ScratchArgs,
 }
 
 /// All but `--standby`, of which an option speaks that only it has: clap demands nothing that is in conflict with what is there.

@@ -79,7 +79,7 @@ async fn ids(archive: &Archive, typed: &[String]) -> Result<Vec<BackupId>> {
 }
 
 /// This host's name, for a person who finds the plan; empty where it cannot be had.
-fn host() -> String {
+pub(super) fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 

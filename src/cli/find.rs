@@ -7,20 +7,17 @@ use serde_json::{Value, json};
 
 use super::args::{Common, FindArgs};
 use super::context::Context;
+use super::found::Told;
 use super::output::{self, PG_EPOCH_UNIX_MICROS};
 use super::target;
 use crate::config::duration;
 use crate::error::{Error, Kind, Result};
-use crate::find::{self, Deed, Finding, Search, Searched, Touched, Wish};
+use crate::find::{self, Book, Search, Searched, Wish};
+use crate::pg::TimelineId;
 use crate::pg::xact::PgTime;
-use crate::pg::{Lsn, TimelineId};
-use crate::restore::recovery::shell_word;
-use crate::seal::content::manifest::Manifest;
 
 /// Without `--from`.
 const LAST: &str = "2h";
-/// Relations that are named behind a deed on a line.
-const NAMED: usize = 6;
 
 pub async fn run(common: &Common, args: &FindArgs) -> Result<()> {
     let wish = wish(args, Timestamp::now())?;
@@ -39,12 +36,20 @@ pub async fn run(common: &Common, args: &FindArgs) -> Result<()> {
     let search = Search { wish, timeline, backups: &backups.complete, progress: &progress };
     let searched = find::search(&archive, &search).await;
     bar.finish_and_clear();
-    let told = Told { common, args, backups: &backups.complete, searched: &searched? };
-    match common.output {
-        output::Format::Json => output::json(&told.json(wish)),
-        output::Format::Text => told.print(wish),
+    let searched = searched?;
+    let book = match args.no_names {
+        true => Book::default(),
+        false => Book::of(&archive, &backups.complete, &searched).await,
+    };
+    for (backup, error) in &book.unread {
+        output::note(format!("warning: names of backup {backup} are not known: {error}"));
     }
-    told.refusal()
+    let told = Told { common, args, backups: &backups.complete, searched: &searched, book: &book };
+    match common.output {
+        output::Format::Json => output::json(&json(&told, wish)),
+        output::Format::Text => print(&told, wish),
+    }
+    refusal(&searched)
 }
 
 fn wish(args: &FindArgs, now: Timestamp) -> Result<Wish> {
@@ -77,163 +82,58 @@ fn bar() -> ProgressBar {
     bar
 }
 
-/// Everything that is told.
-struct Told<'a> {
-    common: &'a Common,
-    args: &'a FindArgs,
-    backups: &'a [Manifest],
-    searched: &'a Searched,
-}
-
-impl Told<'_> {
-    fn print(&self, wish: Wish) {
-        let Searched { tallied, path, from, to, bytes, missing } = self.searched;
-        let until = if wish.to == PgTime(i64::MAX) { "the end".to_owned() } else { target::show(wish.to) };
-        output::line(format!("window   {} to {until}", target::show(wish.from)));
-        output::line(format!(
-            "read     {} of WAL, {from} to {to} on timeline {}: {} commits in the window",
-            output::bytes(*bytes),
-            path.target(),
-            tallied.commits
-        ));
-        for hole in missing {
-            output::line(format!("MISSING  WAL from {} to {}: what was done there is not known", hole.from, hole.to));
-        }
-        if tallied.overflowed {
-            output::line("counts   are too low: more transactions ran at once than are kept track of");
-        }
-        for finding in &tallied.found {
-            output::line("");
-            output::line(format!("{}  {}", target::show(finding.time), self.what(finding)));
-            output::line(format!("    {}", self.restore(finding)));
-        }
-        if tallied.left_out > 0 {
-            output::line(format!("\nand {} more: make the window smaller", tallied.left_out));
-        }
-        if tallied.found.is_empty() {
-            output::line("\nnothing was dropped, truncated, or deleted or updated in masses");
-        }
+fn print(told: &Told<'_>, wish: Wish) {
+    let Searched { tallied, path, from, to, bytes, missing } = told.searched;
+    let until = if wish.to == PgTime(i64::MAX) { "the end".to_owned() } else { target::show(wish.to) };
+    output::line(format!("window   {} to {until}", target::show(wish.from)));
+    output::line(format!(
+        "read     {} of WAL, {from} to {to} on timeline {}: {} commits in the window",
+        output::bytes(*bytes),
+        path.target(),
+        tallied.commits
+    ));
+    for hole in missing {
+        output::line(format!("MISSING  WAL from {} to {}: what was done there is not known", hole.from, hole.to));
     }
-
-    /// One line of what was done by whom.
-    fn what(&self, finding: &Finding) -> String {
-        let Finding { deed, lsn, wal_bytes, .. } = finding;
-        let least = if finding.at_least { "at least " } else { "" };
-        let rows = format!("{least}{} rows", finding.rows);
-        let names = names(&finding.touched);
-        let database = finding.database.map_or_else(String::new, |oid| oid.to_string());
-        let what = match deed {
-            Deed::Drop => format!("DROPPED {names}"),
-            Deed::Truncate => format!("EMPTIED (truncated, or dropped and made anew) {names}"),
-            Deed::Rewrite => format!("rewritten, or dropped beside something new: {names}"),
-            Deed::Delete => format!("DELETED {rows} of {names}"),
-            Deed::Update => format!("UPDATED {rows} of {names}"),
-            Deed::DropDatabase => format!("DROPPED DATABASE {database}"),
-            Deed::CreateDatabase => format!("created database {database}"),
-            Deed::RestorePoint => format!("restore point {:?}", finding.name.as_deref().unwrap_or_default()),
-            Deed::Large if finding.touched.is_empty() => "large commit".to_owned(),
-            Deed::Large => format!("large commit: {rows} written, most of them of {names}"),
-        };
-        let who = finding.xid.map_or_else(String::new, |xid| {
-            format!("transaction {xid}, {least}{} of WAL, ", output::bytes(*wal_bytes))
-        });
-        format!("{what} ({who}{lsn})")
+    if tallied.overflowed {
+        output::line("counts   are too low: more transactions ran at once than are kept track of");
     }
-
-    /// The line to type for a server as it was just before (for a restore point: at it).
-    fn restore(&self, finding: &Finding) -> String {
-        if !self.reachable(finding.lsn) {
-            return "no backup is older: it cannot be restored".to_owned();
-        }
-        self.line(finding)
+    let shown = told.shown();
+    for finding in &shown {
+        output::line("");
+        output::line(format!("{}  {}", target::show(finding.time), told.what(finding)));
+        told.lines(finding).iter().for_each(|line| output::line(format!("    {line}")));
     }
-
-    fn line(&self, finding: &Finding) -> String {
-        let mut words = vec!["walrecv".to_owned()];
-        let mut option = |name: &str, value: Option<String>| {
-            words.extend(value.map(|value| format!("{name} {}", shell_word(&value))));
-        };
-        option("--config", self.common.config.as_ref().map(|path| path.display().to_string()));
-        option("--cluster", self.common.cluster.clone());
-        option("--repo", self.common.repo.clone());
-        words.push("restore".to_owned());
-        match &finding.name {
-            Some(name) => words.push(format!("--target-name {}", shell_word(name))),
-            None => words.push(format!("--target-lsn {} --exclusive", finding.lsn)),
-        }
-        words.extend(self.args.timeline.map(|timeline| format!("--target-timeline {timeline}")));
-        words.push("--pgdata DIR".to_owned());
-        words.join(" ")
+    if tallied.left_out > 0 {
+        output::line(format!("\nand {} more: make the window smaller", tallied.left_out));
     }
-
-    /// Whether a backup that is complete ended before it.
-    fn reachable(&self, lsn: Lsn) -> bool {
-        let path = &self.searched.path;
-        self.backups.iter().any(|backup| backup.stop <= lsn && path.holds(backup.stop_timeline, backup.stop))
-    }
-
-    fn json(&self, wish: Wish) -> Value {
-        let Searched { tallied, path, from, to, bytes, missing } = self.searched;
-        let time = |time: PgTime| output::moment(time).map(output::rfc3339);
-        let finding = |finding: &Finding| {
-            let reachable = self.reachable(finding.lsn);
-            json!({
-                "what": finding.deed,
-                "time": time(finding.time),
-                "lsn": finding.lsn.to_string(),
-                "timeline": path.timeline_at(finding.lsn).0,
-                "xid": finding.xid,
-                "database": finding.database,
-                "relations": finding.touched.iter().map(relation).collect::<Vec<_>>(),
-                "locked": finding.locked.iter().map(|(database, oid)| json!({ "database": database, "oid": oid })).collect::<Vec<_>>(),
-                "rows": finding.rows,
-                "at_least": finding.at_least,
-                "wal_bytes": finding.wal_bytes,
-                "name": finding.name,
-                "restore": reachable.then(|| self.line(finding)),
-            })
-        };
-        json!({
-            "from": time(wish.from),
-            "to": time(wish.to),
-            "timeline": path.target().0,
-            "wal_from": from.to_string(),
-            "wal_to": to.to_string(),
-            "wal_bytes": bytes,
-            "commits": tallied.commits,
-            "missing": missing.iter().map(|hole| json!({ "from": hole.from.to_string(), "to": hole.to.to_string() })).collect::<Vec<_>>(),
-            "counts_too_low": tallied.overflowed,
-            "left_out": tallied.left_out,
-            "found": tallied.found.iter().map(finding).collect::<Vec<_>>(),
-        })
-    }
-
-    /// What is not stored may hide what is looked for.
-    fn refusal(&self) -> Result<()> {
-        let Some(hole) = self.searched.missing.first() else { return Ok(()) };
-        let text = format!("WAL of the window is not stored, from {} to {} at first", hole.from, hole.to);
-        Err(Error::new(Kind::Gap, text).hint("what was done there is not known; walrecv verify tells all gaps"))
+    if shown.is_empty() {
+        output::line("\nnothing was dropped, truncated, or deleted or updated in masses");
     }
 }
 
-fn relation(touched: &Touched) -> Value {
+fn json(told: &Told<'_>, wish: Wish) -> Value {
+    let Searched { tallied, path, from, to, bytes, missing } = told.searched;
+    let time = |time: PgTime| output::moment(time).map(output::rfc3339);
+    let holes = missing.iter().map(|hole| json!({ "from": hole.from.to_string(), "to": hole.to.to_string() }));
     json!({
-        "database": touched.database,
-        "tablespace": touched.file.map(|file| file.tablespace),
-        "filenode": touched.file.map(|file| file.number),
-        "oid": touched.object,
+        "from": time(wish.from),
+        "to": time(wish.to),
+        "timeline": path.target().0,
+        "wal_from": from.to_string(),
+        "wal_to": to.to_string(),
+        "wal_bytes": bytes,
+        "commits": tallied.commits,
+        "missing": holes.collect::<Vec<_>>(),
+        "counts_too_low": tallied.overflowed,
+        "left_out": tallied.left_out,
+        "found": told.shown().into_iter().map(|finding| told.json(finding)).collect::<Vec<_>>(),
     })
 }
 
-/// `5/16402, 5/16405 and 3 more`: database and relation file, or object.
-fn names(touched: &[Touched]) -> String {
-    let name = |one: &Touched| match (one.file, one.object) {
-        (Some(file), _) => format!("{}/{}", one.database, file.number),
-        (None, Some(object)) => format!("{}/{object}", one.database),
-        (None, None) => one.database.to_string(),
-    };
-    let named: Vec<String> = touched.iter().take(NAMED).map(name).collect();
-    let more = touched.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}", named.join(", "))
+/// What is not stored may hide what is looked for.
+fn refusal(searched: &Searched) -> Result<()> {
+    let Some(hole) = searched.missing.first() else { return Ok(()) };
+    let text = format!("WAL of the window is not stored, from {} to {} at first", hole.from, hole.to);
+    Err(Error::new(Kind::Gap, text).hint("what was done there is not known; walrecv verify tells all gaps"))
 }

@@ -270,6 +270,7 @@ fn table(args: &InitArgs) -> ClusterTable {
         slot_after_failover: None,
         give_up_at: None,
         backup: None,
+        drill: None,
     }
 }
 

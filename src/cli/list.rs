@@ -14,7 +14,7 @@ use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::repo::names::{PART_BYTES, parts_of};
 use crate::restore::stock;
-use crate::seal::content::event::{Hole, Verified};
+use crate::seal::content::event::{Drill, Hole, Verified};
 use crate::seal::content::manifest::Manifest;
 
 /// How many segments are looked through for the newest, or the oldest, commit.
@@ -47,6 +47,7 @@ pub async fn run(common: &Common) -> Result<()> {
     let holes = archive.holes().await?;
     let corrupt = archive.corrupt_wal().await?;
     let checks = archive.verified(show::CHECKS).await?;
+    let drill = archive.last_drill(show::CHECKS).await?;
     if common.output == output::Format::Json {
         let stored: Vec<Value> = inventory.timelines.keys().map(|t| timeline_json(&inventory, *t, &archive)).collect();
         let backups: Vec<Value> = windows.iter().map(|window| checked_json(window, &checks)).collect();
@@ -54,6 +55,7 @@ pub async fn run(common: &Common) -> Result<()> {
             "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
             "holes": holes.iter().map(|hole| hole_json(hole, &windows)).collect::<Vec<_>>(),
+            "last_drill": drill.as_ref().map(|(at, drill)| drill_json(*at, drill)),
             "corrupt_wal": corrupt.iter().map(|(at, found)| json!({
                 "timeline": found.timeline.0, "lsn": found.lsn.to_string(), "problem": found.problem, "found_at": at.to_string(),
             })).collect::<Vec<_>>(),
@@ -62,6 +64,9 @@ pub async fn run(common: &Common) -> Result<()> {
     }
     print(&archive, &inventory, &windows);
     tell_checks(&windows, &checks);
+    if let Some((at, drill)) = &drill {
+        output::line(drill_text(*at, drill));
+    }
     holes.iter().for_each(|hole| output::line(hole_text(hole, &windows)));
     for (at, found) in &corrupt {
         output::line(format!(
@@ -70,6 +75,25 @@ pub async fn run(common: &Common) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn drill_json(at: Timestamp, drill: &Drill) -> Value {
+    json!({
+        "at": output::rfc3339(at), "backup": drill.backup, "target": drill.target, "passed": drill.passed,
+        "corrupt": drill.corrupt, "failed": drill.failed,
+        "rpo_seconds": drill.rpo_milliseconds.map(|ms| ms as f64 / 1000.0),
+        "rto_seconds": drill.rto_milliseconds.map(|ms| ms as f64 / 1000.0),
+    })
+}
+
+fn drill_text(at: Timestamp, drill: &Drill) -> String {
+    let of = drill.backup.as_ref().map(|id| format!(" of {id}")).unwrap_or_default();
+    let result = match (drill.passed, drill.rto_milliseconds) {
+        (true, Some(ms)) => format!("passed, restored in {}", output::seconds(ms as f64 / 1000.0)),
+        (true, None) => "passed".to_owned(),
+        (false, _) => format!("FAILED: {}", drill.failed.join(", ")),
+    };
+    format!("last drill{of} at {}: {result}", output::time(at))
 }
 
 /// The window of one backup alone.

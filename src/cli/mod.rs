@@ -6,10 +6,13 @@ mod backup;
 mod catalog;
 mod check;
 mod context;
+mod drill;
 mod events;
 pub mod exit;
 mod expire;
+mod extract;
 mod find;
+mod found;
 mod health;
 mod init;
 mod list;
@@ -19,6 +22,7 @@ mod receive;
 mod repo;
 mod restore;
 mod run;
+mod scratch;
 mod show;
 mod slot;
 mod status;
@@ -127,6 +131,8 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
         Command::WalPrefetch(args) => wal_fetch::ahead(&common, &args).await.map(done),
         Command::Expire(args) => interruptible(expire::run(&common, &args)).await.map(done),
+        Command::Drill(args) => interruptible(drill::run(&common, &args)).await.map(done),
+        Command::Extract(args) => interruptible(extract::run(&common, &args)).await.map(done),
         Command::Find(args) => interruptible(find::run(&common, &args)).await.map(done),
         Command::List(args) if args.windows => windows::run(&common).await.map(done),
         Command::List(_) => list::run(&common).await.map(done),

@@ -3,16 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde_json::json;
 
-use super::args::{Common, RestoreArgs};
+use super::args::{Common, PointArgs, RestoreArgs};
 use super::context::Context;
 use super::{output, target};
-use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, MajorVersion, TimelineId};
+use crate::pg::MajorVersion;
 use crate::restore::recovery::{Scratch, Upstream};
 use crate::restore::server::{Account, Programs};
 use crate::restore::start::{Start, Started};
@@ -27,8 +24,11 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     let context = Context::open_with(common, args.identity_file.as_deref()).await?;
     let (access, ring) = context.content_access().await?;
     let archive = context.archive(ring).await?;
-    let wanted =
-        Wanted { target: wanted_target(args)?, timeline: timeline(&archive, args).await?, backup: args.backup.clone() };
+    let wanted = Wanted {
+        target: wanted_target(args)?,
+        timeline: target::timeline(&archive, args.target_timeline.as_deref(), args.backup.as_deref()).await?,
+        backup: args.backup.clone(),
+    };
     if args.plan {
         let prepared = restore::prepare(&archive, &wanted).await?;
         return show_plan(common, &prepared.plan);
@@ -63,41 +63,16 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
 
 /// The one target that was asked for (clap made sure that there is one).
 fn wanted_target(args: &RestoreArgs) -> Result<Target> {
-    let (asked, inclusive) = (&args.target, !args.exclusive);
-    if let Some(text) = &asked.target_time {
-        let time = target::parse(text, Timestamp::now(), &TimeZone::system())?;
-        return Ok(Target::Time { time, inclusive });
-    }
-    if let Some(text) = &asked.target_lsn {
-        let lsn = text.parse::<Lsn>().map_err(|problem| Error::new(Kind::Usage, problem.to_string()))?;
-        return Ok(Target::Lsn { lsn, inclusive });
-    }
-    if let Some(xid) = asked.target_xid {
-        // The server compares 32 bits, whatever epoch is in front of them.
-        return Ok(Target::Xid { xid: xid as u32, inclusive });
-    }
-    if args.exclusive {
-        let message = "--exclusive means something with --target-time, --target-lsn and --target-xid only";
-        return Err(Error::new(Kind::Usage, message));
-    }
-    if asked.target_immediate {
-        return Ok(Target::Immediate);
-    }
-    Ok(asked.target_name.clone().map_or(Target::Latest, Target::Name))
-}
-
-/// The timeline that was asked for; `None`: the newest that continues a backup's.
-async fn timeline(archive: &Archive, args: &RestoreArgs) -> Result<Option<TimelineId>> {
-    match args.target_timeline.as_deref() {
-        None | Some("latest") => Ok(None),
-        Some("current") => restore::timeline_of(archive, args.backup.as_deref()).await.map(Some),
-        Some(text) => match text.parse::<u32>() {
-            // PostgreSQL reads a leading 0 as octal; a file name has hexadecimal digits.
-            Ok(number) if number > 0 && !text.starts_with('0') => Ok(Some(TimelineId(number))),
-            _ => Err(Error::new(Kind::Usage, format!("--target-timeline: {text:?} is no timeline"))
-                .hint("write a decimal number without zeros in front, current or latest")),
-        },
-    }
+    let asked = &args.target;
+    let point = PointArgs {
+        target_time: asked.target_time.clone(),
+        target_lsn: asked.target_lsn.clone(),
+        target_xid: asked.target_xid,
+        target_name: asked.target_name.clone(),
+        target_immediate: asked.target_immediate,
+        latest: asked.latest,
+    };
+    Ok(target::wanted(&point, args.exclusive)?.unwrap_or(Target::Latest))
 }
 
 fn options(common: &Common, cluster: &str, config: &Path, args: &RestoreArgs) -> Result<Options> {

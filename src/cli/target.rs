@@ -1,13 +1,57 @@
-//! A moment as people type it: with an offset or the name of a zone, without one (local time), or relative.
+//! Targets of restores; a moment as people type it: with an offset or the name of a zone, without one (local time), or relative.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
+use super::args::PointArgs;
 use super::output::{self, PG_EPOCH_UNIX_MICROS};
+use crate::archive::Archive;
 use crate::config::duration;
 use crate::error::{Error, Kind, Result};
 use crate::pg::xact::PgTime;
+use crate::pg::{Lsn, TimelineId};
+use crate::restore::{self, Target};
+
+/// The target that was asked for; `None` where none was.
+pub fn wanted(asked: &PointArgs, exclusive: bool) -> Result<Option<Target>> {
+    let inclusive = !exclusive;
+    if let Some(text) = &asked.target_time {
+        let time = parse(text, Timestamp::now(), &TimeZone::system())?;
+        return Ok(Some(Target::Time { time, inclusive }));
+    }
+    if let Some(text) = &asked.target_lsn {
+        let lsn = text.parse::<Lsn>().map_err(|problem| Error::new(Kind::Usage, problem.to_string()))?;
+        return Ok(Some(Target::Lsn { lsn, inclusive }));
+    }
+    if let Some(xid) = asked.target_xid {
+        // The server compares 32 bits, whatever epoch is in front of them.
+        return Ok(Some(Target::Xid { xid: xid as u32, inclusive }));
+    }
+    if exclusive {
+        let message = "--exclusive means something with --target-time, --target-lsn and --target-xid only";
+        return Err(Error::new(Kind::Usage, message));
+    }
+    Ok(match &asked.target_name {
+        Some(name) => Some(Target::Name(name.clone())),
+        None if asked.target_immediate => Some(Target::Immediate),
+        None => asked.latest.then_some(Target::Latest),
+    })
+}
+
+/// The timeline that was asked for; `None`: the newest that continues a backup's.
+pub async fn timeline(archive: &Archive, asked: Option<&str>, backup: Option<&str>) -> Result<Option<TimelineId>> {
+    match asked {
+        None | Some("latest") => Ok(None),
+        Some("current") => restore::timeline_of(archive, backup).await.map(Some),
+        Some(text) => match text.parse::<u32>() {
+            // PostgreSQL reads a leading 0 as octal; a file name has hexadecimal digits.
+            Ok(number) if number > 0 && !text.starts_with('0') => Ok(Some(TimelineId(number))),
+            _ => Err(Error::new(Kind::Usage, format!("--target-timeline: {text:?} is no timeline"))
+                .hint("write a decimal number without zeros in front, current or latest")),
+        },
+    }
+}
 
 /// Reads a target time. `now` and `zone` are arguments so that the reading can be tested.
 pub fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<PgTime> {

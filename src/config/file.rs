@@ -60,6 +60,24 @@ pub struct ClusterTable {
     pub give_up_at: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupTable>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillTable>,
+}
+
+/// `drill.…` of a cluster.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrillTable {
+    /// SQL, each of which must return one row that is true.
+    #[serde(default)]
+    pub assert: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// Durations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rto: Option<String>,
 }
 
 /// `backup.…` of a cluster.
@@ -102,6 +120,7 @@ impl ConfigFile {
         for (name, table) in &self.clusters {
             out.push_str(&format!("\n[clusters.{}]\ndsn = {}\n", key(name), quoted(&table.dsn)));
             let backup = table.backup.clone().unwrap_or_default();
+            let drill = table.drill.clone().unwrap_or_default();
             let optional = [
                 ("slot", &table.slot),
                 ("flush_interval", &table.flush_interval),
@@ -113,11 +132,18 @@ impl ConfigFile {
                 ("slot_after_failover", &table.slot_after_failover),
                 ("give_up_at", &table.give_up_at),
                 ("backup.full_every", &backup.full_every),
+                ("drill.database", &drill.database),
+                ("drill.rpo", &drill.rpo),
+                ("drill.rto", &drill.rto),
             ];
             for (name, value) in optional {
                 if let Some(value) = value {
                     out.push_str(&format!("{name} = {}\n", quoted(value)));
                 }
+            }
+            if !drill.assert.is_empty() {
+                let all = drill.assert.iter().map(|sql| quoted(sql)).collect::<Vec<_>>().join(", ");
+                out.push_str(&format!("drill.assert = [{all}]\n"));
             }
         }
         out
@@ -152,6 +178,12 @@ mod tests {
             slot_after_failover: None,
             give_up_at: None,
             backup: Some(BackupTable { full_every: Some("3d".into()) }),
+            drill: Some(DrillTable {
+                assert: vec!["select count(*) > 0 from \"t\"".into(), "select true".into()],
+                database: Some("shop".into()),
+                rpo: None,
+                rto: Some("5min".into()),
+            }),
         };
         ConfigFile {
             repo: "file:///r".into(),

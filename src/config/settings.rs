@@ -64,6 +64,16 @@ pub struct ClusterSettings {
     pub give_up_at: Option<u64>,
     /// `backup.full_every`.
     pub full_every: Duration,
+    pub drill: DrillSettings,
+}
+
+/// `drill.…` of a cluster.
+#[derive(Clone, Debug, Default)]
+pub struct DrillSettings {
+    pub assertions: Vec<String>,
+    pub database: Option<String>,
+    pub rpo: Option<Duration>,
+    pub rto: Option<Duration>,
 }
 
 impl Settings {
@@ -152,8 +162,19 @@ fn cluster(path: &Path, name: &str, table: &ClusterTable) -> Result<ClusterSetti
     let stall_timeout = time("stall_timeout", &table.stall_timeout, STALL_TIMEOUT)?;
     check_stall(flush_interval, stall_timeout).map_err(|problem| place("stall_timeout", problem))?;
     let backup = table.backup.clone().unwrap_or_default();
+    let drill = table.drill.clone().unwrap_or_default();
+    let limit = |key: &str, value: &Option<String>| match value {
+        Some(text) => duration::parse(text).map(Some).map_err(|problem| place(key, problem)),
+        None => Ok(None),
+    };
     Ok(ClusterSettings {
         full_every: time("backup.full_every", &backup.full_every, FULL_EVERY)?,
+        drill: DrillSettings {
+            rpo: limit("drill.rpo", &drill.rpo)?,
+            rto: limit("drill.rto", &drill.rto)?,
+            assertions: drill.assert,
+            database: drill.database,
+        },
         on_gap,
         on_gap_given: table.on_gap.is_some(),
         give_up_at,
@@ -253,6 +274,8 @@ mod tests {
             ("flush_interval = \"10s\"", "clusters.main.stall_timeout"),
             ("flush_interval = \"0\"\nstall_timeout = \"0\"", "clusters.main.stall_timeout"),
             ("backup.full_every = \"weekly\"", "clusters.main.backup.full_every"),
+            ("drill.rpo = \"soon\"", "clusters.main.drill.rpo"),
+            ("drill.rto = \"1\"", "clusters.main.drill.rto"),
             ("compression = \"zstd:99\"", "clusters.main.compression"),
         ] {
             let error = load(&format!("repo = \"file:///r\"\n[clusters.main]\ndsn = \"\"\n{line}\n")).unwrap_err();

@@ -14,5 +14,6 @@ pub mod medium;
 pub mod private;
 pub mod scratch;
 pub mod sorted;
+pub mod staged;
 pub mod tail_file;
 pub mod throwaway;

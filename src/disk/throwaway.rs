@@ -69,10 +69,8 @@ impl Throwaway {
         let mut tries = TRIES;
         loop {
             match std::fs::remove_dir_all(&self.path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    if tries == 0 {
-                        return Err(durable::failed("cannot remove", &self.path, error));
-                    }
+                Err(error) if error.kind() != ErrorKind::NotFound && tries == 0 => {
+                    return Err(durable::failed("cannot remove", &self.path, error));
                 }
                 _ if !self.path.exists() => break,
                 _ => {}

@@ -1,9 +1,11 @@
 //! Floor 5: what was done to the data in a window of time, read from WAL alone: relations that were dropped, truncated or rewritten, rows that were deleted or
 //! updated in masses, databases, restore points, the largest commits.
 //!
-//! [`search`] reads the segments of the window, several ahead, and gives every record to [`tally::Tally`].
+//! [`search`] reads the segments of the window, several ahead, and gives every record to [`tally::Tally`]; [`Book`] has the names, from the catalogs of backups.
 
+mod book;
 mod finding;
+mod names;
 mod tally;
 mod window;
 
@@ -12,7 +14,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
+pub use book::Book;
 pub use finding::{Deed, Finding, Touched};
+pub use names::Relation;
 pub use tally::{Tallied, Wish};
 
 use self::tally::Tally;

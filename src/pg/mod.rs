@@ -6,6 +6,7 @@ pub mod control;
 pub mod crc;
 mod cursor;
 pub mod data_page;
+pub mod heap;
 pub mod incremental;
 pub mod label;
 pub mod lsn;

@@ -79,8 +79,8 @@ impl Expiry {
         all
     }
 
-    /// The run's own plan goes unless something failed, or something that it deleted, or was to delete, is left; those of others only when no run can find
-    /// anything to delete by them.
+    /// The run's own plan goes unless something failed, or something that it deleted, or was to delete, is left; those of others only when no run can
+    /// find anything to delete by them.
     async fn finish(&self, plan: &Plan, view: &View, claims: &Claims, waits: &Waits, outcome: &mut Outcome) {
         let done = |id: &BackupId| match view.state(id, waits) {
             State::Unknown => true,

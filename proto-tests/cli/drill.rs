@@ -1,0 +1,216 @@
+//! `walrecv drill` and `walrecv extract`: real restores into servers that leave nothing, beside a production that notices nothing.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use walrecv::pg::MajorVersion;
+
+use crate::site::{Site, end, wait_durable};
+use crate::support::{Server, TempDir, require_servers, wait_for};
+
+/// A running server with an archive and a backup of it, and the folder in which scratch servers are made.
+struct Shop {
+    server: Server,
+    site: Site,
+    work: TempDir,
+}
+
+fn entries(folder: &Path) -> Vec<String> {
+    let all = fs::read_dir(folder).expect("a folder");
+    all.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+impl Shop {
+    fn new(server: Server) -> Shop {
+        let site = Site::new(&server);
+        let mut receiver = site.receive(&["--flush-interval", "200ms"]);
+        receiver.wait_logged("streaming timeline", Duration::from_secs(20));
+        server.sql("create table orders (id int primary key, note text)");
+        server.sql("insert into orders select n, repeat('x', 100) from generate_series(1, 2000) n");
+        site.backup();
+        server.sql("insert into orders select n, 'later' from generate_series(2001, 2100) n");
+        server.sql("create table \"Odd \"\"Name\" (id int); insert into \"Odd \"\"Name\" values (7)");
+        wait_durable(&server, server.lsn());
+        end(receiver);
+        Shop { server, site, work: TempDir::for_postgres("work") }
+    }
+
+    fn run(&self, args: &[&str]) -> crate::support::walrecv::Walrecv {
+        let work = self.work.path().display().to_string();
+        let programs = self.server.bin_dir().display().to_string();
+        self.site.walrecv(args).args(["--work-dir", &work, "--pg-bindir", &programs, "--output", "json"])
+    }
+
+    /// No folder, no process.
+    fn nothing_is_left(&self) {
+        assert_eq!(entries(self.work.path()), [""; 0]);
+        let work = self.work.path().display().to_string();
+        let processes = fs::read_dir("/proc").expect("processes").filter_map(|entry| Some(entry.ok()?.path()));
+        let ours = processes.filter(|process| {
+            let line = fs::read(process.join("cmdline")).unwrap_or_default();
+            let inside = fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.work.path()));
+            inside || String::from_utf8_lossy(&line).contains(&work)
+        });
+        assert_eq!(ours.count(), 0, "processes of a scratch server");
+    }
+}
+
+fn check<'r>(report: &'r Value, name: &str) -> &'r str {
+    let all = report["checks"].as_array().expect("checks");
+    let one = all.iter().find(|check| check["name"].as_str().expect("a name").starts_with(name));
+    one.unwrap_or_else(|| panic!("{name} in {report:#}"))["state"].as_str().expect("a state")
+}
+
+fn drills(version: MajorVersion) {
+    let shop = Shop::new(Server::builder(version).initdb("--data-checksums").start());
+    let all = "select count(*) = 2100 from orders";
+    let report = shop.site.places.join("etc").join("report.json");
+    let told = shop.run(&["drill", "--assert", all, "--assert", "select 1 = 1", "--rpo", "1h", "--rto", "5min"]);
+    let told = told.args(["--report", &report.display().to_string()]).run().expect_code(0).json();
+    assert_eq!(told["passed"], true, "{told:#}");
+    for name in ["landing", "assertion 1", "assertion 2", "amcheck", "checksums", "nothing is left", "rpo", "rto"] {
+        assert_eq!(check(&told, name), "passed", "{told:#}");
+    }
+    assert!(told["rto_seconds"].as_f64() > Some(0.0) && told["rpo_seconds"].as_f64() > Some(0.0), "{told:#}");
+    let written: Value = serde_json::from_slice(&fs::read(&report).expect("a report")).expect("JSON");
+    assert_eq!(written, told);
+    shop.nothing_is_left();
+
+    let listed = shop.site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!((&listed["last_drill"]["passed"], &listed["last_drill"]["backup"]), (&true.into(), &told["backup"]));
+
+    // The end is not reached by every random time, and never what the backup had is missing.
+    let within = "select count(*) between 2000 and 2100 from orders";
+    let random = ["drill", "--target-time", "random", "--seed", "7", "--assert", within, "--skip", "amcheck"];
+    let told = shop.run(&random).run().expect_code(0).json();
+    assert_eq!((check(&told, "assertion"), check(&told, "amcheck")), ("passed", "skipped"));
+    assert!(told["plan"]["target"].as_str().expect("a target").starts_with("time "), "{told:#}");
+
+    let wrong = ["drill", "--assert", "select count(*) = 1 from orders", "--rto", "1ms", "--skip", "amcheck"];
+    let failed = shop.run(&wrong).run().expect_code(1);
+    let told = failed.json();
+    assert_eq!((check(&told, "assertion 1"), check(&told, "rto")), ("failed", "failed"));
+    assert!(failed.stderr.contains("assertion 1"), "{}", failed.stderr);
+    let listed = shop.site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(listed["last_drill"]["failed"], serde_json::json!(["assertion 1", "rto"]));
+    shop.nothing_is_left();
+}
+
+#[test]
+fn a_drill_restores_checks_and_leaves_nothing_on_13() {
+    require_servers!(MajorVersion::V13);
+    drills(MajorVersion::V13);
+}
+
+#[test]
+fn a_drill_restores_checks_and_leaves_nothing_on_18() {
+    require_servers!(MajorVersion::V18);
+    drills(MajorVersion::V18);
+}
+
+/// Damage that was on the server before the backup read it: a page whose checksum is wrong, and an index that lacks a row.
+#[test]
+fn a_drill_finds_damage_that_came_from_the_server() {
+    require_servers!(MajorVersion::V16);
+    let mut server = Server::builder(MajorVersion::V16).initdb("--data-checksums").start();
+    server.sql("create table bad (id int primary key); insert into bad select generate_series(1, 5000)");
+    server.sql("checkpoint");
+    let file = server.data_dir().join(server.sql("select pg_relation_filepath('bad')"));
+    server.stop(crate::support::Stop::Fast);
+    let mut content = fs::read(&file).expect("a table");
+    content[8192 + 5000] ^= 0x55;
+    fs::write(&file, content).expect("a damaged table");
+    server.start_again();
+    let shop = Shop::new(server);
+    let failed = shop.run(&["drill"]).run().expect_code(16);
+    let told = failed.json();
+    assert_eq!((check(&told, "checksums"), check(&told, "amcheck")), ("failed", "failed"), "{told:#}");
+    assert!(told["remarks"][0].as_str().expect("a remark").contains("damaged on the server"), "{told:#}");
+    shop.nothing_is_left();
+}
+
+/// Interrupted by a signal nothing stays; killed, the next run removes it.
+#[test]
+fn an_interrupted_drill_leaves_nothing_and_a_killed_one_is_cleared_by_the_next() {
+    require_servers!(MajorVersion::V17);
+    let shop = Shop::new(Server::start(MajorVersion::V17));
+    let begin = || {
+        // It asks for an hour.
+        let running = shop.run(&["drill", "--assert", "select pg_sleep(3600) is not null"]).spawn();
+        let up = || {
+            let folder = entries(shop.work.path()).into_iter().find(|name| !name.ends_with(".lock"))?;
+            let lock = fs::read_to_string(shop.work.path().join(folder).join("data/postmaster.pid")).ok()?;
+            lock.contains("ready").then_some(())
+        };
+        wait_for("a scratch server", Duration::from_secs(180), up);
+        std::thread::sleep(Duration::from_millis(500));
+        running
+    };
+    for signal in [Signal::INT, Signal::TERM] {
+        let running = begin();
+        running.signal(signal);
+        assert_eq!(running.wait(Duration::from_secs(60)).code(), 130);
+        wait_for("the last process to go", Duration::from_secs(30), || {
+            entries(shop.work.path()).is_empty().then_some(())
+        });
+        shop.nothing_is_left();
+    }
+    begin().kill();
+    assert!(!entries(shop.work.path()).is_empty(), "nobody was there to remove it");
+    let next = shop.run(&["drill", "--skip", "amcheck"]).run().expect_code(0);
+    assert!(next.stderr.contains("a run that was killed"), "{}", next.stderr);
+    shop.nothing_is_left();
+}
+
+/// Production archives for itself, waits for a synchronous standby, and subscribes to a publisher: none of them hears of a drill.
+#[test]
+fn a_drill_does_not_touch_production() {
+    require_servers!(MajorVersion::V16);
+    let publisher = Server::builder(MajorVersion::V16)
+        .setting("wal_level", "logical")
+        .setting("log_connections", "on")
+        .setting("log_replication_commands", "on")
+        .start();
+    publisher.sql("create table news (id int primary key); create publication p for table news");
+    let taken = TempDir::for_postgres("taken");
+    let server = Server::builder(MajorVersion::V16)
+        .setting("archive_mode", "on")
+        .setting("archive_command", format!("cp %p {}/%f", taken.path().display()))
+        .setting("synchronous_standby_names", "walrecv")
+        .setting("log_connections", "on")
+        .start();
+    let site = Site::new(&server);
+    let mut receiver = site.receive(&[]);
+    receiver.wait_logged("every commit waits", Duration::from_secs(20));
+    server.sql("create table news (id int primary key)");
+    let from = format!("{} dbname=postgres", publisher.conninfo("postgres"));
+    server.sql(&format!("create subscription s connection '{from}' publication p with (copy_data = off)"));
+    site.backup();
+    publisher.sql("insert into news values (1)");
+    server.wait_sql("select count(*) from news", "1");
+    wait_durable(&server, server.lsn());
+
+    let shop = Shop { server, site, work: TempDir::for_postgres("work") };
+    let heard = |server: &Server| server.log().lines().filter(|line| line.contains("connection received")).count();
+    let sender = |server: &Server| {
+        server.sql("select string_agg(pid || application_name, ' ' order by pid) from pg_stat_replication")
+    };
+    let before = (sender(&publisher), sender(&shop.server));
+    let (at_publisher, at_server) = (heard(&publisher), heard(&shop.server));
+    let asserted = "select count(*) = 1 from news where pg_sleep(3) is not null";
+    let written = "with x as (insert into news values (5) returning 1) select true from x";
+    let told = shop.run(&["drill", "--assert", asserted, "--assert", written]).run().expect_code(0).json();
+    assert_eq!(told["passed"], true, "{told:#}");
+    assert_eq!((heard(&publisher), heard(&shop.server)), (at_publisher, at_server), "somebody asked production");
+    assert_eq!((sender(&publisher), sender(&shop.server)), before);
+    let foreign = |name: &String| !name.starts_with("00000001");
+    assert_eq!(entries(taken.path()).into_iter().find(foreign), None, "WAL of the scratch server's timeline");
+    // Production goes on: the subscription brings rows, commits are answered.
+    publisher.sql("insert into news values (2)");
+    shop.server.wait_sql("select string_agg(id::text, ',' order by id) from news", "1,2");
+    shop.nothing_is_left();
+    end(receiver);
+}

@@ -1,0 +1,235 @@
+//! What `find` has found, in words: which relations, what was done, and the lines that bring it back.
+
+use serde_json::{Value, json};
+
+use super::args::{Common, FindArgs};
+use super::output;
+use crate::find::{Book, Deed, Finding, Relation, Searched, Touched};
+use crate::pg::Lsn;
+use crate::pg::xact::PgTime;
+use crate::restore::recovery::shell_word;
+use crate::seal::content::manifest::Manifest;
+
+/// Relations that are named behind a deed on a line.
+const NAMED: usize = 6;
+
+pub struct Told<'a> {
+    pub common: &'a Common,
+    pub args: &'a FindArgs,
+    pub backups: &'a [Manifest],
+    pub searched: &'a Searched,
+    pub book: &'a Book,
+}
+
+impl Told<'_> {
+    /// What was asked for, in the order of WAL. What has no name may be what is meant, and is shown.
+    pub fn shown(&self) -> Vec<&Finding> {
+        let all = &self.searched.tallied.found;
+        all.iter()
+            .filter(|finding| self.in_database(finding) && self.of_table(finding) && !self.aside(finding))
+            .collect()
+    }
+
+    fn in_database(&self, finding: &Finding) -> bool {
+        let (Some(asked), Some(database)) = (&self.args.database, finding.database) else { return true };
+        *asked == database.to_string() || self.book.database(finding, database).is_none_or(|name| name == asked)
+    }
+
+    fn of_table(&self, finding: &Finding) -> bool {
+        let Some(asked) = &self.args.table else { return true };
+        let is = |relation: &Relation| relation.name == *asked || relation.full_name() == *asked;
+        let named: Vec<Option<&Relation>> =
+            finding.touched.iter().map(|one| self.book.relation(finding, one)).collect();
+        let locked = finding.locked.iter().filter_map(|(database, oid)| self.book.object(finding, *database, *oid));
+        named.iter().flatten().copied().chain(locked).any(is)
+            || (!named.is_empty() && named.iter().all(Option::is_none) && self.locked_tables(finding).is_empty())
+    }
+
+    /// Rows of a TOAST table are told with those of its table.
+    fn aside(&self, finding: &Finding) -> bool {
+        let toast = |finding: &Finding| {
+            finding.touched.iter().all(|one| self.book.relation(finding, one).is_some_and(|found| found.kind == 't'))
+        };
+        let counts = |finding: &Finding| matches!(finding.deed, Deed::Delete | Deed::Update);
+        let mut others = self.searched.tallied.found.iter().filter(|other| other.lsn == finding.lsn && counts(other));
+        counts(finding) && toast(finding) && others.any(|other| !toast(other))
+    }
+
+    /// Tables that the transaction locked against everybody: what it dropped or emptied is among them, whatever their files were called by then.
+    fn locked_tables(&self, finding: &Finding) -> Vec<&Relation> {
+        let all = finding.locked.iter().filter_map(|(database, oid)| self.book.object(finding, *database, *oid));
+        all.filter(|relation| relation.is_table()).collect()
+    }
+
+    /// The tables that it was done to, as far as they have names.
+    fn tables(&self, finding: &Finding) -> Vec<&Relation> {
+        let all = finding.touched.iter().filter_map(|one| self.book.relation(finding, one));
+        let mut tables: Vec<&Relation> = all.filter(|relation| relation.is_table()).collect();
+        if tables.is_empty() && matches!(finding.deed, Deed::Drop | Deed::Truncate | Deed::Rewrite) {
+            tables = self.locked_tables(finding);
+        }
+        tables.sort_by_key(|table| table.object);
+        tables.dedup_by_key(|table| table.object);
+        tables
+    }
+
+    /// `public.orders and 3 files of indexes and the like`; numbers as WAL has them where nothing has a name.
+    fn names(&self, finding: &Finding) -> String {
+        let tables = self.tables(finding);
+        let name = |one: &Touched| match (self.book.relation(finding, one), one.file, one.object) {
+            (Some(relation), _, _) => relation.full_name(),
+            (None, Some(file), _) => format!("{}/{}", one.database, file.number),
+            (None, None, object) => format!("{}/{}", one.database, object.unwrap_or_default()),
+        };
+        let (named, others): (Vec<String>, usize) = match tables.is_empty() {
+            true => (finding.touched.iter().map(name).collect(), 0),
+            false => {
+                let files = finding.touched.iter().filter(|one| one.file.is_some()).count();
+                (tables.iter().map(|table| table.full_name()).collect(), files.saturating_sub(tables.len()))
+            }
+        };
+        let more = named.len().saturating_sub(NAMED);
+        let mut text = named.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
+        if more > 0 {
+            text.push_str(&format!(" and {more} more"));
+        }
+        if others > 0 {
+            text.push_str(&format!(" ({others} files of indexes and the like)"));
+        }
+        text
+    }
+
+    /// One line of what was done by whom.
+    pub fn what(&self, finding: &Finding) -> String {
+        let Finding { deed, lsn, wal_bytes, .. } = finding;
+        let least = if finding.at_least { "at least " } else { "" };
+        let rows = format!("{least}{} rows", finding.rows);
+        let names = self.names(finding);
+        let database = finding.database.map_or_else(String::new, |oid| {
+            self.book.database(finding, oid).map_or_else(|| oid.to_string(), str::to_owned)
+        });
+        let what = match deed {
+            Deed::Drop => format!("DROPPED {names}"),
+            Deed::Truncate => format!("EMPTIED (truncated, or dropped and made anew) {names}"),
+            Deed::Rewrite => format!("rewritten, or dropped beside something new: {names}"),
+            Deed::Delete => format!("DELETED {rows} of {names}"),
+            Deed::Update => format!("UPDATED {rows} of {names}"),
+            Deed::DropDatabase => format!("DROPPED DATABASE {database}"),
+            Deed::CreateDatabase => format!("created database {database}"),
+            Deed::RestorePoint => format!("restore point {:?}", finding.name.as_deref().unwrap_or_default()),
+            Deed::Large if finding.touched.is_empty() => "large commit".to_owned(),
+            Deed::Large => format!("large commit: {rows} written, most of them of {names}"),
+        };
+        let within = match deed {
+            Deed::DropDatabase | Deed::CreateDatabase | Deed::RestorePoint => String::new(),
+            _ if database.is_empty() => String::new(),
+            _ => format!("database {database}, "),
+        };
+        let who = finding.xid.map_or_else(String::new, |xid| {
+            format!("transaction {xid}, {least}{} of WAL, ", output::bytes(*wal_bytes))
+        });
+        format!("{what} ({within}{who}{lsn})")
+    }
+
+    /// What to type for a server as it was just before (for a restore point: at it), and for the tables alone.
+    pub fn lines(&self, finding: &Finding) -> Vec<String> {
+        if !self.reachable(finding.lsn) {
+            return vec!["no backup is older: it cannot be restored".to_owned()];
+        }
+        let extract = self.extract(finding);
+        std::iter::once(self.restore(finding)).chain(extract).collect()
+    }
+
+    fn begin(&self, command: &str, finding: &Finding) -> Vec<String> {
+        let mut words = vec!["walrecv".to_owned()];
+        let mut option = |name: &str, value: Option<String>| {
+            words.extend(value.map(|value| format!("{name} {}", shell_word(&value))));
+        };
+        option("--config", self.common.config.as_ref().map(|path| path.display().to_string()));
+        option("--cluster", self.common.cluster.clone());
+        option("--repo", self.common.repo.clone());
+        words.push(command.to_owned());
+        match &finding.name {
+            Some(name) => words.push(format!("--target-name {}", shell_word(name))),
+            None => words.push(format!("--target-lsn {} --exclusive", finding.lsn)),
+        }
+        words.extend(self.args.timeline.map(|timeline| format!("--target-timeline {timeline}")));
+        words
+    }
+
+    fn restore(&self, finding: &Finding) -> String {
+        let mut words = self.begin("restore", finding);
+        words.push("--pgdata DIR".to_owned());
+        words.join(" ")
+    }
+
+    fn extract(&self, finding: &Finding) -> Option<String> {
+        let lost = matches!(finding.deed, Deed::Drop | Deed::Truncate | Deed::Delete | Deed::Update);
+        let tables = self.tables(finding);
+        if !lost || tables.is_empty() {
+            return None;
+        }
+        let mut words = self.begin("extract", finding);
+        let database = finding.database.and_then(|oid| self.book.database(finding, oid));
+        words.extend(database.map(|name| format!("--database {}", shell_word(name))));
+        for table in tables.iter().take(NAMED) {
+            let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
+            words.push(format!("--table {}", shell_word(&name)));
+        }
+        words.push("--file FILE".to_owned());
+        Some(words.join(" "))
+    }
+
+    /// Whether a backup that is complete ended before it.
+    fn reachable(&self, lsn: Lsn) -> bool {
+        let path = &self.searched.path;
+        self.backups.iter().any(|backup| backup.stop <= lsn && path.holds(backup.stop_timeline, backup.stop))
+    }
+
+    pub fn json(&self, finding: &Finding) -> Value {
+        let time = |time: PgTime| output::moment(time).map(output::rfc3339);
+        let reachable = self.reachable(finding.lsn);
+        let relation = |one: &Touched| {
+            let known = self.book.relation(finding, one);
+            json!({
+                "database": one.database,
+                "tablespace": one.file.map(|file| file.tablespace),
+                "filenode": one.file.map(|file| file.number),
+                "oid": one.object.or(known.map(|known| known.object)),
+                "name": known.map(Relation::full_name),
+                "kind": known.map(|known| known.kind.to_string()),
+            })
+        };
+        let locked = |(database, oid): &(u32, u32)| {
+            let name = self.book.object(finding, *database, *oid).map(Relation::full_name);
+            json!({ "database": database, "oid": oid, "name": name })
+        };
+        json!({
+            "what": finding.deed,
+            "time": time(finding.time),
+            "lsn": finding.lsn.to_string(),
+            "timeline": self.searched.path.timeline_at(finding.lsn).0,
+            "xid": finding.xid,
+            "database": finding.database,
+            "database_name": finding.database.and_then(|oid| self.book.database(finding, oid)),
+            "tables": self.tables(finding).into_iter().map(Relation::full_name).collect::<Vec<_>>(),
+            "relations": finding.touched.iter().map(relation).collect::<Vec<_>>(),
+            "locked": finding.locked.iter().map(locked).collect::<Vec<_>>(),
+            "rows": finding.rows,
+            "at_least": finding.at_least,
+            "wal_bytes": finding.wal_bytes,
+            "name": finding.name,
+            "restore": reachable.then(|| self.restore(finding)),
+            "extract": reachable.then(|| self.extract(finding)).flatten(),
+        })
+    }
+}
+
+/// As SQL reads it back.
+fn quoted(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if name.bytes().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit()) {
+        return name.to_owned();
+    }
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,90 @@
+//! What a scratch server is asked.
+
+use super::report::State;
+use crate::error::{Error, Kind, Result};
+use crate::restore::scratch::ScratchServer;
+
+/// Every B-tree index that can be checked, and its table's rows in it.
+const INDEXES: &str = "select count(*) from (select bt_index_check(c.oid, true) from pg_index i \
+    join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam \
+    where a.amname = 'btree' and c.relpersistence <> 't' and i.indisvalid and i.indisready) checked";
+
+/// One row, one column, true.
+pub async fn assertion(server: &ScratchServer, database: &str, sql: &str) -> Result<State> {
+    Ok(match server.ask(database, sql).await {
+        Ok(answer) if answer == "t" => State::Passed("true".to_owned()),
+        Ok(answer) => State::Failed(format!("expected one row that is true, found {answer:?}")),
+        Err(error) => State::Failed(error.to_string()),
+    })
+}
+
+/// Tables and indexes of all databases.
+pub async fn amcheck(server: &ScratchServer, jobs: usize) -> Result<State> {
+    if !server.programs.path("pg_amcheck").exists() {
+        return indexes(server).await;
+    }
+    let jobs = jobs.to_string();
+    let arguments = ["--all", "--install-missing", "--jobs", &jobs];
+    let mut command = server.client("pg_amcheck", &arguments);
+    let ran = command.output().await;
+    let ran = ran.map_err(|e| Error::new(Kind::Failed, "cannot run pg_amcheck").caused_by(e))?;
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().lines().next().unwrap_or("nothing").to_owned();
+    Ok(match ran.status.code() {
+        Some(0) => State::Passed("pg_amcheck found nothing wrong in any database".to_owned()),
+        // It ran to its end and found corruption.
+        Some(2) => State::Corrupt(format!("pg_amcheck found corruption: {}", said(&ran.stdout))),
+        _ => State::Failed(format!("pg_amcheck ended with {}, saying: {}", ran.status, said(&ran.stderr))),
+    })
+}
+
+/// For 13, which has no pg_amcheck.
+async fn indexes(server: &ScratchServer) -> Result<State> {
+    let mut checked = 0;
+    for database in server.databases().await? {
+        // Class XX is damage: it is in front of the message.
+        let install = "set client_min_messages = error; create extension if not exists amcheck";
+        let asked = async {
+            server.ask(&database, install).await?;
+            let arguments = ["-X", "-A", "-t", "-q", "-v", "VERBOSITY=verbose", "-v", "ON_ERROR_STOP=1"];
+            let mut command = server.client("psql", &arguments);
+            command.args(["-d", &database, "-c", INDEXES]);
+            let output = output_of(command).await?;
+            Ok::<_, Error>(output.trim().parse::<u64>().unwrap_or_default())
+        };
+        match asked.await {
+            Ok(count) => checked += count,
+            Err(error) if error.kind() == Kind::Corrupt => return Ok(State::Corrupt(format!("{database}: {error}"))),
+            Err(error) => return Ok(State::Failed(format!("{database}: {error}"))),
+        }
+    }
+    Ok(State::Passed(format!("bt_index_check found nothing wrong in {checked} indexes of all databases")))
+}
+
+/// What psql prints; an error of class XX is `Kind::Corrupt`.
+async fn output_of(mut command: tokio::process::Command) -> Result<String> {
+    let ran = command.output().await.map_err(|e| Error::new(Kind::Failed, "cannot run psql").caused_by(e))?;
+    if ran.status.success() {
+        return Ok(String::from_utf8_lossy(&ran.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&ran.stderr);
+    let first = said.lines().find(|line| line.contains("ERROR:")).unwrap_or("nothing").to_owned();
+    let kind = if first.contains("ERROR:  XX") { Kind::Corrupt } else { Kind::Failed };
+    Err(Error::new(kind, first))
+}
+
+/// Every page of every file, with the server stopped in good order. For the last check, since it ends the server.
+pub async fn checksums(server: &ScratchServer) -> Result<State> {
+    if server.ask("template1", "show data_checksums").await? != "on" {
+        return Ok(State::Skipped("the cluster has no page checksums".to_owned()));
+    }
+    server.shut_down()?;
+    Ok(match server.examine("pg_checksums", &["--check"]).await {
+        Ok(said) => {
+            let blocks = said.lines().find_map(|line| line.strip_prefix("Blocks scanned:"));
+            State::Passed(format!("pg_checksums found nothing wrong in {} pages", blocks.unwrap_or("all").trim()))
+        }
+        // It has no status of its own for what it finds.
+        Err(error) if error.to_string().contains("checksum verification failed") => State::Corrupt(error.to_string()),
+        Err(error) => State::Failed(error.to_string()),
+    })
+}

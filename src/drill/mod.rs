@@ -1,0 +1,195 @@
+//! Floor 6: a restore for the sake of knowing that it works: into a scratch server, to a point, then asked and checked, timed, and removed.
+
+mod check;
+mod report;
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+pub use report::{Check, Drilled, State};
+
+use crate::archive::Archive;
+use crate::error::{Error, Kind, Result};
+use crate::pg::xact::PgTime;
+use crate::restore::scratch::{ScratchServer, Setup};
+use crate::restore::{self, Access, Prepared, Target, Wanted, lay};
+
+/// What a drill demands.
+#[derive(Clone, Debug, Default)]
+pub struct Demands {
+    /// Each must return one row with one column that is true.
+    pub assertions: Vec<String>,
+    /// Database in which they are asked.
+    pub database: String,
+    /// Run pg_amcheck (with 13: bt_index_check over all B-trees).
+    pub amcheck: bool,
+    /// Run pg_checksums over the files of the stopped server.
+    pub checksums: bool,
+    /// How much may be missing if the server were lost now.
+    pub rpo: Option<Duration>,
+    /// How long it may take until the restored server answers.
+    pub rto: Option<Duration>,
+    pub jobs: usize,
+}
+
+/// Where to drill to.
+#[derive(Clone, Debug)]
+pub enum Point {
+    Target(Target),
+    /// A moment between the end of the backup and the newest commit, drawn with this seed.
+    Random(u64),
+}
+
+/// How it goes, for whoever watches.
+pub struct Watch<'a> {
+    pub stage: &'a (dyn Fn(&str) + Sync),
+    pub moved: lay::Progress<'a>,
+}
+
+/// Drills. What failed stands in the report; `Err` is kept for what ended the drill early, and the report says so too.
+pub async fn drill(
+    archive: &Archive,
+    access: Access,
+    setup: &Setup,
+    wanted: (Point, Option<String>),
+    demands: &Demands,
+    watch: &Watch<'_>,
+) -> (Drilled, Option<Error>) {
+    let begun = Instant::now();
+    let mut report = Drilled::new(archive, &wanted.0, wanted.1.clone());
+    let outcome = run(archive, access, setup, wanted, demands, watch, &mut report).await;
+    report.milliseconds = begun.elapsed().as_millis() as u64;
+    if let Err(error) = &outcome {
+        report.ended_early(error);
+    }
+    (report, outcome.err())
+}
+
+async fn run(
+    archive: &Archive,
+    access: Access,
+    setup: &Setup,
+    (point, backup): (Point, Option<String>),
+    demands: &Demands,
+    watch: &Watch<'_>,
+    report: &mut Drilled,
+) -> Result<()> {
+    (watch.stage)("planning");
+    let begun = Instant::now();
+    let newest = prepare(archive, Target::Latest, backup.clone()).await;
+    report.covered(archive, newest.as_ref().ok()).await?;
+    let prepared = match point {
+        Point::Target(Target::Latest) => newest?,
+        Point::Target(target) => prepare(archive, target, backup).await?,
+        Point::Random(seed) => random(archive, newest?, seed, backup, report).await?,
+    };
+    report.planned(&prepared);
+    let planning = begun.elapsed();
+    (watch.stage)("restoring");
+    let said = |line: &str| (watch.stage)(line);
+    let server = setup.raise(archive, access, &prepared, watch.moved, &said).await?;
+    report.rto(planning, &server);
+    let checked = examine(&server, demands, watch, report).await;
+    (watch.stage)("removing");
+    // An error in between removes it as well.
+    let begun = Instant::now();
+    let removed = server.remove();
+    checked?;
+    report.add("nothing is left", begun, removed.map(|()| State::Passed("stopped and removed".to_owned())));
+    report.measure(demands);
+    Ok(())
+}
+
+async fn prepare(archive: &Archive, target: Target, backup: Option<String>) -> Result<Prepared> {
+    restore::prepare(archive, &Wanted { target, timeline: None, backup }).await
+}
+
+/// A moment after the backup and before the newest commit, so that recovery stops at a commit after it.
+async fn random(
+    archive: &Archive,
+    newest: Prepared,
+    seed: u64,
+    backup: Option<String>,
+    report: &mut Drilled,
+) -> Result<Prepared> {
+    let from = PgTime::from_unix_micros(newest.choice.manifest.stopped_at.as_microsecond()).0.saturating_add(1);
+    let to = newest.choice.landing.last_commit.map_or(i64::MIN, |commit| commit.time.0);
+    let Some(room) = to.checked_sub(from).and_then(|room| u64::try_from(room).ok()).filter(|room| *room > 0) else {
+        report
+            .remark("nothing was committed after the backup: drilled to the end of the archive, not to a random time");
+        return Ok(newest);
+    };
+    let time = PgTime(from.saturating_add_unsigned(draw(seed) % room));
+    prepare(archive, Target::Time { time, inclusive: true }, backup).await
+}
+
+/// A number that looks drawn, the same for the same seed (splitmix64).
+fn draw(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+async fn examine(server: &ScratchServer, demands: &Demands, watch: &Watch<'_>, report: &mut Drilled) -> Result<()> {
+    let begun = Instant::now();
+    let landed = server.started.landed;
+    report.add(
+        "landing",
+        begun,
+        Ok(State::Passed(landed.map_or("reached".to_owned(), |lsn| format!("at {lsn}, as planned")))),
+    );
+    for (number, sql) in demands.assertions.iter().enumerate() {
+        (watch.stage)(&format!("assertion {}", number + 1));
+        let begun = Instant::now();
+        let state = check::assertion(server, &demands.database, sql).await;
+        report.add(&format!("assertion {}: {sql}", number + 1), begun, state);
+    }
+    (watch.stage)("checking tables and indexes");
+    let begun = Instant::now();
+    let state = match demands.amcheck {
+        true => check::amcheck(server, demands.jobs).await,
+        false => Ok(State::Skipped("not asked for".to_owned())),
+    };
+    report.add("amcheck", begun, state);
+    (watch.stage)("checking page checksums");
+    let begun = Instant::now();
+    let state = match demands.checksums {
+        true => check::checksums(server).await,
+        false => Ok(State::Skipped("not asked for".to_owned())),
+    };
+    report.add("checksums", begun, state);
+    Ok(())
+}
+
+/// Seconds between two moments; none where the second lies before the first.
+fn seconds_since(then: Timestamp, now: Timestamp) -> f64 {
+    now.duration_since(then).as_secs_f64().max(0.0)
+}
+
+/// The error with which a drill ends whose checks did not all pass: what is damaged counts more than what is only not as demanded.
+pub fn refusal(report: &Drilled) -> Option<Error> {
+    let failed: Vec<&Check> = report.checks.iter().filter(|check| check.failed()).collect();
+    let first = failed.first()?;
+    let corrupt = failed.iter().any(|check| check.corrupt);
+    let kind = if corrupt { Kind::Corrupt } else { Kind::Failed };
+    let others = if failed.len() > 1 { format!(", and {} more", failed.len() - 1) } else { String::new() };
+    let text = format!("the drill failed: {}: {}{others}", first.name, first.detail);
+    Some(
+        Error::new(kind, text)
+            .hint("the report names every check; restore --start --scratch gives a server to look at"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_seed_draws_one_number_and_others_draw_others() {
+        assert_eq!(draw(1), draw(1));
+        let drawn: std::collections::BTreeSet<u64> = (0..1000).map(|seed| draw(seed) % 1_000_000).collect();
+        assert!(drawn.len() > 990);
+    }
+}

@@ -1,0 +1,189 @@
+//! What a drill came to, for people, for scripts, and for the repository.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Demands, Point, seconds_since};
+use crate::archive::Archive;
+use crate::error::{Error, Kind, Result};
+use crate::restore::scratch::ScratchServer;
+use crate::restore::{Plan, Prepared};
+use crate::seal::content::event::Drill;
+
+/// How a check ended, with what was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Passed(String),
+    Failed(String),
+    /// What is stored, or was on the server, is damaged.
+    Corrupt(String),
+    Skipped(String),
+}
+
+/// One check. The names of the fields are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    pub name: String,
+    /// `passed`, `failed` or `skipped`.
+    pub state: &'static str,
+    pub detail: String,
+    /// It failed because something is damaged.
+    pub corrupt: bool,
+    pub milliseconds: u64,
+}
+
+impl Check {
+    pub fn failed(&self) -> bool {
+        self.state == "failed"
+    }
+}
+
+/// The report. The names of the fields are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Drilled {
+    pub cluster: String,
+    pub began: String,
+    pub milliseconds: u64,
+    pub passed: bool,
+    /// Of a random time: what draws it again.
+    pub seed: Option<u64>,
+    /// As asked for, or as found.
+    pub backup: Option<String>,
+    pub plan: Option<Plan>,
+    /// Everything that was committed by then is in the archive, as far as it can tell.
+    pub covered_through: Option<String>,
+    /// Seconds between that and the beginning of the drill: what a loss of the server would have cost.
+    pub rpo_seconds: Option<f64>,
+    /// Seconds from the first look at the archive until the restored server answered.
+    pub rto_seconds: Option<f64>,
+    pub rto_planning_seconds: Option<f64>,
+    pub rto_laying_seconds: Option<f64>,
+    pub rto_recovery_seconds: Option<f64>,
+    pub restored_bytes: Option<u64>,
+    pub checks: Vec<Check>,
+    pub remarks: Vec<String>,
+    #[serde(skip)]
+    at: Timestamp,
+}
+
+impl Drilled {
+    pub(super) fn new(archive: &Archive, point: &Point, backup: Option<String>) -> Drilled {
+        let at = Timestamp::now();
+        Drilled {
+            cluster: archive.names.cluster.clone(),
+            began: at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+            milliseconds: 0,
+            passed: false,
+            seed: match point {
+                Point::Random(seed) => Some(*seed),
+                Point::Target(_) => None,
+            },
+            backup,
+            plan: None,
+            covered_through: None,
+            rpo_seconds: None,
+            rto_seconds: None,
+            rto_planning_seconds: None,
+            rto_laying_seconds: None,
+            rto_recovery_seconds: None,
+            restored_bytes: None,
+            checks: Vec::new(),
+            remarks: Vec::new(),
+            at,
+        }
+    }
+
+    /// How far the archive covers what the server has done: its newest commit, or a later moment through which it is known to be complete.
+    pub(super) async fn covered(&mut self, archive: &Archive, newest: Option<&Prepared>) -> Result<()> {
+        let Some(newest) = newest else { return Ok(()) };
+        let commit = newest.choice.landing.last_commit.map(|commit| commit.time);
+        let beat = archive.complete_through(newest.choice.path.target()).await?.map(|beat| beat.time);
+        let through = commit.max(beat).and_then(|time| Timestamp::from_microsecond(time.to_unix_micros()).ok());
+        self.covered_through = through.map(|time| time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string());
+        self.rpo_seconds = through.map(|time| seconds_since(time, self.at));
+        Ok(())
+    }
+
+    pub(super) fn planned(&mut self, prepared: &Prepared) {
+        self.backup = Some(prepared.plan.backup.id.clone());
+        self.plan = Some(prepared.plan.clone());
+    }
+
+    pub(super) fn rto(&mut self, planning: Duration, server: &ScratchServer) {
+        let (laying, recovery) = (server.laying, server.started.took);
+        self.rto_planning_seconds = Some(planning.as_secs_f64());
+        self.rto_laying_seconds = Some(laying.as_secs_f64());
+        self.rto_recovery_seconds = Some(recovery.as_secs_f64());
+        self.rto_seconds = Some((planning + laying + recovery).as_secs_f64());
+        self.restored_bytes = Some(server.restored.bytes);
+        if server.restored.bad_pages > 0 {
+            let pages = server.restored.bad_pages;
+            self.remark(&format!("{pages} pages were damaged on the server already when the backup was taken"));
+        }
+    }
+
+    pub(super) fn remark(&mut self, text: &str) {
+        self.remarks.push(text.to_owned());
+    }
+
+    pub(super) fn add(&mut self, name: &str, begun: Instant, state: Result<State>) {
+        let corrupt = |error: &Error| error.kind() == Kind::Corrupt;
+        let (state, detail, corrupt) = match state {
+            Ok(State::Passed(detail)) => ("passed", detail, false),
+            Ok(State::Failed(detail)) => ("failed", detail, false),
+            Ok(State::Corrupt(detail)) => ("failed", detail, true),
+            Ok(State::Skipped(detail)) => ("skipped", detail, false),
+            Err(error) => ("failed", error.to_string(), corrupt(&error)),
+        };
+        let milliseconds = begun.elapsed().as_millis() as u64;
+        self.checks.push(Check { name: name.to_owned(), state, detail, corrupt, milliseconds });
+        self.passed = self.checks.iter().all(|check| !check.failed());
+    }
+
+    /// Compares what was measured with what is demanded.
+    pub(super) fn measure(&mut self, demands: &Demands) {
+        let limits = [("rpo", demands.rpo, self.rpo_seconds), ("rto", demands.rto, self.rto_seconds)];
+        for (name, limit, measured) in limits {
+            let Some(limit) = limit else { continue };
+            let state = match measured {
+                Some(seconds) if seconds <= limit.as_secs_f64() => {
+                    State::Passed(format!("{seconds:.1} s, at most {:.1} s are allowed", limit.as_secs_f64()))
+                }
+                Some(seconds) => {
+                    State::Failed(format!("{seconds:.1} s, at most {:.1} s are allowed", limit.as_secs_f64()))
+                }
+                None => State::Failed("it cannot be told: nothing was committed since the backup".to_owned()),
+            };
+            self.add(name, Instant::now(), Ok(state));
+        }
+    }
+
+    /// A drill that could not be gone through.
+    pub(super) fn ended_early(&mut self, error: &Error) {
+        let text = match error.advice() {
+            Some(advice) => format!("{error} ({advice})"),
+            None => error.to_string(),
+        };
+        self.add("the drill itself", Instant::now(), Err(Error::new(error.kind(), text)));
+    }
+
+    /// What is noted in the repository: no word of anybody's SQL.
+    pub fn event(&self, host: String, user: String) -> Drill {
+        let failed = self.checks.iter().filter(|check| check.failed());
+        let name = |check: &Check| check.name.split(':').next().unwrap_or_default().to_owned();
+        Drill {
+            backup: self.backup.clone(),
+            target: self.plan.as_ref().map(|plan| plan.target.clone()),
+            passed: self.passed,
+            corrupt: self.checks.iter().any(|check| check.failed() && check.corrupt),
+            failed: failed.map(name).collect(),
+            rpo_milliseconds: self.rpo_seconds.map(|seconds| (seconds * 1000.0) as u64),
+            rto_milliseconds: self.rto_seconds.map(|seconds| (seconds * 1000.0) as u64),
+            milliseconds: self.milliseconds,
+            host,
+            user,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Floor 6: tables, or a database, as they were at a point in time, as a file of SQL: restored into a scratch server, dumped, and the server removed.
+
+mod names;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use self::names::{Known, Name};
+use crate::archive::Archive;
+use crate::disk::staged::Staged;
+use crate::error::{Context, Error, Kind, Result};
+use crate::restore::scratch::{ScratchServer, Setup};
+use crate::restore::{Access, Plan, Prepared, lay};
+
+/// What is wanted of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    All,
+    /// Definitions without rows.
+    Schema,
+    /// Rows without definitions.
+    Data,
+}
+
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// As people write them: `orders`, `public.orders`, `"Odd Name"`. None: the whole database.
+    pub tables: Vec<String>,
+    /// `None`: the one database in which the tables are found.
+    pub database: Option<String>,
+    pub part: Part,
+}
+
+/// For whoever watches.
+pub struct Watch<'a> {
+    pub stage: &'a (dyn Fn(&str) + Sync),
+    pub moved: lay::Progress<'a>,
+}
+
+/// What was written. The names of the fields are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Extracted {
+    pub plan: Plan,
+    pub database: String,
+    /// With partitions; empty: the whole database.
+    pub tables: Vec<String>,
+    pub file: String,
+    pub bytes: u64,
+    pub milliseconds: u64,
+}
+
+/// Writes the dump to `file`, which must not be there: whole, or not at all. Nothing else stays.
+pub async fn extract(
+    archive: &Archive,
+    access: Access,
+    setup: &Setup,
+    prepared: &Prepared,
+    wish: &Wish,
+    file: &Path,
+    watch: &Watch<'_>,
+) -> Result<Extracted> {
+    let begun = Instant::now();
+    let wanted = wish.tables.iter().map(|text| Name::parse(text)).collect::<Result<Vec<Name>>>()?;
+    let staged = Staged::create(file, 0o600)?;
+    (watch.stage)("restoring");
+    let said = |line: &str| (watch.stage)(line);
+    let server = setup.raise(archive, access, prepared, watch.moved, &said).await?;
+    (watch.stage)("looking for the tables");
+    let (database, tables) = find(&server, wish, &wanted).await?;
+    (watch.stage)("dumping");
+    dump(&server, &database, &tables, wish.part, &staged).await?;
+    let bytes = staged.commit()?;
+    server.remove().context(format!("{} is written, but", file.display()))?;
+    Ok(Extracted {
+        plan: prepared.plan.clone(),
+        database,
+        tables: tables.iter().map(Known::quoted).collect(),
+        file: file.display().to_string(),
+        bytes,
+        milliseconds: milliseconds(begun.elapsed()),
+    })
+}
+
+fn milliseconds(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The database, and in it the tables with their partitions.
+async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(String, Vec<Known>)> {
+    let databases = server.databases().await?;
+    if let Some(database) = &wish.database {
+        if !databases.contains(database) {
+            let near = names::nearest(database, databases.iter().map(String::as_str));
+            let text = format!("there is no database {database:?} at that time");
+            return Err(Error::new(Kind::Usage, text).hint(format!("there are: {}", near.join(", "))));
+        }
+        let tables = names::choose(wanted, &known(server, database).await?)?;
+        return Ok((database.clone(), with_partitions(server, database, tables).await?));
+    }
+    let mut found = Vec::new();
+    let mut refused = None;
+    let templates = ["template0", "template1"];
+    for database in databases.iter().filter(|name| !templates.contains(&name.as_str())) {
+        match names::choose(wanted, &known(server, database).await?) {
+            Ok(tables) => found.push((database.clone(), tables)),
+            // Of several databases one with names that are near tells most.
+            Err(error) => {
+                let near = |error: &Error| error.advice().is_some_and(|advice| advice.starts_with(names::LIKE));
+                let better = |old: &Error| near(&error) && !near(old);
+                if refused.as_ref().is_none_or(better) {
+                    refused = Some(error.context(format!("database {database}")));
+                }
+            }
+        }
+    }
+    match (found.len(), found.pop()) {
+        (1, Some((database, tables))) => {
+            let tables = with_partitions(server, &database, tables).await?;
+            Ok((database, tables))
+        }
+        (0, _) => Err(refused.unwrap_or_else(|| Error::new(Kind::Usage, "there is no database at that time"))),
+        (_, last) => {
+            let names = found.iter().chain(&last).map(|(database, _)| database.as_str()).collect::<Vec<_>>().join(", ");
+            Err(Error::new(Kind::Usage, format!("several databases have such tables: {names}"))
+                .hint("choose one with --database"))
+        }
+    }
+}
+
+const RELATIONS: &str = "select coalesce(json_agg(json_build_array(n.nspname, c.relname, c.relkind::text, c.oid::bigint)), '[]') \
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') \
+    and n.nspname <> 'information_schema' and n.nspname !~ '^pg_(catalog$|toast|temp)'";
+
+async fn known(server: &ScratchServer, database: &str) -> Result<Vec<Known>> {
+    let text = server.ask(database, RELATIONS).await?;
+    names::read(&text)
+}
+
+/// pg_dump does not follow partitions before 16.
+async fn with_partitions(server: &ScratchServer, database: &str, tables: Vec<Known>) -> Result<Vec<Known>> {
+    let mut all: Vec<Known> = Vec::new();
+    for table in tables {
+        if table.partitioned() {
+            let sql = format!(
+                "with recursive parts(oid) as (select inhrelid from pg_inherits where inhparent = {oid} \
+                 union select i.inhrelid from pg_inherits i join parts on i.inhparent = parts.oid) \
+                 {RELATIONS} and c.oid in (select oid from parts)",
+                oid = table.oid
+            );
+            all.push(table);
+            all.extend(names::read(&server.ask(database, &sql).await?)?);
+        } else {
+            all.push(table);
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    all.retain(|table| seen.insert(table.oid));
+    Ok(all)
+}
+
+async fn dump(server: &ScratchServer, database: &str, tables: &[Known], part: Part, staged: &Staged) -> Result<()> {
+    let mut command = server.client("pg_dump", &["-d", database]);
+    match part {
+        Part::All => &mut command,
+        Part::Schema => command.arg("--schema-only"),
+        Part::Data => command.arg("--data-only"),
+    };
+    for table in tables {
+        command.arg("-t").arg(table.quoted());
+    }
+    command.stdout(Stdio::from(staged.file()?));
+    let child = command.spawn().map_err(|e| Error::new(Kind::Failed, "cannot run pg_dump").caused_by(e))?;
+    let ran = child.wait_with_output().await;
+    let ran = ran.map_err(|e| Error::new(Kind::Failed, "pg_dump was lost").caused_by(e))?;
+    if ran.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&ran.stderr);
+    let said = said.trim().lines().last().unwrap_or("nothing").to_owned();
+    Err(Error::new(Kind::Failed, format!("pg_dump ended with {}, saying: {said}", ran.status)))
+}

@@ -1,0 +1,188 @@
+//! Names of tables as people write them, and what they may have meant.
+
+use crate::error::{Error, Kind, Result};
+
+/// Begins the advice where names are suggested.
+pub const LIKE: &str = "names like it: ";
+/// How many names are suggested.
+const SUGGESTED: usize = 5;
+
+/// A name that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub schema: Option<String>,
+    pub table: String,
+}
+
+/// A relation that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub schema: String,
+    pub table: String,
+    /// `pg_class.relkind`.
+    pub kind: String,
+    pub oid: u64,
+}
+
+impl Known {
+    pub fn partitioned(&self) -> bool {
+        self.kind == "p"
+    }
+
+    /// Such that every program takes it for this name and no pattern.
+    pub fn quoted(&self) -> String {
+        let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        format!("{}.{}", quote(&self.schema), quote(&self.table))
+    }
+}
+
+impl Name {
+    /// By the rules of SQL: folded to lower case but in double quotes, a dot between schema and table.
+    pub fn parse(text: &str) -> Result<Name> {
+        let mut parts = vec![String::new()];
+        let mut quoted = false;
+        let mut chars = text.trim().chars().peekable();
+        while let Some(c) = chars.next() {
+            let Some(part) = parts.last_mut() else { break };
+            match c {
+                '"' if quoted && chars.peek() == Some(&'"') => part.extend(chars.next()),
+                '"' => quoted = !quoted,
+                '.' if !quoted => parts.push(String::new()),
+                c if quoted => part.push(c),
+                c => part.extend(c.to_lowercase()),
+            }
+        }
+        let wrong = || {
+            Error::new(Kind::Usage, format!("--table {text:?} is no name of a table"))
+                .hint("write orders, public.orders, or '\"Odd Name\"' with its double quotes")
+        };
+        if quoted || parts.iter().any(String::is_empty) {
+            return Err(wrong());
+        }
+        let table = parts.pop().ok_or_else(wrong)?;
+        let schema = parts.pop();
+        if parts.is_empty() { Ok(Name { schema, table }) } else { Err(wrong()) }
+    }
+
+    fn is(&self, known: &Known) -> bool {
+        self.table == known.table && self.schema.as_ref().is_none_or(|schema| *schema == known.schema)
+    }
+}
+
+/// What a server printed: an array of arrays of schema, table, kind and object id.
+pub fn read(json: &str) -> Result<Vec<Known>> {
+    let rows: Vec<(String, String, String, u64)> = serde_json::from_str(json)
+        .map_err(|e| Error::new(Kind::Failed, "the scratch server's list of tables cannot be read").caused_by(e))?;
+    Ok(rows.into_iter().map(|(schema, table, kind, oid)| Known { schema, table, kind, oid }).collect())
+}
+
+/// The relations that are meant: exactly one for each name. Another number is `Kind::Usage`, with the nearest names.
+pub fn choose(wanted: &[Name], known: &[Known]) -> Result<Vec<Known>> {
+    let one = |name: &Name| {
+        let meant: Vec<&Known> = known.iter().filter(|known| name.is(known)).collect();
+        match meant.as_slice() {
+            [only] => Ok((*only).clone()),
+            [] => Err(absent(name, known)),
+            many => {
+                let names = many.iter().map(|known| known.quoted()).collect::<Vec<_>>().join(", ");
+                Err(Error::new(Kind::Usage, format!("several schemas have a table {:?}: {names}", name.table))
+                    .hint("name the schema too"))
+            }
+        }
+    };
+    wanted.iter().map(one).collect()
+}
+
+fn absent(name: &Name, known: &[Known]) -> Error {
+    let asked = match &name.schema {
+        Some(schema) => format!("{schema}.{}", name.table),
+        None => name.table.clone(),
+    };
+    let all: Vec<(String, &Known)> = known
+        .iter()
+        .map(|known| match name.schema {
+            Some(_) => (format!("{}.{}", known.schema, known.table), known),
+            None => (known.table.clone(), known),
+        })
+        .collect();
+    let near = nearest(&asked, all.iter().map(|(text, _)| text.as_str()));
+    let hint = match near.is_empty() {
+        true => "no table has a name like it; walrecv find tells when tables were dropped".to_owned(),
+        false => format!("{LIKE}{}", near.join(", ")),
+    };
+    Error::new(Kind::Usage, format!("there is no table {asked:?} at that time")).hint(hint)
+}
+
+/// The names that are least different, and not very different.
+pub fn nearest<'n>(asked: &str, names: impl Iterator<Item = &'n str>) -> Vec<String> {
+    let most = (asked.chars().count() / 3).max(2);
+    let lower = asked.to_lowercase();
+    let mut near: Vec<(usize, &str)> =
+        names.map(|name| (distance(&lower, &name.to_lowercase()), name)).filter(|(far, _)| *far <= most).collect();
+    near.sort_unstable();
+    near.dedup();
+    near.into_iter().take(SUGGESTED).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// Letters to insert, delete or replace (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut next = vec![i + 1];
+        for (j, y) in b.iter().enumerate() {
+            let get = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX - 1);
+            let replaced = get(&row, j) + usize::from(x != *y);
+            let least = replaced.min(get(&row, j + 1) + 1).min(get(&next, j) + 1);
+            next.push(least);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Option<(Option<String>, String)> {
+        Name::parse(text).ok().map(|name| (name.schema, name.table))
+    }
+
+    fn known(schema: &str, table: &str) -> Known {
+        Known { schema: schema.to_owned(), table: table.to_owned(), kind: "r".to_owned(), oid: 1 }
+    }
+
+    #[test]
+    fn names_as_sql_reads_them() {
+        let some = |schema: &str, table: &str| Some((Some(schema.to_owned()), table.to_owned()));
+        assert_eq!(name("Orders"), Some((None, "orders".to_owned())));
+        assert_eq!(name("Public.Orders"), some("public", "orders"));
+        assert_eq!(name("public.\"Odd.Na\"\"me\""), some("public", "Odd.Na\"me"));
+        for bad in ["", ".", "a.", ".b", "a.b.c", "\"a", "a..b"] {
+            assert_eq!(name(bad), None, "{bad}");
+        }
+        assert_eq!(known("a", "Odd\"Name").quoted(), "\"a\".\"Odd\"\"Name\"");
+    }
+
+    #[test]
+    fn one_table_is_meant_or_the_nearest_are_named() {
+        let all =
+            [known("public", "orders"), known("public", "order_items"), known("old", "orders"), known("old", "x")];
+        let choose = |text: &str| choose(&[Name::parse(text).unwrap()], &all);
+        assert_eq!(choose("public.orders").unwrap(), [known("public", "orders")]);
+        assert_eq!(choose("x").unwrap(), [known("old", "x")]);
+        let several = choose("orders").unwrap_err();
+        assert!(several.to_string().contains("\"old\".\"orders\""), "{several}");
+        let none = choose("ordres").unwrap_err();
+        assert_eq!(none.advice(), Some("names like it: orders"));
+        assert!(choose("nothing_like_this").unwrap_err().advice().unwrap().starts_with("no table"));
+    }
+
+    #[test]
+    fn distances() {
+        for (a, b, far) in [("", "", 0), ("a", "", 1), ("orders", "ordres", 2), ("kitten", "sitting", 3)] {
+            assert_eq!((distance(a, b), distance(b, a)), (far, far), "{a} {b}");
+        }
+    }
+}
