@@ -1,5 +1,8 @@
 //! Other tools, set up as their manuals say for the same job: full backups, lz4, two processes, encrypted where they can.
 
+// Each bench uses its own part of this.
+#![allow(dead_code)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
