@@ -221,7 +221,8 @@ pub fn as_json(event: &ReceiveEvent) -> Value {
         ReceiveEvent::Slot(slot) => json!({
             "event": "slot", "restart_lsn": slot.restart_lsn.map(|lsn| lsn.to_string()),
             "retained_bytes": slot.retained_bytes, "wal_status": slot.wal_status, "safe_wal_size": slot.safe_wal_size,
-            "limit_bytes": slot.limit, "full_in_seconds": slot.full_in_seconds }),
+            "limit_bytes": slot.limit, "full_in_seconds": slot.full_in_seconds,
+            "wal_bytes_per_second": slot.wal_bytes_per_second }),
         ReceiveEvent::ServerStopping => json!({ "event": "server_stopping" }),
         ReceiveEvent::Reconnecting { why, wait_ms } => {
             json!({ "event": "reconnecting", "why": why, "wait_ms": wait_ms })

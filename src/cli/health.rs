@@ -204,17 +204,24 @@ fn puts(report: &ClusterReport) -> String {
 
 fn slot(slot: &SlotReport) -> String {
     let name = slot.name.as_deref().unwrap_or("?");
+    if slot.wal_status.as_deref() == Some("lost") {
+        return format!("{name} is lost: the server has let go of its WAL");
+    }
     let Some(retained) = slot.retained_bytes.map(output::bytes) else {
         return format!("{name}: not asked yet (needs SQL on the second connection)");
     };
     let status = slot.wal_status.as_deref().unwrap_or("state unknown");
+    let pace =
+        slot.wal_bytes_per_second.map_or(String::new(), |rate| format!("; WAL grows by {}/s", output::bytes(rate)));
     let limit = match (slot.limit_bytes, slot.full_in_seconds) {
+        (_, Some(0)) => "; the server's next checkpoint may remove what it holds".to_owned(),
         (Some(limit), Some(left)) => {
-            format!("; the limit of {} is reached in {}", output::bytes(limit), output::seconds(left as f64))
+            let (limit, left) = (output::bytes(limit), output::seconds(left as f64));
+            format!("{pace}; if it stands still, its limit of {limit} is reached in {left}")
         }
-        (Some(limit), None) => format!(", limit {}", output::bytes(limit)),
-        (None, Some(left)) => format!("; the server's disk is full in {}", output::seconds(left as f64)),
-        (None, None) => ", no limit".to_owned(),
+        (Some(limit), None) => format!("{pace}; its limit is {}", output::bytes(limit)),
+        // How large that is no connection tells.
+        (None, _) => format!("{pace}; its limit is the server's disk"),
     };
     format!("{name} holds {retained}, {status}{limit}")
 }
@@ -288,6 +295,40 @@ mod tests {
         assert!(painted.contains(&format!("{RED}stalled{PLAIN}")), "{painted}");
         let bare = [RED, GREEN, YELLOW, PLAIN].iter().fold(painted, |text, code| text.replace(code, ""));
         assert_eq!(bare, plain);
+    }
+
+    #[test]
+    fn a_slot_s_forecast_says_which_limit_it_speaks_of() {
+        let known = |status: &str, limit: Option<u64>, full: Option<u64>, pace: Option<u64>| SlotReport {
+            name: Some("s".to_owned()),
+            retained_bytes: Some(16 << 20).filter(|_| status != "lost"),
+            wal_status: Some(status.to_owned()),
+            limit_bytes: limit,
+            full_in_seconds: full,
+            wal_bytes_per_second: pace,
+            ..SlotReport::default()
+        };
+        let gib = Some(1 << 30);
+        for (report, words) in [
+            (known("reserved", None, None, None), "s holds 16.0 MiB, reserved; its limit is the server's disk"),
+            (
+                known("reserved", None, None, Some(2 << 20)),
+                "s holds 16.0 MiB, reserved; WAL grows by 2.0 MiB/s; its limit is the server's disk",
+            ),
+            (known("reserved", gib, None, None), "s holds 16.0 MiB, reserved; its limit is 1.0 GiB"),
+            (
+                known("extended", gib, Some(125), Some(2 << 20)),
+                "s holds 16.0 MiB, extended; WAL grows by 2.0 MiB/s; if it stands still, its limit of 1.0 GiB is reached in 2 min 5 s",
+            ),
+            (
+                known("unreserved", gib, Some(0), Some(2 << 20)),
+                "s holds 16.0 MiB, unreserved; the server's next checkpoint may remove what it holds",
+            ),
+            (known("lost", gib, Some(0), None), "s is lost: the server has let go of its WAL"),
+            (known("lost", None, Some(0), None), "s is lost: the server has let go of its WAL"),
+        ] {
+            assert_eq!(slot(&report), words);
+        }
     }
 
     #[test]

@@ -133,8 +133,6 @@ fn flags(mut options: ReceiveOptions, args: &ReceiveArgs) -> Result<ReceiveOptio
     let usage = |flag: &str, problem: String| Error::new(Kind::Usage, format!("{flag}: {problem}"));
     if let Some(text) = &args.flush_interval {
         options.flush_interval = duration::parse(text).map_err(|problem| usage("--flush-interval", problem))?;
-        settings::check_stall(options.flush_interval, options.stall_timeout)
-            .map_err(|problem| usage("--flush-interval", format!("stall_timeout: {problem}")))?;
     }
     if let Some(text) = &args.compression {
         options.compression = settings::compression(text).map_err(|problem| usage("--compression", problem))?;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::report::{Behind, ClusterReport, Positions, Remark, ServerReport, SlotReport, State, Times, Work};
+use super::trend::Trend;
 use crate::error::Error;
 use crate::pg::Lsn;
 use crate::receive::{ReceiveEvent, SlotHealth};
@@ -42,6 +43,7 @@ struct Known {
     slot: Option<SlotHealth>,
     synchronous: bool,
     warning: Option<Remark>,
+    trend: Trend,
 }
 
 struct Problem {
@@ -71,6 +73,7 @@ impl Board {
             slot: None,
             synchronous: false,
             warning: None,
+            trend: Trend::default(),
         };
         let (cluster, slot) = (cluster.to_owned(), slot.map(str::to_owned));
         Board { cluster, slot, flush_interval, stats, known: Mutex::new(known) }
@@ -101,6 +104,7 @@ impl Board {
                 known.timeline = Some(timeline.0);
                 known.synchronous = false;
                 known.problem = None;
+                known.trend = Trend::default();
                 known.enter(State::Streaming);
                 if let Some(server) = &mut known.server {
                     server.standby = *standby;
@@ -134,6 +138,12 @@ impl Board {
             ReceiveEvent::Warning(text) => {
                 known.warning = Some(Remark { at: rfc3339(Timestamp::now()), text: text.clone() });
             }
+            // About once a second, whether anything moves or not.
+            ReceiveEvent::Durable { .. } => {
+                let now = Instant::now();
+                let behind = self.behind(&known, now);
+                known.trend.look(now, Some(behind).filter(|behind| self.is_far(behind)));
+            }
             ReceiveEvent::Stopped { .. } => known.enter(State::Stopped),
             _ => {}
         }
@@ -154,10 +164,8 @@ impl Board {
     pub fn report(&self) -> ClusterReport {
         let (now, wall, known, stats) = (Instant::now(), Timestamp::now(), self.known(), &*self.stats);
         let behind = self.behind(&known, now);
-        let late = LATE.max(self.flush_interval * 3).as_secs_f64();
-        let catching_up = behind.bytes.is_some_and(|bytes| bytes > CATCHING_UP)
-            || behind.seconds.is_some_and(|seconds| seconds > late);
-        let state = if known.state == State::Streaming && catching_up { State::CatchingUp } else { known.state };
+        let far = known.state == State::Streaming && self.is_far(&behind);
+        let state = if far { State::CatchingUp } else { known.state };
         let (heart, mut server) = (stats.heart(), known.server.clone());
         if let (Some(server), Some((_, at))) = (&mut server, heart.clock) {
             server.heard_seconds_ago = Some(seconds(now.saturating_duration_since(at)));
@@ -197,11 +205,23 @@ impl Board {
             last_run: None,
             last_verified: None,
         };
-        if let Some(problem) = unhealthy(&report, now.saturating_duration_since(known.since_instant), late) {
+        let lasted = now.saturating_duration_since(known.since_instant);
+        if let Some(problem) = unhealthy(&report, lasted, known.trend.falls_behind(now), self.late()) {
             report.healthy = false;
             report.problem.get_or_insert(problem);
         }
         report
+    }
+
+    /// A commit that waits for longer needs attention.
+    fn late(&self) -> f64 {
+        LATE.max(self.flush_interval * 3).as_secs_f64()
+    }
+
+    /// Whether there is more to fetch than a moment's work.
+    fn is_far(&self, behind: &Behind) -> bool {
+        behind.bytes.is_some_and(|bytes| bytes > CATCHING_UP)
+            || behind.seconds.is_some_and(|seconds| seconds > self.late())
     }
 
     fn behind(&self, known: &Known, now: Instant) -> Behind {
@@ -243,6 +263,7 @@ impl Board {
                 safe_wal_size: slot.safe_wal_size,
                 limit_bytes: slot.limit,
                 full_in_seconds: slot.full_in_seconds,
+                wal_bytes_per_second: slot.wal_bytes_per_second,
                 asked_seconds_ago: seconds(now.saturating_duration_since(slot.polled_at)),
             }),
             None => name.map(|name| SlotReport { name: Some(name), ..SlotReport::default() }),
@@ -257,7 +278,7 @@ impl Problem {
 }
 
 /// What needs somebody's attention; `None` when all is well.
-fn unhealthy(report: &ClusterReport, lasted: Duration, late: f64) -> Option<String> {
+fn unhealthy(report: &ClusterReport, lasted: Duration, falls: Option<Duration>, late: f64) -> Option<String> {
     let text = match report.state {
         State::Stalled => "the repository takes nothing",
         State::Failed => "the stream has ended with an error",
@@ -275,6 +296,12 @@ fn unhealthy(report: &ClusterReport, lasted: Duration, late: f64) -> Option<Stri
     }
     if let Some(status @ ("lost" | "unreserved")) = report.slot.as_ref().and_then(|slot| slot.wal_status.as_deref()) {
         return Some(format!("the slot's WAL is {status}: the server may remove WAL that is not stored"));
+    }
+    if let Some(falls) = falls.filter(|_| report.state == State::CatchingUp) {
+        return Some(format!(
+            "it does not catch up: for {} min it has come no nearer to the server's end",
+            falls.as_secs() / 60
+        ));
     }
     let age = report.behind.oldest_commit_seconds.filter(|age| *age > late)?;
     Some(format!("a commit has waited for {age:.0} s to become durable"))
@@ -374,6 +401,29 @@ mod tests {
         assert_eq!(state(&board), (State::CatchingUp, true), "a commit that has just arrived");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_does_not_catch_up_needs_attention() {
+        let board = board();
+        streaming(&board);
+        let minute = |more: u64| {
+            board.stats.server_end.add(more);
+            let (durable, verified, server_end) = (Lsn(1), Lsn(1), Lsn(board.stats.server_end.get()));
+            board.see(&ReceiveEvent::Durable { timeline: TimelineId(1), durable, verified, server_end });
+        };
+        let mut told = Vec::new();
+        for _ in 0..8 {
+            minute(2 * CATCHING_UP);
+            told.push(state(&board));
+            tokio::time::advance(Duration::from_secs(60)).await;
+        }
+        assert_eq!(told[4], (State::CatchingUp, true), "a burst is no matter");
+        assert_eq!(told[7], (State::CatchingUp, false));
+        let problem = board.report().problem.expect("what is wrong");
+        assert!(problem.contains("for 8 min it has come no nearer"), "{problem}");
+        streaming(&board);
+        assert_eq!(state(&board), (State::CatchingUp, true), "a new connection is given its time");
+    }
+
     #[test]
     fn a_lost_slot_needs_attention_while_everything_streams() {
         let board = board();
@@ -385,6 +435,7 @@ mod tests {
             safe_wal_size: None,
             limit: None,
             full_in_seconds: None,
+            wal_bytes_per_second: None,
             polled_at: Instant::now(),
         };
         board.see(&ReceiveEvent::Slot(health("extended")));

@@ -5,3 +5,4 @@ pub mod fleet;
 pub mod report;
 pub mod socket;
 pub mod stand_in;
+mod trend;

@@ -163,7 +163,7 @@ pub struct Positions {
     pub server: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Behind {
     pub bytes: Option<u64>,
@@ -210,7 +210,10 @@ pub struct SlotReport {
     pub wal_status: Option<String>,
     pub safe_wal_size: Option<i64>,
     pub limit_bytes: Option<u64>,
+    /// At the server's present pace, if nothing advances the slot: until the limit is reached. 0: the WAL may be removed by now.
     pub full_in_seconds: Option<u64>,
+    /// That pace, once it was looked twice.
+    pub wal_bytes_per_second: Option<u64>,
     pub asked_seconds_ago: f64,
 }
 

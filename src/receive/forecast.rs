@@ -101,6 +101,7 @@ impl Outlook {
                 Limit::In(left) => Some(left.as_secs()),
                 Limit::Disk | Limit::Far | Limit::Unknown => None,
             },
+            wal_bytes_per_second: self.rate,
             polled_at,
         }
     }
@@ -180,6 +181,12 @@ mod tests {
         assert_eq!(outlook("lost", None, Some(7)).limit(), Limit::Now);
         let text = outlook("extended", Some(6_000_000), Some(100_000)).describe();
         assert!(text.contains("5.0 MB") && text.contains("1 min") && text.contains("0.1 MB/s"), "{text}");
+    }
+
+    #[test]
+    fn the_pace_is_told_where_the_limit_is_a_disk_that_nobody_knows() {
+        let health = outlook("extended", None, Some(100_000)).health(Instant::now());
+        assert_eq!((health.full_in_seconds, health.wal_bytes_per_second), (None, Some(100_000)));
     }
 
     #[test]

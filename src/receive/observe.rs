@@ -22,6 +22,8 @@ pub struct SlotHealth {
     pub limit: Option<u64>,
     /// At the present rate the limit is reached after so many seconds; `None` where it is not coming nearer.
     pub full_in_seconds: Option<u64>,
+    /// That rate: WAL that the server writes; `None` before the second look.
+    pub wal_bytes_per_second: Option<u64>,
     pub polled_at: Instant,
 }
 

@@ -39,7 +39,8 @@ fn parse(text: &str) -> Option<Names> {
     Some(Names { rule, members: inner.split(',').map(|name| plain(name.trim())).collect() })
 }
 
-const TAIL: &str = "a promoted standby keeps every commit only if it first replays the archive's tail: give it restore_command = 'walrecv wal-fetch %f %p'";
+const TAIL: &str = "a promoted standby keeps every commit only if it first replays the archive's tail: give it restore_command = 'walrecv wal-fetch %f %p', \
+    and promote it once its pg_last_wal_replay_lsn() has passed `durable` of `walrecv status`, or after a restart";
 
 /// What the setting means for `walrecv`, the name under which it connects.
 pub fn explain(text: &str, walrecv: &str, interval: std::time::Duration, report: &mut Report) {
@@ -154,10 +155,12 @@ mod tests {
             ("*", Verdict::Warn, "by its '*'"),
             ("walrecv", Verdict::Warn, "every commit hangs"),
             ("FIRST 1 (walrecv, s2)", Verdict::Warn, "wal-fetch"),
+            ("FIRST 1 (walrecv, s2)", Verdict::Warn, "promote it once its pg_last_wal_replay_lsn() has passed"),
             ("FIRST 1 (s2, WALRECV)", Verdict::Ok, "stands in"),
             ("FIRST 2 (walrecv, s2, s3)", Verdict::Ok, "neither does a failover"),
             ("FIRST 2 (walrecv, s2)", Verdict::Warn, "for all 2 listed"),
             ("ANY 1 (walrecv, s2)", Verdict::Warn, "in the archive alone"),
+            ("ANY 1 (walrecv, s2)", Verdict::Warn, "has passed `durable` of `walrecv status`"),
             ("ANY 2 (walrecv, s2)", Verdict::Warn, "for all 2 listed"),
             ("ANY 2 (walrecv, s2, s3)", Verdict::Ok, "any 2 of 3"),
         ] {
