@@ -102,6 +102,8 @@ pub struct State {
     pub sessions: u64,
     pub version: MajorVersion,
     pub sql: bool,
+    /// The view of slots may not be read.
+    pub view_refused: bool,
     pub synchronous: bool,
     /// What is told as written survives the loss of the receiver's host.
     pub spool: bool,
@@ -157,6 +159,7 @@ impl Cluster {
             sessions: 0,
             version,
             sql,
+            view_refused: false,
             synchronous,
             spool,
             told: Vec::new(),

@@ -375,6 +375,9 @@ impl Session {
                 words::result(&["slot_type", "restart_lsn", "restart_tli"], Some(&row), "READ_REPLICATION_SLOT")
             }
             ["START_REPLICATION", ..] => return self.start(&words).await,
+            _ if text.contains("pg_replication_slots") && self.cluster.state().view_refused => {
+                words::error("ERROR", "42501", "permission denied for view pg_replication_slots", "aclcheck_error")
+            }
             _ if text.contains("pg_replication_slots") => self.slot_view(text),
             _ => words::result(&["?column?"], Some(&[None]), "SELECT 1"),
         };

@@ -1,9 +1,8 @@
 //! Before the first byte: the slot is fit to hold WAL, and the place to begin is known.
 
-use std::time::Duration;
-
 use super::index::{Feed, Index};
 use super::observe::ReceiveEvent;
+use super::patience::unless_stalled;
 use super::pipeline::{Begin, Pipeline};
 use super::prepare;
 use super::recover::recover;
@@ -91,9 +90,9 @@ impl Run {
         Ok(())
     }
 
-    /// Goes on with the pipeline where this server can give its next byte; else ends it and begins where the archive and the slot say.
-    pub(super) async fn continue_or_begin(&mut self, archive: &Archive, server: &mut Server) -> Result<()> {
-        let interval = self.interval(server);
+    /// Goes on with the pipeline where this server can give its next byte; else ends it and begins where the archive and the slot say. `false`: what it has
+    /// cannot be stored at present.
+    pub(super) async fn continue_or_begin(&mut self, archive: &Archive, server: &mut Server) -> Result<bool> {
         // What is finished takes nothing more. Where the server did not leave the timeline by then, the archive says where to go on.
         let left = |p: &Pipeline| server.history.switch_point_of(p.timeline()).is_some_and(|at| at <= p.received());
         if let Some(over) = self.pipeline.take_if(|pipeline| pipeline.is_finished() && !left(pipeline)) {
@@ -111,26 +110,22 @@ impl Run {
             let moved = moved || self.waiting.told;
             // A standby that restarted may hold less than was received from it, and refuses to stream from further on: then it is begun anew below.
             if known && !moved && received <= held(server, switch_point) {
-                pipeline.set_flush_interval(interval);
                 pipeline.connected(held(server, switch_point), switch_point);
-                return Ok(());
+                return Ok(true);
             }
             if let (true, None, false) = (known, switch_point, moved)
                 && let Some(error) = self.pass_over(server, received, "received")
             {
                 return Err(error);
             }
-            let Some(pipeline) = &mut self.pipeline else { return Ok(()) };
-            let ended = match switch_point {
-                Some(at) if received > at => {
-                    self.observer.warn(format!(
-                        "timeline {timeline} was received up to {received}, but this server left it at {at}: the rest is kept as a dead branch"
-                    ));
-                    pipeline.finish().await?
-                }
-                _ => pipeline.settle().await?,
-            };
-            ended.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
+            if let Some(at) = switch_point.filter(|at| received > *at) {
+                self.observer.warn(format!(
+                    "timeline {timeline} was received up to {received}, but this server left it at {at}: the rest is kept as a dead branch"
+                ));
+            }
+            if !self.bring_home(switch_point.is_some_and(|at| received > at)).await? {
+                return Ok(false);
+            }
             self.pipeline = None;
         }
         // What the pipeline before this one left is compared like everything else that is stored.
@@ -150,7 +145,28 @@ impl Run {
         if let SlotPosition::At(lsn) = server.slot {
             stored.reported = Some(lsn).filter(|_| self.headless != Some((start.timeline, start.lsn)));
         }
-        self.begin(archive, server, start.timeline, start.lsn, stored)
+        self.begin(archive, server, start.timeline, start.lsn, stored)?;
+        Ok(true)
+    }
+
+    /// Stores what the pipeline has in hand; with `over`, as the end of its timeline. `false`: for [`stall_timeout`](super::ReceiveOptions::stall_timeout)
+    /// nothing of it could be stored, so the server has to be left until the repository takes something.
+    pub(super) async fn bring_home(&mut self, over: bool) -> Result<bool> {
+        let Some(pipeline) = &mut self.pipeline else { return Ok(true) };
+        let work = async {
+            if !over {
+                return pipeline.settle().await;
+            }
+            let ended = pipeline.finish().await?;
+            if ended.is_none() {
+                pipeline.tidy().await;
+            }
+            Ok(ended)
+        };
+        let Some(ended) = unless_stalled(work, self.observer.stats(), self.options.stall_timeout).await else {
+            return Ok(false);
+        };
+        ended?.map_or(Ok(true), |refused| Err(corrupt(&refused)))
     }
 
     /// Where a record ends at the start whose head no run has checked, the start moves to the segment before. On another timeline that head was checked, or
@@ -212,7 +228,7 @@ impl Run {
             feed: self.feed(archive),
             desk: self.desk.clone(),
         };
-        let mut pipeline = Pipeline::begin(&self.options, server.synchronous, begin, self.observer.clone())?;
+        let mut pipeline = Pipeline::begin(&self.options, begin, self.observer.clone())?;
         let switch_point = server.history.switch_point_of(timeline);
         pipeline.connected(held(server, switch_point), switch_point);
         self.pipeline = Some(pipeline);
@@ -224,10 +240,6 @@ impl Run {
         let (path, writer, observer) = (self.options.catalog.clone(), &self.place.writer, &self.observer);
         let begin = || Index::start(path, archive.clone(), writer.clone(), observer.clone());
         self.index.get_or_insert_with(begin).feed()
-    }
-
-    fn interval(&self, server: &Server) -> Duration {
-        if server.synchronous { Duration::ZERO } else { self.options.flush_interval }
     }
 }
 

@@ -4,14 +4,51 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::GIVE_UP;
 use super::observe::{Observer, ReceiveEvent};
-use super::server::{self, Server};
+use super::run::Run;
+use super::server::{self, Server, answered};
+use super::{GIVE_UP, prepare};
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::net::Connection;
-use crate::pg::{TimelineHistory, TimelineId};
+use crate::pg::{Lsn, TimelineHistory, TimelineId};
+
+impl Run {
+    /// The timeline has ended: everything of it becomes durable, then the next one's history, and only then its first byte is asked for. `false`: the
+    /// repository takes nothing; where the timeline ends will be found again.
+    pub(super) async fn follow(
+        &mut self,
+        archive: &Archive,
+        server: &mut Server,
+        next: TimelineId,
+        switch_point: Lsn,
+    ) -> Result<bool> {
+        let Some(pipeline) = &self.pipeline else { return Ok(true) };
+        let (from, received) = (pipeline.timeline(), pipeline.received());
+        if received < switch_point {
+            let text =
+                format!("the server ended timeline {from} at {received}, before {switch_point}, where it left it");
+            return Err(Error::new(Kind::Corrupt, text)
+                .hint("Going on would leave a hole: check the server and the network path, then start again."));
+        }
+        if !self.bring_home(true).await? {
+            return Ok(false);
+        }
+        self.observer.tell(ReceiveEvent::TimelineSwitch { from, to: next, at: switch_point });
+        let writer = self.place.writer.clone();
+        let history = self.followed.store_next(archive, &writer, &mut server.stream, next, &self.observer).await?;
+        if next > server.identity.timeline {
+            server.history = history;
+            server.identity = answered("IDENTIFY_SYSTEM", server.stream.identify_system()).await?;
+        }
+        let start = switch_point.align_down(archive.names.segment_size.bytes());
+        let inventory = archive.newest(|_| start).await?;
+        let stored = prepare::stored(archive, &inventory, next, start, &self.observer).await?;
+        self.begin(archive, server, next, start, stored)?;
+        Ok(true)
+    }
+}
 
 /// Which histories of this server are known to be stored.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::forecast::Outlook;
 use super::observe::{Observer, ReceiveEvent};
 use super::resume::SlotPosition;
-use super::run::{Run, corrupt};
+use super::run::Run;
 use super::sentinel::{Second, Sign};
 use super::server::{Server, answered};
 use super::slot::{self, SlotRow};
@@ -24,10 +24,13 @@ const WARN: Duration = Duration::from_secs(60);
 
 impl Run {
     /// The server has removed WAL that the archive needs. When this returns, streaming can go on; else the run ends, and the error says what is missing.
-    pub(super) async fn at_a_gap(&mut self, archive: &Archive, server: &mut Server, error: Error) -> Result<()> {
-        let Some(pipeline) = &mut self.pipeline else { return Err(error) };
+    /// `false`: what was received before cannot be stored at present.
+    pub(super) async fn at_a_gap(&mut self, archive: &Archive, server: &mut Server, error: Error) -> Result<bool> {
         // What was taken counts.
-        pipeline.settle().await?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
+        if !self.bring_home(false).await? {
+            return Ok(false);
+        }
+        let Some(pipeline) = &mut self.pipeline else { return Err(error) };
         let (timeline, asked) = (pipeline.timeline(), pipeline.received());
         self.pipeline = None;
         let size = archive.names.segment_size;
@@ -81,10 +84,11 @@ impl Run {
         server: &mut Server,
         timeline: TimelineId,
         start: Lsn,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let inventory = archive.newest(|_| start).await?;
         let stored = prepare::stored(archive, &inventory, timeline, start, &self.observer).await?;
-        self.begin(archive, server, timeline, start, stored)
+        self.begin(archive, server, timeline, start, stored)?;
+        Ok(true)
     }
 
     /// A slot that this run made, and does not use, would fill the server's disk.
@@ -113,6 +117,9 @@ impl Run {
 
     /// Something is noticed of a server that was left because nothing can be stored.
     pub(super) fn while_away(&mut self, sign: Sign) {
+        if let Some(synchronous) = self.watch.as_ref().and_then(|watch| watch.synchronous) {
+            self.synchronous = synchronous;
+        }
         let (Sign::Slot(outlook), Some(name), Some(watch)) = (sign, &self.options.slot, &self.watch) else { return };
         if self.warned.is_none_or(|at| at.elapsed() >= WARN) {
             self.warned = Some(Instant::now());

@@ -24,11 +24,6 @@ impl Run {
             if let Ok(settled) = tokio::time::timeout_at(stop_by, pipeline.settle()).await {
                 settled?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
             }
-            if server.synchronous {
-                self.observer.warn(
-                    "synchronous_standby_names lists this receiver: commits wait from now on for another standby that is listed, or until it runs again",
-                );
-            }
             let (status, words_by) = (pipeline.ledger.complete(), Instant::now() + FAREWELL);
             if server.stream.send_status(status, FAREWELL).await.is_ok() {
                 pipeline.reported();
@@ -45,9 +40,24 @@ impl Run {
         *self.stop_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace)
     }
 
+    /// What the end of this receiver means for commits, connected or not.
+    fn tell_who_waits(&self) {
+        let known = self.waiting.synchronous.unwrap_or(self.synchronous);
+        match (known, self.waiting.told) {
+            (false, _) => {}
+            (true, false) => self.observer.warn(
+                "synchronous_standby_names lists this receiver: without it commits wait for another standby that is listed, or until it runs again",
+            ),
+            (true, true) => self.observer.warn(
+                "synchronous_standby_names lists this receiver, and another one has its slot: commits wait for that one, and nobody takes over when it ends",
+            ),
+        }
+    }
+
     /// Asked to stop.
     pub(super) async fn stopped(mut self) -> Result<ReceiveReport> {
         let stop_by = self.stop_by();
+        self.tell_who_waits();
         // A slot that was dropped is made anew.
         let given_up = async { while self.giving_up.join_next().await.is_some() {} };
         let _ = tokio::time::timeout_at(stop_by, given_up).await;

@@ -27,6 +27,7 @@ mod merge;
 mod note;
 mod object;
 pub mod observe;
+mod patience;
 mod pipeline;
 mod prepare;
 mod put;
@@ -143,6 +144,11 @@ impl ReceiveOptions {
             give_up_at: None,
             catalog: None,
         }
+    }
+
+    /// How soon the unfinished segment is durable: at once where commits wait for it.
+    fn interval(&self, synchronous: bool) -> Duration {
+        if synchronous { Duration::ZERO } else { self.flush_interval }
     }
 }
 

@@ -26,7 +26,7 @@ use super::put::{Done, Item, Puts};
 use super::recall::Recall;
 use super::tail::Piece;
 use super::worker::{Work, Worker, hand_over};
-use super::{GIVE_UP, ReceiveOptions, wait_until};
+use super::{ReceiveOptions, wait_until};
 use crate::archive::Archive;
 use crate::disk::desk::Desk;
 use crate::error::{Error, Kind, Result};
@@ -35,6 +35,8 @@ use crate::pg::scan::ScanConfig;
 use crate::pg::{Lsn, MajorVersion, SegmentNumber, SegmentSize, TimelineId};
 use crate::seal::content::heartbeat::Heartbeat;
 use crate::seal::header::ObjectKind;
+
+mod ending;
 
 /// How often progress is told, and the longest quiet time.
 const TELL: Duration = Duration::from_secs(1);
@@ -109,7 +111,7 @@ pub struct Begin {
 }
 
 impl Pipeline {
-    pub fn begin(options: &ReceiveOptions, synchronous: bool, begin: Begin, observer: Observer) -> Result<Pipeline> {
+    pub fn begin(options: &ReceiveOptions, begin: Begin, observer: Observer) -> Result<Pipeline> {
         let Begin { archive, writer, version, timeline, start, stored, feed, desk } = begin;
         let names = &archive.names;
         let config = ScanConfig { version, system: names.system, timeline, segment_size: names.segment_size };
@@ -122,7 +124,7 @@ impl Pipeline {
         let linked_at = stored.link.as_ref().map(|_| start);
         let known = Known { link: stored.link, reported: stored.reported };
         let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()), known);
-        let flush_interval = if synchronous { Duration::ZERO } else { options.flush_interval };
+        let flush_interval = options.flush_interval;
         // Where tails are files of the repository, a spool would only hold them twice.
         let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
         let beats = Beats::new(archive.clone(), writer.clone(), timeline);
@@ -523,77 +525,5 @@ impl Pipeline {
             self.notes.beat(beat);
             self.beats.proven(beat);
         }
-    }
-
-    /// Works on until everything that was taken is durable as far as that is possible without the server, or refused.
-    pub async fn settle(&mut self) -> Result<Option<Refused>> {
-        while !self.is_durable() {
-            self.flush_all();
-            if self.only_lacks_comparison() || self.lacks_older_bytes() {
-                break;
-            }
-            if let Turn::Refused(refused) = self.turn().await? {
-                return Ok(Some(refused));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Works on until more is durable than `before`, or only the server can bring that about. Cancel safe.
-    pub async fn progress(&mut self, before: Lsn) -> Result<Option<Refused>> {
-        while self.ledger.durable() <= before && !(self.is_quiet() && self.only_compares()) {
-            if let Turn::Refused(refused) = self.turn().await? {
-                return Ok(Some(refused));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Works on for ever; returns only when it cannot go on.
-    pub async fn tend(&mut self) -> Result<Refused> {
-        loop {
-            if let Turn::Refused(refused) = self.turn().await? {
-                return Ok(refused);
-            }
-        }
-    }
-
-    /// The timeline ends: its last bytes become an object of their own; everything is durable when this returns.
-    pub async fn finish(&mut self) -> Result<Option<Refused>> {
-        self.finishing = true;
-        self.ask(Work::Finish);
-        while !(self.finished && self.puts.is_empty()) {
-            if let Turn::Refused(refused) = self.turn().await? {
-                return Ok(Some(refused));
-            }
-        }
-        // The next status speaks of another timeline.
-        self.notes.until(self.received);
-        // The tail is of no use once the same bytes are in an object. What an earlier run received further than this one stays.
-        if self.partial_stored && self.ledger.is_compared() {
-            self.clearing.ended(self.received);
-        }
-        self.tidy().await;
-        Ok(None)
-    }
-
-    /// The last words of a run to the repository: the newest heartbeat, and deletions that were begun. Not waited for for ever: the next run deletes the rest.
-    pub async fn tidy(&mut self) {
-        self.beats.store();
-        if self.is_durable() {
-            self.clearing.settled(self.received);
-        }
-        let last = async {
-            while self.beats.next().await.is_some() {}
-            while self.clearing.next().await.is_some() {}
-        };
-        let _ = tokio::time::timeout(GIVE_UP, last).await;
-    }
-
-    /// Waits, not for long, for puts that were begun: before the same bytes are received again. The next put of a name asks after one that is left.
-    pub async fn abandon(mut self) {
-        self.puts.forget_waiting();
-        let settled = async { while self.puts.next().await.is_some() {} };
-        let _ = tokio::time::timeout(GIVE_UP, settled).await;
     }
 }

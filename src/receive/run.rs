@@ -13,7 +13,6 @@ use super::index::Index;
 use super::lag::Lagging;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::Pipeline;
-use super::prepare;
 use super::resume::SlotPosition;
 use super::sentinel::{Sentinel, Sign};
 use super::server::{self, Access, Server, Unfit, Waiting, answered};
@@ -63,7 +62,7 @@ pub struct Run {
     pub(super) headless: Option<(TimelineId, Lsn)>,
     /// Where WAL was asked for that the server had let go of.
     gone_at: Option<(TimelineId, Lsn)>,
-    followed: Followed,
+    pub(super) followed: Followed,
     /// The segment in which WAL was refused the last time.
     refused_in: Option<(TimelineId, SegmentNumber)>,
     pub(super) backoff: Backoff,
@@ -81,6 +80,8 @@ pub struct Run {
     pub(super) away: Option<(Instant, Option<Lsn>)>,
     /// At most one: the slot is being dropped and made anew.
     pub(super) giving_up: JoinSet<()>,
+    /// Commits waited for this receiver when that was last known.
+    pub(super) synchronous: bool,
     /// A stop waits no longer than that.
     pub(super) stop_by: Option<Instant>,
     /// Hosts that were passed over since they are behind.
@@ -121,6 +122,7 @@ impl Run {
             warned: None,
             away: None,
             giving_up: JoinSet::new(),
+            synchronous: false,
             stop_by: None,
             lagging: Lagging::default(),
             patience: patience(seed),
@@ -174,7 +176,8 @@ impl Run {
         self.watch = None;
         let (slot, temporary) = (self.options.slot.as_deref(), self.options.temporary_slot);
         let info = self.lagging.hosts(&self.options.conninfo);
-        let access = Access { info, slot, temporary, observer: &self.observer };
+        let gives_up = self.options.give_up_at.is_some();
+        let access = Access { info, slot, temporary, gives_up, observer: &self.observer };
         let (giving_up, waiting) = (&mut self.giving_up, &mut self.waiting);
         let connecting = async {
             while giving_up.join_next().await.is_some() {}
@@ -267,10 +270,11 @@ impl Run {
 
     async fn serve_until_error(&mut self, server: &mut Server) -> Result<Next> {
         let mut stop = self.stop.clone();
-        let archive = tokio::select! {
-            archive = self.begin_with(server) => archive?,
+        let begun = tokio::select! {
+            begun = self.begin_with(server) => begun?,
             () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
         };
+        let Some(archive) = begun else { return Ok(Next::AwaitRepository) };
         (self.away, self.let_go) = (None, None);
         loop {
             let end = match self.stream(server).await {
@@ -281,11 +285,14 @@ impl Run {
                 Err(error) if error.kind() == Kind::Gap && self.is_news() => return self.begin_again(error).await,
                 // Removed WAL: the only `Kind::Gap` that a server's answer has.
                 Err(error) if error.kind() == Kind::Gap => {
-                    tokio::select! {
+                    let stored = tokio::select! {
                         outcome = self.at_a_gap(&archive, server, error) => outcome?,
                         () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
+                    };
+                    if stored {
+                        continue;
                     }
-                    continue;
+                    return Ok(Next::AwaitRepository);
                 }
                 // Where nothing tells beforehand whether there is a slot (13 and 14 without SQL), the attempt does.
                 Err(error) if slot::is_missing(&error) && !self.is_found(server) => {
@@ -305,10 +312,15 @@ impl Run {
                 end => end?,
             };
             match end {
-                End::Timeline { next, switch_point } => tokio::select! {
-                    outcome = self.follow(&archive, server, next, switch_point) => outcome?,
-                    () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
-                },
+                End::Timeline { next, switch_point } => {
+                    let followed = tokio::select! {
+                        outcome = self.follow(&archive, server, next, switch_point) => outcome?,
+                        () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
+                    };
+                    if !followed {
+                        return Ok(Next::AwaitRepository);
+                    }
+                }
                 End::Refused(refused) => return self.receive_again(&archive, refused).await,
                 End::OtherBytes => {
                     let text = "the server has other WAL where this run received some: it was put back to a snapshot, or is another server";
@@ -365,13 +377,12 @@ impl Run {
         Ok(Next::Again(Some(why)))
     }
 
-    /// All that has to be known and stored before the first byte is asked for. What it waits for, a stop does not.
-    async fn begin_with(&mut self, server: &mut Server) -> Result<Archive> {
+    /// All that has to be known and stored before the first byte is asked for; `None` where nothing can be. What it waits for, a stop does not.
+    async fn begin_with(&mut self, server: &mut Server) -> Result<Option<Archive>> {
         let archive = self.archive(server).await?;
         self.followed.store_all(&archive, &self.place.writer, server, &self.observer).await?;
         self.ready_slot(&archive, server).await?;
-        self.continue_or_begin(&archive, server).await?;
-        Ok(archive)
+        Ok(self.continue_or_begin(&archive, server).await?.then_some(archive))
     }
 
     /// The part of the repository that this server's WAL belongs to. A cluster's name stands for one system and segment size.
@@ -411,17 +422,19 @@ impl Run {
         // A slot must not be set back to where its server has nothing any more: the first word waits for the server's own.
         pipeline.ledger.doubt();
         let start = async {
-            answered("SHOW", server.look_whether_standby()).await?;
+            server.look_at_role(self.options.conninfo.application_name()).await?;
             answered("START_REPLICATION", server.stream.start_replication(slot.as_deref(), from, timeline)).await
         };
         let started = tokio::select! {
-            started = start => started?,
+            started = start => started,
             () = asked_to_stop(&mut self.stop) => return Ok(End::Stop),
         };
-        match started {
+        self.synchronous = server.synchronous;
+        match started? {
             Started::NextTimeline { next, switch_point } => return Ok(End::Timeline { next, switch_point }),
             Started::Streaming => {}
         }
+        pipeline.set_flush_interval(self.options.interval(server.synchronous));
         self.waiting = waiting(&self.options);
         self.lagging.settled();
         self.patience = patience(getrandom::u64().unwrap_or_default());
@@ -432,6 +445,7 @@ impl Run {
         let (before, begun) = (pipeline.received(), Instant::now());
         let stream = Stream::new(&self.options, server, pipeline, &self.observer, from);
         let end = stream.run(&mut self.stop).await;
+        self.synchronous = server.synchronous;
         if pipeline.received() > before || begun.elapsed() > STABLE {
             self.backoff.reset();
             self.made_slot = None;
@@ -439,36 +453,6 @@ impl Run {
             self.begin_below = None;
         }
         end
-    }
-
-    /// The timeline has ended: everything of it becomes durable, then the next one's history, and only then its first byte is asked for.
-    async fn follow(
-        &mut self,
-        archive: &Archive,
-        server: &mut Server,
-        next: TimelineId,
-        switch_point: Lsn,
-    ) -> Result<()> {
-        let Some(pipeline) = &mut self.pipeline else { return Ok(()) };
-        let (from, received) = (pipeline.timeline(), pipeline.received());
-        if received < switch_point {
-            let text =
-                format!("the server ended timeline {from} at {received}, before {switch_point}, where it left it");
-            return Err(Error::new(Kind::Corrupt, text)
-                .hint("Going on would leave a hole: check the server and the network path, then start again."));
-        }
-        pipeline.finish().await?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
-        self.observer.tell(ReceiveEvent::TimelineSwitch { from, to: next, at: switch_point });
-        let writer = self.place.writer.clone();
-        let history = self.followed.store_next(archive, &writer, &mut server.stream, next, &self.observer).await?;
-        if next > server.identity.timeline {
-            server.history = history;
-            server.identity = answered("IDENTIFY_SYSTEM", server.stream.identify_system()).await?;
-        }
-        let start = switch_point.align_down(archive.names.segment_size.bytes());
-        let inventory = archive.newest(|_| start).await?;
-        let stored = prepare::stored(archive, &inventory, next, start, &self.observer).await?;
-        self.begin(archive, server, next, start, stored)
     }
 
     /// WAL that fails its checks may have been damaged on the way: it is received once more, as after a restart. In the same segment again, it is the server's.
@@ -537,7 +521,7 @@ fn is_of_the_server(error: &Error) -> bool {
 
 /// For a slot that another receiver uses.
 fn waiting(options: &ReceiveOptions) -> Waiting {
-    Waiting { told: false, vigil: Vigil::new(options.flush_interval) }
+    Waiting { told: false, vigil: Vigil::new(options.flush_interval), synchronous: None }
 }
 
 /// From one second to half a minute, the first time too.

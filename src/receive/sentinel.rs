@@ -34,7 +34,7 @@ const ADMIN_SHUTDOWN: &str = "57P01";
 pub enum Sign {
     /// The server is shutting down, or does not let the second connection in again.
     Stopping,
-    /// Whether `synchronous_standby_names` lists this receiver.
+    /// Whether commits wait for this receiver: see [`Second::waits_for`].
     Synchronous(bool),
     /// What the server holds back for the slot.
     Slot(Outlook),
@@ -57,6 +57,19 @@ impl Second {
         }
     }
 
+    /// Whether this connection can see where a slot stands.
+    pub fn sees_slots(&self) -> bool {
+        self.sql || self.connection.version() >= MajorVersion::V15
+    }
+
+    /// What `synchronous_standby_names` says, where commits of this server wait for those that it lists. A standby's own value means nothing: its receivers
+    /// are asynchronous (`SyncRepGetStandbyPriority`).
+    pub async fn synchronous_names(&mut self) -> Result<String> {
+        let names = answered("SHOW", self.connection.show("synchronous_standby_names")).await?;
+        let standby = answered("SHOW", self.connection.is_standby()).await?;
+        Ok(if standby { String::new() } else { names })
+    }
+
     /// What this connection can see of the slot; `None`: there is none of that name. 13 and 14 without SQL show nothing, which is an error.
     pub async fn state(&mut self, name: &str) -> Result<Option<SlotRow>> {
         if self.sql {
@@ -74,6 +87,8 @@ impl Second {
 pub struct Sentinel {
     /// The way to the server that is watched, and which system that is.
     pub server: (Conninfo, SystemIdentifier),
+    /// Whether commits wait for this receiver, once a sign has said so.
+    pub synchronous: Option<bool>,
     signs: mpsc::UnboundedReceiver<Sign>,
     away: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -83,16 +98,23 @@ impl Sentinel {
     /// The next sign. Never returns once there can be none. Cancel safe.
     pub async fn next(&mut self) -> Sign {
         match self.signs.recv().await {
-            Some(sign) => sign,
+            Some(sign) => self.seen(sign),
             None => std::future::pending().await,
         }
+    }
+
+    fn seen(&mut self, sign: Sign) -> Sign {
+        if let Sign::Synchronous(listed) = sign {
+            self.synchronous = Some(listed);
+        }
+        sign
     }
 
     /// The newest of the signs that wait, once there is one. Cancel safe.
     pub async fn newest(&mut self) -> Sign {
         let mut sign = self.next().await;
         while let Ok(later) = self.signs.try_recv() {
-            sign = later;
+            sign = self.seen(later);
         }
         sign
     }
@@ -110,7 +132,7 @@ impl Sentinel {
         let (pace, last) = (Pace::default(), Notes::default());
         let watcher = Watcher { info, slot, out, is_away, observer, pace, last };
         let task = tokio::spawn(watcher.run(second));
-        Sentinel { server, signs, away, task }
+        Sentinel { server, synchronous: None, signs, away, task }
     }
 
     /// The stream was left: looks more often from now on.
@@ -130,6 +152,7 @@ impl Drop for Sentinel {
 struct Notes {
     caught_by_star: bool,
     holds_logical_slots_up: bool,
+    unanswered: bool,
 }
 
 struct Watcher {
@@ -170,26 +193,30 @@ impl Watcher {
     /// Until the connection ends; returns the SQLSTATE that came with the end.
     async fn watch(&mut self, second: &mut Second) -> Option<String> {
         let mut pause = FIRST_LOOK;
-        if self.look_at_slot(second).await.is_err() {
-            return second.connection.closed().await;
-        }
+        let mut looked = self.look_at_slot(second).await;
         loop {
-            tokio::select! {
+            self.note(looked);
+            // After an error that ended the connection this returns at once; after any other one the next look may go better.
+            looked = tokio::select! {
                 code = second.connection.closed() => return code,
-                () = tokio::time::sleep(pause) => {
-                    if self.look(second).await.is_err() {
-                        // A shutdown may have come in the middle of a question.
-                        return second.connection.closed().await;
-                    }
-                }
-                Ok(()) = self.is_away.changed() => {}
-            }
+                () = tokio::time::sleep(pause) => self.look(second).await,
+                Ok(()) = self.is_away.changed() => Ok(()),
+            };
             pause = if *self.is_away.borrow() { LOOK_AWAY } else { LOOK };
         }
     }
 
+    /// Questions that the server refuses are told once, until one is answered.
+    fn note(&mut self, looked: Result<()>) {
+        let failed = looked.as_ref().err().filter(|error| !error.is_transient());
+        let told = std::mem::replace(&mut self.last.unanswered, failed.is_some());
+        if let Some(error) = failed.filter(|_| !told) {
+            self.observer.warn(format!("the server's settings and the slot cannot be looked at: {error}"));
+        }
+    }
+
     async fn look(&mut self, second: &mut Second) -> Result<()> {
-        let names = answered("SHOW", second.connection.show("synchronous_standby_names")).await?;
+        let names = second.synchronous_names().await?;
         let listed = lists(&names, self.info.application_name());
         let _ = self.out.send(Sign::Synchronous(listed));
         if by_star(&names, self.info.application_name()) && !std::mem::replace(&mut self.last.caught_by_star, true) {
@@ -209,7 +236,7 @@ impl Watcher {
 
     async fn look_at_slot(&mut self, second: &mut Second) -> Result<()> {
         let Some(name) = &self.slot else { return Ok(()) };
-        if !second.sql && second.connection.version() < MajorVersion::V15 {
+        if !second.sees_slots() {
             return Ok(());
         }
         let Some(row) = second.state(name).await? else { return Ok(()) };

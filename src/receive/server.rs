@@ -37,7 +37,7 @@ pub struct Server {
     pub unfit: Option<Unfit>,
     /// A temporary slot went with an error of the stream's connection (`WalSndErrorCleanup`).
     pub slot_spent: bool,
-    /// Listed in `synchronous_standby_names`.
+    /// Commits wait for this receiver: it is listed in `synchronous_standby_names`, and the server is no standby.
     pub synchronous: bool,
     /// In recovery: what it holds says nothing of its primary.
     pub standby: bool,
@@ -55,6 +55,8 @@ pub struct Waiting {
     /// It was told; until something is streamed it is told once.
     pub told: bool,
     pub vigil: Vigil,
+    /// Whether commits wait for the receiver that has it, where that could be asked.
+    pub synchronous: Option<bool>,
 }
 
 /// Why a slot is of no use as it is.
@@ -70,6 +72,8 @@ pub struct Access<'a> {
     pub slot: Option<&'a str>,
     /// The slot is made on the stream's connection, and goes with it.
     pub temporary: bool,
+    /// The slot is to be given up at a size.
+    pub gives_up: bool,
     pub observer: &'a Observer,
 }
 
@@ -84,14 +88,14 @@ pub async fn answered<T>(what: &str, answer: impl Future<Output = Result<T>>) ->
 /// Connects, identifies the server and looks at the slot. While another receiver uses that, waits with the second connection alone, without a line in the
 /// server's log; where no SQL is allowed, the slot's state comes with the attempt to stream, and where it stands tells when that is worth it.
 pub async fn connect(access: &Access<'_>, waiting: &mut Waiting) -> Result<Server> {
-    let Access { info, slot, temporary, observer } = *access;
+    let Access { info, slot, temporary, observer, .. } = *access;
     let (mut second, problem) = match Second::open(info).await {
         Ok(second) => (Some(second), None),
         Err(error) => (None, Some(error)),
     };
     waiting.vigil.possible = false;
     if let (Some(second), Some(name)) = (&mut second, slot.filter(|_| !temporary)) {
-        wait_for_slot(second, name, observer, waiting).await?;
+        wait_for_slot(second, name, access, waiting).await?;
     }
     // Of several hosts, both connections go to the same one.
     let here = second.as_ref().map_or(info, |second| second.connection.same_server()).clone();
@@ -119,16 +123,8 @@ pub async fn connect(access: &Access<'_>, waiting: &mut Waiting) -> Result<Serve
         timeline: identity.timeline,
     });
     let unasked = second.is_none() && slot.is_some();
-    match &second {
-        Some(second) => observer.tell(ReceiveEvent::Watching { sql: second.sql }),
-        None => observer.warn(format!(
-            "no second connection to notice a shutdown of the server with{}",
-            problem.map_or(String::new(), |problem| format!(": {problem}"))
-        )),
-    }
+    tell_watching(second.as_ref(), problem, access);
     let (position, unfit) = position(&mut stream, second.as_mut(), slot, temporary).await?;
-    let names = answered("SHOW", stream.show("synchronous_standby_names")).await?;
-    let synchronous = sentinel::lists(&names, info.application_name());
     let (history, history_file) = history(&mut stream, &identity).await?;
     let here = (stream.same_server().clone(), identity.system);
     let sentinel = Sentinel::watch(here, slot.map(str::to_owned), second, observer.clone());
@@ -145,17 +141,36 @@ pub async fn connect(access: &Access<'_>, waiting: &mut Waiting) -> Result<Serve
         unasked,
         unfit,
         slot_spent: false,
-        synchronous,
+        synchronous: false,
         standby: true,
     })
 }
 
+/// Says what will be noticed of the server through the second connection, and what will not.
+fn tell_watching(second: Option<&Second>, problem: Option<Error>, access: &Access) {
+    let observer = access.observer;
+    let Some(second) = second else {
+        let why = problem.map_or(String::new(), |problem| format!(": {problem}"));
+        return observer.warn(format!("no second connection to notice a shutdown of the server with{why}"));
+    };
+    observer.tell(ReceiveEvent::Watching { sql: second.sql });
+    if access.gives_up && !second.sees_slots() {
+        observer.warn(format!(
+            "give_up_at has no effect: PostgreSQL {} shows only by SQL what it holds back for the slot (allow the database in pg_hba.conf)",
+            second.connection.version()
+        ));
+    }
+}
+
 impl Server {
-    /// Asks whether the server is in recovery: before each stream, since a standby may have been promoted.
-    pub async fn look_whether_standby(&mut self) -> Result<()> {
+    /// Asks whether the server is in recovery, and whether commits wait for `receiver`: before each stream, since a standby may have been promoted.
+    pub async fn look_at_role(&mut self, receiver: &str) -> Result<()> {
         // 13 has no setting that says just that; a primary where sessions are read-only by default is taken for a standby, which costs its heartbeats.
         let setting = if self.version < MajorVersion::V14 { "transaction_read_only" } else { "in_hot_standby" };
         self.standby = answered("SHOW", self.stream.show(setting)).await? == "on";
+        let names = answered("SHOW", self.stream.show("synchronous_standby_names")).await?;
+        // Nobody waits for the receivers of a standby, whatever it is set to (`SyncRepGetStandbyPriority`).
+        self.synchronous = !self.standby && sentinel::lists(&names, receiver);
         Ok(())
     }
 
@@ -248,9 +263,9 @@ async fn by_command(stream: &mut Connection, name: &str) -> Result<Found> {
 }
 
 /// Returns once the slot is free, as far as this connection can tell without a line in the server's log.
-async fn wait_for_slot(second: &mut Second, name: &str, observer: &Observer, waiting: &mut Waiting) -> Result<()> {
+async fn wait_for_slot(second: &mut Second, name: &str, access: &Access<'_>, waiting: &mut Waiting) -> Result<()> {
     if second.sql {
-        return stand_by(&mut second.connection, name, observer, &mut waiting.told).await;
+        return stand_by(second, name, access, waiting).await;
     }
     waiting.vigil.possible = second.connection.version() >= MajorVersion::V15;
     if waiting.vigil.possible && waiting.told {
@@ -260,15 +275,17 @@ async fn wait_for_slot(second: &mut Second, name: &str, observer: &Observer, wai
 }
 
 /// Returns once no other connection uses the slot.
-async fn stand_by(connection: &mut Connection, name: &str, observer: &Observer, told: &mut bool) -> Result<()> {
+async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting: &mut Waiting) -> Result<()> {
     // After a lost connection it is said again: whoever watches was told of the loss.
     let mut said = false;
     loop {
-        let row = answered("pg_replication_slots", slot::read(connection, name)).await?;
+        let row = answered("pg_replication_slots", slot::read(&mut second.connection, name)).await?;
         let Some(holder) = row.and_then(|row| row.active_pid) else { return Ok(()) };
-        *told = true;
+        waiting.told = true;
         if !std::mem::replace(&mut said, true) {
-            observer.tell(ReceiveEvent::StandingBy { slot: name.to_owned(), holder: Some(holder) });
+            access.observer.tell(ReceiveEvent::StandingBy { slot: name.to_owned(), holder: Some(holder) });
+            let names = second.synchronous_names().await?;
+            waiting.synchronous = Some(sentinel::lists(&names, access.info.application_name()));
         }
         tokio::time::sleep(POLL).await;
     }

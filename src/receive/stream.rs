@@ -255,8 +255,7 @@ impl<'a> Stream<'a> {
             }
             Sign::Synchronous(listed) if listed != self.server.synchronous => {
                 self.server.synchronous = listed;
-                let interval = if listed { Duration::ZERO } else { self.options.flush_interval };
-                self.pipeline.set_flush_interval(interval);
+                self.pipeline.set_flush_interval(self.options.interval(listed));
                 self.observer.tell(ReceiveEvent::Synchronous(listed));
             }
             Sign::Synchronous(_) | Sign::Slot(_) => {}
