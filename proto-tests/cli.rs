@@ -1,5 +1,7 @@
 //! The built program as a user runs it: whole stories, every documented refusal, and what `wal-fetch` answers.
 
+#[path = "cli/alarms.rs"]
+mod alarms;
 #[path = "cli/archive_refusals.rs"]
 mod archive_refusals;
 #[path = "cli/backups.rs"]

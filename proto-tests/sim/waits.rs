@@ -1,4 +1,4 @@
-//! Waits that have an end: a stop into storage that is dead.
+//! Waits that have an end: a stop into storage that is dead, a timeline that ends there; and a second connection that goes on after a refusal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,5 +36,58 @@ fn a_stop_into_dead_storage_has_one_deadline() {
         assert!(asked.elapsed() >= GRACE, "it did not wait for the repository: {}", world.trace.last());
         world.store.set_faults(StoreFaults::default());
         acknowledged(&world).await;
+    });
+}
+
+/// The end of a timeline has to be stored before the next one begins. Where nothing can be stored, the server is left as in any other stall, and the new
+/// timeline is followed once something can.
+#[test]
+fn a_timeline_that_ends_while_storage_is_dead_is_followed_later() {
+    quiet_world_with(in_a_store, |world: Arc<World>| async move {
+        write(&world, 100_000);
+        acknowledged(&world).await;
+        world.store.set_faults(StoreFaults { outage: true, ..StoreFaults::default() });
+        write(&world, 100_000);
+        sleep(Duration::from_millis(500)).await;
+        // A standby that is streamed from and promoted: the connection stays.
+        let end = world.cluster.state().end();
+        world.cluster.promote(end, true);
+        // The limit for no progress (10 s), and what comes before and after it.
+        sleep(Duration::from_secs(20)).await;
+        let stalls = || world.trace.last().matches("Stalled").count();
+        assert_eq!(stalls(), 1, "{}", world.trace.last());
+        assert_eq!(world.cluster.state().sessions, 1, "only the second connection: {}", world.trace.last());
+        // As long as it lasts it is one stall.
+        sleep(Duration::from_secs(40)).await;
+        assert_eq!(stalls(), 1, "{}", world.trace.last());
+        world.store.set_faults(StoreFaults::default());
+        write(&world, 1000);
+        acknowledged(&world).await;
+    });
+}
+
+/// One refused question about the slot must not keep the list of synchronous standbys from being read.
+#[test]
+fn the_second_connection_goes_on_after_a_refusal() {
+    let slowly = |plan: &mut Plan| {
+        (plan.synchronous, plan.flush_interval) = (false, Duration::from_secs(50));
+    };
+    quiet_world_with(slowly, |world: Arc<World>| async move {
+        write(&world, 1000);
+        acknowledged(&world).await;
+        world.cluster.change(|state| state.view_refused = true);
+        // It looks after a minute at the latest.
+        sleep(Duration::from_secs(61)).await;
+        let trace = world.trace.last();
+        assert!(trace.contains("cannot be looked at") && trace.contains("permission denied"), "{trace}");
+        world.cluster.change(|state| (state.view_refused, state.synchronous) = (false, true));
+        sleep(Duration::from_secs(61)).await;
+        write(&world, 1000);
+        sleep(Duration::from_secs(2)).await;
+        let known = {
+            let state = world.cluster.state();
+            state.told_end() >= state.end()
+        };
+        assert!(known, "commits wait for it, and it does not know: {}", world.trace.last());
     });
 }

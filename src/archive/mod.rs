@@ -10,6 +10,7 @@ mod file;
 pub mod group;
 pub mod heartbeat;
 pub mod history;
+pub mod holes;
 pub mod intents;
 pub mod inventory;
 mod join;

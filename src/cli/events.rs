@@ -81,6 +81,16 @@ impl Screen {
         output::note(format!("{} {text}", output::time(jiff::Timestamp::now())));
     }
 
+    /// The repository cannot be reached yet; it is tried again after a wait.
+    pub fn waiting(&self, error: &Error, wait: Duration) {
+        if self.format == output::Format::Json {
+            let (time, wait_ms) = (output::rfc3339(jiff::Timestamp::now()), wait.as_millis() as u64);
+            let message = error.to_string();
+            return output::json(&json!({ "time": time, "event": "waiting", "message": message, "wait_ms": wait_ms }));
+        }
+        self.say(&format!("{error}; trying again in {}", output::seconds(wait.as_secs_f64())));
+    }
+
     /// A signal asked for the end.
     pub fn stopping(&self, signal: &str) {
         if self.format == output::Format::Json {

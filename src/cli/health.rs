@@ -21,6 +21,7 @@ pub fn card(told: &Told, colour: bool) -> String {
     line("problem", report.problem.clone().filter(|_| !report.healthy));
     line("what to do", report.hint.clone().filter(|_| !report.healthy));
     line("last problem", report.problem.clone().filter(|_| report.healthy));
+    line("hole", report.hole.clone().filter(|hole| report.problem.as_ref() != Some(hole)));
     line("server", server(report));
     line("behind", behind(report));
     line("complete through", report.complete_through.as_deref().map(people));

@@ -7,6 +7,7 @@ use super::args::Common;
 use super::context::Context;
 use super::{output, show};
 use crate::archive::Archive;
+use crate::archive::holes::is_behind;
 use crate::archive::inventory::Inventory;
 use crate::catalog::{Catalog, path_in};
 use crate::error::Result;
@@ -318,11 +319,7 @@ fn checked_json(window: &Window, checks: &[(Timestamp, Verified)]) -> Value {
 
 /// Whether a backup behind the hole makes it a matter of the past.
 fn is_closed(hole: &Hole, windows: &[Window]) -> bool {
-    let behind = |window: &Window| {
-        let manifest = &window.manifest;
-        (manifest.timeline, manifest.start) >= (hole.to_timeline, hole.to) && window.end.is_some()
-    };
-    windows.iter().any(behind)
+    windows.iter().any(|window| is_behind(&window.manifest, hole) && usable(window).is_some())
 }
 
 fn hole_text(hole: &Hole, windows: &[Window]) -> String {

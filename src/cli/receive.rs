@@ -1,6 +1,7 @@
 //! `walrecv receive`: stream in the foreground until a signal, or until `--until` is durable.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinError;
@@ -8,9 +9,11 @@ use tokio::task::JoinError;
 use super::args::{Common, ReceiveArgs};
 use super::context::{Context, Signals};
 use super::events::Screen;
+use crate::backoff::Backoff;
 use crate::catalog;
 use crate::config::{duration, settings};
 use crate::daemon::board::{Board, rfc3339};
+use crate::daemon::holes;
 use crate::daemon::report::{self, Document};
 use crate::daemon::socket::StatusSocket;
 use crate::error::{Error, Kind, Result};
@@ -18,17 +21,19 @@ use crate::pg::Lsn;
 use crate::receive::{Observer, Place, ReceiveOptions, ReceiveReport, receive};
 
 pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
-    let context = Context::open(common).await?;
+    let (mut signals, screen) = (Signals::new()?, Arc::new(Screen::new(common, true)));
+    let Some(context) = opened(async || Context::open(common).await, &mut signals, &screen).await? else {
+        return Ok(());
+    };
     let options = flags(options(&context)?, args)?;
     clean(&context);
-    let screen = Arc::new(Screen::new(common, true));
-    let (observer, board) = watched(&context, &options, &screen);
-    let _socket = status_socket("receive", &context, vec![board], &screen).await;
     let place = place(&context)?;
+    let (observer, board) = watched(&context, &options, &place, &screen);
+    let _socket = status_socket("receive", &context, vec![board], &screen).await;
     let (ask, stop) = watch::channel(false);
     // On a worker, where sockets are polled: what arrives from object storage wakes no second thread. (A local repository has a thread of its own.)
     let job = tokio::spawn(receive(options, place, observer, stop));
-    let report = ended(until_signalled(job, &ask, &screen).await?)?;
+    let report = ended(until_signalled(job, &ask, &mut signals, &screen).await?)?;
     screen.stopped(&context.cluster.name, &report);
     Ok(())
 }
@@ -41,9 +46,40 @@ fn ended(outcome: std::result::Result<Result<ReceiveReport>, JoinError>) -> Resu
     })
 }
 
+/// The first and the longest wait for a repository that cannot be reached.
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// What `open` gives, tried again for as long as what keeps it may pass by itself; `None` where a signal came first.
+pub async fn opened<T>(open: impl AsyncFn() -> Result<T>, signals: &mut Signals, screen: &Screen) -> Result<Option<T>> {
+    let mut backoff = Backoff::new(FIRST, LONGEST, getrandom::u64().unwrap_or_default());
+    // The first delay of a backoff is none.
+    backoff.next_delay();
+    let tries = async {
+        loop {
+            match open().await {
+                Err(error) if error.is_transient() => {
+                    let wait = backoff.next_delay();
+                    screen.waiting(&error, wait);
+                    tokio::time::sleep(wait).await;
+                }
+                outcome => return outcome.map(Some),
+            }
+        }
+    };
+    tokio::select! {
+        outcome = tries => outcome,
+        _ = signals.next() => Ok(None),
+    }
+}
+
 /// Runs `job`; a first signal asks it to stop, a second one leaves at once.
-pub async fn until_signalled<T>(job: impl Future<Output = T>, ask: &watch::Sender<bool>, screen: &Screen) -> Result<T> {
-    let mut signals = Signals::new()?;
+pub async fn until_signalled<T>(
+    job: impl Future<Output = T>,
+    ask: &watch::Sender<bool>,
+    signals: &mut Signals,
+    screen: &Screen,
+) -> Result<T> {
     let mut job = std::pin::pin!(job);
     tokio::select! {
         outcome = &mut job => return Ok(outcome),
@@ -73,11 +109,17 @@ pub fn place(context: &Context) -> Result<Place> {
     })
 }
 
-/// An observer that shows events and keeps the board, and that board.
-pub fn watched(context: &Context, options: &ReceiveOptions, screen: &Arc<Screen>) -> (Observer, Arc<Board>) {
+/// An observer that shows events and keeps the board, and that board, which also follows what the repository says of holes.
+pub fn watched(
+    context: &Context,
+    options: &ReceiveOptions,
+    place: &Place,
+    screen: &Arc<Screen>,
+) -> (Observer, Arc<Board>) {
     let name = context.cluster.name.clone();
     let (screen, stats) = (screen.clone(), Arc::default());
     let board = Arc::new(Board::new(&name, options.slot.as_deref(), options.flush_interval, Arc::clone(&stats)));
+    tokio::spawn(holes::watch(place.clone(), board.clone()));
     let told = board.clone();
     let observer = Observer::with_stats(stats, move |event| {
         told.see(&event);

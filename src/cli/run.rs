@@ -6,20 +6,23 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::args::Common;
-use super::context::Context;
+use super::context::{Context, Signals};
 use super::events::Screen;
-use super::receive::{clean, options, place, status_socket, until_signalled, watched};
+use super::receive::{clean, opened, options, place, status_socket, until_signalled, watched};
 use crate::daemon::fleet::{self, Job};
 use crate::error::{Error, Result};
 
 pub async fn run(common: &Common) -> Result<()> {
-    let contexts = Context::open_all(common).await?;
-    let screen = Arc::new(Screen::new(common, false));
+    let (mut signals, screen) = (Signals::new()?, Arc::new(Screen::new(common, false)));
+    let Some(contexts) = opened(async || Context::open_all(common).await, &mut signals, &screen).await? else {
+        return Ok(());
+    };
     let mut jobs = Vec::new();
     for context in &contexts {
         let options = options(context)?;
-        let (observer, board) = watched(context, &options, &screen);
-        jobs.push(Job { options, place: place(context)?, observer, board });
+        let place = place(context)?;
+        let (observer, board) = watched(context, &options, &place, &screen);
+        jobs.push(Job { options, place, observer, board });
     }
     let Some(first) = contexts.first() else { return Ok(()) };
     clean(first);
@@ -28,7 +31,7 @@ pub async fn run(common: &Common) -> Result<()> {
     let (ask, stop) = watch::channel(false);
     let shown = screen.clone();
     let failed = move |cluster: &str, error: &Error, wait: Duration| shown.failed(cluster, error, Some(wait));
-    let ended = until_signalled(fleet::run(jobs, stop, failed), &ask, &screen).await?;
+    let ended = until_signalled(fleet::run(jobs, stop, failed), &ask, &mut signals, &screen).await?;
     let mut outcome = Ok(());
     for cluster in ended {
         match cluster.outcome {

@@ -6,11 +6,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::holes;
 use super::report::{Behind, ClusterReport, Positions, Remark, ServerReport, SlotReport, State, Times, Work};
 use super::trend::Trend;
 use crate::error::Error;
 use crate::pg::Lsn;
 use crate::receive::{ReceiveEvent, SlotHealth};
+use crate::seal::content::event::Hole;
 use crate::stats::{StreamStats, Timing};
 
 /// More than this to fetch is more than a moment's work.
@@ -38,8 +40,8 @@ struct Known {
     server: Option<ServerReport>,
     timeline: Option<u32>,
     problem: Option<Problem>,
-    /// WAL that is gone for good, as long as this process lives: nobody here knows whether a new backup was taken.
-    hole: Option<String>,
+    /// Holes that no backup lies behind, and since when each is known here.
+    holes: Vec<(Hole, Instant)>,
     slot: Option<SlotHealth>,
     synchronous: bool,
     warning: Option<Remark>,
@@ -53,6 +55,11 @@ struct Problem {
 }
 
 impl Known {
+    fn hole(&self) -> Option<String> {
+        let open: Vec<Hole> = self.holes.iter().map(|(hole, _)| hole.clone()).collect();
+        holes::words(&open)
+    }
+
     fn enter(&mut self, state: State) {
         if self.state != state {
             (self.state, self.since, self.since_instant) = (state, Timestamp::now(), Instant::now());
@@ -69,7 +76,7 @@ impl Board {
             server: None,
             timeline: None,
             problem: None,
-            hole: None,
+            holes: Vec::new(),
             slot: None,
             synchronous: false,
             warning: None,
@@ -128,12 +135,7 @@ impl Board {
                     Some(Problem::of("the repository takes nothing; the server is left alone until it does"));
                 known.enter(State::Stalled);
             }
-            ReceiveEvent::Hole(hole) => {
-                known.hole = Some(format!(
-                    "WAL from {} to {} is gone for good: a new base backup is needed",
-                    hole.from, hole.to
-                ));
-            }
+            ReceiveEvent::Hole(hole) => known.holes.push((hole.clone(), Instant::now())),
             ReceiveEvent::CorruptWal { problem } => known.problem = Some(Problem::of(problem)),
             ReceiveEvent::Warning(text) => {
                 known.warning = Some(Remark { at: rfc3339(Timestamp::now()), text: text.clone() });
@@ -147,6 +149,19 @@ impl Board {
             ReceiveEvent::Stopped { .. } => known.enter(State::Stopped),
             _ => {}
         }
+    }
+
+    /// What the repository says: these holes are open. One that was told here after `asked` it may not have had yet.
+    pub fn set_holes(&self, open: Vec<Hole>, asked: Instant) {
+        let mut known = self.known();
+        let newer = known.holes.drain(..).filter(|(hole, at)| *at >= asked && !open.contains(hole));
+        let newer: Vec<_> = newer.collect();
+        known.holes = open.into_iter().map(|hole| (hole, asked)).chain(newer).collect();
+    }
+
+    /// What there is to say of holes.
+    pub fn hole(&self) -> Option<String> {
+        self.known().hole()
     }
 
     /// The run ended with an error.
@@ -201,7 +216,7 @@ impl Board {
             warning: known.warning.clone(),
             behind,
             healthy: true,
-            hole: known.hole.clone(),
+            hole: known.hole(),
             last_run: None,
             last_verified: None,
         };

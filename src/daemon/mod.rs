@@ -2,6 +2,7 @@
 
 pub mod board;
 pub mod fleet;
+pub mod holes;
 pub mod report;
 pub mod socket;
 pub mod stand_in;

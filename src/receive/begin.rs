@@ -153,20 +153,16 @@ impl Run {
     /// nothing of it could be stored, so the server has to be left until the repository takes something.
     pub(super) async fn bring_home(&mut self, over: bool) -> Result<bool> {
         let Some(pipeline) = &mut self.pipeline else { return Ok(true) };
-        let work = async {
-            if !over {
-                return pipeline.settle().await;
-            }
-            let ended = pipeline.finish().await?;
-            if ended.is_none() {
-                pipeline.tidy().await;
-            }
-            Ok(ended)
-        };
-        let Some(ended) = unless_stalled(work, self.observer.stats(), self.options.stall_timeout).await else {
-            return Ok(false);
-        };
-        ended?.map_or(Ok(true), |refused| Err(corrupt(&refused)))
+        let work = async { if over { pipeline.finish().await } else { pipeline.settle().await } };
+        match unless_stalled(work, self.observer.stats(), self.options.stall_timeout).await.transpose()? {
+            None => return Ok(false),
+            Some(Some(refused)) => return Err(corrupt(&refused)),
+            Some(None) => {}
+        }
+        if over {
+            pipeline.tidy().await;
+        }
+        Ok(true)
     }
 
     /// Where a record ends at the start whose head no run has checked, the start moves to the segment before. On another timeline that head was checked, or

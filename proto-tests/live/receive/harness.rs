@@ -208,6 +208,15 @@ impl Receiving {
         (report, start.elapsed())
     }
 
+    /// As [`Receiving::stop`], for what it told until the end.
+    #[track_caller]
+    pub fn stopped_events(self) -> Vec<ReceiveEvent> {
+        let events = self.events.clone();
+        self.stop();
+        let told = events.lock().unwrap_or_else(PoisonError::into_inner);
+        told.clone()
+    }
+
     /// Waits until it ends by itself.
     #[track_caller]
     pub fn end(self) -> Result<ReceiveReport> {

@@ -161,17 +161,6 @@ fn a_demoted_primary_is_followed_as_a_standby() {
     options.flush_interval = Duration::from_millis(300);
     let receiving = Receiving::start(options, vault.place());
     receiving.wait_streaming();
-    // Listed while it streams: nobody may wait for longer than the interval that it has not given up yet.
-    old.sql("alter system set synchronous_standby_names = 'ANY 2 (walrecv, s2)'");
-    old.sql("select pg_reload_conf()");
-    old.wait_sql("select count(*) from pg_stat_replication where sync_state = 'quorum'", "2");
-    let ledger = Ledger::builder().start(&old);
-    ledger.wait_for_more(10, LIMIT);
-    let entries = ledger.stop();
-    let longest = entries.iter().map(|e| e.latency).max().unwrap_or_default();
-    assert!(longest < Duration::from_secs(3), "a commit took {longest:?}");
-    old.sql("alter system set synchronous_standby_names = ''");
-    old.sql("select pg_reload_conf()");
     old.sql("insert into t values (1)");
     let took = old.stop(Stop::Fast);
     assert!(took < Duration::from_secs(4), "the demotion waited {took:?}");
@@ -226,5 +215,40 @@ fn a_short_timeout_of_the_server_ends_no_stream_whose_storage_hangs() {
     assert_eq!(starts, 1, "{:#?}", receiving.events());
     storage.proxy.stall(false);
     harness::wait_acknowledged(&server, commit);
+    receiving.stop();
+}
+
+fn list(server: &Server, names: &str) {
+    server.sql(&format!("alter system set synchronous_standby_names = '{names}'"));
+    server.sql("select pg_reload_conf()");
+}
+
+/// Listed while it streams, and no longer listed: it finds out by itself, whatever its interval.
+#[test]
+fn the_list_of_synchronous_standbys_is_read_again_while_streaming() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    harness::create_slot(&server);
+    let vault = Vault::new();
+    let mut options = harness::options(&server);
+    options.flush_interval = Duration::from_secs(30);
+    let receiving = Receiving::start(options, vault.place());
+    receiving.wait_streaming();
+    list(&server, "walrecv");
+    receiving.wait_event("that it is listed", |e| *e == ReceiveEvent::Synchronous(true));
+    let ledger = Ledger::builder().start(&server);
+    ledger.wait_for_more(10, LIMIT);
+    let entries = ledger.stop();
+    let longest = entries.iter().skip(1).map(|e| e.latency).max().unwrap_or_default();
+    assert!(longest < Duration::from_secs(1), "a commit took {longest:?}");
+    list(&server, "");
+    wait_for("that it is no longer listed", LIMIT + Duration::from_secs(10), || {
+        receiving.saw(|e| *e == ReceiveEvent::Synchronous(false)).then_some(())
+    });
+    let before = server.lsn();
+    harness::wait_acknowledged(&server, before);
+    server.sql("create table nobody_waits_for (id int)");
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(told(&server) < server.lsn(), "acknowledged long before its interval is over");
     receiving.stop();
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use walrecv::pg::{MajorVersion, TimelineId};
-use walrecv::receive::ReceiveEvent;
+use walrecv::receive::{ReceiveEvent, ReceiveOptions};
 
 use super::harness::{self, Receiving, Vault};
 use super::store::Store;
@@ -185,4 +185,39 @@ fn a_synchronous_standby_is_answered_at_every_commit() {
     }
     let (report, _) = receiving.stop();
     assert_eq!(report.behind, 0);
+}
+
+/// Whether it is connected or not, a stop says what that means for commits; and what a receiver cannot do is said when it begins.
+#[test]
+fn a_stop_says_who_will_wait() {
+    require_servers!(MajorVersion::V14);
+    let mut server = Server::start(MajorVersion::V14);
+    harness::create_slot(&server);
+    server.sql("alter system set synchronous_standby_names = 'walrecv'");
+    server.sql("select pg_reload_conf()");
+    let vault = Vault::new();
+    let start = |options| Receiving::start(options, vault.place());
+    let says = |receiving: &Receiving, text: &str| told(&receiving.events(), text);
+    let stands_by = |e: &ReceiveEvent| matches!(e, ReceiveEvent::StandingBy { .. });
+    let (listed, another) = ("without it commits wait for another standby", "another one has its slot");
+    let first = start(harness::options(&server));
+    first.wait_streaming();
+    let second = start(harness::options(&server));
+    second.wait_event("the second to stand by", stands_by);
+    let blind = harness::options_for(&format!("{} dbname=nowhere", server.conninfo("postgres")));
+    let blind = start(ReceiveOptions { give_up_at: Some(1 << 40), ..blind });
+    blind.wait_event("the blind one to stand by", stands_by);
+    assert!(says(&blind, "give_up_at has no effect") && !says(&first, "give_up_at"), "{:#?}", blind.events());
+    for standing_by in [second, blind] {
+        let events = standing_by.stopped_events();
+        assert!(told(&events, another) && !told(&events, listed), "{events:#?}");
+    }
+    server.stop(Stop::Fast);
+    first.wait_event("the server to be away", |e| matches!(e, ReceiveEvent::Reconnecting { .. }));
+    let events = first.stopped_events();
+    assert!(told(&events, listed), "{events:#?}");
+}
+
+fn told(events: &[ReceiveEvent], text: &str) -> bool {
+    events.iter().any(|e| matches!(e, ReceiveEvent::Warning(warning) if warning.contains(text)))
 }

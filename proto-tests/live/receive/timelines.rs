@@ -65,18 +65,22 @@ fn a_promotion_is_followed_while_streaming() {
         require_servers!(version);
         let mut primary = Server::start(version);
         primary.sql("create table t (id int, filler text)");
-        let standby = primary.standby().start();
+        // Nobody waits for the receivers of a standby, whatever it is set to.
+        let standby = primary.standby().setting("synchronous_standby_names", "walrecv").start();
         harness::create_slot(&standby);
         let (vault, store) = (Vault::new(), Store::default());
         let repository = || if version == MajorVersion::V18 { store.repository() } else { vault.repository() };
         let place = Place { repo: repository(), ..vault.place() };
         let receiving = Receiving::start(harness::options(&standby), place);
         receiving.wait_streaming();
+        let listed = |e: &ReceiveEvent| matches!(e, ReceiveEvent::Synchronous(true));
         primary.sql("insert into t select i, repeat('x', 100) from generate_series(1, 20000) i");
         caught_up(&primary, &standby);
+        assert!(!receiving.saw(listed), "{:#?}", receiving.events());
         primary.stop(Stop::Fast);
         standby.promote();
         receiving.wait_event("the switch", |e| matches!(e, ReceiveEvent::TimelineSwitch { to: NEW, .. }));
+        receiving.wait_event("that commits wait for it now", listed);
         standby.sql("insert into t select i, repeat('y', 100) from generate_series(1, 20000) i");
         let end = standby.lsn();
         harness::wait_acknowledged(&standby, end);

@@ -7,6 +7,7 @@ use super::server::Seen;
 use crate::archive::Archive;
 use crate::cli::context::Context;
 use crate::cli::output;
+use crate::daemon::holes::words;
 use crate::error::{Error, Kind, Result};
 
 pub async fn look(context: &Context, seen: Option<&Seen>, report: &mut Report) {
@@ -58,7 +59,23 @@ async fn compare(context: &Context, seen: Option<&Seen>, report: &mut Report) ->
             ),
         }
     }
-    backups(&archive, report).await
+    backups(&archive, report).await?;
+    holes(&archive, report).await
+}
+
+/// WAL that was lost is told for as long as nothing can be restored past it.
+async fn holes(archive: &Archive, report: &mut Report) -> Result<()> {
+    const CHECK: &str = "holes";
+    let recorded = archive.holes().await?;
+    let count = recorded.len();
+    match words(&archive.still_open(recorded).await?) {
+        Some(open) => {
+            report.warn(CHECK, open, "take one with `walrecv backup`: nothing can be restored past it before")
+        }
+        None if count > 0 => report.ok(CHECK, format!("{count} recorded, each with a backup behind it")),
+        None => {}
+    }
+    Ok(())
 }
 
 async fn backups(archive: &Archive, report: &mut Report) -> Result<()> {

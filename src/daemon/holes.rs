@@ -1,0 +1,138 @@
+//! Holes that no backup lies behind: an alarm that outlives the process that recorded them, and ends with the backup, whoever takes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::board::Board;
+use crate::archive::Archive;
+use crate::error::Result;
+use crate::receive::{Place, ReceiveEvent};
+use crate::seal::content::event::Hole;
+
+/// How often the repository is asked: while there is an alarm, or no answer yet, and otherwise.
+const LOOK: Duration = Duration::from_secs(60);
+const LOOK_ROUTINE: Duration = Duration::from_secs(600);
+
+/// Keeps what a board says of holes as the repository has it, for ever.
+pub async fn watch(place: Place, board: Arc<Board>) {
+    let (mut last, mut told) = (Last::default(), None);
+    loop {
+        let begun = Instant::now();
+        let found = last.look(&place).await;
+        tokio::time::sleep(tell(&board, found, begun, &mut told)).await;
+    }
+}
+
+/// Puts on the board what was found, by a look that began then; how long to wait for the next one. `told` is the last warning.
+fn tell(board: &Board, found: Result<Vec<Hole>>, begun: Instant, told: &mut Option<String>) -> Duration {
+    match found {
+        Ok(open) => {
+            board.set_holes(open, begun);
+            return if board.hole().is_some() { LOOK } else { LOOK_ROUTINE };
+        }
+        // What may pass is told by the stream too.
+        Err(error) if error.is_transient() => tracing::info!("holes are not known: {error}"),
+        Err(error) => {
+            let text = format!("the repository does not tell whether there are holes: {error}");
+            if told.as_ref() != Some(&text) {
+                board.see(&ReceiveEvent::Warning(text.clone()));
+                *told = Some(text);
+            }
+        }
+    }
+    LOOK
+}
+
+/// What was found the last time. Backups are read again only where there are others.
+#[derive(Default)]
+struct Last {
+    holes: Vec<Hole>,
+    backups: Vec<String>,
+    open: Vec<Hole>,
+}
+
+impl Last {
+    async fn look(&mut self, place: &Place) -> Result<Vec<Hole>> {
+        let mut stored = Archive::incarnations(&place.repo, &place.cluster).await?;
+        let (Some(names), true) = (stored.pop(), stored.is_empty()) else { return Ok(Vec::new()) };
+        let archive = Archive { repo: place.repo.clone(), names, keys: place.reader.clone() };
+        let holes = archive.holes().await?;
+        if holes.is_empty() {
+            return Ok(holes);
+        }
+        let listed = archive.repo.list(&format!("{}/backups", archive.names.root())).await?;
+        let backups: Vec<String> = listed.into_iter().map(|backup| backup.name).collect();
+        if (&self.holes, &self.backups) != (&holes, &backups) {
+            let open = archive.still_open(holes.clone()).await?;
+            *self = Last { holes, backups, open };
+        }
+        Ok(self.open.clone())
+    }
+}
+
+/// What to say of holes that are open.
+pub fn words(open: &[Hole]) -> Option<String> {
+    let newest = open.last()?;
+    let before = match open.len() {
+        1 => String::new(),
+        count => format!(", with {} more before it", count - 1),
+    };
+    let (from, to) = (newest.from, newest.to);
+    Some(format!("WAL from {from} to {to} is gone for good{before}: a new base backup is needed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, Kind};
+    use crate::pg::{Lsn, TimelineId};
+
+    fn hole(from: u64) -> Hole {
+        let timeline = TimelineId(1);
+        let (from, to) = (Lsn(from), Lsn(from + 10));
+        Hole { from_timeline: timeline, from, to_timeline: timeline, to, reason: "removed".to_owned() }
+    }
+
+    #[test]
+    fn the_newest_hole_is_named_and_the_others_are_counted() {
+        assert_eq!(words(&[]), None);
+        let one = words(&[hole(16)]).unwrap();
+        assert!(one.contains("from 0/10 to 0/1A is gone for good: a new"), "{one}");
+        let two = words(&[hole(16), hole(32)]).unwrap();
+        assert!(two.contains("from 0/20") && two.contains("1 more before it"), "{two}");
+    }
+
+    fn board() -> Board {
+        Board::new("main", None, Duration::from_secs(1), Arc::default())
+    }
+
+    #[test]
+    fn an_open_hole_is_told_from_the_start_until_a_backup_closes_it() {
+        let (board, mut told) = (board(), None);
+        let mut tell = |found| tell(&board, found, Instant::now(), &mut told);
+        let away = || Err(Error::new(Kind::Repository, "away").transient());
+        assert_eq!((tell(away()), board.report().healthy), (LOOK, true));
+        assert_eq!((tell(Ok(vec![hole(16)])), board.report().healthy), (LOOK, false));
+        assert_eq!((tell(away()), board.report().healthy), (LOOK, false), "what is not known does not end it");
+        let report = board.report();
+        assert!(report.hole.is_some() && report.problem == report.hole, "{report:?}");
+        assert_eq!((tell(Ok(Vec::new())), board.report().healthy), (LOOK_ROUTINE, true));
+        assert_eq!(board.report().hole, None);
+        tell(Err(Error::new(Kind::Corrupt, "an event cannot be opened")));
+        assert!(board.report().warning.is_some_and(|warning| warning.text.contains("cannot be opened")));
+    }
+
+    #[test]
+    fn a_hole_that_is_recorded_while_the_repository_is_asked_is_not_forgotten() {
+        let (board, begun) = (board(), Instant::now());
+        board.see(&ReceiveEvent::Hole(hole(48)));
+        board.set_holes(Vec::new(), begun);
+        assert!(board.hole().is_some_and(|text| text.contains("0/30")));
+        board.set_holes(vec![hole(48)], begun);
+        assert!(board.hole().is_some_and(|text| !text.contains("more")), "it is one hole");
+        board.set_holes(Vec::new(), Instant::now() + LOOK);
+        assert_eq!(board.hole(), None);
+    }
+}
