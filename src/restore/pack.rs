@@ -19,6 +19,10 @@ use crate::seal::page_hash::PageHasher;
 
 /// Frames closer than this are fetched together with what lies between them.
 const JOIN: u64 = 1 << 20;
+/// Bytes that are fetched together from a local repository: a whole pack would only pass through more memory.
+const NEAR: u64 = 4 << 20;
+/// And from another one, where each request costs a journey: a whole pack.
+const FAR: u64 = 17 << 20;
 
 /// What a pack took and gave.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,15 +53,30 @@ pub async fn write_out(
             return Ok(moved);
         }
     }
-    let ranges = ranges(&job, &name)?;
-    let mut chunks = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        let bytes = stock::needed(archive.repo.get_range(&name, range.clone()).await?, &name)?;
-        chunks.push((range.start, bytes));
+    let together = if archive.repo.local_root().is_some() { NEAR } else { FAR };
+    let mut opened = None;
+    for pieces in groups(&job.pack, job.pieces, together, &name)? {
+        let ranges = ranges(&job.pack, &pieces, opened.is_none(), &name)?;
+        let mut chunks = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let bytes = stock::needed(archive.repo.get_range(&name, range.clone()).await?, &name)?;
+            moved.fetched += bytes.len() as u64;
+            chunks.push((range.start, bytes));
+        }
+        let (archive, ground, files) = (archive.clone(), ground.clone(), files.clone());
+        let (pack, name) = (job.pack.clone(), name.clone());
+        let work = move || {
+            let opened = match opened {
+                Some(opened) => opened,
+                None => Opened::new(&archive, &pack, sealed_frame(&pack, 0, &chunks, &name)?, &name)?,
+            };
+            let written = write_pieces(&opened, &pack, &ground, &files, &pieces, &name, &chunks)?;
+            Ok((opened, written))
+        };
+        let (again, written) = blocking(work).await?;
+        opened = Some(again);
+        moved.written += written;
     }
-    moved.fetched += chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
-    let (archive, ground, files) = (archive.clone(), ground.clone(), files.clone());
-    moved.written = blocking(move || write_pieces(&archive, &ground, &files, &job, &name, &chunks)).await?;
     Ok(moved)
 }
 
@@ -75,22 +94,28 @@ fn compare(
     name: &str,
     list: &[u8],
 ) -> Result<(PackJob, u64)> {
-    let opener = opener(archive, &job.pack, name)?;
-    let contents = contents(&opener, &job.pack, list, name)?;
+    let opened = Opened::new(archive, &job.pack, list, name)?;
     let hasher = PageHasher::new(archive.keys.secret());
-    let (pieces, kept) = keep::missing(ground, files, &contents, &hasher, &job.pieces, name)?;
+    let (pieces, kept) = keep::missing(ground, files, &opened.contents, &hasher, &job.pieces, name)?;
     Ok((PackJob { pieces, ..job }, kept))
 }
 
-fn opener(archive: &Archive, pack: &PackPlace, name: &str) -> Result<Opener> {
-    let claims = stock::part_claims(archive, ObjectKind::Pack, pack.number);
-    Opener::new(&pack.header, &claims, archive.keys.as_ref(), true).map_err(|e| stock::refused(name, e))
+/// What a pack's frames are opened and checked with.
+struct Opened {
+    opener: Opener,
+    contents: Contents,
 }
 
-/// The contents list of a pack, from its sealed frame 0.
-fn contents(opener: &Opener, pack: &PackPlace, sealed: &[u8], name: &str) -> Result<Contents> {
-    let plain = opener.frame(sealed, 0, pack.is_last(0)).map_err(|e| stock::refused(name, e))?;
-    Contents::decode(&plain, &pack.backup, pack.number).map_err(|e| stock::malformed(name, e))
+impl Opened {
+    /// From the sealed frame 0, the contents list.
+    fn new(archive: &Archive, pack: &PackPlace, list: &[u8], name: &str) -> Result<Opened> {
+        let claims = stock::part_claims(archive, ObjectKind::Pack, pack.number);
+        let opener = Opener::new(&pack.header, &claims, archive.keys.as_ref(), true);
+        let opener = opener.map_err(|e| stock::refused(name, e))?;
+        let plain = opener.frame(list, 0, pack.is_last(0)).map_err(|e| stock::refused(name, e))?;
+        let contents = Contents::decode(&plain, &pack.backup, pack.number).map_err(|e| stock::malformed(name, e))?;
+        Ok(Opened { opener, contents })
+    }
 }
 
 /// Where a map is wrong about a place, the page that stands there would open all the same: only the pack's own list tells.
@@ -109,11 +134,35 @@ pub fn misplaced(at: &Piece, path: &[u8], name: &str, found: &str) -> Error {
     Error::new(Kind::Corrupt, text).hint("restore from another backup, and see what `walrecv verify --deep` says")
 }
 
-/// The bytes of the pack that hold its contents list and the frames of these pieces (sorted by frame), neighbours joined.
-fn ranges(job: &PackJob, name: &str) -> Result<Vec<Range<u64>>> {
-    let mut out = vec![list_range(&job.pack, name)?];
-    for piece in &job.pieces {
-        let place = job.pack.frames.get(piece.frame as usize).ok_or_else(|| no_frame(name, piece.frame))?;
+/// The pieces (sorted by frame) in groups whose frames are about `together` bytes of the pack.
+fn groups(pack: &PackPlace, pieces: Vec<Piece>, together: u64, name: &str) -> Result<Vec<Vec<Piece>>> {
+    let mut out: Vec<Vec<Piece>> = Vec::new();
+    let mut begin = 0;
+    for piece in pieces {
+        let place = pack.frames.get(piece.frame as usize).ok_or_else(|| no_frame(name, piece.frame))?;
+        let same = |group: &&mut Vec<Piece>| {
+            let in_reach = place.offset + u64::from(place.len) <= begin + together;
+            in_reach || group.last().is_some_and(|last| last.frame == piece.frame)
+        };
+        match out.last_mut().filter(same) {
+            Some(group) => group.push(piece),
+            None => {
+                begin = place.offset;
+                out.push(vec![piece]);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The bytes of the pack that hold the frames of these pieces (sorted by frame), and before them its contents list; neighbours joined.
+fn ranges(pack: &PackPlace, pieces: &[Piece], list: bool, name: &str) -> Result<Vec<Range<u64>>> {
+    let mut out = Vec::new();
+    if list {
+        out.push(list_range(pack, name)?);
+    }
+    for piece in pieces {
+        let place = pack.frames.get(piece.frame as usize).ok_or_else(|| no_frame(name, piece.frame))?;
         let (start, end) = (place.offset, place.offset + u64::from(place.len));
         match out.last_mut() {
             Some(last) if start <= last.end + JOIN => last.end = last.end.max(end),
@@ -133,31 +182,30 @@ fn no_frame(name: &str, frame: u32) -> Error {
 }
 
 fn write_pieces(
-    archive: &Archive,
+    Opened { opener, contents }: &Opened,
+    pack: &PackPlace,
     ground: &Ground,
     files: &[Filling],
-    job: &PackJob,
+    pieces: &[Piece],
     name: &str,
     chunks: &[(u64, Bytes)],
 ) -> Result<u64> {
-    let opener = opener(archive, &job.pack, name)?;
-    let contents = contents(&opener, &job.pack, sealed_frame(&job.pack, 0, chunks, name)?, name)?;
     let (mut scratch, mut plain) = (Vec::new(), Vec::new());
-    let mut opened = None;
+    let mut stands = None;
     let mut written = 0;
     let mut open_files = HashMap::new();
-    for piece in &job.pieces {
-        if opened != Some(piece.frame) {
+    for piece in pieces {
+        if stands != Some(piece.frame) {
             plain.clear();
-            let sealed = sealed_frame(&job.pack, piece.frame, chunks, name)?;
-            let last = job.pack.is_last(piece.frame);
+            let sealed = sealed_frame(pack, piece.frame, chunks, name)?;
+            let last = pack.is_last(piece.frame);
             opener
                 .frame_into(sealed, piece.frame, last, &mut scratch, &mut plain)
                 .map_err(|e| stock::refused(name, e))?;
-            opened = Some(piece.frame);
+            stands = Some(piece.frame);
         }
         let Filling { path, tally, .. } = filling(files, piece)?;
-        demand_stands(&contents, piece, path, name)?;
+        demand_stands(contents, piece, path, name)?;
         let bytes = piece_of(&plain, piece.offset, u64::from(piece.len), name)?;
         // Pieces come frame by frame and a frame holds few files: a handful of open files is enough.
         if open_files.len() >= 64 {
@@ -217,10 +265,9 @@ pub async fn small_file(archive: &Archive, file: &File) -> Result<Vec<u8>> {
         let place = pack.frames.get(*frame as usize).ok_or_else(|| no_frame(&name, *frame))?;
         let range = place.offset..place.offset + u64::from(place.len);
         let sealed = stock::needed(archive.repo.get_range(&name, range).await?, &name)?;
-        let opener = opener(archive, pack, &name)?;
-        let plain = opener.frame(&sealed, *frame, pack.is_last(*frame)).map_err(|e| stock::refused(&name, e))?;
         let list = stock::needed(archive.repo.get_range(&name, list_range(pack, &name)?).await?, &name)?;
-        let contents = contents(&opener, pack, &list, &name)?;
+        let Opened { opener, contents } = Opened::new(archive, pack, &list, &name)?;
+        let plain = opener.frame(&sealed, *frame, pack.is_last(*frame)).map_err(|e| stock::refused(&name, e))?;
         // No longer than the file, which is small.
         let len = (run.count * unit) as u32;
         let piece = Piece { at: run.first * unit, len, file: 0, frame: *frame, offset: *offset };
@@ -233,4 +280,32 @@ pub async fn small_file(archive: &Archive, file: &File) -> Result<Vec<u8>> {
         place.copy_from_slice(bytes);
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::content::BackupId;
+    use crate::seal::sealer::FramePlace;
+
+    #[test]
+    fn pieces_are_fetched_in_groups_and_their_list_once() {
+        let id = BackupId::parse("20260131T020000Z-0000001A-0000000300000028-1a2b").unwrap();
+        let mib = 1u64 << 20;
+        // The list, then frames of 1 MiB each.
+        let frames = (0..13).map(|n| FramePlace { offset: 100 + n * mib, len: mib as u32, plain_len: 0 }).collect();
+        let pack = PackPlace { backup: id, number: 0, len: 13 * mib + 100, header: Bytes::new(), frames };
+        let piece = |frame| Piece { at: 0, len: 1, file: 0, frame, offset: 0 };
+        let pieces: Vec<Piece> = [1, 2, 2, 3, 4, 5, 9, 12, 12].map(piece).to_vec();
+        let groups = groups(&pack, pieces.clone(), 4 * mib, "pack").unwrap();
+        let frames = |group: &Vec<Piece>| group.iter().map(|p| p.frame).collect::<Vec<_>>();
+        let found: Vec<_> = groups.iter().map(frames).collect();
+        assert_eq!(found, [vec![1, 2, 2, 3, 4], vec![5], vec![9, 12, 12]]);
+        let at = |n: u64| 100 + n * mib;
+        assert_eq!(ranges(&pack, &groups[0], true, "pack").unwrap(), [at(0)..at(5)]);
+        assert_eq!(ranges(&pack, &groups[2], false, "pack").unwrap(), [at(9)..at(10), at(12)..at(13)]);
+        assert_eq!(ranges(&pack, &groups[2], true, "pack").unwrap(), [at(0)..at(1), at(9)..at(10), at(12)..at(13)]);
+        assert_eq!(super::groups(&pack, pieces, 1, "pack").unwrap().len(), 7, "a frame is never cut");
+        assert!(super::groups(&pack, vec![piece(13)], mib, "pack").is_err());
+    }
 }
