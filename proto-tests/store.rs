@@ -34,6 +34,8 @@ mod heartbeats;
 mod plans;
 #[path = "store/scripted.rs"]
 mod scripted;
+#[path = "store/settled.rs"]
+mod settled;
 #[path = "store/spool.rs"]
 mod spool;
 #[path = "store/suite.rs"]

@@ -483,6 +483,8 @@ fn damaged_pages_are_named() {
             bytes[page * 8192 + 4000] ^= 1;
         }
         bytes[5 * 8192..6 * 8192].fill(0);
+        // Its position, too, is garbage: from a time that is yet to come.
+        bytes[9 * 8192..10 * 8192].fill(0xAB);
         std::fs::write(&file, &bytes).expect("write a table");
         server.start_again();
         let fixture = Fixture::new(&server);
@@ -501,9 +503,9 @@ fn damaged_pages_are_named() {
             assert!(fixture.contents(&files)[path.as_bytes()] == bytes);
             manifest
         };
-        take(&bytes, &[3, 7]);
+        take(&bytes, &[3, 7, 9]);
         server.sql("create table u as select 1; checkpoint");
-        let second = take(&bytes, &[3, 7]);
+        let second = take(&bytes, &[3, 7, 9]);
         let compared = |manifest: &Manifest| {
             let (sizes, why) = (&manifest.sizes, manifest.why_full.as_deref().unwrap_or_default());
             assert!(manifest.parent.is_some() && sizes.changed * 4 < sizes.reused, "{sizes:?}, {why}");
@@ -513,7 +515,15 @@ fn damaged_pages_are_named() {
         compared(&second);
         bytes[3 * 8192..4 * 8192].copy_from_slice(&good[3 * 8192..4 * 8192]);
         std::fs::write(&file, &bytes).expect("mend a page");
-        compared(&take(&bytes, &[7]));
+        compared(&take(&bytes, &[7, 9]));
+        // A file that ends within a page has pages all the same.
+        std::fs::write(&file, [&bytes[..], &[1; 100]].concat()).expect("a longer file");
+        let outcome = fixture.take(&server, &options, &Always).expect("a backup");
+        let mut named: Vec<_> = outcome.manifest.bad_pages.iter().map(|b| (b.path.0.clone(), b.page)).collect();
+        named.sort();
+        let cut = bytes.len() as u64 / 8192;
+        assert_eq!(named, [7, 9, cut].map(|page| (path.clone().into_bytes(), page)));
+        std::fs::write(&file, &bytes).expect("the file as it was");
     }
 }
 

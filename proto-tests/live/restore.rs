@@ -353,6 +353,44 @@ fn what_is_laid_is_what_the_server_listed() {
     }
 }
 
+/// A map of an older state of the same files, whole and authentic, and a configuration that lies elsewhere: the first is refused by what the server said
+/// of each file, the second is part of what is listed.
+#[test]
+fn every_file_is_compared_with_what_the_server_said_and_what_is_added_is_listed() {
+    let version = *versions().first().expect("a server");
+    let builder = Server::builder(version).setting("synchronous_standby_names", "").setting("wal_keep_size", "64MB");
+    let mut story = Story::new(builder.start());
+    story.write(2);
+    story.backup();
+    story.server.sql("update story set filler = 'x'; checkpoint");
+    // As on Debian; the server has read them.
+    for name in ["pg_hba.conf", "pg_ident.conf"] {
+        std::fs::remove_file(story.server.data_dir().join(name)).expect("a file to remove");
+    }
+    std::thread::sleep(Duration::from_millis(1100));
+    story.backup();
+    story.archive_and_die();
+    let prepared = story.prepare(Target::Latest).expect("a plan");
+    let options = story.options("data");
+    let restored = story.restore(&prepared, &options).expect("a restore");
+    assert_eq!(restored.written, ["pg_hba.conf", "pg_ident.conf"]);
+    verify(&story.server, &options.pgdata);
+
+    let archive = &story.shelf.archive;
+    let all = run(restore::stock::complete_backups(archive)).expect("two backups");
+    let (older, mut newer) = (all[0].clone(), prepared.choice.manifest.clone());
+    assert!(all.len() == 2 && older.id < newer.id && newer.server_manifest.is_some());
+    newer.maps = older.maps;
+    let name = archive.names.backup(newer.id.as_str());
+    run(archive.repo.delete(&name)).expect("a deletion");
+    let claims = archive.claims(ObjectKind::Manifest, TimelineId(0), Lsn(0));
+    let keys = story.shelf.ring.fresh().expect("keys");
+    run(archive.put_index(&keys, &name, claims, &newer.encode(), Duration::from_secs(5))).expect("a manifest");
+    let refused = story.restore(&story.prepare(Target::Latest).expect("a plan"), &story.options("wrong"));
+    let refused = refused.expect_err("another backup's files");
+    assert!(refused.kind() == Kind::Corrupt && refused.to_string().contains("PostgreSQL's manifest"), "{refused}");
+}
+
 /// A restored server neither waits for production's standbys nor archives for production; it says so.
 #[test]
 fn a_copy_does_not_act_on_production() {

@@ -158,6 +158,7 @@ pub fn manifest(start: Lsn, stop: Lsn) -> Manifest {
             control_version: 1300,
             catalog_version: 0,
             data_checksum_version: 0,
+            relation_segment_pages: 131_072,
             wal_level: 1,
             max_connections: 100,
             max_worker_processes: 8,
@@ -168,6 +169,7 @@ pub fn manifest(start: Lsn, stop: Lsn) -> Manifest {
         },
         bad_pages: Vec::new(),
         bad_page_count: 0,
+        identity: None,
         made_by: "a test".into(),
         host: "here".into(),
     }

@@ -28,6 +28,7 @@ pub fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
         control_version: 1300,
         catalog_version: 202209061,
         data_checksum_version: 1,
+        relation_segment_pages: 131_072,
         wal_level: 1,
         max_connections: 100,
         max_worker_processes: 8,
@@ -66,6 +67,7 @@ pub fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
         control,
         bad_pages: Vec::new(),
         bad_page_count: 0,
+        identity: None,
         made_by: "test".into(),
         host: "here".into(),
     }

@@ -420,6 +420,7 @@ impl Shop {
             reuses: Vec::new(),
             made_by: "a test".into(),
             full: false,
+            identity: None,
             host: "here".into(),
             state: "0123456789abcdef".into(),
         }
@@ -464,6 +465,7 @@ impl Shop {
                 control_version: 1300,
                 catalog_version: 0,
                 data_checksum_version: 1,
+                relation_segment_pages: 131_072,
                 wal_level: 1,
                 max_connections: 100,
                 max_worker_processes: 8,
@@ -474,6 +476,7 @@ impl Shop {
             },
             bad_pages: Vec::new(),
             bad_page_count: 0,
+            identity: None,
             made_by: "a test".into(),
             host: "here".into(),
         }

@@ -8,7 +8,7 @@ use super::join::Run;
 use super::tails::{Damage, Tail};
 use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, SegmentName, TimelineId};
+use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::repo::names::{PART_BYTES, WalObject, parse_wal_object, parts_of};
 use crate::seal::content::summary::Summary;
 use crate::seal::header::{Claims, ObjectKind};
@@ -41,20 +41,46 @@ impl Archive {
         Ok(listed.into_iter().map(|l| l.name).filter(ours).collect())
     }
 
-    /// Makes what stands of the segment that ends at `end`, or holds it, durable where the repository is a local disk: a tail that its receiver is writing is
-    /// seen before it is synced. `false`: nothing needs that elsewhere.
-    pub async fn settle_segment_at(&self, timeline: TimelineId, end: Lsn) -> Result<bool> {
+    /// Makes what stands of the WAL from `start` to `end` on the way to `timeline` durable where the repository is a local disk: a tail that its receiver is
+    /// writing is seen before it is synced, and a name that a receiver made which died then is seen before its folder is. `false`: nothing needs that elsewhere.
+    pub async fn settle_wal(&self, timeline: TimelineId, start: Lsn, end: Lsn) -> Result<bool> {
         if self.repo.local_root().is_none() {
             return Ok(false);
         }
-        let size = self.names.segment_size;
-        let segment = SegmentName::new(timeline, size.segment_before(end), size);
+        let history = if timeline == TimelineId(1) { None } else { self.parsed_history(timeline).await? };
+        let ancestors = history.iter().flat_map(|history| &history.ancestors);
+        let legs = ancestors.map(|ancestor| (ancestor.timeline, ancestor.switch_point)).chain([(timeline, end)]);
+        let (size, mut from) = (self.names.segment_size, start);
+        for (timeline, to) in legs.filter(|(_, to)| *to > start) {
+            let to = to.min(end);
+            let last = size.segment_before(to).0;
+            for number in size.segment_of(from).0..last {
+                self.settle_whole(SegmentName::new(timeline, SegmentNumber(number), size)).await?;
+            }
+            self.settle_segment(SegmentName::new(timeline, SegmentNumber(last), size)).await?;
+            from = to;
+        }
+        Ok(true)
+    }
+
+    /// Of a segment that should be complete, without a listing.
+    async fn settle_whole(&self, segment: SegmentName) -> Result<()> {
+        for (name, _) in self.objects_of(segment) {
+            if self.repo.settle(&name).await.is_err() {
+                return self.settle_segment(segment).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever there is of a segment.
+    async fn settle_segment(&self, segment: SegmentName) -> Result<()> {
         let mut left = LOOKS;
         loop {
             // What is gone since it was listed has made room for something that is durable: look again.
             match self.settle_listed(segment).await {
                 Err(_) if left > 0 => left -= 1,
-                settled => return settled.map(|()| true),
+                settled => return settled,
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -63,7 +89,9 @@ impl Archive {
     async fn settle_listed(&self, segment: SegmentName) -> Result<()> {
         let objects: Vec<_> = self.objects_of(segment).into_iter().map(|(name, _)| name).collect();
         let folder = objects.first().and_then(|name| name.rsplit_once('/')).map_or("", |(folder, _)| folder);
-        let stored = self.repo.list(folder).await?.into_iter().map(|l| l.name).filter(|name| objects.contains(name));
+        let partial = self.names.partial(segment);
+        let ours = |name: &String| objects.contains(name) || *name == partial;
+        let stored = self.repo.list(folder).await?.into_iter().map(|l| l.name).filter(ours);
         for name in self.tails_of(segment).await?.into_iter().chain(stored) {
             self.repo.settle(&name).await?;
         }

@@ -40,6 +40,8 @@ pub struct Local {
     /// Where page hashes are kept.
     pub shelf: Option<Shelf>,
     pub scratch: Arc<Scratch>,
+    /// The short name of the identity that packs are sealed for.
+    pub identity: Option<String>,
 }
 
 /// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first. `avoid` is why it shall send everything.
@@ -50,7 +52,7 @@ pub async fn begin(
     options: &BackupOptions,
     avoid: Option<String>,
 ) -> Result<(Begun, Option<Reuse>)> {
-    let choice = parent::choose(archive, connection, local.shelf.as_ref(), options, avoid).await?;
+    let choice = parent::choose(archive, connection, local, options, avoid).await?;
     options.tell(Progress::Checkpoint);
     let command = BaseBackupOptions {
         label: options.label.clone(),
@@ -80,6 +82,7 @@ pub async fn announce(
     begun: &Begun,
     reuse: Option<&Reuse>,
     dead: &[BackupId],
+    local: &Local,
     sealing: &mut Sealing,
     options: &BackupOptions,
 ) -> Result<()> {
@@ -95,6 +98,7 @@ pub async fn announce(
         state,
         made_by: made_by(),
         full: options.full,
+        identity: local.identity.clone(),
         host: host(),
     };
     let upload = sealing.index(ObjectKind::Intent, 0, &intent.encode())?;

@@ -1,8 +1,8 @@
 //! The hashes of all pages of one complete backup, kept in `state_dir` so that the next one stores only what changed.
 //!
-//! Two files, `pages-<cluster>/<backup id>.index` and `.hashes`: paths in order, each with what the map says of it and the place of its first
+//! Two files, `pages-<cluster>-<repository id>/<backup id>.index` and `.hashes`: paths in order, each with what the map says of it and the place of its first
 //! hash; and the hashes, one for each chunk, file by file in the order in which the server sent them. Both name the repository, the cluster,
-//! the backup and the key of the hashes, and both are checked block by block. They are written while their backup is taken and count only once
+//! the backup, the key of the hashes and the identity, and both are checked block by block. They are written while their backup is taken and count only once
 //! its manifest stands in the repository; the files of the backup before go after that. So a cache never says more than a complete backup, and
 //! one that is lost or refused costs a backup that stores everything.
 
@@ -76,10 +76,13 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    pub fn new(state_dir: &Path, archive: &Archive, hasher: &PageHasher) -> Shelf {
+    /// `identity` is the one that packs are sealed for now: pages that only another key opens are not built on.
+    pub fn new(state_dir: &Path, archive: &Archive, hasher: &PageHasher, identity: Option<&str>) -> Shelf {
         let repository = hex(&archive.keys.repository().0);
-        let belongs = format!("{WHAT} 1\n{repository}\n{}\n{}\n", archive.names.root(), hex(&hasher.key_id()));
-        Shelf { folder: state_dir.join(format!("pages-{}", archive.names.cluster)), belongs }
+        let (root, key, identity) = (archive.names.root(), hex(&hasher.key_id()), identity.unwrap_or("none"));
+        let belongs = format!("{WHAT} 2\n{repository}\n{root}\n{key}\n{identity}\n");
+        // Two repositories may share a `state_dir`, and clear only their own.
+        Shelf { folder: state_dir.join(format!("pages-{}-{repository}", archive.names.cluster)), belongs }
     }
 
     fn path(&self, id: &BackupId, part: &str) -> PathBuf {

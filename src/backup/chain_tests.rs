@@ -7,6 +7,7 @@ use super::intake_tests::{Bench, Made, Sent, noise};
 use crate::seal::content::BackupId;
 use crate::seal::content::manifest::MapRef;
 use crate::seal::content::map::{MapReader, Source};
+use crate::seal::header::RepositoryId;
 use crate::seal::page_hash::CHUNK;
 
 type Tree = BTreeMap<String, Vec<u8>>;
@@ -498,4 +499,20 @@ fn what_an_interrupted_renewal_stored_is_used_once() {
         let needs = |id: &BackupId| held(&story.bench, &maps).0.contains(id);
         assert_eq!((needs(&ids[0]), needs(&ids[2])), (number < 3, number == 3 || number == 4), "backup {number}");
     }
+}
+
+/// Two repositories, one `state_dir`: what one backup settles is nothing to the other's hashes. Nor are they used where the identity has changed.
+#[test]
+fn page_hashes_are_one_repository_s_and_one_identity_s() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, there) = (Bench::new(), Bench::of(RepositoryId([4; 16])));
+    let shelf = |bench: &Bench, identity| Shelf::new(dir.path(), &bench.archive, &here.ring.page_hasher(), identity);
+    let (one, other) = (shelf(&here, Some("a1")), shelf(&there, Some("a1")));
+    for (shelf, number) in [(&one, 1), (&other, 2)] {
+        let id = here.id(number);
+        assert!(shelf.begin(&id).unwrap().finish());
+        shelf.settle(&id, true);
+    }
+    assert_eq!((one.held(), other.held()), (vec![here.id(1)], vec![here.id(2)]));
+    assert!(one.open(&here.id(1)).is_some() && shelf(&here, Some("b2")).open(&here.id(1)).is_none());
 }

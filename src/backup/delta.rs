@@ -86,7 +86,7 @@ impl Delta {
             let content = record.rows.is_empty() && (compared || !record.is_file());
             content && Known { hashes: 0, ..before } == Known { hashes: 0, ..known }
         });
-        if unchanged { Ok(None) } else { record.entry(&self.packs).map(Some) }
+        if unchanged { Ok(None) } else { record.entry(&mut self.packs).map(Some) }
     }
 
     /// What is kept for the next backup.

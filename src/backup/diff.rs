@@ -7,15 +7,14 @@
 //! Files, maps and hashes are those of one backup. What a file of the parent is, its maps say; the cache only adds hashes, and where it
 //! says something else of a file it has none.
 
-use std::sync::Arc;
-
 use crate::error::Result;
-use crate::seal::content::map::{EntryKind, PackPlace};
+use crate::seal::content::map::EntryKind;
 use crate::seal::page_hash::{CHUNK, PageHash, PageHasher};
 
 use super::cache::{Cache, Keeping, Known};
 use super::orphans::{OrphanFile, Orphans};
 use super::parent_files::ParentFiles;
+use super::places::Places;
 use super::record::Place;
 use super::survivors::{Moves, Survivors};
 
@@ -77,8 +76,8 @@ pub struct Judged {
     pub parent: Option<ParentFiles>,
     /// The hashes that were kept.
     pub kept: Option<Keeping>,
-    /// The packs of interrupted backups that are used.
-    pub found: Vec<Arc<PackPlace>>,
+    /// The packs of interrupted backups.
+    pub found: Places,
 }
 
 impl Diff {
@@ -201,7 +200,7 @@ impl Diff {
     }
 
     pub fn finish(self) -> Judged {
-        let found = self.orphans.map(Orphans::used).unwrap_or_default();
+        let found = self.orphans.map(Orphans::places).unwrap_or_default();
         Judged { parent: self.parent.map(|parent| parent.files), kept: self.kept, found }
     }
 }

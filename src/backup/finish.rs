@@ -66,6 +66,8 @@ pub struct Said<'a> {
     /// Survivors were stored anew.
     pub renewed: bool,
     pub why_full: Option<String>,
+    /// That contents are sealed for.
+    pub identity: Option<String>,
 }
 
 /// The manifest, all but what only the end knows: `sizes.read` and `sizes.stored`. Whatever the labels and pg_control say must agree with what the
@@ -118,6 +120,7 @@ pub fn manifest(archive: &Archive, received: &Received, span: &Span, said: Said<
         control: facts(&control),
         bad_pages: received.bad_pages.clone(),
         bad_page_count: received.bad_page_count,
+        identity: said.identity,
         made_by: made_by(),
         host: host(),
     })
@@ -147,6 +150,7 @@ fn facts(control: &ControlFile) -> ControlFacts {
         control_version: control.control_version,
         catalog_version: control.catalog_version,
         data_checksum_version: control.data_checksum_version,
+        relation_segment_pages: control.relation_segment_pages,
         wal_level: parameters.wal_level,
         max_connections: parameters.max_connections,
         max_worker_processes: parameters.max_worker_processes,

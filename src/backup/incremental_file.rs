@@ -11,7 +11,7 @@ use super::diff::{Diff, Passing};
 use super::intake::Expected;
 use super::record::Record;
 use crate::error::{Error, Kind, Result};
-use crate::pg::data_page::{PAGE, RelationFile, SEGMENT_PAGES};
+use crate::pg::data_page::{PAGE, RelationFile};
 use crate::pg::incremental::{BadIncremental, Header, IncrementalReader, target};
 use crate::pg::tar::{Member, MemberKind};
 
@@ -47,7 +47,7 @@ impl Increment {
             let text = format!("only some blocks of {shown} were sent, and the parent lacks it");
             return Err(Error::new(Kind::Corrupt, text).hint("Take the backup again with --full."));
         };
-        let reader = IncrementalReader::new(member.size, expected.pages_per_segment.unwrap_or(SEGMENT_PAGES));
+        let reader = IncrementalReader::new(member.size, expected.pages_per_segment);
         Ok(Some((path, passing, Increment { reader, unsent: VecDeque::new() })))
     }
 

@@ -5,22 +5,24 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::bad_pages::BadPages;
 use super::check::{Arrivals, ServerCheck};
 use super::diff::{Diff, Fate, Passing};
 use super::incremental_file::Increment;
 use super::packer::Packer;
+use super::places::Places;
 use super::record::Record;
 use super::sealing::Sealing;
 use super::upload::Outbox;
 use crate::disk::scratch::Scratch;
 use crate::disk::sorted::{Merged, Sorter};
 use crate::error::{Error, Kind, Result};
-use crate::pg::data_page::{self, PAGE, PageState, RelationFile};
+use crate::pg::data_page::{self, PAGE, RelationFile};
 use crate::pg::incremental::Event as IncrementalEvent;
 use crate::pg::tar::{BadTar, Member, MemberKind, TarEvent, TarReader};
 use crate::pg::{Lsn, SystemIdentifier};
-use crate::seal::content::manifest::{BadPage, Manifest, Raw, ServerManifest};
-use crate::seal::content::map::{EntryKind, PackPlace};
+use crate::seal::content::manifest::{BadPage, ServerManifest};
+use crate::seal::content::map::EntryKind;
 use crate::seal::page_hash::{CHUNK, PageHash};
 use crate::seal::sealer::Compression;
 use crate::seal::unpack::{BadStream, Method, Unpack};
@@ -37,8 +39,10 @@ pub struct Expected {
     /// Where the backup's WAL begins: younger pages are not checked.
     pub start: Lsn,
     pub tablespaces: Vec<TablespaceRow>,
-    /// `None`: the cluster has no page checksums.
-    pub pages_per_segment: Option<u32>,
+    /// Whether pages have checksums.
+    pub checksums: bool,
+    /// Of a relation's files (`RELSEG_SIZE`).
+    pub pages_per_segment: u32,
     pub compression: Compression,
     /// What archives are compressed with as they come.
     pub server_compression: Option<ServerCompression>,
@@ -74,7 +78,7 @@ pub struct Files {
     pub records: Merged,
     /// What they were compared with, and the hashes that the next backup is compared with.
     pub diff: Diff,
-    pub packs: Vec<Arc<PackPlace>>,
+    pub packs: Places,
     /// Where the records are.
     pub scratch: Arc<Scratch>,
 }
@@ -128,8 +132,9 @@ pub struct Intake {
     control: Option<Vec<u8>>,
     check: Option<ServerCheck>,
     server_manifest: Option<ServerManifest>,
-    bad_pages: Vec<BadPage>,
-    bad_page_count: u64,
+    bad_pages: BadPages,
+    /// Where the server's WAL ended when all had been sent.
+    stop: Option<Lsn>,
     tally: Tally,
     outbox: Outbox,
     /// The server has said so.
@@ -138,7 +143,8 @@ pub struct Intake {
 
 impl Intake {
     pub fn new(expected: Expected, diff: Diff, sealing: Sealing, outbox: Outbox) -> Intake {
-        let packer = Packer::new(expected.compression, outbox.clone());
+        let packer = Packer::new(expected.compression, outbox.clone(), expected.scratch.path());
+        let bad_pages = BadPages::new(expected.start, expected.scratch.path());
         let records = Sorter::new(expected.scratch.path(), SORTED);
         let arrivals = Some(Arrivals::new(expected.scratch.clone()));
         Intake {
@@ -158,8 +164,8 @@ impl Intake {
             control: None,
             check: None,
             server_manifest: None,
-            bad_pages: Vec::new(),
-            bad_page_count: 0,
+            bad_pages,
+            stop: None,
             tally: Tally::default(),
             outbox,
             complete: false,
@@ -180,7 +186,11 @@ impl Intake {
                 self.complete = true;
                 Ok(())
             }
-            BackupEvent::Start { .. } | BackupEvent::Progress { .. } | BackupEvent::End { .. } => Ok(()),
+            BackupEvent::End { lsn, .. } => {
+                self.stop = Some(lsn);
+                Ok(())
+            }
+            BackupEvent::Start { .. } | BackupEvent::Progress { .. } => Ok(()),
         }
     }
 
@@ -243,7 +253,8 @@ impl Intake {
             self.current = Some(Current { record, passing, relation, partial, kept, increment, name: path, sent, crc });
             return Ok(());
         }
-        let relation = RelationFile::from_path(&path).filter(|_| member.size.is_multiple_of(PAGE as u64));
+        let relation = RelationFile::from_path(&path);
+        let whole = member.size.is_multiple_of(PAGE as u64);
         let kind = match member.kind {
             MemberKind::Directory => EntryKind::Directory,
             // With TABLESPACE_MAP the links of pg_tblspc are in that file alone, and servers leave out or send as directories all others.
@@ -251,7 +262,7 @@ impl Intake {
                 let shown = String::from_utf8_lossy(&path);
                 return Err(refused(&format!("{shown:?} is a link, which no server sends")));
             }
-            MemberKind::File if relation.is_some() => EntryKind::Pages,
+            MemberKind::File if relation.is_some() && whole => EntryKind::Pages,
             MemberKind::File => EntryKind::Bytes,
         };
         let in_manifest = matches!(path.as_slice(), b"backup_label" | b"tablespace_map");
@@ -336,7 +347,7 @@ impl Intake {
         let (mut row, mut hashes) = (first, Vec::new());
         for chunk in bytes.chunks(CHUNK) {
             let (number, len) = (current.passing.next, chunk.len() as u64);
-            let zero = self.is_zero(&current.record, current.relation, chunk, number);
+            let zero = self.is_zero(&current.record.path, current.relation, chunk, number)?;
             let fate = self.diff.judge(&mut current.passing, current.record.kind, chunk, zero);
             if let Fate::Store(hash) | Fate::Move(hash) = fate {
                 self.tally.changed += len;
@@ -374,25 +385,16 @@ impl Intake {
     }
 
     /// Looks at one chunk: bad pages are noted, zero ones need no place.
-    fn is_zero(&mut self, record: &Record, relation: Option<RelationFile>, chunk: &[u8], number: u64) -> bool {
-        let page = chunk.first_chunk::<PAGE>();
-        let (Some(page), Some(relation), Some(per_segment)) = (page, relation, self.expected.pages_per_segment) else {
-            return data_page::is_zero(chunk);
+    fn is_zero(&mut self, path: &[u8], relation: Option<RelationFile>, chunk: &[u8], number: u64) -> Result<bool> {
+        let Some(relation) = relation.filter(|_| self.expected.checksums && !chunk.is_empty()) else {
+            return Ok(data_page::is_zero(chunk));
         };
-        let block = u64::from(relation.segment) * u64::from(per_segment) + number;
-        match data_page::judge(page, block as u32, self.expected.start) {
-            PageState::Zero => true,
-            PageState::Good | PageState::Newer => false,
-            PageState::Bad { stored, computed } => {
-                self.bad_page_count += 1;
-                if self.bad_pages.len() < Manifest::BAD_PAGES {
-                    let path = record.shown();
-                    tracing::warn!(path, page = number, stored, computed, "page checksum does not match");
-                    self.bad_pages.push(BadPage { path: Raw(record.path.clone()), page: number });
-                }
-                false
-            }
-        }
+        let Some(page) = chunk.first_chunk::<PAGE>() else {
+            self.bad_pages.cut(path, number);
+            return Ok(data_page::is_zero(chunk));
+        };
+        let block = u64::from(relation.segment) * u64::from(self.expected.pages_per_segment) + number;
+        self.bad_pages.look(path, number, page, block as u32)
     }
 
     fn end(&mut self) -> Result<()> {
@@ -449,8 +451,10 @@ impl Intake {
             return Err(refused(&format!("expected {expected} archives, received {}", self.archives)));
         }
         let missing = |file: &str| refused(&format!("the backup has no {file}"));
+        let stop = self.stop.ok_or_else(|| Error::new(Kind::Server, "the server did not say where the backup ends"))?;
+        let (bad_pages, bad_page_count) = self.bad_pages.finish(stop)?;
         let packs = self.packer.finish(&mut self.sealing)?;
-        self.tally.packs = packs.len() as u32;
+        self.tally.packs = packs.len();
         self.tally.found = self.diff.held();
         let (records, scratch) = (self.records.finish()?, self.expected.scratch);
         let files = Files { records, diff: self.diff, packs, scratch };
@@ -460,8 +464,8 @@ impl Intake {
             tablespace_map: self.tablespace_map,
             control: self.control.ok_or_else(|| missing("global/pg_control"))?,
             server_manifest: self.server_manifest,
-            bad_pages: self.bad_pages,
-            bad_page_count: self.bad_page_count,
+            bad_pages,
+            bad_page_count,
             tally: self.tally,
         };
         Ok((received, files, self.sealing))

@@ -23,6 +23,7 @@ use crate::disk::scratch::Scratch;
 use crate::error::{Kind, Result};
 use crate::keys::ring::{ReaderRing, WriterRing};
 use crate::keys::setup;
+use crate::pg::data_page::SEGMENT_PAGES;
 use crate::pg::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
 use crate::repo::{ClusterNames, Repository};
 use crate::seal::content::contents::Contents;
@@ -134,7 +135,11 @@ type Frames = BTreeMap<(String, u32, u32), Vec<u8>>;
 
 impl Bench {
     pub(super) fn new() -> Bench {
-        let (keys, id) = (setup::generate(), RepositoryId([3; 16]));
+        Bench::of(RepositoryId([3; 16]))
+    }
+
+    pub(super) fn of(id: RepositoryId) -> Bench {
+        let keys = setup::generate();
         let ring = WriterRing::new(id, keys.secret.clone(), Some(&keys.public)).unwrap();
         let reader = ReaderRing::new(id, keys.secret.clone(), Some(&keys.identity)).unwrap();
         let names =
@@ -152,12 +157,12 @@ impl Bench {
     }
 
     pub(super) fn shelf(&self) -> Shelf {
-        Shelf::new(self.dir.path(), &self.archive, &self.ring.page_hasher())
+        Shelf::new(self.dir.path(), &self.archive, &self.ring.page_hasher(), None)
     }
 
     /// Where page hashes are kept.
     pub(super) fn folder(&self) -> PathBuf {
-        self.dir.path().join("pages-main")
+        self.dir.path().join(format!("pages-main-{}", hex(&self.archive.keys.repository().0)))
     }
 
     /// Where the packs are, as a dead run's are found.
@@ -185,7 +190,8 @@ impl Bench {
             system: SYSTEM,
             start: START,
             tablespaces: vec![TablespaceRow { oid: None, location: String::new(), size_kb: None }],
-            pages_per_segment: None,
+            checksums: false,
+            pages_per_segment: SEGMENT_PAGES,
             compression: Compression::Lz4,
             server_compression: self.server_compression,
             incremental,

@@ -14,6 +14,7 @@
 
 mod alive;
 mod alone;
+mod bad_pages;
 mod begin;
 mod cache;
 #[cfg(test)]
@@ -40,6 +41,7 @@ mod orphans;
 mod packer;
 mod parent;
 mod parent_files;
+mod places;
 mod prepare;
 mod press;
 mod reader;

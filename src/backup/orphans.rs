@@ -9,7 +9,7 @@
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ use tokio::runtime::Handle;
 
 use super::cache::damaged;
 use super::orphan_pack::{self, OrphanPack};
+use super::places::{PlaceWriter, Places, opened};
 use super::record::{PackIndex, Place};
 use super::take::blocking;
 use crate::archive::Archive;
-use crate::disk::private;
 use crate::disk::scratch::Scratch;
 use crate::disk::sorted::{SortedFile, SortedWriter, Sorter};
 use crate::error::{Context, Error, Kind, Result};
 use crate::seal::content::contents::{Piece, Unit};
-use crate::seal::content::map::{EntryKind, PackPlace};
+use crate::seal::content::map::EntryKind;
 use crate::seal::content::varint::{Cursor, put};
 use crate::seal::content::{BackupId, Malformed};
 use crate::seal::page_hash::{CHUNK, PageHash};
@@ -59,15 +59,16 @@ pub async fn usable(archive: &Archive, dead: &[BackupId], scratch: &Arc<Scratch>
     })
 }
 
-/// What the packs of dead runs hold. Memory: a window of one file, and the packs that are used.
+/// What the packs of dead runs hold. Memory: a window of one file, a few packs, and the numbers of those that are used.
 pub struct Orphans {
     packs: u32,
     /// By path and window, what stands where.
     pieces: SortedFile,
     /// By number, the packs.
-    places: SortedFile,
-    used: Vec<Arc<PackPlace>>,
-    numbered: HashMap<u32, PackIndex>,
+    places: Places,
+    /// Numbers of those that are used, and their plain bytes.
+    used: HashSet<u32>,
+    held: u64,
 }
 
 /// The file that passes by.
@@ -97,9 +98,7 @@ impl Orphans {
     /// long; they have no names there afterwards. A pack that is cut or cannot be read is passed over, with a word in the log. Blocks.
     pub fn gather(archive: &Archive, runtime: &Handle, dead: &[BackupId], folder: &Path) -> Result<Orphans> {
         let mut pieces = Sorter::new(folder, SORTED);
-        let path = folder.join("orphan-packs");
-        let mut places = SortedWriter::create(&path, BELONGS)?;
-        let mut packs = 0u32;
+        let mut places = PlaceWriter::new(folder.join("orphan-packs"));
         for id in dead {
             let prefix = format!("{}/packs/{id}", archive.names.root());
             let listed = runtime.block_on(archive.repo.list(&prefix)).context("cannot list an interrupted backup")?;
@@ -112,19 +111,18 @@ impl Orphans {
             while let Some((number, found)) = runtime.block_on(reading.next()) {
                 match found {
                     Ok(pack) => {
-                        places.push(&packs.to_be_bytes(), &orphan_pack::encode(&pack.place))?;
-                        list(&pack, packs, &mut pieces)?;
-                        packs += 1;
+                        list(&pack, places.len(), &mut pieces)?;
+                        places.push(&pack.place)?;
                     }
                     Err(error) if error.is_transient() => return Err(error),
                     Err(error) => tracing::warn!(%id, number, %error, "a pack of an interrupted backup is not used"),
                 }
             }
         }
-        places.finish()?;
-        let (places, pieces) = (opened(&path)?, by_file(pieces, &folder.join("orphan-pieces"))?);
+        let (places, pieces) = (places.finish()?, by_file(pieces, &folder.join("orphan-pieces"))?);
+        let packs = places.len();
         tracing::info!(backups = dead.len(), packs, "what interrupted backups stored can be used");
-        Ok(Orphans { packs, pieces, places, used: Vec::new(), numbered: HashMap::new() })
+        Ok(Orphans { packs, pieces, places, used: HashSet::new(), held: 0 })
     }
 
     /// The next file.
@@ -161,26 +159,22 @@ impl Orphans {
 
     /// Among the packs that are used.
     fn index(&mut self, pack: u32) -> Result<PackIndex> {
-        if let Some(index) = self.numbered.get(&pack) {
-            return Ok(*index);
+        if self.used.insert(pack) {
+            let lost = || Error::new(Kind::Failed, "a pack of an interrupted backup was lost from a list");
+            let place = self.places.get(pack)?.ok_or_else(lost)?;
+            self.held += place.frames.iter().skip(1).map(|frame| u64::from(frame.plain_len)).sum::<u64>();
         }
-        let lost = || Error::new(Kind::Failed, "a pack of an interrupted backup was lost from a list");
-        let bytes = self.places.get(&pack.to_be_bytes())?.ok_or_else(lost)?;
-        let index = PackIndex::Found(self.used.len() as u32);
-        self.used.push(orphan_pack::decode(&bytes).map_err(damaged)?);
-        self.numbered.insert(pack, index);
-        Ok(index)
+        Ok(PackIndex::Found(pack))
     }
 
     /// Plain bytes of the packs that are used: what of them is not named is dead space.
     pub fn held(&self) -> u64 {
-        let plain = |pack: &Arc<PackPlace>| pack.frames.iter().skip(1).map(|f| u64::from(f.plain_len)).sum::<u64>();
-        self.used.iter().map(plain).sum()
+        self.held
     }
 
-    /// The packs that are used, as [`PackIndex::Found`] counts them.
-    pub fn used(self) -> Vec<Arc<PackPlace>> {
-        self.used
+    /// The packs, as [`PackIndex::Found`] counts them.
+    pub fn places(self) -> Places {
+        self.places
     }
 }
 
@@ -241,16 +235,10 @@ fn by_file(pieces: Sorter, path: &Path) -> Result<SortedFile> {
         writer.push(&key, &values)?;
     }
     writer.finish()?;
-    opened(path)
+    opened(path, BELONGS)
 }
 
 /// Opens a file, and takes away its name.
-fn opened(path: &Path) -> Result<SortedFile> {
-    let file = SortedFile::open(path, BELONGS)?;
-    private::forget(path);
-    file.ok_or_else(|| Error::new(Kind::Failed, format!("{} is gone", path.display())))
-}
-
 impl Found {
     fn encode(&self) -> Vec<u8> {
         let Found { pack, frame, offset, unit, first, count, hashes } = self;

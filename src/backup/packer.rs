@@ -1,8 +1,9 @@
 //! Gathering pages and files into frames and packs.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::path::Path;
 
+use super::places::{PlaceWriter, Places};
 use super::press::{Done, Press, Ticket};
 use super::record::{PackIndex, Place, Record};
 use super::sealing::{Sealing, head};
@@ -59,7 +60,7 @@ pub struct Packer {
     press: Press,
     open: Option<Open>,
     closed: VecDeque<Closed>,
-    packs: Vec<Arc<PackPlace>>,
+    packs: PlaceWriter,
     /// Packs begun.
     begun: u32,
     /// Buffers for frames.
@@ -67,8 +68,10 @@ pub struct Packer {
 }
 
 impl Packer {
-    pub fn new(compression: Compression, outbox: Outbox) -> Packer {
-        let (closed, packs, spare) = (VecDeque::new(), Vec::new(), Vec::new());
+    /// `folder`: where the places of packs are kept.
+    pub fn new(compression: Compression, outbox: Outbox, folder: &Path) -> Packer {
+        let packs = PlaceWriter::new(folder.join("packs"));
+        let (closed, spare) = (VecDeque::new(), Vec::new());
         Packer { compression, outbox, press: Press::new(), open: None, closed, packs, begun: 0, spare }
     }
 
@@ -148,23 +151,23 @@ impl Packer {
             contents.lengths(&lengths);
             let sealed = frames.sealer.finish(&contents.finish(), frames.sealed);
             let preamble = sealed.frames.first().map_or(0, |f| f.offset);
-            self.packs.push(Arc::new(PackPlace {
+            self.packs.push(&PackPlace {
                 backup: sealing.id.clone(),
                 number,
                 len: sealed.len(),
                 header: head(&sealed.bytes, preamble),
                 frames: sealed.frames.clone(),
-            }));
+            })?;
             self.outbox.send(sealing.upload(ObjectKind::Pack, number, sealed))?;
         }
         Ok(())
     }
 
     /// Where all packs are, the last one closed.
-    pub fn finish(mut self, sealing: &mut Sealing) -> Result<Vec<Arc<PackPlace>>> {
+    pub fn finish(mut self, sealing: &mut Sealing) -> Result<Places> {
         self.close(sealing)?;
         self.hand_over(sealing, true)?;
-        Ok(self.packs)
+        self.packs.finish()
     }
 }
 

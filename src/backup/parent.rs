@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 
 use super::BackupOptions;
+use super::begin::Local;
 use super::cache::{Cache, Shelf};
 use super::diff::Parent;
 use super::incremental;
@@ -70,7 +71,7 @@ pub struct Chosen {
 pub async fn choose(
     archive: &Archive,
     connection: &mut Connection,
-    shelf: Option<&Shelf>,
+    local: &Local,
     options: &BackupOptions,
     avoid: Option<String>,
 ) -> Result<Choice> {
@@ -78,7 +79,7 @@ pub async fn choose(
         let asked = || "a full transfer was asked for".to_owned();
         return Ok(Choice { due: None, newest: Err(asked()), hashed: Err(asked()) });
     }
-    let fitness = Fitness::ask(archive, connection).await?;
+    let fitness = Fitness::ask(archive, connection, local).await?;
     let newest = match avoid {
         Some(why) => Err(why),
         None if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
@@ -87,7 +88,7 @@ pub async fn choose(
             None => Err("there is no earlier backup to build on".to_owned()),
         },
     };
-    let hashed = match shelf {
+    let hashed = match &local.shelf {
         Some(shelf) => hashed(archive, shelf, &fitness).await?,
         None => Err("no state_dir is given, which keeps page hashes".to_owned()),
     };
@@ -110,12 +111,14 @@ struct Fitness {
     /// Backups that a check found hurt: what is missing of them would be missing in every backup after them.
     hurt: BTreeSet<String>,
     checksums: bool,
+    identity: Option<String>,
 }
 
 impl Fitness {
-    async fn ask(archive: &Archive, connection: &mut Connection) -> Result<Fitness> {
+    async fn ask(archive: &Archive, connection: &mut Connection, local: &Local) -> Result<Fitness> {
         let hurt = archive.found_hurt(CHECKS).await?;
-        Ok(Fitness { hurt, checksums: connection.show("data_checksums").await? == "on" })
+        let checksums = connection.show("data_checksums").await? == "on";
+        Ok(Fitness { hurt, checksums, identity: local.identity.clone() })
     }
 
     async fn of(&self, archive: &Archive, parent: &Manifest) -> Result<Result<(), String>> {
@@ -148,6 +151,12 @@ impl Fitness {
         if (parent.control.data_checksum_version != 0) != self.checksums {
             let said = if self.checksums { "on" } else { "off" };
             return Err(format!("data_checksums is {said}, and was not at backup {}", parent.id));
+        }
+        // Whoever gave up the old private key could not read what is reused.
+        if parent.identity != self.identity {
+            let name = |identity: &Option<String>| identity.clone().unwrap_or_else(|| "no identity".to_owned());
+            let (now, then) = (name(&self.identity), name(&parent.identity));
+            return Err(format!("contents are sealed for {now} now, those of backup {} for {then}", parent.id));
         }
         Ok(())
     }
@@ -282,5 +291,26 @@ pub async fn files(
             Ok(Err(format!("backup {} cannot be built on: {error}", parent.id)))
         }
         read => read.map(Ok),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::orphans::tests::manifest_of;
+    use super::*;
+
+    #[test]
+    fn what_only_another_key_opens_is_no_parent() {
+        let id = BackupId::parse("20260131T020000Z-0000001A-0000000300000028-1a2b").unwrap();
+        let at = |name: Option<&str>| Manifest { identity: name.map(str::to_owned), ..manifest_of(&id) };
+        let fit = |now: Option<&str>, then: Option<&str>| {
+            let identity = now.map(str::to_owned);
+            Fitness { hurt: BTreeSet::new(), checksums: true, identity }.alone(&at(then))
+        };
+        assert_eq!((fit(None, None), fit(Some("a1"), Some("a1"))), (Ok(()), Ok(())));
+        for (now, then) in [(Some("b2"), Some("a1")), (Some("b2"), None), (None, Some("a1"))] {
+            let why = fit(now, then).unwrap_err();
+            assert!(why.contains(now.unwrap_or("no identity")) && why.contains(then.unwrap_or("no identity")), "{why}");
+        }
     }
 }

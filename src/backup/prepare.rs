@@ -20,8 +20,10 @@ pub struct Prepared {
     pub reader: Reader,
     pub identity: Identity,
     pub segment_size: SegmentSize,
-    /// `None`: no page checksums.
-    pub pages_per_segment: Option<u32>,
+    /// Whether pages have checksums.
+    pub checksums: bool,
+    /// Of a relation's files.
+    pub pages_per_segment: u32,
 }
 
 /// Connects and compares the server with the archive.
@@ -59,14 +61,10 @@ pub async fn connect(archive: &Archive, server: &Conninfo, options: &BackupOptio
         return Err(Error::new(Kind::Server, text));
     }
     let checksums = connection.show("data_checksums").await? == "on";
-    let per_segment = pages_per_segment(&connection.show("segment_size").await?);
-    Ok(Prepared {
-        connection,
-        reader,
-        identity,
-        segment_size: names.segment_size,
-        pages_per_segment: per_segment.filter(|_| checksums),
-    })
+    let shown = connection.show("segment_size").await?;
+    let unknown = || Error::new(Kind::Server, format!("the server's relations have segments of {shown:?}"));
+    let pages_per_segment = pages_per_segment(&shown).ok_or_else(unknown)?;
+    Ok(Prepared { connection, reader, identity, segment_size: names.segment_size, checksums, pages_per_segment })
 }
 
 /// backup_label is a file of lines.
@@ -98,7 +96,8 @@ pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupO
     let Identity { timeline, position: needed, .. } = prepared.identity;
     // From the byte before: where the server is idle, nothing has been written at its position yet.
     let from = Lsn(needed.0.saturating_sub(1));
-    let reach = Reach { timeline, from, needed, patience: options.follow_within, renewed: true };
+    let patience = options.follow_within;
+    let reach = Reach { timeline, from, needed, patience, outage: patience, renewed: true };
     let server = prepared.connection.same_server();
     watch.attend(server, Moment::Before).await?;
     let mut following = Following { reach, server: server.clone(), seen: false };

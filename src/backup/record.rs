@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use super::cache::{Known, damaged, kind_code, kind_of};
+use super::places::Places;
 use crate::error::{Error, Kind, Result};
 use crate::seal::content::Malformed;
 use crate::seal::content::map::{Entry, EntryKind, PackPlace, Run, Source};
@@ -69,24 +70,24 @@ pub struct Place {
 pub enum PackIndex {
     /// Of this backup.
     Own(u32),
-    /// Of an interrupted backup.
+    /// Of an interrupted backup, by its number among those whose packs may be used.
     Found(u32),
 }
 
 /// The packs that places are in.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Packs {
-    /// Of this backup, by number.
-    pub own: Vec<Arc<PackPlace>>,
-    /// Of interrupted backups, as far as they are used.
-    pub found: Vec<Arc<PackPlace>>,
+    /// Of this backup.
+    pub own: Places,
+    /// Of interrupted backups.
+    pub found: Places,
 }
 
 impl Packs {
-    fn get(&self, index: PackIndex) -> Option<&Arc<PackPlace>> {
+    fn get(&mut self, index: PackIndex) -> Result<Option<Arc<PackPlace>>> {
         match index {
-            PackIndex::Own(number) => self.own.get(number as usize),
-            PackIndex::Found(number) => self.found.get(number as usize),
+            PackIndex::Own(number) => self.own.get(number),
+            PackIndex::Found(number) => self.found.get(number),
         }
     }
 }
@@ -149,7 +150,7 @@ impl Record {
     }
 
     /// The map's entry: rows cut at the borders of frames.
-    pub fn entry(&self, packs: &Packs) -> Result<Entry> {
+    pub fn entry(&self, packs: &mut Packs) -> Result<Entry> {
         let mut runs = Vec::new();
         let mut covered = 0;
         for row in &self.rows {
@@ -165,7 +166,7 @@ impl Record {
         Ok(Entry { path, kind, size, mode, mtime, link, complete, runs })
     }
 
-    fn cut(&self, row: &Row, packs: &Packs, runs: &mut Vec<Run>) -> Result<()> {
+    fn cut(&self, row: &Row, packs: &mut Packs, runs: &mut Vec<Run>) -> Result<()> {
         let Some(unit) = self.kind.unit().map(|unit| unit.bytes()) else {
             return Err(self.wrong("it has no content"));
         };
@@ -174,8 +175,11 @@ impl Record {
             runs.push(Run { first: at / unit, count: left / unit, source: Source::Zero });
             return Ok(());
         };
+        if left == 0 {
+            return Ok(());
+        }
+        let Some(place) = packs.get(pack)? else { return Err(self.wrong("its pack is not known")) };
         while left > 0 {
-            let Some(place) = packs.get(pack) else { return Err(self.wrong("its pack is not known")) };
             let room = place.frames.get(frame as usize).map_or(0, |f| f.plain_len.saturating_sub(offset));
             let taken = u64::from(room).min(left);
             if taken == 0 || taken % STEP != 0 && taken != left {

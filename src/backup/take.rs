@@ -74,7 +74,7 @@ pub async fn take_with(
         fill_random(&mut random)?;
         let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
         let mut sealing = Sealing::new(archive.clone(), ring.clone(), id.clone())?;
-        announce(archive, &begun, reuse.as_ref(), &dead, &mut sealing, options).await?;
+        announce(archive, &begun, reuse.as_ref(), &dead, &local, &mut sealing, options).await?;
         let taken = async {
             let job = match look(archive, begun, reuse, &dead, &local).await? {
                 Ok(job) => job,
@@ -104,10 +104,12 @@ pub async fn take_with(
 
 /// The places of this host; what a killed run left in them is removed. The lock is held.
 async fn local(archive: &Archive, ring: &WriterRing, options: &BackupOptions) -> Result<Local> {
-    let shelf = options.state_dir.as_deref().map(|dir| Shelf::new(dir, archive, &ring.page_hasher()));
+    let identity = ring.identity();
+    let (hasher, key) = (ring.page_hasher(), identity.as_deref());
+    let shelf = options.state_dir.as_deref().map(|dir| Shelf::new(dir, archive, &hasher, key));
     let own = options.state_dir.as_ref().map(|dir| dir.join(format!("sort-{}", archive.names.cluster)));
     let scratch = blocking(move || own.map_or_else(Scratch::temporary, Scratch::at)).await?;
-    Ok(Local { shelf, scratch: Arc::new(scratch) })
+    Ok(Local { shelf, scratch: Arc::new(scratch), identity })
 }
 
 /// A backup that is announced: what it builds on, and where what the next one is compared with goes.
@@ -159,6 +161,7 @@ async fn copy(
     let Job { begun, chosen, orphans, local } = job;
     let (parent, built_on) = chosen.map(Chosen::parts).unzip();
     let renewed = built_on.as_ref().is_some_and(|parent| parent.survivors.is_some());
+    let identity = local.identity.clone();
     let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?.beside(orphans);
     let received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options);
     let ((span, transferred), ()) = tokio::select! {
@@ -180,7 +183,7 @@ async fn copy(
     let (timeline, stop, segment_size) = (span.stop_timeline, span.stop, archive.names.segment_size);
     let origin = Origin { reader, server: server.clone(), segment_size, timeline, stop };
     let wal = async {
-        let patience = options.wal_stall;
+        let patience = outage(options);
         let asked = origin.ask_for(Some(connection), patience);
         let ((), sent) = tokio::try_join!(demand_wal(archive, &span, options, watch, &server), asked)?;
         origin.demand(watch, sent, patience).await?;
@@ -190,7 +193,8 @@ async fn copy(
         tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write, wal)?;
     let (id, label) = (sealing.id.clone(), &options.label);
     let Begun { transfer, why_full, .. } = begun;
-    let said = Said { id: &id, label, version_num, written, parent: parent.as_ref(), transfer, renewed, why_full };
+    let said =
+        Said { id: &id, label, version_num, written, parent: parent.as_ref(), transfer, renewed, why_full, identity };
     let mut manifest = finish::manifest(archive, &received, &span, said)?;
     manifest.sizes.read = read;
     manifest.sizes.stored = stored + mapped;
@@ -246,6 +250,7 @@ async fn receive(
         system: archive.names.system,
         start: begun.start,
         tablespaces: begun.tablespaces.clone(),
+        checksums: prepared.checksums,
         pages_per_segment: prepared.pages_per_segment,
         compression: options.compression,
         server_compression: options.server_compression,
@@ -279,6 +284,11 @@ async fn demand_intent(archive: &Archive, id: &BackupId, limit: Duration) -> Res
     }
 }
 
+/// How long a repository or a server may be away at the end: what was copied in hours must not be lost for it.
+fn outage(options: &BackupOptions) -> Duration {
+    options.wal_stall.max(options.put_limit)
+}
+
 /// A backup is worth something only with all WAL from its start to its stop position, durably.
 async fn demand_wal(
     archive: &Archive,
@@ -288,11 +298,22 @@ async fn demand_wal(
     server: &Conninfo,
 ) -> Result<()> {
     wait_for_wal(span, options, watch, server).await?;
-    // On a local disk what was seen of an open segment may not be synced yet.
-    if archive.settle_segment_at(span.stop_timeline, span.stop).await? {
+    // On a local disk what was seen of an open segment may not be synced yet, nor may be what a receiver that died had put there.
+    if settle(archive, span, outage(options)).await? {
         wait_for_wal(span, options, watch, server).await?;
     }
     Ok(())
+}
+
+/// Makes all WAL of the backup durable; `false`: the repository has seen to that.
+async fn settle(archive: &Archive, span: &Span, limit: Duration) -> Result<bool> {
+    let begun = Instant::now();
+    loop {
+        match archive.settle_wal(span.stop_timeline, span.start, span.stop).await {
+            Err(error) if error.is_transient() && begun.elapsed() < limit => tokio::time::sleep(AGAIN).await,
+            answer => return answer,
+        }
+    }
 }
 
 async fn wait_for_wal(span: &Span, options: &BackupOptions, watch: &dyn WalWatch, server: &Conninfo) -> Result<()> {
@@ -303,7 +324,7 @@ async fn wait_for_wal(span: &Span, options: &BackupOptions, watch: &dyn WalWatch
         }
     };
     let (timeline, from, patience) = (span.stop_timeline, span.start, options.wal_stall);
-    let reach = Reach { timeline, from, needed, patience, renewed: true };
+    let reach = Reach { timeline, from, needed, patience, outage: outage(options), renewed: true };
     let Reached { durable, remark } = reach.wait(watch, server, wal::PAUSE, tell).await?;
     let (kind, text) = match durable {
         Some(durable) if durable >= needed => return Ok(()),

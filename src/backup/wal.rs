@@ -91,6 +91,8 @@ pub struct Reach {
     pub from: Lsn,
     pub needed: Lsn,
     pub patience: Duration,
+    /// How long answers may fail, where that may pass.
+    pub outage: Duration,
     /// Patience begins anew whenever the archive has moved.
     pub renewed: bool,
 }
@@ -115,18 +117,24 @@ impl Reach {
         tell: impl Fn(Option<Lsn>),
     ) -> Result<Reached> {
         let (mut since, mut moved) = (Instant::now(), Instant::now());
-        let mut last = None;
+        let (mut last, mut failing) = (None, None::<Instant>);
         let mut attended = Attendance::default();
         let mut pause = FIRST_PAUSE.min(longest);
         loop {
             let durable = match watch.durable_end(self.timeline, self.from).await {
-                Err(error) if error.is_transient() && since.elapsed() < self.patience => {
+                Err(error)
+                    if error.is_transient() && failing.get_or_insert_with(Instant::now).elapsed() < self.outage =>
+                {
                     tracing::warn!("cannot see how far WAL is stored: {error}; looking again");
                     sleep(longest).await;
                     continue;
                 }
                 answer => answer?,
             };
+            // Nobody could store WAL either.
+            if failing.take().is_some() {
+                (since, moved) = (Instant::now(), Instant::now());
+            }
             tell(durable);
             if durable > last {
                 moved = Instant::now();
@@ -196,7 +204,8 @@ mod tests {
         let told = Mutex::new(0);
         let watch = Script(Mutex::new(answers.to_vec()));
         let patience = Duration::from_millis(milliseconds);
-        let reach = Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, renewed };
+        let reach =
+            Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, outage: patience, renewed };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let reached =
             runtime.block_on(reach.wait(&watch, &server(), Duration::from_millis(20), |_| *told.lock().unwrap() += 1));
@@ -231,9 +240,11 @@ mod tests {
 
     #[test]
     fn what_passes_by_itself_is_no_news() {
+        // Patience for an archive that stands still is none at all.
         let ask = |failures, transient, milliseconds| {
-            let patience = Duration::from_millis(milliseconds);
-            let reach = Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, renewed: true };
+            let (patience, outage) = (Duration::from_millis(1), Duration::from_millis(milliseconds));
+            let reach =
+                Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, outage, renewed: true };
             let watch = Flaky(Mutex::new(failures), transient);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime

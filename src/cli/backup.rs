@@ -149,8 +149,7 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
             manifest.bad_page_count
         ));
         for page in manifest.bad_pages.iter().take(10) {
-            let path = String::from_utf8_lossy(&page.path.0);
-            output::line(format!("             {path} page {}", page.page));
+            output::line(format!("             {}", super::show::bad_page(manifest, page)));
         }
     }
     for hole in &service.holes {

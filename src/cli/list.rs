@@ -65,6 +65,7 @@ pub async fn run(common: &Common) -> Result<()> {
     }
     print(&archive, &inventory, &windows);
     tell_checks(&windows, &checks);
+    tell_bad_pages(&windows);
     if let Some((at, drill)) = &drill {
         output::line(drill_text(*at, drill));
     }
@@ -95,6 +96,14 @@ fn drill_text(at: Timestamp, drill: &Drill) -> String {
         (false, _) => format!("FAILED: {}", drill.failed.join(", ")),
     };
     format!("last drill{of} at {}: {result}", output::time(at))
+}
+
+/// Names the backups that hold pages which were damaged on the server.
+fn tell_bad_pages(windows: &[Window]) {
+    for manifest in windows.iter().map(|window| &window.manifest).filter(|manifest| manifest.bad_page_count > 0) {
+        let (id, count) = (&manifest.id, manifest.bad_page_count);
+        output::line(format!("BAD PAGES: {count} in {id}, wrong on the server itself; `walrecv show {id}` names them"));
+    }
 }
 
 /// The window of one backup alone.

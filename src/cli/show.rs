@@ -8,9 +8,10 @@ use super::context::Context;
 use super::{list, output, target};
 use crate::archive::Archive;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::pg::data_page;
 use crate::seal::content::BackupId;
 use crate::seal::content::event::Verified;
-use crate::seal::content::manifest::{Backup, Manifest, Transfer};
+use crate::seal::content::manifest::{Backup, BadPage, Manifest, Transfer};
 
 /// Candidates that are named where a beginning is not unique.
 const NAMED: usize = 4;
@@ -132,7 +133,11 @@ fn details(value: &mut Value, manifest: &Manifest) {
         .iter()
         .map(|map| json!({ "backup": map.backup.to_string(), "parts": map.parts, "bytes": map.bytes }));
     value["maps"] = maps.collect();
-    let bad = manifest.bad_pages.iter().map(|page| json!({ "path": raw(&page.path.0), "page": page.page }));
+    let per_segment = manifest.control.relation_segment_pages;
+    let bad = manifest.bad_pages.iter().map(|page| {
+        let (relation, block) = data_page::relation_block(&page.path.0, page.page, per_segment);
+        json!({ "path": raw(&page.path.0), "page": page.page, "relation": raw(relation), "block": block })
+    });
     value["bad_pages_named"] = bad.collect();
 }
 
@@ -204,7 +209,7 @@ fn text(window: &list::Window) {
     if manifest.bad_page_count > 0 {
         row("BAD PAGES", format!("{}: their checksums are wrong on the server itself", manifest.bad_page_count));
         for page in manifest.bad_pages.iter().take(10) {
-            row("", format!("{} page {}", String::from_utf8_lossy(&page.path.0), page.page));
+            row("", bad_page(manifest, page));
         }
     }
     match window.end.filter(|(_, end)| *end >= manifest.stop) {
@@ -217,4 +222,10 @@ fn text(window: &list::Window) {
             format!("through {}, perhaps later: `walrecv restore --latest --plan` looks", target::show(time)),
         );
     }
+}
+
+/// A bad page as PostgreSQL names it.
+pub(super) fn bad_page(manifest: &Manifest, page: &BadPage) -> String {
+    let (relation, block) = data_page::relation_block(&page.path.0, page.page, manifest.control.relation_segment_pages);
+    format!("{} block {block}", String::from_utf8_lossy(relation))
 }

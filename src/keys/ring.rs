@@ -60,6 +60,11 @@ impl WriterRing {
         Ok(WriterKeys { repository, secret, data_key, wrapped })
     }
 
+    /// The short name of the identity that contents are sealed for; `None` without encryption.
+    pub fn identity(&self) -> Option<String> {
+        self.identity.as_ref().map(|identity| setup::short_name(&identity.to_string()))
+    }
+
     /// Tells pages apart without their bytes.
     pub fn page_hasher(&self) -> PageHasher {
         PageHasher::new(&self.secret)

@@ -61,6 +61,14 @@ impl RelationFile {
     }
 }
 
+/// A page of a file as PostgreSQL names it in its messages: the relation's path, without the number of a segment, and the block in the relation. `per_segment`
+/// is `RELSEG_SIZE` of the server.
+pub fn relation_block(path: &[u8], page: u64, per_segment: u32) -> (&[u8], u64) {
+    let segment = RelationFile::from_path(path).map_or(0, |file| file.segment);
+    let name = path.iter().rposition(|b| *b == b'.').filter(|_| segment > 0).and_then(|dot| path.get(..dot));
+    (name.unwrap_or(path), u64::from(segment) * u64::from(per_segment) + page)
+}
+
 fn is_number(text: &[u8]) -> bool {
     !text.is_empty() && text.len() <= 10 && text.iter().all(u8::is_ascii_digit)
 }
@@ -71,8 +79,11 @@ pub enum PageState {
     Good,
     /// All bytes are zero: allocated and not used yet.
     Zero,
-    /// Written since the backup began: WAL holds an image of it, and the file may hold half a page.
+    /// Written since the backup began, and whole.
     Newer,
+    /// By what stands there as its position written since the backup began, and the checksum is wrong: half of it may be older, and WAL holds an image of it.
+    /// Where the position is one that WAL had not reached when the backup ended, it is garbage.
+    Torn(Lsn),
     Bad {
         stored: u16,
         computed: u16,
@@ -97,11 +108,13 @@ pub fn judge(page: &[u8; PAGE], block: u32, backup_start: Lsn) -> PageState {
     if is_zero(page) {
         return PageState::Zero;
     }
-    if page_lsn(page) >= backup_start {
-        return PageState::Newer;
+    let (lsn, stored, computed) = (page_lsn(page), u16::from_le_bytes([page[8], page[9]]), checksum(page, block));
+    match (stored == computed, lsn >= backup_start) {
+        (true, false) => PageState::Good,
+        (true, true) => PageState::Newer,
+        (false, true) => PageState::Torn(lsn),
+        (false, false) => PageState::Bad { stored, computed },
     }
-    let (stored, computed) = (u16::from_le_bytes([page[8], page[9]]), checksum(page, block));
-    if stored == computed { PageState::Good } else { PageState::Bad { stored, computed } }
 }
 
 /// What each of the 32 sums starts from.
@@ -192,6 +205,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn pages_are_named_as_blocks_of_relations() {
+        for (path, page, per_segment, name, block) in [
+            ("base/5/16384", 7, SEGMENT_PAGES, "base/5/16384", 7),
+            ("base/5/16384.2", 7, SEGMENT_PAGES, "base/5/16384", 2 * 131_072 + 7),
+            ("base/5/16384_fsm.1", 1, 6, "base/5/16384_fsm", 7),
+            ("x.1", 3, 6, "x.1", 3),
+        ] {
+            assert_eq!(relation_block(path.as_bytes(), page, per_segment), (name.as_bytes(), block), "{path}");
+        }
+    }
+
     fn page(lsn: u64) -> [u8; PAGE] {
         let mut page = [0x5A; PAGE];
         page[..4].copy_from_slice(&((lsn >> 32) as u32).to_le_bytes());
@@ -227,6 +252,7 @@ mod tests {
             let expected = matches!(judge(&bad, 17, start), PageState::Bad { .. });
             assert!(expected, "byte {at}");
         }
-        assert_eq!(judge(&good, 99, Lsn(0x1_0000_0010)), PageState::Newer);
+        assert_eq!(judge(&good, 17, Lsn(0x1_0000_0010)), PageState::Newer);
+        assert_eq!(judge(&good, 99, Lsn(0x1_0000_0010)), PageState::Torn(Lsn(0x1_0000_0010)));
     }
 }

@@ -138,11 +138,14 @@ fn tablespace_links(manifest: &Manifest, ground: &Ground) -> Result<()> {
     ground.whole_file(b"tablespace_map", &label::print_tablespace_map(&lines), 0o600)
 }
 
+/// Debian keeps these files elsewhere, so that its backups lack them.
+pub const CONFIGURATION: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+
 /// Debian keeps these files elsewhere, so its backups do not have them and the server would not start.
 fn missing_files(ground: &Ground) -> Result<Vec<String>> {
     let note = "# Written by walrecv restore: the backup has no file of this name.\n";
     let hba = format!("{note}local all all peer\nlocal replication all peer\n");
-    let files = [("postgresql.conf", note.to_owned()), ("pg_hba.conf", hba), ("pg_ident.conf", note.to_owned())];
+    let files = CONFIGURATION.into_iter().zip([note.to_owned(), hba, note.to_owned()]);
     let mut written = Vec::new();
     for (name, content) in files {
         if !ground.root.join(name).exists() {

@@ -26,6 +26,11 @@ pub const CONTROL: &[u8] = b"global/pg_control";
 const LEFT_OUT: [&[u8]; 6] =
     [b"standby.signal", b"recovery.signal", b"postmaster.pid", b"postmaster.opts", b"backup_label", b"tablespace_map"];
 
+/// Whether a file of the backup is laid from the maps: labels and pg_control are written apart, WAL comes from the archive.
+pub fn is_laid(path: &[u8]) -> bool {
+    path != CONTROL && !LEFT_OUT.contains(&path) && !path.starts_with(b"pg_wal/")
+}
+
 /// Bytes laid so far, and all.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 

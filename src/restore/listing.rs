@@ -1,5 +1,6 @@
-//! The `backup_manifest` of a backup that no server has sent as it is restored: the server sent it incrementally, so that its own manifest lists what
-//! changed; or a tablespace is laid elsewhere, so that `tablespace_map` is not the one that it lists. Written while the files are laid.
+//! Every file that is laid is listed: compared with what the server said of it, and written into a `backup_manifest` of the restore's own where no
+//! server has sent one of this backup as it is restored. That is so where the server sent it incrementally, so that its own manifest lists what changed;
+//! where a tablespace is laid elsewhere, so that `tablespace_map` is not the one that it lists; and where the restore adds configuration files.
 //!
 //! A file's CRC-32C is put together from those of its pieces, each computed from the bytes that are written, while they are in the processor's cache.
 //! The other ways are to read everything again, which doubles a restore's work on the disk, or to lay each file from its beginning to its end, which
@@ -9,7 +10,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::configure::CONFIGURATION;
 use super::lay::{self, Laid};
+use super::sent::Sent;
 use super::stock;
 use crate::archive::Archive;
 use crate::disk::lay::{Ground, Laid as LaidFile};
@@ -55,8 +58,15 @@ impl Tally {
     }
 }
 
-/// The manifest that is being written.
+/// The files of a restore, as they are laid.
 pub struct Listing {
+    /// What the server said of them, where it sent all of them.
+    sent: Option<Sent>,
+    own: Option<Own>,
+}
+
+/// The manifest that is being written.
+struct Own {
     writer: ManifestWriter,
     gathered: Vec<u8>,
     file: LaidFile,
@@ -66,29 +76,59 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Begins the manifest where this backup needs one of its own.
+    /// Reads what the server said, and begins a manifest where this restore needs one of its own. `None`: the server said nothing of this backup.
     pub async fn begin(archive: &Archive, manifest: &Manifest, ground: &Ground) -> Result<Option<Listing>> {
         let label = BackupLabel::parse(&manifest.backup_label.0)
             .map_err(|e| Error::new(Kind::Corrupt, "the backup's backup_label").caused_by(e))?;
-        if label.incremental_from.is_none() && (manifest.server_manifest.is_none() || !moved(manifest, ground)) {
+        if manifest.server_manifest.is_none() {
             return Ok(None);
         }
-        let version = manifest.major().ok_or_else(|| Error::new(Kind::Version, "a version that is not known"))?;
-        let ranges = wal_ranges(archive, manifest).await?;
-        ground.file(NAME, 0, 0o600)?;
-        let (writer, gathered) = ManifestWriter::begin(version, manifest.system);
-        let file = ground.open(NAME)?;
-        let control_mtime = manifest.stopped_at.as_second();
-        Ok(Some(Listing { writer, gathered, file, at: 0, ranges, control_mtime }))
+        let full = label.incremental_from.is_none();
+        let told = Told::read(archive, manifest, ground, full).await?;
+        let own = match full && told.configured && !moved(manifest, ground) {
+            true => None,
+            false => Some(Own::begin(manifest, ground, told.ranges)?),
+        };
+        Ok(Some(Listing { sent: told.sent, own }))
+    }
+
+    /// Whether it writes a manifest; otherwise the server's own is the right one.
+    pub fn writes(&self) -> bool {
+        self.own.is_some()
     }
 
     /// A file whose last byte was laid.
+    ///
+    /// Errors: `Kind::Corrupt` where the server said something else of it.
     pub fn laid(&mut self, path: &[u8], tally: &Tally) -> Result<()> {
-        if path == REPLACED {
-            return Ok(());
-        }
         let crc = tally.crc.load(Ordering::Relaxed);
-        self.line(&ManifestFile { path, size: tally.size, mtime: tally.mtime, crc })
+        if let Some(sent) = &mut self.sent {
+            sent.compare(path, tally.size, crc)?;
+        }
+        match &mut self.own {
+            Some(own) if path != REPLACED => {
+                own.line(&ManifestFile { path, size: tally.size, mtime: tally.mtime, crc })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What was laid in another way, the files that the restore itself wrote, read back, and the end.
+    pub fn finish(self, manifest: &Manifest, ground: &Ground, laid: &Laid, written: &[String]) -> Result<()> {
+        if let Some(sent) = self.sent {
+            sent.finish(manifest, &laid.control)?;
+        }
+        self.own.map_or(Ok(()), |own| own.finish(ground, laid, written))
+    }
+}
+
+impl Own {
+    fn begin(manifest: &Manifest, ground: &Ground, ranges: Vec<(TimelineId, Lsn, Lsn)>) -> Result<Own> {
+        let version = manifest.major().ok_or_else(|| Error::new(Kind::Version, "a version that is not known"))?;
+        ground.file(NAME, 0, 0o600)?;
+        let (writer, gathered) = ManifestWriter::begin(version, manifest.system);
+        let file = ground.open(NAME)?;
+        Ok(Own { writer, gathered, file, at: 0, ranges, control_mtime: manifest.stopped_at.as_second() })
     }
 
     fn line(&mut self, file: &ManifestFile<'_>) -> Result<()> {
@@ -108,8 +148,7 @@ impl Listing {
         Ok(())
     }
 
-    /// The files that the restore itself wrote, read back, and the end.
-    pub fn finish(mut self, ground: &Ground, laid: &Laid, written: &[String]) -> Result<()> {
+    fn finish(mut self, ground: &Ground, laid: &Laid, written: &[String]) -> Result<()> {
         let mtime = self.control_mtime;
         let own = written.iter().map(String::as_bytes);
         for path in [&b"backup_label"[..], b"tablespace_map", REPLACED].into_iter().chain(own) {
@@ -144,23 +183,47 @@ fn moved(manifest: &Manifest, ground: &Ground) -> bool {
     ground.tablespaces.iter().any(|(oid, place)| elsewhere(*oid, place))
 }
 
-/// The WAL that the server's own manifest says is needed.
-async fn wal_ranges(archive: &Archive, manifest: &Manifest) -> Result<Vec<(TimelineId, Lsn, Lsn)>> {
-    let mut ranges = Vec::new();
-    let mut reader = ManifestReader::new();
-    let bad = |e: crate::pg::manifest::BadManifest| Error::new(Kind::Corrupt, "the server's manifest").caused_by(e);
-    let mut take = |bytes: &[u8], _| {
-        let keep = &mut |item| {
-            if let ManifestItem::WalRange { timeline, start, end } = item {
-                ranges.push((timeline, start, end));
-            }
-            Ok(())
+/// What the server's own manifest tells.
+struct Told {
+    /// The WAL that is needed.
+    ranges: Vec<(TimelineId, Lsn, Lsn)>,
+    /// Every file, where it is the manifest of all files.
+    sent: Option<Sent>,
+    /// All configuration files are among them.
+    configured: bool,
+}
+
+impl Told {
+    async fn read(archive: &Archive, manifest: &Manifest, ground: &Ground, full: bool) -> Result<Told> {
+        let (mut ranges, mut configured, mut failed) = (Vec::new(), 0, None);
+        let mut sending = full.then(|| Sent::begin(manifest, ground));
+        let mut reader = ManifestReader::new();
+        let bad = |e: crate::pg::manifest::BadManifest| Error::new(Kind::Corrupt, "the server's manifest").caused_by(e);
+        let mut take = |bytes: &[u8], _| {
+            let keep = &mut |item| {
+                match item {
+                    ManifestItem::WalRange { timeline, start, end } => ranges.push((timeline, start, end)),
+                    ManifestItem::File { path, size, checksum } => {
+                        configured += usize::from(CONFIGURATION.iter().any(|name| name.as_bytes() == path));
+                        let added = sending.as_mut().map_or(Ok(()), |sent| sent.push(&path, size, &checksum));
+                        return added.map_err(|error| {
+                            let text = error.to_string();
+                            failed = Some(error);
+                            text
+                        });
+                    }
+                    _ => {}
+                }
+                Ok(())
+            };
+            let read = reader.push(bytes, keep);
+            failed.take().map_or_else(|| read.map_err(bad), Err)
         };
-        reader.push(bytes, keep).map_err(bad)
-    };
-    server_parts(archive, manifest, &mut take).await?;
-    reader.finish().map_err(bad)?;
-    Ok(ranges)
+        server_parts(archive, manifest, &mut take).await?;
+        reader.finish().map_err(bad)?;
+        let sent = sending.map(|sending| sending.sorted()).transpose()?;
+        Ok(Told { ranges, sent, configured: configured == CONFIGURATION.len() })
+    }
 }
 
 /// Reads PostgreSQL's own manifest of the backup, part by part with the offset of each, and checks its length and hash at the end.

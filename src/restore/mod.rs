@@ -24,6 +24,7 @@ pub mod recovery;
 pub mod report;
 pub mod scan;
 pub mod scratch;
+mod sent;
 pub mod server;
 pub mod settings;
 pub mod start;
@@ -96,13 +97,13 @@ pub async fn restore(
     let (manifest, ground) = (&prepared.choice.manifest, &claimed.ground);
     let mut listing = listing::Listing::begin(archive, manifest, ground).await?;
     let mut laid = lay::lay(archive, manifest, ground, options.jobs, progress, &mut listing).await?;
-    laid.removed = lay::prune(ground, &laid.paths, listing.is_some() || manifest.server_manifest.is_some())?;
-    if listing.is_none() {
+    laid.removed = lay::prune(ground, &laid.paths, manifest.server_manifest.is_some())?;
+    if !listing.as_ref().is_some_and(listing::Listing::writes) {
         lay::server_manifest(archive, manifest, ground).await?;
     }
     let restored = configure::configure(archive, access, prepared, options, &claimed, &laid).await?;
     if let Some(listing) = listing {
-        listing.finish(ground, &laid, &restored.written)?;
+        listing.finish(manifest, ground, &laid, &restored.written)?;
     }
     lay::seal_off(ground, laid, options.jobs).await?;
     Ok(restored)

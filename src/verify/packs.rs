@@ -14,7 +14,7 @@ use super::report::{self, BadPage, LeftOver, LeftOverOf};
 use super::{Flaw, Stage};
 use crate::archive::Archive;
 use crate::error::{Context, Result};
-use crate::pg::data_page::{self, PAGE, PageState, RelationFile, SEGMENT_PAGES};
+use crate::pg::data_page::{self, PAGE, PageState, RelationFile};
 use crate::pg::{Lsn, TimelineId};
 use crate::repo::Listed;
 use crate::seal::content::BackupId;
@@ -129,6 +129,15 @@ struct Facts {
     named: Vec<(String, u64)>,
 }
 
+impl Facts {
+    fn bad(&mut self, piece: &Piece, page: u64) {
+        self.bad += 1;
+        if self.named.len() < report::BAD_PAGES {
+            self.named.push((String::from_utf8_lossy(&piece.path).into_owned(), page));
+        }
+    }
+}
+
 /// Opens every pack, frame by frame; those that are not what maps and their own lists say.
 pub async fn open_all(look: &Look<'_>, shelf: &Shelf, census: &Census) -> Bad {
     let total = census.iter().map(|(_, _, pack)| pack.len).sum();
@@ -178,11 +187,22 @@ async fn open_one(look: &Look<'_>, shelf: &Shelf, id: &BackupId, number: u32, pa
     false
 }
 
-/// Where pages begin that a backup could not judge; `None`: the cluster has no page checksums, as far as manifests tell.
-fn judge_from(shelf: &Shelf, id: &BackupId, pack: &Pack) -> Option<Lsn> {
+/// By what pages are judged.
+#[derive(Clone, Copy)]
+struct Judge {
+    /// Younger pages may have been written while they were read,
+    start: Lsn,
+    /// and none can be younger than that.
+    stop: Lsn,
+    per_segment: u32,
+}
+
+/// `None`: the cluster has no page checksums, as far as manifests tell. Of a backup whose manifest is gone a later one tells, which ended later.
+fn judge_from(shelf: &Shelf, id: &BackupId, pack: &Pack) -> Option<Judge> {
     let own = shelf.number(id.as_str());
     let told = own.or_else(|| pack.named.iter().next()).and_then(|number| shelf.manifests.get(number))?;
-    (told.control.data_checksum_version > 0).then(|| id.start())
+    let judge = Judge { start: id.start(), stop: told.stop, per_segment: told.control.relation_segment_pages };
+    (told.control.data_checksum_version > 0).then_some(judge)
 }
 
 /// Opens a pack whole and compares it with what maps say of it and what its own contents list says. Blocks.
@@ -192,7 +212,7 @@ fn examine(
     id: &BackupId,
     number: u32,
     known: &Pack,
-    judge: Option<Lsn>,
+    judge: Option<Judge>,
 ) -> Result<Facts, Trouble> {
     let claims = archive.claims(ObjectKind::Pack, TimelineId(0), Lsn(u64::from(number)));
     let opener = Opener::new(object, &claims, archive.keys.as_ref(), true)?;
@@ -230,7 +250,7 @@ fn look_at<'a>(
     piece: &Piece,
     rest: &'a [u8],
     hasher: &PageHasher,
-    judge: Option<Lsn>,
+    judge: Option<Judge>,
     facts: &mut Facts,
 ) -> Result<&'a [u8], String> {
     let shown = || String::from_utf8_lossy(&piece.path).into_owned();
@@ -247,24 +267,26 @@ fn look_at<'a>(
             shown()
         ));
     }
-    if piece.unit == Unit::Bytes {
+    let relation = RelationFile::from_path(&piece.path);
+    // A relation's file that ends within a page is stored as bytes, and has pages all the same.
+    if piece.unit == Unit::Bytes && relation.is_none() {
         return Ok(rest);
     }
-    let (pages, _) = own.as_chunks::<PAGE>();
+    let (pages, cut) = own.as_chunks::<PAGE>();
     facts.pages += pages.len() as u64;
-    let (Some(relation), Some(start)) = (RelationFile::from_path(&piece.path), judge) else { return Ok(rest) };
-    for (number, page) in (piece.first..).zip(pages) {
-        let block = u64::from(relation.segment) * u64::from(SEGMENT_PAGES) + number;
-        match data_page::judge(page, block as u32, start) {
+    let (Some(relation), Some(judge)) = (relation, judge) else { return Ok(rest) };
+    let first = piece.first * piece.unit.bytes() / PAGE as u64;
+    for (number, page) in (first..).zip(pages) {
+        let block = u64::from(relation.segment) * u64::from(judge.per_segment) + number;
+        match data_page::judge(page, block as u32, judge.start) {
             PageState::Good | PageState::Zero => facts.good += 1,
             PageState::Newer => facts.newer += 1,
-            PageState::Bad { .. } => {
-                facts.bad += 1;
-                if facts.named.len() < report::BAD_PAGES {
-                    facts.named.push((String::from_utf8_lossy(&piece.path).into_owned(), number));
-                }
-            }
+            PageState::Torn(lsn) if lsn <= judge.stop => facts.newer += 1,
+            PageState::Torn(_) | PageState::Bad { .. } => facts.bad(piece, number),
         }
+    }
+    if !cut.is_empty() {
+        facts.bad(piece, first + pages.len() as u64);
     }
     Ok(rest)
 }

@@ -48,8 +48,8 @@ fn found(bench: &Bench, orphans: &mut Orphans, path: &str, bytes: &[u8]) -> Vec<
     let mut look = |(number, chunk): (usize, &[u8])| {
         let place = orphans.find(&mut file, kind(path), number as u64, hasher.hash(chunk), chunk.len()).unwrap();
         let Some(Place { pack: PackIndex::Found(pack), frame, offset }) = place else { return false };
-        let pack = &orphans.used[pack as usize];
-        let plain = frames.entry((pack.number, frame)).or_insert_with(|| bench.frame(pack, frame));
+        let pack = orphans.places.get(pack).unwrap().unwrap();
+        let plain = frames.entry((pack.number, frame)).or_insert_with(|| bench.frame(&pack, frame));
         assert_eq!(plain.len() as u32, pack.frames[frame as usize].plain_len);
         assert!(plain[offset as usize..][..chunk.len()] == *chunk, "{path} {number}");
         true
@@ -161,7 +161,7 @@ fn dead_runs_of_this_state_dir_are_given_up_and_no_others() {
         put(archive.names.intent(id.as_str()), ObjectKind::Intent, intent(&id, state).encode());
     }
     let four = bench.id(4);
-    put(archive.names.backup(four.as_str()), ObjectKind::Manifest, manifest(&four).encode());
+    put(archive.names.backup(four.as_str()), ObjectKind::Manifest, manifest_of(&four).encode());
     let unreadable = bench.repository().join(archive.names.backup(bench.id(6).as_str()));
     std::fs::write(unreadable, b"no manifest").unwrap();
     let give_up = |newest: Option<u16>| -> Vec<BackupId> {
@@ -200,17 +200,19 @@ fn intent(id: &BackupId, state: &str) -> Intent {
         state: state.into(),
         made_by: String::new(),
         full: false,
+        identity: None,
         host: host(),
     }
 }
 
 /// Of a complete backup.
-fn manifest(id: &BackupId) -> Manifest {
+pub(in crate::backup) fn manifest_of(id: &BackupId) -> Manifest {
     let at = Timestamp::from_second(1_769_824_800).unwrap();
     let control = ControlFacts {
         control_version: 1300,
         catalog_version: 202209061,
         data_checksum_version: 1,
+        relation_segment_pages: 131_072,
         wal_level: 1,
         max_connections: 100,
         max_worker_processes: 8,
@@ -248,6 +250,7 @@ fn manifest(id: &BackupId) -> Manifest {
         control,
         bad_pages: Vec::new(),
         bad_page_count: 0,
+        identity: None,
         made_by: String::new(),
         host: host(),
     }

@@ -29,6 +29,9 @@ pub struct Intent {
     /// Everything is stored anew, and nothing of a complete backup reused.
     #[serde(default)]
     pub full: bool,
+    /// The identity that its packs are sealed for: the folder of `keys/`. `None`: not encrypted.
+    #[serde(default)]
+    pub identity: Option<String>,
     /// Where it runs, for a person who wonders.
     #[serde(default)]
     pub host: String,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 pub use super::text::Raw;
 use super::text::{self, shown};
 use super::{BackupId, Malformed};
+use crate::pg::data_page::SEGMENT_PAGES;
 use crate::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
 
 const VERSION: u32 = 1;
@@ -80,6 +81,9 @@ pub struct Manifest {
     /// recovery mends. At most [`Manifest::BAD_PAGES`] are named.
     pub bad_pages: Vec<BadPage>,
     pub bad_page_count: u64,
+    /// The identity whose private key opens every pack that its maps name: the folder of `keys/`. `None`: not encrypted.
+    #[serde(default)]
+    pub identity: Option<String>,
     /// Program and version that took the backup.
     pub made_by: String,
     /// Where it ran, for a person who wonders.
@@ -156,6 +160,9 @@ pub struct ControlFacts {
     pub catalog_version: u32,
     /// 0: pages carry no checksums.
     pub data_checksum_version: u32,
+    /// Pages in a file of a relation (`RELSEG_SIZE`).
+    #[serde(default = "usual_segment")]
+    pub relation_segment_pages: u32,
     /// 0 minimal, 1 replica, 2 logical.
     pub wal_level: i32,
     pub max_connections: i32,
@@ -164,6 +171,10 @@ pub struct ControlFacts {
     pub max_prepared_transactions: i32,
     pub max_locks_per_transaction: i32,
     pub track_commit_timestamp: bool,
+}
+
+fn usual_segment() -> u32 {
+    SEGMENT_PAGES
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
