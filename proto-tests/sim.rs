@@ -19,6 +19,10 @@ mod index;
 mod life;
 #[path = "sim/runs.rs"]
 mod runs;
+#[path = "sim/slot_commands.rs"]
+mod slot_commands;
+#[path = "sim/slots.rs"]
+mod slots;
 #[path = "sim/store.rs"]
 mod store;
 mod support;
@@ -26,6 +30,8 @@ mod support;
 mod tails;
 #[path = "sim/trace.rs"]
 mod trace;
+#[path = "sim/two_histories.rs"]
+mod two_histories;
 #[path = "sim/waits.rs"]
 mod waits;
 #[path = "sim/walsender.rs"]

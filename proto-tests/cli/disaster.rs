@@ -8,6 +8,8 @@ use walrecv::pg::MajorVersion;
 use super::site::{Site, wait_durable};
 use crate::support::{Ledger, Seed, Server, require_moto, require_servers};
 
+const WRITERS: usize = 3;
+
 /// Everything that a client was told of is in the restored server, where commits waited for the repository.
 fn restored(version: MajorVersion, bucket: Option<&str>) {
     let mut seed = Seed::of_run();
@@ -18,12 +20,16 @@ fn restored(version: MajorVersion, bucket: Option<&str>) {
     };
     let receiver = site.receive(&[]);
     site.backup();
+    server.sql("create table ledger (id bigint primary key, filler text not null)");
     server.sql("alter system set synchronous_standby_names = 'walrecv'");
     server.sql("select pg_reload_conf()");
-    // Read at its start: from now on it flushes at every commit.
     super::site::end(receiver);
+    let ledger = Ledger::builder().writers(WRITERS).padding(300).start(&server);
+    // Commits wait once the checkpointer has read the setting, whenever that is; what is answered before may be lost. From here on all of them do.
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    server.wait_sql(waiting, &WRITERS.to_string());
+    // Read at its start: it flushes at every commit.
     let receiver = site.receive(&[]);
-    let ledger = Ledger::builder().writers(3).padding(300).start(&server);
     ledger.wait_for_more(50, Duration::from_secs(60));
     wait_durable(&server, server.lsn());
     std::thread::sleep(Duration::from_millis(seed.below(1000)));

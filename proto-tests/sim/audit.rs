@@ -14,10 +14,11 @@ use walrecv::pg::{Lsn, SegmentName, SegmentSize, TimelineId};
 use walrecv::receive::recover::recover;
 use walrecv::receive::{Observer, Place};
 use walrecv::repo::ClusterNames;
+use walrecv::seal::content::event::Hole;
 use walrecv::seal::key::ReaderKeys;
 
 use super::chance::Chance;
-use super::cluster::{Branch, SEGMENT};
+use super::cluster::{Branch, SEGMENT, Trail};
 use super::disk::Loss;
 use super::trace::Trace;
 use super::world::SPOOL;
@@ -43,6 +44,7 @@ struct Promise {
     from: Lsn,
     to: Lsn,
     bytes: Vec<u8>,
+    trail: Trail,
 }
 
 #[derive(Clone)]
@@ -79,37 +81,45 @@ impl Audit {
     }
 
     /// The server was just told that `timeline` is durable up to `to`; it had been told so up to `from` before.
-    pub fn promised(&self, branch: &Branch, timeline: TimelineId, from: Lsn, to: Lsn) {
+    pub fn promised(&self, branch: &Branch, timeline: TimelineId, from: Lsn, to: Lsn, trail: &Trail) {
         let loss = self.0.chance.pick(&[Loss::All, Loss::AllButRemovals, Loss::Some, Loss::Nothing]);
         // Reading back costs more than all the rest: any moment may be judged, not every one is.
         if !self.0.chance.one_in(SAMPLE) {
             return;
         }
-        self.demand(branch, timeline, (from, to), loss, false);
+        self.demand(branch, timeline, (from, to), loss, false, trail);
     }
 
     /// The server was just told that `timeline` is written up to `to`, which a spool makes good, and flushed up to `from`.
-    pub fn promised_written(&self, branch: &Branch, timeline: TimelineId, from: Lsn, to: Lsn) {
+    pub fn promised_written(&self, branch: &Branch, timeline: TimelineId, from: Lsn, to: Lsn, trail: &Trail) {
         if self.0.chance.one_in(SAMPLE_OF_WRITTEN) {
             let loss = self.0.chance.pick(&[Loss::All, Loss::AllButRemovals, Loss::Some]);
-            self.demand(branch, timeline, (from, to), loss, true);
+            self.demand(branch, timeline, (from, to), loss, true, trail);
         }
     }
 
     /// Everything from the first byte of the archive on.
-    pub fn demand_all(&self, branch: &Branch, timeline: TimelineId, to: Lsn) {
+    pub fn demand_all(&self, branch: &Branch, timeline: TimelineId, to: Lsn, trail: &Trail) {
         let loss = self.0.chance.pick(&[Loss::All, Loss::AllButRemovals, Loss::Some]);
-        self.demand(branch, timeline, (Lsn(SEGMENT), to), loss, false);
+        self.demand(branch, timeline, (Lsn(SEGMENT), to), loss, false, trail);
     }
 
-    fn demand(&self, branch: &Branch, timeline: TimelineId, (from, to): (Lsn, Lsn), loss: Loss, spooled: bool) {
+    fn demand(
+        &self,
+        branch: &Branch,
+        timeline: TimelineId,
+        (from, to): (Lsn, Lsn),
+        loss: Loss,
+        spooled: bool,
+        trail: &Trail,
+    ) {
         let copier = self.0.copier.lock().unwrap_or_else(PoisonError::into_inner);
         let from = from.align_down(SEGMENT);
         let (Some(copier), true) = (&*copier, to > from) else { return };
         let known = branch.ancestors.iter().map(|(t, _)| *t).chain([branch.timeline]);
         let path = known.filter(|t| *t <= timeline).map(|t| (t, branch.begin_of(t))).collect();
         let bytes = branch.wal.slice(from, to).to_vec();
-        let promise = Promise { place: copier(loss), spooled, loss, path, from, to, bytes };
+        let promise = Promise { place: copier(loss), spooled, loss, path, from, to, bytes, trail: trail.clone() };
         self.0.open.fetch_add(1, Ordering::SeqCst);
         *self.0.counts.lock().unwrap_or_else(PoisonError::into_inner).entry("promises").or_default() += 1;
         let _ = self.0.queue.send(promise);
@@ -156,11 +166,28 @@ impl Promise {
             recovered.map_err(|e| format!("the spool cannot be put there: {e}"))?;
         }
         let archive = Archive { repo: self.place.repo.clone(), names, keys };
-        let mut at = self.from;
+        let holes = archive.holes().await.map_err(|e| format!("the holes cannot be read: {e}"))?;
+        holes.iter().try_for_each(|hole| self.is_honest(hole))?;
+        // Before the first word to any server nothing was promised: a slot may be lost before anything is stored.
+        let first = self.trail.told.iter().map(|(_, lsn)| lsn.align_down(SEGMENT)).min();
+        let mut at = self.from.max(first.unwrap_or_default());
         while at < self.to {
             // The newest timeline that has a copy of this segment.
             let newest = self.path.iter().rev().find(|(_, begin)| begin.align_down(SEGMENT) <= at);
-            let timeline = newest.map_or(TimelineId(1), |(t, _)| *t);
+            let newest = newest.map_or(TimelineId(1), |(t, _)| *t);
+            let end = (at + SEGMENT).min(self.to);
+            // What stands before a hole is on the timeline that it begins on, which may have been left later in this segment.
+            let (timeline, upto) = match next_hole(&holes, at).filter(|hole| hole.from < end) {
+                Some(hole) => {
+                    let before = self.path.iter().rev().find(|(_, begin)| *begin < hole.from);
+                    (before.map_or(newest, |(t, _)| *t), hole.from)
+                }
+                None => (newest, end),
+            };
+            if upto <= at {
+                at = at + SEGMENT;
+                continue;
+            }
             let segment = SegmentName::new(timeline, size.segment_of(at), size);
             let stored =
                 archive.read_segment(segment, None).await.map_err(|e| format!("{segment} cannot be read: {e}"))?;
@@ -169,7 +196,7 @@ impl Promise {
                 None => return Err(format!("nothing of {segment} is there")),
             };
             let offset = at.since(self.from) as usize;
-            let wanted = &self.bytes[offset..self.bytes.len().min(offset + SEGMENT as usize)];
+            let wanted = &self.bytes[offset..offset + upto.since(at) as usize];
             let found = stored
                 .get(..wanted.len())
                 .ok_or_else(|| format!("{segment} has {} bytes, {} were promised", stored.len(), wanted.len()))?;
@@ -181,4 +208,25 @@ impl Promise {
         }
         Ok(())
     }
+
+    /// What is left out was asked for and removed, and nobody was told that any of it is there.
+    fn is_honest(&self, hole: &Hole) -> Result<(), String> {
+        let Trail { told, refused } = &self.trail;
+        let inside = |timeline: TimelineId, lsn: Lsn| {
+            timeline == hole.from_timeline && lsn > hole.from && (hole.to_timeline != timeline || lsn < hole.to)
+        };
+        if let Some((_, lsn)) = told.iter().find(|(timeline, lsn)| inside(*timeline, *lsn)) {
+            return Err(format!("{lsn} is in a hole: {hole:?}"));
+        }
+        let removed = |(timeline, lsn): &(TimelineId, Lsn)| *timeline == hole.from_timeline && *lsn <= hole.from;
+        match refused.iter().any(removed) {
+            true => Ok(()),
+            false => Err(format!("the server has what is in a hole: {hole:?}")),
+        }
+    }
+}
+
+/// The first hole that does not end before `at`.
+fn next_hole(holes: &[Hole], at: Lsn) -> Option<&Hole> {
+    holes.iter().filter(|hole| hole.to > at).min_by_key(|hole| hole.from)
 }

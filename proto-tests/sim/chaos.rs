@@ -131,6 +131,7 @@ async fn happen(world: &Arc<World>) {
         17 | 18 => fail_over(world).await,
         19 => roll_back(world).await,
         20 => damage(world),
+        21 if world.plan.gaps => lose_slot(world),
         _ => {}
     }
 }
@@ -210,10 +211,17 @@ async fn fail_over(world: &World) {
 fn make_slot(world: &World) {
     world.cluster.change(|state| {
         if state.slot.is_none() {
-            let restart = Some(state.removed + 40);
-            state.slot = Some(Slot { restart, saved: restart, active: None });
+            state.slot = Some(Slot::reserved(state));
         }
     });
+}
+
+/// Nobody holds back what the archive needs any more.
+fn lose_slot(world: &World) {
+    let (drops, keep) = (world.chance.one_in(2), world.chance.pick(&[0, 100_000, SEGMENT, 2 * SEGMENT]));
+    world.trace.say(format!("server: the slot is {}, and WAL removed", if drops { "dropped" } else { "lost" }));
+    world.excuses().slot = true;
+    world.cluster.forget(drops, keep);
 }
 
 async fn roll_back(world: &World) {
@@ -265,6 +273,11 @@ async fn calm(world: &World) {
         let current = state.current;
         state.branches[current].damaged = None;
         state.phase = Phase::Up;
+    });
+    world.cluster.change(|state| {
+        // Where nothing is stored yet, a lost slot is an administrator's to make anew.
+        let unused = state.trail.told.is_empty();
+        state.slot.take_if(|slot| slot.lost && unused);
     });
     make_slot(world);
     if world.disk.is_read_only() {

@@ -1,5 +1,6 @@
 //! The servers behind one address: their WAL, timelines and slot, and what they were told.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -87,6 +88,25 @@ pub struct Slot {
     /// What a crash of the server leaves of it.
     pub saved: Option<Lsn>,
     pub active: Option<u64>,
+    /// The server has removed what it held (`max_slot_wal_keep_size`), and holds nothing back for it any more.
+    pub lost: bool,
+}
+
+impl Slot {
+    /// As a server with this WAL makes one.
+    pub fn reserved(state: &State) -> Slot {
+        let restart = Some((state.removed + 40).min(state.end()));
+        Slot { restart, saved: restart, ..Slot::default() }
+    }
+}
+
+/// What decides whether a hole in the archive is an honest one.
+#[derive(Clone, Default)]
+pub struct Trail {
+    /// Every flush position that was reported.
+    pub told: BTreeSet<(TimelineId, Lsn)>,
+    /// Where WAL was asked for that had been removed.
+    pub refused: BTreeSet<(TimelineId, Lsn)>,
 }
 
 pub struct State {
@@ -109,6 +129,7 @@ pub struct State {
     pub spool: bool,
     /// The highest flush position that was reported, per branch and timeline.
     pub told: Vec<(usize, TimelineId, Lsn)>,
+    pub trail: Trail,
     next_xid: u32,
 }
 
@@ -148,7 +169,7 @@ impl Cluster {
         wal.checkpoint(false);
         let branch = Branch { timeline: TimelineId(1), wal, ancestors: Vec::new(), damaged: None, upto: None };
         let start = Lsn(SEGMENT + 40);
-        let slot = Slot { restart: Some(start), saved: Some(start), active: None };
+        let slot = Slot { restart: Some(start), saved: Some(start), ..Slot::default() };
         let state = State {
             branches: vec![branch],
             current: 0,
@@ -163,6 +184,7 @@ impl Cluster {
             synchronous,
             spool,
             told: Vec::new(),
+            trail: Trail::default(),
             next_xid: 700,
         };
         Arc::new(Cluster { state: Mutex::new(state), changed: watch::Sender::new(0), trace, audit })
@@ -215,8 +237,19 @@ impl Cluster {
             if let Some(slot) = &mut state.slot {
                 slot.saved = slot.restart;
             }
-            let keep = state.slot.as_ref().and_then(|slot| slot.saved).unwrap_or(end).min(end);
+            let slot = state.slot.as_ref().filter(|slot| !slot.lost);
+            let keep = slot.and_then(|slot| slot.saved).unwrap_or(end).min(end);
             state.removed = state.removed.max(keep.align_down(SEGMENT));
+        });
+    }
+
+    /// The slot is dropped, or loses what it held, and all WAL but the last `keep` bytes is removed. Whoever streams on it is ended.
+    pub fn forget(&self, drops: bool, keep: u64) {
+        self.change(|state| {
+            let lost = Slot { lost: true, ..Slot::default() };
+            state.slot = state.slot.take().filter(|_| !drops).map(|_| lost);
+            let rest = state.end().0.saturating_sub(keep);
+            state.removed = state.removed.max(Lsn(rest).align_down(SEGMENT));
         });
     }
 
@@ -247,7 +280,7 @@ impl Cluster {
             let slot = state.slot.clone().unwrap_or_default();
             let restart = slot.saved.map(|lsn| lsn.min(fork));
             state.removed = state.removed.min(restart.unwrap_or(fork).align_down(SEGMENT));
-            state.slot = with_slot.then_some(Slot { restart, saved: restart, active: None });
+            state.slot = with_slot.then_some(Slot { restart, saved: restart, ..Slot::default() });
         });
     }
 
@@ -283,10 +316,14 @@ impl Cluster {
                 return;
             }
             if state.spool && written > flushed {
-                self.audit.promised_written(state.branch(), timeline, flushed.max(Lsn(SEGMENT)), written);
+                let from = flushed.max(Lsn(SEGMENT));
+                self.audit.promised_written(state.branch(), timeline, from, written, &state.trail);
             }
-            if let Some(slot) = &mut state.slot {
-                slot.restart = Some(flushed);
+            state.trail.told.insert((timeline, flushed));
+            // From 16 on a lost slot stays lost.
+            let comes_back = state.version < MajorVersion::V16;
+            if let Some(slot) = state.slot.as_mut().filter(|slot| comes_back || !slot.lost) {
+                (slot.restart, slot.lost) = (Some(flushed), false);
             }
             let known = state.told.iter().position(|(branch, t, _)| (*branch, *t) == (current, timeline));
             let from = match known {
@@ -297,7 +334,7 @@ impl Cluster {
                     Lsn(SEGMENT)
                 }
             };
-            self.audit.promised(state.branch(), timeline, from, flushed);
+            self.audit.promised(state.branch(), timeline, from, flushed, &state.trail);
         });
     }
 }

@@ -387,6 +387,19 @@ impl Medium for Mount {
         self.change()?.add(path, Node::Dir(DirNode::default())).map(|_| ())
     }
 
+    fn private_folder(&self, path: &Path) -> walrecv::error::Result<()> {
+        let above: Vec<_> = path.ancestors().filter(|above| above.parent().is_some()).collect();
+        for folder in above.into_iter().rev() {
+            match self.create_dir(folder) {
+                Err(error) if error.raw_os_error() != Some(EEXIST) => {
+                    return Err(walrecv::disk::durable::failed("cannot make", folder, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = self.change()?;
         state.may_change(false)?;

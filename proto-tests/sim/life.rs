@@ -16,6 +16,10 @@ struct State {
     left: AtomicI64,
     /// The whole host went: nobody told the peers.
     silently: AtomicBool,
+    /// Its disk answers nothing.
+    hangs: AtomicBool,
+    /// No server lets it in.
+    barred: AtomicBool,
     died: Notify,
 }
 
@@ -26,6 +30,8 @@ impl Life {
             alive: AtomicBool::new(true),
             left: AtomicI64::new(-1),
             silently: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
+            barred: AtomicBool::new(false),
             died: Notify::new(),
         }))
     }
@@ -64,6 +70,24 @@ impl Life {
 
     pub fn fell_with_its_host(&self) -> bool {
         self.0.silently.load(Ordering::SeqCst)
+    }
+
+    /// From now on its disk answers nothing, or does so again.
+    pub fn hang(&self, hangs: bool) {
+        self.0.hangs.store(hangs, Ordering::SeqCst);
+    }
+
+    pub fn hangs(&self) -> bool {
+        self.0.hangs.load(Ordering::SeqCst)
+    }
+
+    /// From now on no server lets it in.
+    pub fn bar(&self) {
+        self.0.barred.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_barred(&self) -> bool {
+        self.0.barred.load(Ordering::SeqCst)
     }
 
     /// Returns once it is dead.

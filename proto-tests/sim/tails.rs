@@ -24,12 +24,12 @@ use super::world::{Plan, World};
 
 const CLAIM: (SystemIdentifier, TimelineId, Lsn) = (SystemIdentifier(1), TimelineId(1), Lsn(1));
 
-fn mount(disk: &SimDisk) -> Mount {
+pub fn mount(disk: &SimDisk) -> Mount {
     let lane = Lane::Inline(Arc::new(|| ready(()).boxed()));
     Mount { disk: disk.clone(), life: Life::new(0), lane }
 }
 
-fn files(disk: &SimDisk, folder: &Path) -> Vec<PathBuf> {
+pub fn files(disk: &SimDisk, folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for (name, form) in mount(disk).list(folder).unwrap_or_default() {
         let path = folder.join(name);

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
-use walrecv::pg::{Lsn, TimelineId};
+use walrecv::pg::{Lsn, MajorVersion, TimelineId};
 
 use super::chance::Chance;
 use super::cluster::{Cluster, Phase, SLOT};
@@ -63,7 +63,7 @@ impl Network {
     pub async fn dial(&self, life: Life) -> io::Result<Plug> {
         let faults = self.faults();
         sleep(self.chance.millis(0, faults.delay)).await;
-        if self.cluster.state().phase == Phase::Down || self.chance.one_in(faults.refuse) {
+        if self.cluster.state().phase == Phase::Down || life.is_barred() || self.chance.one_in(faults.refuse) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (ours, theirs) = tokio::io::duplex(64 << 10);
@@ -374,38 +374,18 @@ impl Session {
                 };
                 words::result(&["slot_type", "restart_lsn", "restart_tli"], Some(&row), "READ_REPLICATION_SLOT")
             }
+            ["CREATE_REPLICATION_SLOT", _, "PHYSICAL", "RESERVE_WAL"] => self.cluster.create_slot(),
+            ["DROP_REPLICATION_SLOT", _] => self.cluster.drop_slot(),
             ["START_REPLICATION", ..] => return self.start(&words).await,
             _ if text.contains("pg_replication_slots") && self.cluster.state().view_refused => {
                 words::error("ERROR", "42501", "permission denied for view pg_replication_slots", "aclcheck_error")
             }
-            _ if text.contains("pg_replication_slots") => self.slot_view(text),
+            _ if text.contains("pg_replication_slots") => self.cluster.slot_view(),
             _ => words::result(&["?column?"], Some(&[None]), "SELECT 1"),
         };
         self.cable.say(answer);
         self.cable.say(words::ready());
         Ok(())
-    }
-
-    /// Answers a question about the view by the names of its columns; what this server does not know is NULL.
-    fn slot_view(&self, text: &str) -> Vec<u8> {
-        let state = self.cluster.state();
-        let upper = text.to_uppercase();
-        let from = upper.find(" FROM ").unwrap_or(text.len());
-        let columns: Vec<&str> = text[..from].trim_start_matches("SELECT ").split(',').map(str::trim).collect();
-        let row = state.slot.as_ref().map(|slot| {
-            let lost = slot.restart.is_some_and(|lsn| lsn.align_down(super::cluster::SEGMENT) < state.removed);
-            let value = |column: &&str| match *column {
-                "slot_name" => Some(SLOT.to_owned()),
-                "slot_type" => Some("physical".to_owned()),
-                "restart_lsn" => slot.restart.map(|lsn| lsn.to_string()),
-                "wal_status" => Some(if lost { "lost" } else { "reserved" }.to_owned()),
-                "active" => Some(if slot.active.is_some() { "t" } else { "f" }.to_owned()),
-                "temporary" => Some("f".to_owned()),
-                _ => None,
-            };
-            columns.iter().map(value).collect::<Vec<_>>()
-        });
-        words::result(&columns, row.as_deref(), "SELECT 1")
     }
 
     async fn start(&mut self, words: &[&str]) -> Result<(), Over> {
@@ -430,6 +410,10 @@ impl Session {
                     Some(slot) if slot.active.is_some() => {
                         return Some(("55006", format!("replication slot \"{SLOT}\" is active for PID 1")));
                     }
+                    Some(slot) if slot.lost && state.version >= MajorVersion::V18 => {
+                        let text = format!("can no longer access replication slot \"{SLOT}\"");
+                        return Some(("55000", text));
+                    }
                     Some(slot) => slot.active = Some(self.id),
                 }
             }
@@ -445,7 +429,7 @@ impl Session {
             self.cable.say(words::ready());
             return Ok(());
         }
-        let over = self.stream(timeline, from).await;
+        let over = self.stream(timeline, from, slotted).await;
         self.cluster.change(|state| {
             if let Some(slot) = state.slot.as_mut().filter(|slot| slot.active == Some(self.id)) {
                 slot.active = None;
@@ -454,7 +438,7 @@ impl Session {
         over
     }
 
-    async fn stream(&mut self, timeline: TimelineId, from: Lsn) -> Result<(), Over> {
+    async fn stream(&mut self, timeline: TimelineId, from: Lsn, slotted: bool) -> Result<(), Over> {
         let historic_end = |state: &super::cluster::State| {
             let branch = state.branch();
             (branch.timeline != timeline).then(|| branch.end_of(timeline)).flatten()
@@ -473,12 +457,20 @@ impl Session {
             if self.lost() {
                 return Err(Over::Cut);
             }
-            let (end, historic, stopping, removed) = {
+            let (end, historic, stopping, removed, evicted) = {
                 let state = self.cluster.state();
                 let historic = historic_end(&state);
-                (historic.unwrap_or(state.end()), historic.is_some(), state.phase == Phase::Stopping, state.removed)
+                let end = historic.unwrap_or(state.end());
+                let held = state.slot.as_ref().is_some_and(|slot| slot.active == Some(self.id));
+                (end, historic.is_some(), state.phase == Phase::Stopping, state.removed, slotted && !held)
             };
+            if evicted {
+                let text = "terminating connection due to administrator command";
+                self.cable.say(words::error("FATAL", "57P01", text, "ProcessInterrupts"));
+                return Err(Over::Close);
+            }
             if sent < end && !ended && sent.align_down(super::cluster::SEGMENT) < removed {
+                self.cluster.change(|state| state.trail.refused.insert((timeline, sent)));
                 let text = format!("requested WAL segment at {sent} has already been removed");
                 self.cable.say(words::error("ERROR", "58P01", &text, "XLogReadRaiseError"));
                 self.cable.say(words::ready());

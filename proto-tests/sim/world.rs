@@ -13,7 +13,7 @@ use walrecv::error::{Error, Kind};
 use walrecv::keys::ring::{ReaderRing, WriterRing};
 use walrecv::net::{Conninfo, Dialer};
 use walrecv::pg::MajorVersion;
-use walrecv::receive::{Observer, Place, ReceiveEvent, ReceiveOptions, ReceiveReport, receive};
+use walrecv::receive::{Observer, OnGap, Place, ReceiveEvent, ReceiveOptions, ReceiveReport, receive};
 use walrecv::repo::Repository;
 use walrecv::seal::header::RepositoryId;
 use walrecv::seal::key::RepositorySecret;
@@ -33,6 +33,8 @@ const ROOT: &str = "/repo";
 /// Where the repository is a store, the disk is the spool's.
 pub const SPOOL: &str = ROOT;
 pub const GRACE: Duration = Duration::from_secs(5);
+/// So little is reached while a store is away for half a minute.
+const GIVE_UP_AT: u64 = 200 << 10;
 
 /// What a seed decides before anything happens.
 #[derive(Clone, Debug)]
@@ -52,6 +54,10 @@ pub struct Plan {
     /// What may happen.
     pub failovers: u64,
     pub roll_back: bool,
+    /// The slot is lost now and then, with what it held: a hole is left behind.
+    pub gaps: bool,
+    /// The slot is given up while nothing can be stored.
+    pub gives_up: bool,
     pub bad_wal: bool,
     pub disk_faults: bool,
     pub store_faults: bool,
@@ -82,6 +88,8 @@ impl Plan {
             chaos: chance.millis(5_000, 60_000),
             failovers: chance.pick(&[0, 0, 1, 2]),
             roll_back: chance.one_in(8),
+            gaps: false,
+            gives_up: false,
             bad_wal: chance.one_in(12),
             disk_faults: chance.one_in(2),
             store_faults: !chance.one_in(4),
@@ -139,15 +147,16 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, trace: Trace) -> Arc<World> {
-        World::with(seed, trace, |_| ())
-    }
-
     /// Of what the seed planned, something is otherwise.
     pub fn with(seed: u64, trace: Trace, change: impl Fn(&mut Plan)) -> Arc<World> {
         let chance = Chance::new(seed, "world");
         let mut plan = Plan::new(&chance);
+        let holes = Chance::new(seed, "holes");
+        (plan.gaps, plan.gives_up) = (holes.one_in(5), holes.one_in(3));
         change(&mut plan);
+        // Two histories of one timeline leave nothing to tell an honest hole by.
+        plan.roll_back &= !plan.gaps;
+        plan.gives_up &= plan.gaps;
         trace.say(format!("{plan:?}"));
         let (id, secret) = (RepositoryId([7; 16]), RepositorySecret::published());
         let writer = Arc::new(WriterRing::new(id, secret.clone(), None).expect("a ring"));
@@ -217,7 +226,7 @@ impl World {
     pub fn demand_all(&self) {
         let state = self.cluster.state();
         for (branch, timeline, lsn) in &state.told {
-            self.audit.demand_all(&state.branches[*branch], *timeline, *lsn);
+            self.audit.demand_all(&state.branches[*branch], *timeline, *lsn, &state.trail);
         }
     }
 
@@ -236,6 +245,9 @@ impl World {
             let life = pacing.clone();
             async move {
                 sleep(wait).await;
+                while life.hangs() && life.is_alive() {
+                    sleep(Duration::from_millis(10)).await;
+                }
                 if !life.is_alive() {
                     // A process that is gone does nothing, and holds nothing either: its locks go with it. Nobody waits for its tasks by then.
                     sleep(Duration::from_millis(100)).await;
@@ -270,6 +282,8 @@ impl World {
             shutdown_grace: GRACE,
             catalog: Some(self.catalog(index)),
             spool_dir: self.plan.spool.then(|| PathBuf::from(SPOOL)),
+            on_gap: if self.plan.gaps { OnGap::NewRange } else { OnGap::Stop },
+            give_up_at: self.plan.gives_up.then_some(GIVE_UP_AT),
             ..ReceiveOptions::new(info.through(dialer))
         }
     }

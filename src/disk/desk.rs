@@ -108,7 +108,9 @@ impl Desk {
         let work = Arc::new(Work {
             desk: self.clone(),
             future: Mutex::new(Some(Box::pin(future))),
+            wanted: AtomicBool::new(false),
             here: AtomicBool::new(false),
+            turning: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             elsewhere: Mutex::default(),
         });
@@ -215,9 +217,10 @@ impl Shared {
         }
     }
 
-    /// Looks after everything but the work that hangs, until that comes back.
+    /// Looks after everything but the work that hangs, until that comes back. What sat down beside it does not wait for it, and goes on elsewhere meanwhile.
     fn take_over(&self, runtime: &Runtime, turn: u64) {
         self.taken_over.store(true, Ordering::SeqCst);
+        self.works().iter().filter(|work| !work.turning.load(Ordering::SeqCst)).for_each(|work| work.step_aside());
         let back = || self.turns.load(Ordering::SeqCst) != turn || self.over.load(Ordering::SeqCst);
         runtime.block_on(async {
             while !back() {
@@ -225,6 +228,11 @@ impl Shared {
             }
         });
         self.taken_over.store(false, Ordering::SeqCst);
+        self.works().iter().filter(|work| work.wanted.load(Ordering::SeqCst)).for_each(Work::take_seat);
+    }
+
+    fn works(&self) -> Vec<Arc<Work>> {
+        lock(&self.all).iter().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -233,25 +241,43 @@ pub struct Work {
     desk: Desk,
     /// `None` once it has ended.
     future: Mutex<Option<BoxFuture<'static, ()>>>,
+    /// It is to sit at the desk whenever that is free.
+    wanted: AtomicBool,
     /// It belongs to the desk.
     here: AtomicBool,
+    /// The desk is at it.
+    turning: AtomicBool,
     queued: AtomicBool,
     /// Of the thread of its own, while that waits.
     elsewhere: Mutex<Option<Waker>>,
 }
 
 impl Work {
-    /// Goes on at the desk from now on, unless other work hangs there.
+    /// Goes on at the desk from now on, whenever no other work hangs there.
     pub fn sit_down(self: &Arc<Work>) {
+        self.wanted.store(true, Ordering::SeqCst);
+        self.take_seat();
+    }
+
+    fn take_seat(self: &Arc<Work>) {
         let shared = &self.desk.0;
-        let free = !shared.taken_over.load(Ordering::SeqCst) && !shared.over.load(Ordering::SeqCst);
-        if free && shared.is_watched() && !self.here.swap(true, Ordering::SeqCst) {
+        let free = || !shared.taken_over.load(Ordering::SeqCst) && !shared.over.load(Ordering::SeqCst);
+        if free() && shared.is_watched() && !self.here.swap(true, Ordering::SeqCst) {
             self.queue();
+        }
+        // Whoever took over just now may have asked everybody to step aside before this one sat.
+        if !free() && !self.turning.load(Ordering::SeqCst) {
+            self.step_aside();
         }
     }
 
     /// Goes on on its own thread from now on.
     pub fn leave(&self) {
+        self.wanted.store(false, Ordering::SeqCst);
+        self.step_aside();
+    }
+
+    fn step_aside(&self) {
         self.here.store(false, Ordering::SeqCst);
         self.wake_elsewhere();
     }
@@ -284,7 +310,9 @@ impl Work {
             // Whoever has it looks afterwards where it belongs.
             let Some(mut future) = self.hold() else { return };
             let waker = Waker::from(self.clone());
+            self.turning.store(true, Ordering::SeqCst);
             over = advance(&mut future, &mut Context::from_waker(&waker)).is_ready();
+            self.turning.store(false, Ordering::SeqCst);
         }
         if over || !self.here.load(Ordering::SeqCst) {
             self.wake_elsewhere();
@@ -427,6 +455,40 @@ mod tests {
             }
         });
         outside(async { timeout(LONG, took).await.expect("the desk hangs").unwrap() });
+    }
+
+    #[test]
+    fn work_that_sits_beside_some_that_hangs_goes_on_elsewhere_and_comes_back() {
+        let took = Desk::run("desk", |desk| async move {
+            let (open, gate) = blocking::channel();
+            let (_gate, closed) = blocking::channel();
+            let ((work, ask, mut said), (other, ask_other, mut other_said)) =
+                (begin(&desk, gate), begin(&desk, closed));
+            work.sit_down();
+            other.sit_down();
+            for _ in 0..3 {
+                ask.send(true).unwrap();
+                ask_other.send(false).unwrap();
+                // It may have had its turn before the other one began to hang.
+                next(&mut other_said).await;
+                sleep(PATIENCE * 3).await;
+                ask_other.send(false).unwrap();
+                assert_eq!(next(&mut other_said).await, "own");
+                assert!(said.try_recv().is_err());
+                open.send(()).unwrap();
+                assert_eq!(next(&mut said).await, "desk");
+                let begun = Instant::now();
+                loop {
+                    ask_other.send(false).unwrap();
+                    if next(&mut other_said).await == "desk" {
+                        break;
+                    }
+                    assert!(begun.elapsed() < LONG, "it does not come back");
+                    sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        outside(async { timeout(LONG * 2, took).await.expect("the desk hangs").unwrap() });
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::lane::Lane;
+use super::private;
+use crate::error::Result;
 
 /// What stands under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,11 @@ pub trait Medium: Send + Sync + fmt::Debug {
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
     fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// A folder of mode 0700, and those above it: see [`private::folder`].
+    fn private_folder(&self, path: &Path) -> Result<()> {
+        private::folder(path)
+    }
 
     /// Removes an empty directory.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use super::durable::{self, Staging};
 use super::lane::Beside;
 use super::medium::{Ground, Handle, Identity};
-use super::private;
 use crate::error::{Error, Kind, Result};
 use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
 
@@ -56,13 +55,13 @@ impl PreparedTail {
 
     /// As [`PreparedTail::prepare`]; nobody but the owner may reach the file, or the folders that are made for it.
     pub fn prepare_private(medium: &Ground, directory: &Path, preallocate: u64) -> Result<PreparedTail> {
-        private::folder(directory)?;
+        medium.private_folder(directory)?;
         PreparedTail::zeroed(medium, directory, preallocate, true)
     }
 
     fn zeroed(medium: &Ground, directory: &Path, preallocate: u64, private: bool) -> Result<PreparedTail> {
         let staging = Staging::create(medium, &directory.join("tail"), if private { 0o600 } else { 0o666 })?;
-        let zeroed = write_zeros(&*staging.file, 0, preallocate).and_then(|()| staging.file.sync_all());
+        let zeroed = write_slowly(&*staging.file, preallocate).and_then(|()| staging.file.sync_all());
         match zeroed {
             Ok(()) => Ok(PreparedTail { staging, allocated: preallocate, private }),
             Err(e) if is_full(&e) && preallocate > 0 => {
@@ -79,7 +78,7 @@ impl PreparedTail {
         let medium = self.staging.medium.clone();
         match self.private {
             // What is made here is synced below, with everything above the file.
-            true => private::folder(durable::parent(path))?,
+            true => medium.private_folder(durable::parent(path))?,
             false => durable::create_dirs(&*medium, durable::parent(path))?,
         }
         let file = self.staging.file.clone();
@@ -256,6 +255,20 @@ fn is_gone(error: &io::Error) -> bool {
 /// Whether there is no room, which takes nothing away from what was written and synced.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+}
+
+/// Zeros from the start of a file, on the disk part by part: a flush of another file, for which somebody waits, finds no long queue there.
+fn write_slowly(file: &dyn Handle, to: u64) -> io::Result<()> {
+    let mut at = 0;
+    while at < to {
+        let end = to.min(at + STEP);
+        write_zeros(file, at, end)?;
+        if end < to {
+            file.sync_data()?;
+        }
+        at = end;
+    }
+    Ok(())
 }
 
 fn write_zeros(file: &dyn Handle, from: u64, to: u64) -> io::Result<()> {

@@ -16,7 +16,7 @@ use super::{GIVE_UP, OnGap, check::Refused, prepare};
 use crate::archive::Archive;
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::Conninfo;
-use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::pg::{Lsn, SegmentName, SystemIdentifier, TimelineId};
 use crate::seal::content::event::{CorruptWal, Hole, What};
 
 /// How often the forecast for the slot is told as a warning, while nothing is stored.
@@ -35,8 +35,11 @@ impl Run {
         self.pipeline = None;
         let size = archive.names.segment_size;
         let whole = |lsn: Lsn| lsn.align_down(size.bytes());
-        if let Some(end) = self.climb_to.filter(|end| server.slot == SlotPosition::Unknown && asked < whole(*end)) {
-            // The start was lowered to be safe, and the server has let go of that much: the slot stands further up.
+        let segment = SegmentName::new(timeline, size.segment_of(asked), size);
+        if let Some(end) = self.climb_to.filter(|end| server.slot == SlotPosition::Unknown && asked < whole(*end))
+            && archive.is_complete(segment).await?
+        {
+            // The start was lowered to be safe, and the server has let go of that much, which is stored: the slot stands further up.
             let next = (whole(asked) + size.bytes()).min(whole(end));
             return self.begin_at(archive, server, timeline, next).await;
         }
@@ -44,7 +47,9 @@ impl Run {
             // It was taken in place of one that lags: that one may still have what is missing here.
             return Err(error.transient());
         }
-        let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked);
+        // What lies before its fork is the timeline before.
+        let fork = server.history.begin_of(timeline).unwrap_or_default();
+        let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked).max(fork);
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;
             return Err(gone(error, from));

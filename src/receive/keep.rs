@@ -1,9 +1,9 @@
 //! Keeping: WAL bytes in, sealed objects and durable tails out. Runs on a thread of its own; every step here may compute or wait for the local disk.
 //!
 //! A finished object leaves for the repository once the record that crosses its end has been checked too, since what is stored is never rewritten. It does not
-//! wait for that longer than [`hold_limit`], nor when a server stops or memory is short.
+//! wait for that longer than [`super::held::hold_limit`], nor when a server stops or memory is short.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,9 +12,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::check::{Check, Refused};
+use super::held::Queue;
 use super::merge::Merge;
 use super::object::{Object, Open, Place, object_bytes};
-use super::spool::{Rest, Spool, Spooled};
+use super::spool::{Spool, Spooled};
 use super::tail::{Flushed, Merging, Piece, TailMaker};
 use super::trim;
 use super::worker::Out;
@@ -102,18 +103,6 @@ pub struct KeepConfig {
     pub stats: Arc<StreamStats>,
 }
 
-/// A finished object that waits for the record that crosses its end, and what of it goes to the spool then.
-struct Held {
-    object: Object,
-    rest: Option<Rest>,
-    since: Instant,
-}
-
-/// How long a finished object waits for the rest of the record that crosses its end.
-pub fn hold_limit(flush_interval: Duration) -> Duration {
-    flush_interval.min(Duration::from_secs(1))
-}
-
 /// The state between two messages.
 pub struct Keeper {
     config: KeepConfig,
@@ -122,7 +111,7 @@ pub struct Keeper {
     check: Check,
     open: Option<Open>,
     spare: Vec<u8>,
-    held: VecDeque<Held>,
+    held: Queue,
     tails: TailMaker,
     spool: Option<Spool>,
     merging: Option<Merging>,
@@ -151,7 +140,7 @@ impl Keeper {
             check,
             open: None,
             spare: Vec::new(),
-            held: VecDeque::new(),
+            held: Queue::default(),
             tails,
             spool,
             merging: None,
@@ -168,8 +157,7 @@ impl Keeper {
 
     /// Sealed and raw bytes in memory that were not handed on.
     pub fn memory(&self) -> u64 {
-        let held: u64 = self.held.iter().map(|held| held.object.sealed.len()).sum();
-        held + self.open.as_ref().map_or(0, Open::memory)
+        self.held.memory() + self.open.as_ref().map_or(0, Open::memory)
     }
 
     pub fn set_flush_interval(&mut self, interval: Duration) {
@@ -205,7 +193,7 @@ impl Keeper {
                 }
             })?;
             self.config.stats.commits.add(count);
-            open.push(now, self.config.flush_interval.is_zero());
+            open.push(now, self.config.flush_interval.is_zero())?;
             let upto = open.offset(self.wanted());
             if upto > open.tail.kept() && open.oldest.is_none() {
                 open.oldest = Some(Instant::now());
@@ -220,7 +208,7 @@ impl Keeper {
             }
             bytes = later;
         }
-        self.release(false);
+        self.release(false)?;
         Ok(())
     }
 
@@ -253,20 +241,29 @@ impl Keeper {
         self.all_pending = false;
         self.keep_in_spool(&open);
         let rest = self.spool.as_mut().and_then(|spool| spool.close(&open));
-        let (object, raw) = open.finish(&self.config.archive)?;
-        self.spare = raw;
-        self.held.push_back(Held { object, rest, since: Instant::now() });
+        let (object, spare) = open.finish(&self.config.archive)?;
+        self.use_again(spare);
+        if self.held.is_behind() {
+            self.release(true)?;
+        }
+        self.held.push(object, rest);
         Ok(())
     }
 
+    fn use_again(&mut self, spare: Vec<u8>) {
+        if spare.capacity() > self.spare.capacity() {
+            self.spare = spare;
+        }
+    }
+
     /// Nothing has arrived for a while, and everything is durable: lets bytes leave memory that these tails hold.
-    pub fn rest(&mut self, names: Vec<String>, pieces: usize) {
+    pub fn rest(&mut self, names: Vec<String>, pieces: usize) -> Result<(), Stop> {
         let busy = pieces > 0 || self.merging.is_some() || !self.held.is_empty();
         if !busy {
             self.spare = Vec::new();
             self.spool.iter_mut().for_each(Spool::rest);
             if let Some(open) = self.open.as_mut()
-                && open.rest(names)
+                && open.rest(names)?
             {
                 let rested = open.received();
                 self.tell(Kept::Rested(rested));
@@ -274,6 +271,7 @@ impl Keeper {
             trim::give_back();
             self.config.stats.held_bytes.set(self.memory());
         }
+        Ok(())
     }
 
     /// Reads back what left memory, as long as it takes: without it the object cannot be made.
@@ -298,28 +296,28 @@ impl Keeper {
         }
     }
 
-    /// Hands on the finished objects whose last record is checked, and with `all` the others too.
-    fn release(&mut self, all: bool) {
+    /// Hands on the finished objects that are sealed and whose last record is checked, and with `all` the others too, as soon as they are sealed.
+    fn release(&mut self, all: bool) -> Result<(), Stop> {
         let checked = self.check.checked();
-        let limit = hold_limit(self.config.flush_interval);
-        while let Some(held) = self.held.pop_front() {
-            if !all && held.object.place.end > checked && held.since.elapsed() < limit {
-                self.held.push_front(held);
-                break;
-            }
+        let interval = self.config.flush_interval;
+        while let Some(held) = if all { self.held.pop() } else { self.held.next(checked, interval) } {
             self.tell_checked();
-            self.tell(Kept::Object(Box::new(held.object)));
+            let (object, spare) = held.object.object()?;
+            self.use_again(spare);
+            self.tell(Kept::Object(Box::new(object)));
             if let (Some(rest), Some(spool)) = (held.rest, &mut self.spool) {
                 let spooled = spool.finish(&self.keys, rest);
                 self.tell_spooled(spooled);
             }
         }
+        Ok(())
     }
 
     /// Hands on finished objects without waiting for the record that crosses their end: memory is short. What was checked does not wait in memory only.
-    pub fn release_all(&mut self) {
-        self.release(true);
+    pub fn release_all(&mut self) -> Result<(), Stop> {
+        self.release(true)?;
         self.flush_spool();
+        Ok(())
     }
 
     /// Puts what was checked of the open object into the spool.
@@ -386,7 +384,7 @@ impl Keeper {
     pub fn flush(&mut self, flush: Flush, pieces: usize) -> Result<(), Stop> {
         let now = Instant::now();
         self.announced = None;
-        self.release(flush == Flush::All);
+        self.release(flush == Flush::All)?;
         self.all_pending |= flush == Flush::All;
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
         if due {
@@ -548,8 +546,7 @@ impl Keeper {
     fn announce(&mut self, pieces: usize) {
         let soon = Instant::now() + Duration::from_millis(50);
         let tail = self.tail_due().map(|at| if pieces >= PIECES { at.max(soon) } else { at });
-        let held = self.held.front().map(|held| held.since + hold_limit(self.config.flush_interval));
-        let due = [tail, held, self.spool_due()].into_iter().flatten().min();
+        let due = [tail, self.held.due(self.config.flush_interval), self.spool_due()].into_iter().flatten().min();
         if due != self.announced {
             self.announced = due;
             self.tell(Kept::FlushAt(due));

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::salt;
+use super::sealing::{Beside, Ending, Sealing};
 use super::tail::{Flushed, Tail, TailMaker};
 use crate::archive::Archive;
+use crate::disk::lane::Lane;
 use crate::error::{Error, Kind, Result};
 use crate::pg::record::Record;
 use crate::pg::xact::Note;
@@ -90,17 +92,66 @@ pub struct Open {
     pub tail: Tail,
     /// When the oldest checked byte that is in no tail arrived.
     pub oldest: Option<Instant>,
-    /// `None` once bytes are away: sealing begins anew then, with the first byte, under another salt.
-    sealer: Option<Sealer>,
+    making: Making,
+    lane: Lane,
     /// Bytes of `raw` that the sealer has taken, and how many it takes at a time.
     sealed: usize,
     frame: usize,
     summary: SummaryBuilder,
-    hasher: ContentHasher,
     /// Bytes of `raw` that are in the hash.
     hashed: usize,
     /// Hash of the bytes that are away.
     away_hash: [u8; 32],
+}
+
+/// Who seals.
+enum Making {
+    Here(Box<Sealing>),
+    Beside(Beside),
+    /// Bytes are away: sealing begins anew once they are back, with the first byte, under another salt.
+    Nobody(Box<ContentHasher>),
+    /// A thread that died has taken it along.
+    Lost,
+}
+
+/// An object whose last byte has arrived.
+pub struct Ended {
+    pub place: Place,
+    name: String,
+    made: Made,
+}
+
+enum Made {
+    Here(Box<(Sealed, Summary)>),
+    Beside(Ending),
+}
+
+impl Ended {
+    /// Whether it is sealed: then [`Ended::object`] does not wait.
+    pub fn is_sealed(&self) -> bool {
+        match &self.made {
+            Made::Here(_) => true,
+            Made::Beside(ending) => ending.is_finished(),
+        }
+    }
+
+    /// Bytes that it holds in memory.
+    pub fn memory(&self) -> u64 {
+        match &self.made {
+            Made::Here(made) => made.0.len(),
+            Made::Beside(ending) => ending.memory(),
+        }
+    }
+
+    /// The object, and the buffer of its bytes, emptied to be used again, if that is back only now.
+    pub fn object(self) -> Result<(Object, Vec<u8>)> {
+        let (sealed, summary, mut raw) = match self.made {
+            Made::Here(made) => (made.0, made.1, Vec::new()),
+            Made::Beside(ending) => ending.join()?,
+        };
+        raw.clear();
+        Ok((Object { name: self.name, sealed, summary, place: self.place, kind: ObjectKind::Segment }, raw))
+    }
 }
 
 impl Open {
@@ -123,12 +174,15 @@ impl Open {
             raw,
             tail: Tail::default(),
             oldest: None,
-            sealer: Some(Sealer::new(keys, claims, salt::random()?, compression)),
+            away_hash: hasher.finalize(),
+            making: Making::Here(Box::new(Sealing {
+                sealer: Sealer::new(keys, claims, salt::random()?, compression),
+                hasher,
+            })),
+            lane: archive.repo.lane(),
             sealed: 0,
             frame: frame_bytes(compression),
             summary: SummaryBuilder::new(place.start),
-            away_hash: hasher.finalize(),
-            hasher,
             hashed: 0,
         })
     }
@@ -155,7 +209,12 @@ impl Open {
 
     /// Bytes that this object holds in memory, raw and sealed.
     pub fn memory(&self) -> u64 {
-        self.raw.len() as u64 + self.sealer.as_ref().map_or(0, Sealer::sealed_len)
+        let sealed = match &self.making {
+            Making::Here(sealing) => sealing.sealer.sealed_len(),
+            Making::Beside(beside) => beside.memory(),
+            Making::Nobody(_) | Making::Lost => 0,
+        };
+        self.raw.len() as u64 + sealed
     }
 
     /// The end of `lsn` as an offset in what has arrived.
@@ -186,48 +245,99 @@ impl Open {
         self.tail.flush(maker, keys, (self.place.segment, self.place.start), bytes, wrote)
     }
 
-    /// Takes the next bytes. With `later` they are sealed by [`Open::seal_one`] in a quiet moment, unless too many wait for one.
-    pub fn push(&mut self, bytes: &[u8], later: bool) {
+    /// Takes the next bytes. With `later` they are sealed by [`Open::seal_one`] in a quiet moment, unless too many wait for one, or on another thread.
+    pub fn push(&mut self, bytes: &[u8], later: bool) -> Result<()> {
         self.raw.extend_from_slice(bytes);
         if !later {
+            self.here()?;
             self.hash_to(self.raw.len());
             self.seal();
+        } else if matches!(self.making, Making::Here(_)) && self.can_seal() {
+            self.part();
         }
         while self.raw.len() - self.sealed > UNSEALED && self.seal_one() {}
+        Ok(())
     }
 
-    /// Whether there is a whole frame to seal.
+    /// From now on a thread of its own seals, if there can be one.
+    fn part(&mut self) {
+        if let Making::Here(sealing) = std::mem::replace(&mut self.making, Making::Lost) {
+            self.making = match Beside::begin(&self.lane, *sealing, self.frame) {
+                Ok(beside) => Making::Beside(beside),
+                Err(Some(sealing)) => Making::Here(sealing),
+                Err(None) => Making::Lost,
+            };
+        }
+    }
+
+    /// Takes back what another thread has; waits until that has done what it was given.
+    fn here(&mut self) -> Result<()> {
+        self.making = match std::mem::replace(&mut self.making, Making::Lost) {
+            Making::Beside(beside) => Making::Here(Box::new(beside.back()?)),
+            Making::Lost => return Err(Error::new(Kind::Failed, "the thread that seals has died")),
+            here => here,
+        };
+        Ok(())
+    }
+
+    /// Whether there is a whole frame to seal, and somebody to do it.
     pub fn can_seal(&self) -> bool {
+        let can = match &self.making {
+            Making::Here(_) => true,
+            Making::Beside(beside) => beside.has_room(),
+            Making::Nobody(_) | Making::Lost => false,
+        };
         // The last byte waits for the last frame.
-        self.sealer.is_some() && self.raw.len() - self.sealed > self.frame
+        can && self.raw.len() - self.sealed > self.frame
     }
 
-    /// Seals one frame, if there is a whole one.
+    /// Seals one frame, or hands it to the thread that does, if there is a whole one.
     pub fn seal_one(&mut self) -> bool {
         let can = self.can_seal();
-        if let Some(sealer) = self.sealer.as_mut().filter(|_| can) {
+        if can {
             let frame = self.raw.get(self.sealed..=self.sealed + self.frame).unwrap_or_default();
-            self.sealed += sealer.take(frame, self.frame);
-            self.hash_to(self.sealed);
+            match &mut self.making {
+                Making::Here(sealing) => {
+                    self.sealed += sealing.sealer.take(frame, self.frame);
+                    self.hash_to(self.sealed);
+                }
+                Making::Beside(beside) => {
+                    beside.seal(frame, self.hashed.saturating_sub(self.sealed));
+                    self.sealed += self.frame;
+                    self.hashed = self.hashed.max(self.sealed);
+                }
+                Making::Nobody(_) | Making::Lost => {}
+            }
         }
         can
     }
 
     /// The hash of everything that has arrived.
-    fn hash(&mut self) -> [u8; 32] {
+    fn hash(&mut self) -> Result<[u8; 32]> {
+        self.here()?;
         self.hash_to(self.raw.len());
-        self.hasher.finalize()
+        match &self.making {
+            Making::Here(sealing) => Ok(sealing.hasher.finalize()),
+            Making::Nobody(hasher) => Ok(hasher.finalize()),
+            Making::Beside(_) | Making::Lost => Err(Error::new(Kind::Failed, "a hash that is elsewhere")),
+        }
     }
 
     fn hash_to(&mut self, end: usize) {
-        self.hasher.update(self.raw.get(self.hashed..end).unwrap_or_default());
+        let bytes = self.raw.get(self.hashed..end).unwrap_or_default();
+        match &mut self.making {
+            Making::Here(sealing) => sealing.hasher.update(bytes),
+            Making::Nobody(hasher) => hasher.update(bytes),
+            // Hashed where it is sealed.
+            Making::Beside(_) | Making::Lost => return,
+        }
         self.hashed = self.hashed.max(end);
     }
 
     /// Seals what fills frames, from where it is.
     fn seal(&mut self) {
-        if let Some(sealer) = &mut self.sealer {
-            self.sealed += sealer.take(self.raw.get(self.sealed..).unwrap_or_default(), self.frame);
+        if let Making::Here(sealing) = &mut self.making {
+            self.sealed += sealing.sealer.take(self.raw.get(self.sealed..).unwrap_or_default(), self.frame);
         }
     }
 
@@ -237,17 +347,20 @@ impl Open {
     }
 
     /// Lets everything that has arrived leave memory, if it is in the tail, of which these names hold it. Returns whether it was.
-    pub fn rest(&mut self, names: Vec<String>) -> bool {
+    pub fn rest(&mut self, names: Vec<String>) -> Result<bool> {
         let all = self.tail.kept() == self.len() && self.len() > self.away && !names.is_empty();
         if all {
             self.away = self.len();
             self.away_in = names;
-            self.away_hash = self.hash();
+            self.away_hash = self.hash()?;
             (self.raw, self.hashed, self.sealed) = (Vec::new(), 0, 0);
-            self.sealer = None;
+            self.making = match std::mem::replace(&mut self.making, Making::Lost) {
+                Making::Here(sealing) => Making::Nobody(Box::new(sealing.hasher)),
+                other => other,
+            };
             self.tail.rest();
         }
-        all
+        Ok(all)
     }
 
     /// Whether bytes have left memory.
@@ -272,25 +385,34 @@ impl Open {
         raw.extend_from_slice(&self.raw);
         let claims = archive.claims(ObjectKind::Segment, self.place.segment.timeline, self.place.start);
         let sealer = Sealer::new(keys, claims, salt::random()?, compression);
-        (self.hashed, self.raw, self.sealer) = (raw.len() - self.raw.len() + self.hashed, raw, Some(sealer));
+        (self.hashed, self.raw) = (raw.len() - self.raw.len() + self.hashed, raw);
+        self.making = match std::mem::replace(&mut self.making, Making::Lost) {
+            Making::Nobody(hasher) => Making::Here(Box::new(Sealing { sealer, hasher: *hasher })),
+            other => other,
+        };
         (self.sealed, self.away) = (0, 0);
         self.seal();
         Ok(())
     }
 
-    /// The complete object, and the buffer to use again.
-    pub fn finish(mut self, archive: &Archive) -> Result<(Object, Vec<u8>)> {
-        let name = archive.names.segment(self.place.segment, self.place.part);
-        let hash = self.hash();
-        let summary = self.summary.finish(self.place.end, hash);
-        let sealer = self.sealer.take();
-        let mut sealer = sealer.ok_or_else(|| Error::new(Kind::Failed, "an object is finished without its bytes"))?;
-        sealer.push(self.raw.get(self.sealed..).unwrap_or_default());
-        let sealed = sealer.finish(&summary.encode());
-        let object = Object { name, sealed, summary, place: self.place, kind: ObjectKind::Segment };
-        let mut raw = self.raw;
+    /// The complete object, which may still have to be sealed, and the buffer of its bytes, emptied to be used again, if nobody needs them any more.
+    pub fn finish(self, archive: &Archive) -> Result<(Ended, Vec<u8>)> {
+        let Open { place, making, mut raw, sealed, hashed, summary, .. } = self;
+        let made = match making {
+            Making::Here(sealing) => {
+                let rest = raw.get(sealed..).unwrap_or_default();
+                let (object, summary) = sealing.finish(rest, hashed.saturating_sub(sealed), summary, place.end);
+                Made::Here(Box::new((object, summary)))
+            }
+            Making::Beside(beside) => {
+                Made::Beside(beside.end(std::mem::take(&mut raw), (sealed, hashed), summary, place.end))
+            }
+            Making::Nobody(_) | Making::Lost => {
+                return Err(Error::new(Kind::Failed, "an object is finished without its bytes"));
+            }
+        };
         raw.clear();
-        Ok((object, raw))
+        Ok((Ended { place, name: archive.names.segment(place.segment, place.part), made }, raw))
     }
 
     /// What has arrived of a segment at the end of its timeline, sealed anew: it is another kind of object.
@@ -298,7 +420,7 @@ impl Open {
         let claims = archive.claims(ObjectKind::Partial, self.place.segment.timeline, self.place.start);
         let mut sealer = Sealer::new(keys, claims, salt::random()?, compression);
         sealer.push(&self.raw);
-        let hash = self.hash();
+        let hash = self.hash()?;
         let summary = self.summary.finish(self.place.start + self.raw.len() as u64, hash);
         let sealed = sealer.finish(&summary.encode());
         let name = archive.names.partial(self.place.segment);

@@ -121,7 +121,11 @@ fn archive_end(server: &ServerView<'_>, known: &Known<'_>) -> Option<ArchiveEnd>
     let (index, timeline, end) = path.iter().enumerate().rev().find_map(|(index, timeline)| {
         let behind_hole = known.holes.iter().filter(|h| h.to_timeline == *timeline).map(|h| h.to).max();
         let stock = known.inventory.timelines.get(timeline);
-        let stored = stock.and_then(|stock| stored_end(stock, size, behind_hole));
+        // Where the timeline before is stored, this one is from its fork on: it was not expired, so what is missing there was never stored.
+        let before = index.checked_sub(1).and_then(|before| path.get(before)).copied();
+        let before = before.filter(|before| known.inventory.timelines.contains_key(before));
+        let fork = before.and_then(|before| server.history.switch_point_of(before));
+        let stored = stock.and_then(|stock| stored_end(stock, size, behind_hole, fork));
         Some((index, *timeline, stored.or(behind_hole)?))
     })?;
     let Some(switch_point) = server.history.switch_point_of(timeline) else {
@@ -144,13 +148,15 @@ fn archive_end(server: &ServerView<'_>, known: &Known<'_>) -> Option<ArchiveEnd>
 
 /// End of the stored WAL of one timeline, at the border of an object. A hole among the highest segments, which a killed run leaves when a later put was
 /// faster than an earlier one, counts as the end. What only tails hold does not count: it is received again. Nothing below `from` counts: it lies before a
-/// hole that was given up.
-pub fn stored_end(stock: &TimelineStock, size: SegmentSize, from: Option<Lsn>) -> Option<Lsn> {
+/// hole that was given up. A timeline that begins at a `fork` has a segment for that too: its put may have been the slow one. Where the archive begins is known
+/// from nothing, and what is missing below its lowest segment was promised to nobody.
+pub fn stored_end(stock: &TimelineStock, size: SegmentSize, from: Option<Lsn>, fork: Option<Lsn>) -> Option<Lsn> {
     let floor = from.map_or(SegmentNumber(0), |lsn| size.segment_of(lsn));
     let mut complete = stock.complete.range(floor..);
     let first_missing = match (complete.next(), complete.next_back().or(stock.complete.last())) {
         (Some(&lowest), Some(&highest)) => {
-            let in_flight = SegmentNumber(highest.0.saturating_sub(PUTS_IN_FLIGHT)).max(lowest);
+            let first = fork.filter(|_| from.is_none()).map_or(lowest, |fork| size.segment_of(fork).min(lowest));
+            let in_flight = SegmentNumber(highest.0.saturating_sub(PUTS_IN_FLIGHT)).max(first);
             (in_flight.0..=highest.0 + 1).map(SegmentNumber).find(|n| !stock.complete.contains(n))
         }
         _ => {
@@ -264,6 +270,29 @@ mod tests {
     }
 
     #[test]
+    fn the_put_of_a_timeline_s_first_segment_may_be_the_one_that_was_lost() {
+        let two = history(2, &[(1, 5 * MIB + 100)]);
+        let with = |before: &[u64], stored: &[u64], slot| {
+            let mut timelines = vec![(2, stock(stored))];
+            if !before.is_empty() {
+                timelines.push((1, stock(before)));
+            }
+            start(&two, 99 * MIB, slot, timelines, &[(1, 5 * MIB + 100)])
+        };
+        // Whether the slot was moved, or made anew, or is not known.
+        for slot in [SlotPosition::At(Lsn(8 * MIB)), SlotPosition::NoSlot, SlotPosition::Unknown] {
+            assert_eq!(with(&[3, 4], &[6], slot), (2, 5 * MIB), "{slot:?}");
+        }
+        assert_eq!(with(&[3, 4], &[5, 6], SlotPosition::NoSlot), (2, 7 * MIB));
+        assert_eq!(
+            with(&[3, 4], &[6, 7, 8, 9, 10, 11], SlotPosition::NoSlot),
+            (2, 12 * MIB),
+            "an old one is not asked for"
+        );
+        assert_eq!(with(&[], &[6], SlotPosition::NoSlot), (2, 7 * MIB), "what was there before it was expired");
+    }
+
+    #[test]
     fn an_empty_archive_begins_at_the_slot_or_at_the_server() {
         let one = history(1, &[]);
         assert_eq!(start(&one, 9 * MIB + 5, SlotPosition::At(Lsn(3 * MIB + 7)), vec![], &[]), (1, 3 * MIB));
@@ -290,25 +319,25 @@ mod tests {
 
     #[test]
     fn a_hole_that_a_killed_run_left_is_filled_an_old_one_is_not_asked_for() {
-        assert_eq!(stored_end(&stock(&[3, 4, 6, 7]), size(1), None), Some(Lsn(5 * MIB)));
-        assert_eq!(stored_end(&stock(&[3, 4, 9]), size(1), None), Some(Lsn(5 * MIB)));
-        assert_eq!(stored_end(&stock(&[3, 4, 6, 7, 8, 9, 10]), size(1), None), Some(Lsn(11 * MIB)));
-        assert_eq!(stored_end(&stock(&[3]), size(1), None), Some(Lsn(4 * MIB)));
-        assert_eq!(stored_end(&stock(&[]), size(1), None), None);
+        assert_eq!(stored_end(&stock(&[3, 4, 6, 7]), size(1), None, None), Some(Lsn(5 * MIB)));
+        assert_eq!(stored_end(&stock(&[3, 4, 9]), size(1), None, None), Some(Lsn(5 * MIB)));
+        assert_eq!(stored_end(&stock(&[3, 4, 6, 7, 8, 9, 10]), size(1), None, None), Some(Lsn(11 * MIB)));
+        assert_eq!(stored_end(&stock(&[3]), size(1), None, None), Some(Lsn(4 * MIB)));
+        assert_eq!(stored_end(&stock(&[]), size(1), None, None), None);
     }
 
     #[test]
     fn only_a_tail_is_stored() {
         let mut only_tail = stock(&[]);
         only_tail.tails.insert(SegmentNumber(7), vec!["tail".to_owned()]);
-        assert_eq!(stored_end(&only_tail, size(1), None), Some(Lsn(7 * MIB)));
+        assert_eq!(stored_end(&only_tail, size(1), None, None), Some(Lsn(7 * MIB)));
     }
 
     #[test]
     fn whole_parts_of_a_large_segment_count() {
         let mut large = stock(&[3]);
         large.parts.insert(SegmentNumber(4), [0, 1, 3].into_iter().collect());
-        assert_eq!(stored_end(&large, size(64), None), Some(Lsn(4 * 64 * MIB + 32 * MIB)));
+        assert_eq!(stored_end(&large, size(64), None, None), Some(Lsn(4 * 64 * MIB + 32 * MIB)));
     }
 
     #[test]

@@ -326,6 +326,7 @@ impl Run {
                     let text = "the server has other WAL where this run received some: it was put back to a snapshot, or is another server";
                     return self.begin_again(Error::new(Kind::Server, text).transient()).await;
                 }
+                End::Better(host) => return Ok(self.move_over(server, *host)),
                 End::Lost(error) => return Ok(Next::Again(Some(error))),
                 End::ServerStopping => return Ok(Next::Again(None)),
                 End::Stalled => return Ok(Next::AwaitRepository),
@@ -414,6 +415,7 @@ impl Run {
     }
 
     async fn stream_once(&mut self, server: &mut Server) -> Result<End> {
+        let scout = self.scout(server);
         let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
         let (timeline, slot) = (pipeline.timeline(), self.options.slot.clone());
         // Whatever the slot holds: where a segment has just begun, what lies above its start is too little to recognise a server by.
@@ -443,7 +445,7 @@ impl Run {
             self.observer.tell(ReceiveEvent::Synchronous(true));
         }
         let (before, begun) = (pipeline.received(), Instant::now());
-        let stream = Stream::new(&self.options, server, pipeline, &self.observer, from);
+        let stream = Stream::new(&self.options, server, pipeline, &self.observer, from, scout);
         let end = stream.run(&mut self.stop).await;
         self.synchronous = server.synchronous;
         if pipeline.received() > before || begun.elapsed() > STABLE {

@@ -41,6 +41,8 @@ pub struct Server {
     pub synchronous: bool,
     /// In recovery: what it holds says nothing of its primary.
     pub standby: bool,
+    /// It was taken for want of a better one, although so much is stored or was received already.
+    pub behind: Option<Lsn>,
 }
 
 /// No question to a server may wait longer: a server that hangs must not hang its receiver.
@@ -143,6 +145,7 @@ pub async fn connect(access: &Access<'_>, waiting: &mut Waiting) -> Result<Serve
         slot_spent: false,
         synchronous: false,
         standby: true,
+        behind: None,
     })
 }
 

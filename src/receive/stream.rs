@@ -12,10 +12,12 @@ use super::check::Refused;
 use super::heart::Heart;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::{Pipeline, Turn};
+use super::scout::Scout;
 use super::sentinel::Sign;
 use super::server::Server;
 use super::{ReceiveOptions, wait_until};
 use crate::error::{Error, Kind, Result};
+use crate::net::Conninfo;
 use crate::pg::{Lsn, TimelineId};
 use crate::wire::message::{Status, StreamEvent};
 
@@ -43,6 +45,8 @@ pub enum End {
     Refused(Refused),
     /// The last bytes that were received are not those that this server has there.
     OtherBytes,
+    /// This server lags, and this other one does not.
+    Better(Box<Conninfo>),
     /// The caller asked to stop.
     Stop,
 }
@@ -65,6 +69,8 @@ pub struct Stream<'a> {
     next: Lsn,
     /// What the server sends again is not enough to recognise it by: see [`Pipeline::proof`].
     proof: Option<Lsn>,
+    /// Where this server lags: looks for another one.
+    scout: Option<Scout>,
 }
 
 impl<'a> Stream<'a> {
@@ -74,6 +80,7 @@ impl<'a> Stream<'a> {
         pipeline: &'a mut Pipeline,
         observer: &'a Observer,
         from: Lsn,
+        scout: Option<Scout>,
     ) -> Stream<'a> {
         let heard = Instant::now();
         let heart = Heart::new(HEARTBEAT);
@@ -90,6 +97,7 @@ impl<'a> Stream<'a> {
             heart,
             next: from,
             proof,
+            scout,
         }
     }
 
@@ -115,6 +123,7 @@ impl<'a> Stream<'a> {
                 },
                 _ = ticks.tick() => self.tick().await?,
                 sign = self.server.sentinel.next() => self.sign(sign),
+                better = found(&mut self.scout) => Some(End::Better(Box::new(better))),
                 () = asked_to_stop(stop) => Some(End::Stop),
                 () = wait_until(leave_by) => self.leave().await?,
             };
@@ -220,6 +229,9 @@ impl<'a> Stream<'a> {
         if self.pipeline.is_stalled(self.options.stall_timeout) {
             return Ok(Some(End::Stalled));
         }
+        let end = self.pipeline.ledger.server_end();
+        // It has caught up.
+        self.scout.take_if(|scout| scout.wanted.upto <= end);
         if !self.pipeline.has_room() {
             // Nothing is read while the queue is full, so silence says nothing.
             self.heard = Instant::now();
@@ -283,6 +295,14 @@ impl<'a> Stream<'a> {
 
     async fn send(&mut self, status: Status) -> Result<()> {
         self.server.stream.send_status(status, SEND_LIMIT).await
+    }
+}
+
+/// A better host, once there is one.
+async fn found(scout: &mut Option<Scout>) -> Conninfo {
+    match scout {
+        Some(scout) => scout.found().await,
+        None => std::future::pending().await,
     }
 }
 

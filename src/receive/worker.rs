@@ -270,7 +270,7 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
         Work::Data(bytes) => {
             let own = keeper.memory() + bytes.len() as u64;
             if budget.is_full(own) {
-                keeper.release_all();
+                keeper.release_all()?;
                 budget.waiting.store(true, Ordering::SeqCst);
                 let room = budget.wait(own).await;
                 budget.waiting.store(false, Ordering::SeqCst);
@@ -289,10 +289,7 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
             keeper.set_flush_interval(interval);
             Ok(())
         }
-        Work::Rest(names) => {
-            keeper.rest(names, budget.pieces());
-            Ok(())
-        }
+        Work::Rest(names) => keeper.rest(names, budget.pieces()),
         Work::Finish => keeper.finish().await,
     }
 }

@@ -143,6 +143,42 @@ fn of_several_hosts_the_next_one_is_taken_where_one_lags() {
     receiving.stop();
 }
 
+/// The primary was away when the receiver looked for a host: the standby that lags was better than nothing. Once the primary is back, it is streamed.
+#[test]
+fn a_host_that_lags_is_left_for_a_better_one_that_comes_back() {
+    require_servers!(MajorVersion::V18);
+    let scene = Scene::new(MajorVersion::V18);
+    let receiving = Receiving::start(harness::options(&scene.primary), scene.vault.place());
+    receiving.wait_streaming();
+    scene.standby_has(scene.write(100));
+    scene.wire.stall(true);
+    scene.write(100);
+    let end = scene.primary.switch_wal();
+    harness::wait_acknowledged(&scene.primary, end);
+    receiving.stop();
+    let address = Proxy::start(scene.primary.port());
+    address.refuse(true);
+    let text = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres sslmode=disable",
+        scene.standby.port(),
+        address.port
+    );
+    let options = ReceiveOptions { flush_interval: Duration::from_millis(100), ..harness::options_for(&text) };
+    let receiving = Receiving::start(options, scene.vault.place());
+    receiving.wait_streaming();
+    let end = scene.write(100);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(begun_at(&receiving).len(), 1, "{:#?}", receiving.events());
+    address.refuse(false);
+    harness::wait_acknowledged(&scene.primary, end);
+    let moved = |event: &ReceiveEvent| {
+        let ports = [scene.standby.port(), address.port].map(|port| port.to_string());
+        matches!(event, ReceiveEvent::Reconnecting { why, .. } if ports.iter().all(|port| why.contains(port)))
+    };
+    assert!(receiving.saw(moved), "{:#?}", receiving.events());
+    receiving.stop();
+}
+
 /// The same address leads to another host, which has less than what was received already.
 #[test]
 fn a_host_that_lags_behind_what_was_received_is_begun_anew() {

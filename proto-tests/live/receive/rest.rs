@@ -103,6 +103,31 @@ fn a_tail_that_is_gone_is_received_again() {
     receiving.stop();
 }
 
+/// Reading back waits for the repository like a put does: nothing becomes durable meanwhile, so the server is left until it works again.
+#[test]
+fn a_tail_that_cannot_be_read_back_for_long_is_a_stall() {
+    require_servers!(MajorVersion::V18);
+    let (server, vault, store) = (server(), Vault::new(), Store::default());
+    let place = Place { repo: store.repository(), ..vault.place() };
+    let archive = vault.archive_in(store.repository(), &server);
+    let from = harness::acknowledged(&server);
+    let options = ReceiveOptions { stall_timeout: Duration::from_millis(1500), ..options(&server) };
+    let receiving = Receiving::start(options, place);
+    receiving.wait_streaming();
+    let end = write(&server);
+    wait_rest(&server, &receiving, end);
+    store.unreadable(true);
+    server.switch_wal();
+    server.sql("insert into t values (1, 'in the next segment')");
+    receiving.wait_event("a stall", |e| matches!(e, ReceiveEvent::Stalled { .. }));
+    server.wait_sql("select count(*) from pg_replication_slots where active", "0");
+    store.unreadable(false);
+    receiving.wait_event("the end of it", |e| matches!(e, ReceiveEvent::Resumed));
+    harness::wait_acknowledged(&server, server.lsn());
+    nothing_is_missing(&archive, &server, from, server.lsn());
+    receiving.stop();
+}
+
 fn open_tails(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

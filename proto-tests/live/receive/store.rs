@@ -20,6 +20,7 @@ struct Inner {
     order: Mutex<Vec<String>>,
     delay_ms: AtomicU64,
     away: AtomicBool,
+    unreadable: AtomicBool,
     created: AtomicU64,
 }
 
@@ -40,6 +41,11 @@ impl Store {
     /// Whether every put fails from now on.
     pub fn away(&self, away: bool) {
         self.0.away.store(away, Ordering::SeqCst);
+    }
+
+    /// Whether no tail can be read from now on.
+    pub fn unreadable(&self, unreadable: bool) {
+        self.0.unreadable.store(unreadable, Ordering::SeqCst);
     }
 
     /// How many objects were made so far.
@@ -90,6 +96,9 @@ impl Backend for Store {
     }
 
     fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>> {
+        if name.contains("/tail/") && self.0.unreadable.load(Ordering::SeqCst) {
+            return done(Err(Error::new(Kind::Repository, "the store does not answer").transient()));
+        }
         let piece = self.objects().get(name).map(|whole| {
             let size = whole.len() as u64;
             let range = range.unwrap_or(0..size);

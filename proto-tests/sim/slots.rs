@@ -1,0 +1,84 @@
+//! Slots that a receiver makes itself, because a server has none any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use walrecv::pg::Lsn;
+
+use super::cluster::{Phase, SEGMENT};
+use super::disk::DiskFaults;
+use super::tails::{acknowledged, quiet_world_with, write};
+use super::world::{Plan, World};
+
+fn flushes_soon(plan: &mut Plan) {
+    plan.flush_interval = Duration::from_millis(100);
+}
+
+/// Where streams were begun.
+fn asked(world: &World) -> Vec<Lsn> {
+    let trace = world.trace.last();
+    let asked =
+        trace.lines().filter_map(|line| line.split_once("START_REPLICATION ")?.1.split(' ').next()?.parse().ok());
+    asked.collect()
+}
+
+/// The disk is full, so more was received than is durable; then the slot is dropped, and the WAL in between removed. The slot that the receiver makes stands
+/// above what is durable, and nobody else had it: what is in memory goes on, at the exact byte, and there is no hole.
+#[test]
+fn a_slot_that_the_run_made_itself_ends_nothing_that_is_in_memory() {
+    let with_gaps = |plan: &mut Plan| {
+        flushes_soon(plan);
+        plan.gaps = true;
+    };
+    quiet_world_with(with_gaps, |world: Arc<World>| async move {
+        write(&world, 300_000);
+        acknowledged(&world).await;
+        let durable = world.cluster.state().end();
+        world.disk.set_faults(DiskFaults { full: true, ..DiskFaults::default() });
+        for _ in 0..3 {
+            write(&world, 600_000);
+            sleep(Duration::from_secs(1)).await;
+        }
+        let received = world.cluster.state().end();
+        world.cluster.forget(true, 100_000);
+        let removed = world.cluster.state().removed;
+        assert!(durable < removed && removed < received, "{durable} {removed} {received}");
+        sleep(Duration::from_secs(5)).await;
+        let last = asked(&world).last().copied();
+        assert!(last.is_some_and(|last| last > removed), "{last:?}, not from {received}: {}", world.trace.last());
+        world.disk.set_faults(DiskFaults::default());
+        write(&world, 20_000);
+        acknowledged(&world).await;
+        let trace = world.trace.last();
+        assert!(trace.contains("SlotCreated") && !trace.contains("Hole"), "{trace}");
+    });
+}
+
+/// Where the new primary lacks WAL that the archive needs, and holes are not wanted, the run ends: its slot would fill the server's disk from then on.
+#[test]
+fn a_slot_that_was_made_in_vain_is_dropped_again() {
+    quiet_world_with(flushes_soon, |world: Arc<World>| async move {
+        write(&world, 300_000);
+        acknowledged(&world).await;
+        world.processes()[0].iter().for_each(|process| process.life.kill());
+        (0..3).for_each(|_| write(&world, 900_000));
+        world.excuses().slot = true;
+        world.cluster.crash(Phase::Down);
+        let end = world.cluster.state().end();
+        world.cluster.promote(end, false);
+        world.cluster.change(|state| {
+            state.removed = end.align_down(SEGMENT);
+            state.phase = Phase::Up;
+        });
+        let mut looks = 0;
+        while !world.trace.last().contains(" fails: Slot") {
+            looks += 1;
+            assert!(looks < 600, "{}", world.trace.last());
+            sleep(Duration::from_millis(50)).await;
+        }
+        let trace = world.trace.last();
+        assert!(trace.contains("SlotCreated"), "{trace}");
+        assert!(trace.contains("DROP_REPLICATION_SLOT") && world.cluster.state().slot.is_none(), "{trace}");
+    });
+}
