@@ -457,18 +457,7 @@ impl Session {
             if self.lost() {
                 return Err(Over::Cut);
             }
-            let (end, historic, stopping, removed, evicted) = {
-                let state = self.cluster.state();
-                let historic = historic_end(&state);
-                let end = historic.unwrap_or(state.end());
-                let held = state.slot.as_ref().is_some_and(|slot| slot.active == Some(self.id));
-                (end, historic.is_some(), state.phase == Phase::Stopping, state.removed, slotted && !held)
-            };
-            if evicted {
-                let text = "terminating connection due to administrator command";
-                self.cable.say(words::error("FATAL", "57P01", text, "ProcessInterrupts"));
-                return Err(Over::Close);
-            }
+            let (end, historic, stopping, removed) = self.standing(&historic_end, slotted)?;
             if sent < end && !ended && sent.align_down(super::cluster::SEGMENT) < removed {
                 self.cluster.change(|state| state.trail.refused.insert((timeline, sent)));
                 let text = format!("requested WAL segment at {sent} has already been removed");
@@ -513,6 +502,23 @@ impl Session {
                 _ = sleep_until(wake) => {}
             }
         }
+    }
+
+    /// The end of what can be sent, whether the server left the timeline there, whether it stops, and what it has removed. Whoever has lost his slot is ended.
+    fn standing(
+        &self,
+        historic_end: impl Fn(&super::cluster::State) -> Option<Lsn>,
+        slotted: bool,
+    ) -> Result<(Lsn, bool, bool, Lsn), Over> {
+        let state = self.cluster.state();
+        let held = state.slot.as_ref().is_some_and(|slot| slot.active == Some(self.id));
+        if slotted && !held {
+            let text = "terminating connection due to administrator command";
+            self.cable.say(words::error("FATAL", "57P01", text, "ProcessInterrupts"));
+            return Err(Over::Close);
+        }
+        let historic = historic_end(&state);
+        Ok((historic.unwrap_or(state.end()), historic.is_some(), state.phase == Phase::Stopping, state.removed))
     }
 
     /// A client that says nothing is asked, and then left (`WalSndCheckTimeOut`).
