@@ -280,7 +280,8 @@ impl Cluster {
             let slot = state.slot.clone().unwrap_or_default();
             let restart = slot.saved.map(|lsn| lsn.min(fork));
             state.removed = state.removed.min(restart.unwrap_or(fork).align_down(SEGMENT));
-            state.slot = with_slot.then_some(Slot { restart, saved: restart, ..Slot::default() });
+            // Whoever is still connected to a standby that is promoted keeps its slot.
+            state.slot = with_slot.then_some(Slot { restart, saved: restart, active: slot.active, lost: false });
         });
     }
 
