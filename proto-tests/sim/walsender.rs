@@ -457,7 +457,7 @@ impl Session {
             if self.lost() {
                 return Err(Over::Cut);
             }
-            let (end, historic, stopping, removed) = self.standing(&historic_end, slotted)?;
+            let (end, historic, stopping, removed) = self.standing(historic_end, slotted)?;
             if sent < end && !ended && sent.align_down(super::cluster::SEGMENT) < removed {
                 self.cluster.change(|state| state.trail.refused.insert((timeline, sent)));
                 let text = format!("requested WAL segment at {sent} has already been removed");

@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn whoever_was_close_behind_meanwhile_begins_anew() {
-        let now_and_then = |second: u64| behind(second << 20, second as f64).filter(|_| second % 200 > 0);
+        let now_and_then = |second: u64| behind(second << 20, second as f64).filter(|_| !second.is_multiple_of(200));
         assert_eq!(after(3600, now_and_then), None);
     }
 }

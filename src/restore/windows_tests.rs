@@ -30,8 +30,11 @@ fn histories(all: &[(u32, &[(u32, u64)])]) -> BTreeMap<TimelineId, TimelineHisto
     all.iter().map(history).collect()
 }
 
-/// Windows of each timeline in kB, with the number of backups.
-fn shown(reaches: &[Reach]) -> Vec<(u32, Vec<(u64, u64, usize)>)> {
+/// A window in kB, and how many backups lead there.
+type Shown = (u64, u64, usize);
+
+/// Windows of each timeline.
+fn shown(reaches: &[Reach]) -> Vec<(u32, Vec<Shown>)> {
     let window = |window: &Window| (window.from.0 >> 10, window.to.0 >> 10, window.backups.len());
     reaches.iter().map(|reach| (reach.timeline.0, reach.windows.iter().map(window).collect())).collect()
 }
