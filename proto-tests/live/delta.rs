@@ -115,6 +115,7 @@ fn an_old_primary_becomes_what_the_backup_says_and_keeps_what_is_right() {
     let data = story.server.data_dir().to_path_buf();
     story.archive_and_die();
     let prepared = story.prepare(Target::Latest).expect("a plan");
+    fs::remove_file(data.join("postmaster.pid")).expect("gone");
     let over = |delta| Options { pgdata: data.clone(), delta, ..story.options("over") };
 
     refusals(&story, &prepared, &over(true), &space);

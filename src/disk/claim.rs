@@ -98,6 +98,12 @@ pub fn claim(path: &Path, content: &[u8], owner: Option<Owner>) -> Result<File> 
     Ok(mark)
 }
 
+/// Whether a directory can be made or filled there, as far as one can tell beforehand: `Kind::Failed` on a read-only file system, or without the right.
+pub fn demand_writable(path: &Path) -> Result<()> {
+    let Some(there) = path.ancestors().find(|place| place.exists()) else { return Ok(()) };
+    rustix::fs::access(there, rustix::fs::Access::WRITE_OK).map_err(|e| failed("write into", there, e.into()))
+}
+
 /// Takes the lock, and makes sure that the mark is still the directory's. A file system that has no locks tells nothing of others, so it is no reason to refuse.
 fn lock(mark: &File, path: &Path, place: &Path) -> Result<()> {
     let running = || {

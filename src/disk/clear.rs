@@ -80,6 +80,16 @@ pub fn set_aside(
     Ok(moved.then_some(aside))
 }
 
+/// A path without links, as far as it is there; the rest as it is.
+pub fn resolved(path: &Path) -> PathBuf {
+    let there = path.ancestors().find_map(|above| Some((above, std::fs::canonicalize(above).ok()?)));
+    match there.and_then(|(above, real)| Some((real, path.strip_prefix(above).ok()?))) {
+        Some((real, rest)) if !rest.as_os_str().is_empty() => real.join(rest),
+        Some((real, _)) => real,
+        None => path.to_path_buf(),
+    }
+}
+
 /// Removes a directory with all that is in it, where it is there.
 pub fn remove_tree(directory: &Path) -> Result<()> {
     match std::fs::remove_dir_all(directory) {

@@ -1,11 +1,10 @@
 //! Where a restore goes, and whether it may: into what is absent or empty, over what an interrupted restore left, and, where that was asked for, over
 //! an older state of the same cluster.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -23,10 +22,13 @@ use crate::seal::content::manifest::Manifest;
 /// Begins the name of a folder of `pg_wal` that holds what stood there before a restore.
 const ASIDE: &str = "walrecv-aside-";
 
-/// What the mark of a restore says. The system decides; the rest is for people who wonder.
+/// What the mark of a restore says. The system decides and, in a tablespace, the data directory; the rest is for people who wonder.
 #[derive(Serialize, Deserialize)]
 struct Mark {
     system: u64,
+    /// The data directory, without links.
+    #[serde(default)]
+    root: String,
     backup: String,
     target: String,
 }
@@ -54,12 +56,35 @@ fn places(manifest: &Manifest, options: &Options) -> Result<Ground> {
             format!("its tablespaces are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
         ));
     }
-    let distinct: BTreeSet<_> = tablespaces.iter().map(|(_, place)| place).chain([&options.pgdata]).collect();
-    if distinct.len() != tablespaces.len() + 1 {
-        return Err(Error::new(Kind::Usage, "two tablespaces, or one and the data directory, would share a place"));
-    }
+    demand_apart(&options.pgdata, &tablespaces)?;
     let owner = options.account.as_ref().map(|a| a.ids);
     Ok(Ground { root: options.pgdata.clone(), tablespaces, owner, over: false })
+}
+
+/// No place may hold another, links looked through, but for a tablespace in a directory of its own within the data directory, where PostgreSQL lets it be.
+fn demand_apart(root: &Path, tablespaces: &[(u32, PathBuf)]) -> Result<()> {
+    let real_root = clear::resolved(root);
+    let places: Vec<_> = tablespaces.iter().map(|(_, place)| (place, clear::resolved(place))).collect();
+    let refused = |place: &Path, other: &Path| {
+        let message = format!("the tablespace at {} and {} would share a place", place.display(), other.display());
+        Err(Error::new(Kind::Usage, message)
+            .hint("send it to a directory of its own with --tablespace-mapping; nothing was changed"))
+    };
+    for (number, (place, real)) in places.iter().enumerate() {
+        let shared = |(_, other): &&(&PathBuf, PathBuf)| real.starts_with(other) || other.starts_with(real);
+        if let Some((other, _)) = places.iter().take(number).find(shared) {
+            return refused(place, other);
+        }
+        let within = real.strip_prefix(&real_root).ok().map(|rest| rest.components().next());
+        let own = |first: Component<'_>| {
+            let name = first.as_os_str().as_encoded_bytes();
+            name.starts_with(b"pg_") || [&b"base"[..], b"global"].contains(&name)
+        };
+        if real_root.starts_with(real) || within.is_some_and(|first| first.is_none_or(own)) {
+            return refused(place, root);
+        }
+    }
+    Ok(())
 }
 
 /// What the data directory is taken for.
@@ -92,7 +117,7 @@ pub fn look(prepared: &Prepared, options: &Options) -> Result<Ground> {
 fn basis(root: &Path, system: SystemIdentifier, delta: bool) -> Result<Basis> {
     let what = match claim::look(root)? {
         Found::Nothing => return Ok(Basis::Empty),
-        Found::Begun(mark) => return begun(root, &mark, system).map(|()| Basis::Begun),
+        Found::Begun(mark) => return begun(root, &mark, system).map(|_| Basis::Begun),
         Found::Occupied(what) => what,
     };
     let place = root.join(CONTROL);
@@ -120,11 +145,11 @@ fn basis(root: &Path, system: SystemIdentifier, delta: bool) -> Result<Basis> {
     }
 }
 
-/// What an interrupted restore left is gone on with, whatever backup and target it was for: what stands there is compared, not believed.
-fn begun(path: &Path, mark: &[u8], system: SystemIdentifier) -> Result<()> {
+/// What an interrupted restore left is gone on with, whatever backup and target it was for: what stands there is compared, not believed. Returns its data directory.
+fn begun(path: &Path, mark: &[u8], system: SystemIdentifier) -> Result<String> {
     let shown = path.display();
     match serde_json::from_slice::<Mark>(mark) {
-        Ok(mark) if mark.system == system.0 => Ok(()),
+        Ok(mark) if mark.system == system.0 => Ok(mark.root),
         Ok(mark) => {
             let message =
                 format!("{shown} holds an interrupted restore of system {}, the backup is of {system}", mark.system);
@@ -139,12 +164,15 @@ fn begun(path: &Path, mark: &[u8], system: SystemIdentifier) -> Result<()> {
     }
 }
 
-/// Whether something stands in the place of a tablespace. It may be overwritten where an interrupted restore left it, or where it is the tablespace of
-/// the data directory that is overwritten: its link leads there.
+/// Whether something stands in the place of a tablespace. It may be overwritten where an interrupted restore into the same data directory left it, or where it is
+/// the tablespace of the data directory that is overwritten: its link leads there.
 fn tablespace(root: &Path, oid: u32, place: &Path, system: SystemIdentifier, basis: Basis) -> Result<bool> {
     let what = match claim::look(place)? {
         Found::Nothing => return Ok(false),
-        Found::Begun(mark) => return begun(place, &mark, system).map(|()| true),
+        Found::Begun(mark) => match begun(place, &mark, system)? {
+            of if of == shown(root) => return Ok(true),
+            of => format!("it holds an interrupted restore into {of:?}"),
+        },
         Found::Occupied(what) => what,
     };
     let link = root.join(format!("pg_tblspc/{oid}"));
@@ -155,6 +183,11 @@ fn tablespace(root: &Path, oid: u32, place: &Path, system: SystemIdentifier, bas
     let message = format!("{} is occupied: {what}", place.display());
     Err(Error::new(Kind::Usage, message)
         .hint("send the tablespace to an empty directory with --tablespace-mapping; nothing was changed"))
+}
+
+/// A data directory as the mark names it.
+fn shown(root: &Path) -> String {
+    clear::resolved(root).display().to_string()
 }
 
 /// A ground that is ours until this goes: marked and locked.
@@ -169,21 +202,31 @@ pub struct Claimed {
 pub fn claim(prepared: &Prepared, options: &Options) -> Result<Claimed> {
     let before = look(prepared, options)?;
     let manifest = &prepared.choice.manifest;
-    let mark = Mark { system: manifest.system.0, backup: manifest.id.to_string(), target: prepared.target.describe() };
+    let mark = Mark {
+        system: manifest.system.0,
+        root: shown(&before.root),
+        backup: manifest.id.to_string(),
+        target: prepared.target.describe(),
+    };
     let mark = serde_json::to_vec(&mark)
         .map_err(|cause| Error::new(Kind::Failed, "cannot write the mark of a restore").caused_by(cause))?;
     let basis_before = basis(&before.root, manifest.system, options.delta)?;
-    let mut locks = vec![claim::claim(&before.root, &mark, before.owner)?];
-    // Whoever was at work there until now may have completed it.
-    if basis_before != basis(&before.root, manifest.system, options.delta)? {
-        claim::unmark(&before.root)?;
-        let message = format!("{} changed while it was looked at", before.root.display());
-        return Err(Error::new(Kind::Usage, message).hint("see who else uses it; nothing was changed"));
+    for (_, place) in &before.tablespaces {
+        claim::demand_writable(place)?;
     }
+    let mut locks = vec![claim::claim(&before.root, &mark, before.owner)?];
+    let taken = take(&before, &|| basis(&before.root, manifest.system, options.delta), basis_before);
+    if let Err(error) = taken {
+        // A mark says that what stands there is nobody's: it stays only where that is so.
+        if !matches!(claim::look(&before.root), Ok(Found::Begun(_))) {
+            claim::unmark(&before.root).unwrap_or_else(|e| tracing::warn!("a mark stays: {e}"));
+        }
+        return Err(error);
+    }
+    // Not before no server starts there any more: in a tablespace that is in use, a mark would give it away to whoever restores next.
     for (_, place) in &before.tablespaces {
         locks.push(claim::claim(place, &mark, before.owner)?);
     }
-    claim::take_control(&before.root)?;
     let aside = match before.over {
         true => old_wal(&before)?,
         false => None,
@@ -191,9 +234,83 @@ pub fn claim(prepared: &Prepared, options: &Options) -> Result<Claimed> {
     Ok(Claimed { ground: before, aside, _locks: locks })
 }
 
+/// Takes pg_control away, if all is as it was before the mark stood.
+fn take(ground: &Ground, basis: &dyn Fn() -> Result<Basis>, before: Basis) -> Result<()> {
+    // Whoever was at work there until now may have completed it.
+    if before != basis()? {
+        let message = format!("{} changed while it was looked at", ground.root.display());
+        return Err(Error::new(Kind::Usage, message).hint("see who else uses it; nothing was changed"));
+    }
+    if before != Basis::Empty {
+        occupant::demand_none(&ground.root)?;
+    }
+    claim::take_control(&ground.root)
+}
+
 fn old_wal(ground: &Ground) -> Result<Option<PathBuf>> {
     clear::remove_tree(&ground.root.join(plan_file::DIRECTORY))?;
     let name = format!("{ASIDE}{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ"));
     let earlier = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(ASIDE.as_bytes());
     clear::set_aside(&ground.root.join("pg_wal"), &name, &earlier, ground.owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tablespace_is_gone_on_with_by_a_restore_into_the_same_data_directory_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, other, place) = (dir.path().join("data"), dir.path().join("new"), dir.path().join("space"));
+        let mark = |root: String| {
+            let mark = Mark { system: 7, root, backup: String::new(), target: String::new() };
+            drop(claim::claim(&place, &serde_json::to_vec(&mark).unwrap(), None).unwrap());
+            std::fs::write(place.join("x"), "").unwrap();
+        };
+        let look = |root: &Path| tablespace(root, 16384, &place, SystemIdentifier(7), Basis::Empty);
+        mark(shown(&root));
+        assert!(look(&root).unwrap());
+        let refused = look(&other).unwrap_err();
+        assert!(refused.kind() == Kind::Usage && refused.to_string().contains("interrupted restore into"), "{refused}");
+        std::os::unix::fs::symlink(&root, dir.path().join("link")).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        assert!(look(&dir.path().join("link")).unwrap());
+        // Of a restore that did not say.
+        mark(String::new());
+        assert!(look(&root).is_err());
+    }
+
+    #[test]
+    fn what_stops_a_restore_before_it_begins_leaves_the_data_directory_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("global")).unwrap();
+        std::fs::write(dir.path().join(CONTROL), "x").unwrap();
+        let ground = Ground { root: dir.path().into(), tablespaces: Vec::new(), owner: None, over: true };
+        assert!(take(&ground, &|| Ok(Basis::Begun), Basis::Cluster).is_err());
+        std::fs::write(dir.path().join("postmaster.pid"), "1\n").unwrap();
+        assert!(take(&ground, &|| Ok(Basis::Cluster), Basis::Cluster).is_err(), "one has started meanwhile");
+        assert!(dir.path().join(CONTROL).exists());
+        std::fs::remove_file(dir.path().join("postmaster.pid")).unwrap();
+        take(&ground, &|| Ok(Basis::Cluster), Basis::Cluster).unwrap();
+        assert!(!dir.path().join(CONTROL).exists());
+    }
+
+    #[test]
+    fn places_do_not_hold_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("data")).unwrap();
+        std::os::unix::fs::symlink(at("data"), at("link")).unwrap();
+        let apart = |places: &[&str]| {
+            let places: Vec<_> = places.iter().zip(1..).map(|(place, oid)| (oid, at(place))).collect();
+            demand_apart(&at("data"), &places)
+        };
+        apart(&["space", "space 2", "data/space", "link/deep/space", "data 2"]).unwrap();
+        for bad in ["data", "link", "", "data/base/x", "link/global", "data/pg_tblspc/1", "data/pg_wal"] {
+            assert_eq!(apart(&[bad]).unwrap_err().kind(), Kind::Usage, "{bad}");
+        }
+        for bad in [["a", "a"], ["a", "a/b"], ["a/b/c", "a"], ["data/s", "link/s"]] {
+            assert_eq!(apart(&bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
+        }
+    }
 }

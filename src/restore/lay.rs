@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,8 +25,16 @@ use crate::seal::header::ObjectKind;
 const WINDOW: usize = 1 << 21;
 pub const CONTROL: &[u8] = b"global/pg_control";
 /// Files that would make the restored server something else than a recovery from this plan.
-const LEFT_OUT: [&[u8]; 6] =
-    [b"standby.signal", b"recovery.signal", b"postmaster.pid", b"postmaster.opts", b"backup_label", b"tablespace_map"];
+const LEFT_OUT: [&[u8]; 7] = [
+    b"standby.signal",
+    b"recovery.signal",
+    b"postmaster.pid",
+    b"postmaster.opts",
+    b"backup_label",
+    b"tablespace_map",
+    // Where one could not be taken away, a backup has it.
+    MARK.as_bytes(),
+];
 
 /// Whether a file of the backup is laid from the maps: labels and pg_control are written apart, WAL comes from the archive.
 pub fn is_laid(path: &[u8]) -> bool {
@@ -294,11 +304,13 @@ pub fn prune(ground: &Ground, paths: &Paths, manifest: bool) -> Result<u64> {
         return Ok(0);
     }
     let linked = |path: &[u8]| ground.tablespaces.iter().any(|(oid, _)| path == format!("pg_tblspc/{oid}").as_bytes());
+    let inside = inside(ground);
+    let leads = |path: &[u8]| inside.iter().any(|place| place.strip_prefix(path).is_some_and(|r| r.starts_with(b"/")));
     let mut removed = clear::prune(&ground.root, b"", &|path| match path {
         b"pg_wal" | b"lost+found" => Fate::Leave,
         b"backup_manifest" if manifest => Fate::Leave,
-        _ if path == MARK.as_bytes() || linked(path) => Fate::Leave,
-        _ if paths.contains(path) => Fate::Keep,
+        _ if path == MARK.as_bytes() || linked(path) || inside.iter().any(|place| place == path) => Fate::Leave,
+        _ if paths.contains(path) || leads(path) => Fate::Keep,
         _ => Fate::Remove,
     })?;
     for (oid, place) in &ground.tablespaces {
@@ -310,6 +322,14 @@ pub fn prune(ground: &Ground, paths: &Paths, manifest: bool) -> Result<u64> {
         })?;
     }
     Ok(removed)
+}
+
+/// Where in the data directory tablespaces lie, as they are called and without links. Of these the backup speaks by another name.
+fn inside(ground: &Ground) -> Vec<Vec<u8>> {
+    let root = clear::resolved(&ground.root);
+    let below = |place: &Path, root: &Path| Some(place.strip_prefix(root).ok()?.as_os_str().as_bytes().to_vec());
+    let named = |place: &Path| [below(place, &ground.root), below(&clear::resolved(place), &root)];
+    ground.tablespaces.iter().flat_map(|(_, place)| named(place)).flatten().collect()
 }
 
 /// PostgreSQL's own backup_manifest, byte for byte, where the backup has one.
@@ -367,9 +387,33 @@ mod tests {
             assert_eq!(link.unwrap_err().kind(), Kind::Corrupt, "{path}");
         }
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+        assert!(!is_laid(MARK.as_bytes()));
         for path in ["pg_wal", "pg_tblspc", "pg_tblspc/16384"] {
             begin(&ground, entry(path, EntryKind::Directory), &mut window, false).unwrap();
             assert!(root.path().join(path).is_dir());
         }
+    }
+
+    #[test]
+    fn a_tablespace_inside_the_data_directory_keeps_what_was_laid_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let files = ["data/space/PG_16_1/5/1", "data/deep/er/PG_16_1/5/1", "data/deep/gone", "data/space/PG_16_1/5/2"];
+        for file in files.iter().chain(&["data/deep/er/PG_15_1/x", "data/gone/x"]) {
+            std::fs::create_dir_all(at(file).parent().unwrap()).unwrap();
+            std::fs::write(at(file), "").unwrap();
+        }
+        std::os::unix::fs::symlink(at("data"), at("link")).unwrap();
+        let tablespaces = vec![(7, at("data/space")), (8, at("link/deep/er"))];
+        let ground = Ground { root: at("data"), tablespaces, owner: None, over: true };
+        let mut paths = Paths::default();
+        for oid in ["7", "8"] {
+            for path in ["PG_16_1", "PG_16_1/5", "PG_16_1/5/1"] {
+                paths.insert(format!("pg_tblspc/{oid}/{path}").as_bytes());
+            }
+        }
+        assert_eq!(prune(&ground, &paths, false).unwrap(), 3);
+        assert_eq!(files.map(|file| at(file).exists()), [true, true, false, false]);
+        assert!(at("data/deep/er/PG_15_1/x").exists() && !at("data/gone").exists());
     }
 }

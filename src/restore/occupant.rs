@@ -1,36 +1,39 @@
 //! Whether a server works in a data directory that is to be overwritten.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::disk::ahead;
 use crate::error::{Error, Kind, Result};
 
-/// `Kind::Usage` where a process of PostgreSQL is at work in `root`: the one that `postmaster.pid` names, or any other, such as one that its postmaster left behind.
-/// The file alone says little: after a power cut it stands there, and its number may be anyone's.
+/// `Kind::Usage` where a process of PostgreSQL is at work in `root`, or `postmaster.pid` stands there. Its number may be anyone's, since it may come from a container
+/// or another host, whose processes cannot be seen: so only a person can say that no server runs.
 pub fn demand_none(root: &Path) -> Result<()> {
-    let Ok(root) = std::fs::canonicalize(root) else { return Ok(()) };
-    let named = std::fs::read_to_string(root.join("postmaster.pid")).unwrap_or_default();
+    let Some(place) = ahead::identity(root) else { return Ok(()) };
+    let lock = root.join("postmaster.pid");
+    let named = std::fs::read_to_string(&lock).unwrap_or_default();
     let named: Option<u32> = named.lines().next().and_then(|line| line.trim().parse().ok());
     let processes = std::fs::read_dir("/proc")
         .map_err(|cause| Error::new(Kind::Failed, "cannot tell whether a server runs: no /proc").caused_by(cause))?;
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    match pids.into_iter().find(|pid| works_in(*pid, &root, named == Some(*pid))) {
-        None => Ok(()),
-        Some(pid) => {
-            let message = format!("a server is running on {}: process {pid}", root.display());
-            Err(Error::new(Kind::Usage, message).hint("stop it first; nothing was changed"))
-        }
+    let shown = root.display();
+    if let Some(pid) = pids.into_iter().find(|pid| works_in(*pid, place, named == Some(*pid))) {
+        let message = format!("a server is running on {shown}: process {pid}");
+        return Err(Error::new(Kind::Usage, message).hint("stop it first; nothing was changed"));
     }
+    if lock.symlink_metadata().is_ok() {
+        let message =
+            format!("{shown} has a postmaster.pid: a server may be running on it, in a container or on another host");
+        return Err(Error::new(Kind::Usage, message)
+            .hint("stop it; where none runs, as after a power cut, remove that file; nothing was changed"));
+    }
+    Ok(())
 }
 
-/// Every process of a server stays in its data directory (`ChangeToDataDir`). One that `postmaster.pid` names and that hides where it works is taken for the server.
-fn works_in(pid: u32, root: &Path, named: bool) -> bool {
+/// Every process of a server stays in its data directory (`ChangeToDataDir`). It is known by device and inode: a container calls it by another path.
+fn works_in(pid: u32, place: (u64, u64), named: bool) -> bool {
     let proc = Path::new("/proc").join(pid.to_string());
-    match std::fs::read_link(proc.join("cwd")) {
-        Ok(directory) if directory != root => false,
-        Ok(_) => named || is_server(&std::fs::read_to_string(proc.join("comm")).unwrap_or_default()),
-        Err(e) => named && e.kind() == ErrorKind::PermissionDenied,
-    }
+    ahead::identity(&proc.join("cwd")) == Some(place)
+        && (named || is_server(&std::fs::read_to_string(proc.join("comm")).unwrap_or_default()))
 }
 
 fn is_server(name: &str) -> bool {
@@ -42,20 +45,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stale_lock_file_is_no_server_and_a_process_at_work_there_is_one() {
-        let root = tempfile::tempdir().unwrap();
-        demand_none(root.path()).unwrap();
-        // Of a process that runs, elsewhere.
-        std::fs::write(root.path().join("postmaster.pid"), format!("{}\n/data\n", std::process::id())).unwrap();
-        demand_none(root.path()).unwrap();
-        let mut child = std::process::Command::new("sleep").arg("60").current_dir(root.path()).spawn().unwrap();
-        demand_none(root.path()).unwrap();
-        std::fs::write(root.path().join("postmaster.pid"), format!("{}\n", child.id())).unwrap();
-        let refused = demand_none(root.path()).map_err(|e| (e.kind(), e.to_string()));
+    fn a_server_at_work_there_is_named_and_a_lock_file_alone_is_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("data");
+        demand_none(&root).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        demand_none(&root).unwrap();
+        let refused = || {
+            let refused = demand_none(&root).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Usage);
+            refused.to_string()
+        };
+        // Of a process that runs, elsewhere, and of one that does not.
+        for pid in [std::process::id(), u32::MAX] {
+            std::fs::write(root.join("postmaster.pid"), format!("{pid}\n/data\n")).unwrap();
+            assert!(refused().contains("has a postmaster.pid"));
+        }
+        std::fs::remove_file(root.join("postmaster.pid")).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").current_dir(&root).spawn().unwrap();
+        let free = demand_none(&root);
+        std::fs::write(root.join("postmaster.pid"), format!("{}\n", child.id())).unwrap();
+        let text = refused();
         child.kill().unwrap();
         child.wait().unwrap();
-        let (kind, text) = refused.unwrap_err();
-        assert!(kind == Kind::Usage && text.contains(&format!("process {}", child.id())), "{text}");
+        free.unwrap();
+        assert!(text.contains(&format!("process {}", child.id())), "{text}");
         assert!(is_server("postgres\n") && !is_server("bash\n"));
+    }
+
+    #[test]
+    fn a_server_is_seen_under_another_path() {
+        let root = tempfile::tempdir().unwrap();
+        let link = root.path().join("postgres");
+        std::os::unix::fs::symlink("/bin/sleep", &link).unwrap();
+        let place = ahead::identity(root.path()).unwrap();
+        let mut child = std::process::Command::new(&link).arg("60").current_dir(root.path()).spawn().unwrap();
+        let seen = (works_in(child.id(), place, false), works_in(child.id(), (place.0, place.1 + 1), true));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, (true, false));
     }
 }
