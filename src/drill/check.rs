@@ -3,6 +3,7 @@
 use super::report::State;
 use crate::error::{Error, Kind, Result};
 use crate::restore::scratch::ScratchServer;
+use crate::restore::server::dbname;
 
 /// Every B-tree index that can be checked, and its table's rows in it.
 const INDEXES: &str = "select count(*) from (select bt_index_check(c.oid, true) from pg_index i \
@@ -47,7 +48,7 @@ async fn indexes(server: &ScratchServer) -> Result<State> {
             server.ask(&database, install).await?;
             let arguments = ["-X", "-A", "-t", "-q", "-v", "VERBOSITY=verbose", "-v", "ON_ERROR_STOP=1"];
             let mut command = server.client("psql", &arguments);
-            command.args(["-d", &database, "-c", INDEXES]);
+            command.args(["-d", &dbname(&database), "-c", INDEXES]);
             let output = output_of(command).await?;
             Ok::<_, Error>(output.trim().parse::<u64>().unwrap_or_default())
         };
@@ -77,7 +78,7 @@ pub async fn checksums(server: &ScratchServer) -> Result<State> {
     if server.ask("template1", "show data_checksums").await? != "on" {
         return Ok(State::Skipped("the cluster has no page checksums".to_owned()));
     }
-    server.shut_down()?;
+    server.shut_down().await?;
     Ok(match server.examine("pg_checksums", &["--check"]).await {
         Ok(said) => {
             let blocks = said.lines().find_map(|line| line.strip_prefix("Blocks scanned:"));

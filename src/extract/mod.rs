@@ -13,6 +13,7 @@ use crate::archive::Archive;
 use crate::disk::staged::Staged;
 use crate::error::{Context, Error, Kind, Result};
 use crate::restore::scratch::{ScratchServer, Setup};
+use crate::restore::server::dbname;
 use crate::restore::{Access, Plan, Prepared, lay};
 
 /// What is wanted of it.
@@ -162,7 +163,12 @@ async fn with_partitions(server: &ScratchServer, database: &str, tables: Vec<Kno
 }
 
 async fn dump(server: &ScratchServer, database: &str, tables: &[Known], part: Part, staged: &Staged) -> Result<()> {
-    let mut command = server.client("pg_dump", &["-d", database]);
+    let mut command = server.client("pg_dump", &["-d", &dbname(database)]);
+    // Names come as UTF-8; rows stay in the database's own encoding where that matters to no name.
+    let plain = tables.iter().all(|table| table.quoted().is_ascii());
+    if !plain && server.ask(database, "show server_encoding").await? != "SQL_ASCII" {
+        command.env("PGCLIENTENCODING", "UTF8");
+    }
     match part {
         Part::All => &mut command,
         Part::Schema => command.arg("--schema-only"),

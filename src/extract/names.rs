@@ -37,7 +37,7 @@ impl Known {
 }
 
 impl Name {
-    /// By the rules of SQL: folded to lower case but in double quotes, a dot between schema and table.
+    /// By the rules of SQL: ASCII folded to lower case but in double quotes (`downcase_identifier`), a dot between schema and table.
     pub fn parse(text: &str) -> Result<Name> {
         let mut parts = vec![String::new()];
         let mut quoted = false;
@@ -49,7 +49,7 @@ impl Name {
                 '"' => quoted = !quoted,
                 '.' if !quoted => parts.push(String::new()),
                 c if quoted => part.push(c),
-                c => part.extend(c.to_lowercase()),
+                c => part.push(c.to_ascii_lowercase()),
             }
         }
         let wrong = || {
@@ -158,6 +158,7 @@ mod tests {
         let some = |schema: &str, table: &str| Some((Some(schema.to_owned()), table.to_owned()));
         assert_eq!(name("Orders"), Some((None, "orders".to_owned())));
         assert_eq!(name("Public.Orders"), some("public", "orders"));
+        assert_eq!(name("Public.ÉTÉ"), some("public", "ÉtÉ"));
         assert_eq!(name("public.\"Odd.Na\"\"me\""), some("public", "Odd.Na\"me"));
         for bad in ["", ".", "a.", ".b", "a.b.c", "\"a", "a..b"] {
             assert_eq!(name(bad), None, "{bad}");

@@ -198,6 +198,8 @@ fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<
             ("ssl", "off".to_owned()),
             ("logging_collector", "off".to_owned()),
             ("log_destination", "stderr".to_owned()),
+            // What it says is searched.
+            ("lc_messages", "C".to_owned()),
         ]);
     }
     Ok(out)
@@ -247,9 +249,13 @@ fn differences(overrides: &[(&'static str, String)], current: &str, elsewhere: b
     overrides.iter().filter_map(differs).collect()
 }
 
-/// Passwords are not told.
+/// Passwords are not told. In a URI one may stand in front of the host, without the word.
 fn shown(value: &str) -> String {
-    if value.contains("password") { "(a connection with a password)".to_owned() } else { value.to_owned() }
+    if value.contains("password") || (value.contains("://") && value.contains('@')) {
+        "(a connection with a password)".to_owned()
+    } else {
+        value.to_owned()
+    }
 }
 
 fn without_block(conf: &[u8]) -> Vec<u8> {

@@ -182,6 +182,7 @@ fn a_scratch_server_is_alone() {
         "unix_socket_directories = '/tmp/x'",
         "port = '6000'",
         "hba_file = '/tmp/x/pg_hba.conf'",
+        "lc_messages = 'C'",
     ] {
         assert!(lines(&text).contains(&line), "{line} in\n{text}");
     }
@@ -271,7 +272,9 @@ fn what_may_stand_in_files_that_are_not_here_is_told_and_passwords_are_not() {
     assert_eq!(elsewhere, ["synchronous_standby_names", "archive_mode", "max_logical_replication_workers"]);
     let debian = run_with(&time_case(), None, "").1.into_iter().map(|one| one.setting).collect::<Vec<_>>();
     assert_eq!(debian, elsewhere);
-    let (_, told) = run(&time_case(), "", "primary_conninfo = 'host=a password=secret'\n");
-    let said = format!("{told:?}");
-    assert!(said.contains("primary_conninfo") && !said.contains("secret"), "{said}");
+    for conninfo in ["host=a password=secret", "postgresql://repl:secret@db1/shop"] {
+        let (_, told) = run(&time_case(), "", &format!("primary_conninfo = '{conninfo}'\n"));
+        let said = format!("{told:?}");
+        assert!(said.contains("primary_conninfo") && !said.contains("secret"), "{said}");
+    }
 }

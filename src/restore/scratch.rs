@@ -211,44 +211,54 @@ impl Setup {
 impl ScratchServer {
     /// One of PostgreSQL's programs, set up to reach this server and no other: nothing of the environment speaks of one.
     pub fn client(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = self.program(program);
-        command.arg("-h").arg(&self.sockets).arg("-p").arg(PORT.to_string());
-        command.args(["-w", "-U", self.superuser()]).args(arguments);
+        let mut command = self.client_as(&self.superuser, program, arguments);
+        // A role may have a language of its own. Only a superuser may choose another.
+        command.env("PGOPTIONS", "-c lc_messages=C");
         command
     }
 
-    /// One of PostgreSQL's programs as the server's user.
+    fn client_as(&self, role: &str, program: &str, arguments: &[&str]) -> Command {
+        let mut command = self.program(program);
+        command.arg("-h").arg(&self.sockets).arg("-p").arg(PORT.to_string());
+        command.args(["-w", "-U", role]).args(arguments);
+        command
+    }
+
+    /// One of PostgreSQL's programs as the server's user, in English, since what it says is searched.
     fn program(&self, program: &str) -> Command {
         let mut command = server::command(self.account.as_ref(), &self.programs.path(program));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
-            command.env_remove(name);
-        }
-        command.current_dir("/");
+        server::unmoved(&mut command);
+        command.current_dir("/").env("LC_ALL", "C");
         let mut command = Command::from(command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }
 
-    fn superuser(&self) -> &str {
-        &self.superuser
-    }
-
     /// What psql prints of a query's rows: columns split by `|`.
     pub async fn ask(&self, database: &str, sql: &str) -> Result<String> {
-        let arguments = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql];
-        let output = output(self.client("psql", &arguments), "psql").await?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned())
+        let database = server::dbname(database);
+        let arguments = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", &database, "-c", sql];
+        let mut command = self.client("psql", &arguments);
+        command.env("PGCLIENTENCODING", "UTF8");
+        let answer = match output(command, "psql").await {
+            // A database of SQL_ASCII holds any bytes: they are taken as they are.
+            Err(error) if error.to_string().contains("invalid byte sequence for encoding \"UTF8\"") => {
+                output(self.client("psql", &arguments), "psql").await?
+            }
+            other => other?,
+        };
+        Ok(text(&answer))
     }
 
     /// Whoever is there may come in, so any role tells which one has all rights.
-    async fn find_superuser(&mut self) -> Result<String> {
+    async fn find_superuser(&self) -> Result<String> {
         let owner = self.account.as_ref().map(|account| account.name.clone());
         let own = std::env::var("USER").ok();
         let mut last = None;
+        let sql = "select rolname from pg_roles where rolsuper and rolcanlogin order by oid limit 1";
         for role in ["postgres".to_owned()].into_iter().chain(owner).chain(own) {
-            self.superuser = role;
-            let sql = "select rolname from pg_roles where rolsuper and rolcanlogin order by oid limit 1";
-            match self.ask("template1", sql).await {
+            let command = self.client_as(&role, "psql", &["-X", "-A", "-t", "-q", "-d", "template1", "-c", sql]);
+            match output(command, "psql").await.map(|answer| text(&answer)) {
                 Ok(found) if !found.is_empty() => return Ok(found),
                 Ok(_) => {}
                 Err(error) => last = Some(error),
@@ -265,8 +275,11 @@ impl ScratchServer {
     }
 
     /// Ends the server in good order, so that its files can be looked at.
-    pub fn shut_down(&self) -> Result<()> {
-        end(&self.data, Signal::INT, IN_ORDER)
+    pub async fn shut_down(&self) -> Result<()> {
+        let data = self.data.clone();
+        // It takes its time, in which a signal must be heard.
+        let ended = tokio::task::spawn_blocking(move || end(&data, Signal::INT, IN_ORDER)).await;
+        ended.map_err(|e| Error::new(Kind::Failed, "the scratch server was not ended").caused_by(e))?
     }
 
     /// What a program says of the files of the server that has ended.
@@ -282,6 +295,11 @@ impl ScratchServer {
         end(&self.data, Signal::QUIT, AT_ONCE)?;
         self.folder.throwaway.remove()
     }
+}
+
+/// What psql printed.
+fn text(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned()
 }
 
 /// Runs a command to its end; one that fails is an error with the last that it said.

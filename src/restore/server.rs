@@ -62,6 +62,18 @@ pub fn command(account: Option<&Account>, program: &Path) -> Command {
     command
 }
 
+/// Takes out of a client's surroundings whatever speaks of a server (`PGHOST`, `PGOPTIONS`, `PGSERVICE` and the like).
+pub fn unmoved(command: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
+        command.env_remove(name);
+    }
+}
+
+/// A database's name as clients take it for `-d`, where one with `=` or `://` in it is read as a whole connection (`PQconninfoParse`).
+pub fn dbname(name: &str) -> String {
+    format!("dbname='{}'", name.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
 /// The folder of the programs of one major version.
 #[derive(Clone, Debug)]
 pub struct Programs {
@@ -145,6 +157,13 @@ mod tests {
         assert!(error.to_string().contains("PostgreSQL 18; servers found: 14 in "), "{error}");
         let on_path = Programs::find(MajorVersion::V14, None, Some(folder.path().as_os_str()));
         assert!(on_path.is_ok() || Path::new("/usr/lib/postgresql/14/bin/postgres").exists());
+    }
+
+    #[test]
+    fn no_name_of_a_database_leads_elsewhere() {
+        assert_eq!(dbname("shop"), "dbname='shop'");
+        assert_eq!(dbname("host=db1 dbname=shop"), "dbname='host=db1 dbname=shop'");
+        assert_eq!(dbname(r"a'b\c"), r"dbname='a\'b\\c'");
     }
 
     #[test]

@@ -178,6 +178,7 @@ impl Start {
         let owner = self.account.as_ref().map_or("postgres", |a| a.name.as_str());
         for (user, database) in [(owner, "postgres"), ("postgres", "postgres"), (owner, "template1")] {
             let mut command = server::command(self.account.as_ref(), &self.programs.path("psql"));
+            server::unmoved(&mut command);
             command.current_dir("/").args(["-X", "-A", "-t", "-w", "-U", user, "-d", database, "-c", sql]);
             command.arg("-h").arg(lock.socket_directory.as_ref()?).arg("-p").arg(lock.port?.to_string());
             if let Ok(output) = server::run(command, "psql") {
