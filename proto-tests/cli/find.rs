@@ -125,6 +125,9 @@ fn compare(site: &Site, night: &Night) -> Value {
     assert_eq!(deeds(&told, "rewrite").len(), 1, "{told:#}");
     let points: Vec<_> = found(&told, "restore-point").iter().map(|one| one["name"].clone()).collect();
     assert_eq!(points, ["before the deploy"]);
+    let point = &found(&told, "restore-point")[0];
+    let line = format!(" --target-lsn {} --pgdata DIR", point["lsn"].as_str().expect("a position"));
+    assert!(point["restore"].as_str().expect("a line").ends_with(&line), "{point:#}");
     assert_eq!(found(&told, "drop-database").len(), 1);
 
     let text = site.walrecv(&window).run().expect_code(0).stdout;

@@ -250,17 +250,23 @@ pub fn read_private(path: &Path, what: &str) -> Result<Zeroizing<String>> {
     })
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT, and where asked for SIGHUP.
 pub struct Signals {
     term: Signal,
     int: Signal,
+    hup: Option<Signal>,
 }
 
 impl Signals {
     pub fn new() -> Result<Signals> {
-        let listen =
-            |kind| signal(kind).map_err(|e| Error::new(Kind::Failed, "cannot listen for signals").caused_by(e));
-        Ok(Signals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+        Ok(Signals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())?, hup: None })
+    }
+
+    /// For what must not be left behind when a terminal goes. Under nohup it goes on.
+    pub fn with_hangup() -> Result<Signals> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hup = if hangup_ignored(&status) { None } else { Some(listen(SignalKind::hangup())?) };
+        Ok(Signals { hup, ..Signals::new()? })
     }
 
     /// The name of the next signal.
@@ -268,6 +274,28 @@ impl Signals {
         tokio::select! {
             _ = self.term.recv() => "SIGTERM",
             _ = self.int.recv() => "SIGINT",
+            Some(_) = async { self.hup.as_mut()?.recv().await } => "SIGHUP",
         }
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|e| Error::new(Kind::Failed, "cannot listen for signals").caused_by(e))
+}
+
+/// By the mask `SigIgn` of `/proc/PID/status`, whose lowest bit is signal 1.
+fn hangup_ignored(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nohup_is_respected() {
+        assert!(hangup_ignored("SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n"));
+        assert!(!hangup_ignored("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001000\n") && !hangup_ignored(""));
     }
 }

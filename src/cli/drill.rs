@@ -8,7 +8,7 @@ use super::scratch::{self, Ticker};
 use super::{expire, output, show, target};
 use crate::archive::Archive;
 use crate::config::duration;
-use crate::disk::durable;
+use crate::disk::durable::Replacement;
 use crate::drill::{self, Demands, Drilled, Point, Watch};
 use crate::error::{Error, Kind, Result};
 use crate::seal::content::event::What;
@@ -18,6 +18,8 @@ const NOTE: Duration = Duration::from_secs(30);
 
 pub async fn run(common: &Common, args: &DrillArgs) -> Result<()> {
     let point = point(args)?;
+    // A place that cannot be written shows before hours of restoring.
+    let place = args.report.as_deref().map(|path| Replacement::begin(path, 0o644)).transpose()?;
     let context = Context::open_with(common, args.scratch.identity_file.as_deref()).await?;
     let demands = demands(&context, args)?;
     let setup = scratch::setup(common, &context, &args.scratch)?;
@@ -40,15 +42,23 @@ pub async fn run(common: &Common, args: &DrillArgs) -> Result<()> {
         output::Format::Json => output::json(&report),
         output::Format::Text => print(&report),
     }
-    if let Some(path) = &args.report {
-        let text = serde_json::to_vec_pretty(&report)
-            .map_err(|e| Error::new(Kind::Failed, "cannot write the report").caused_by(e))?;
-        durable::replace(path, &text, 0o644)?;
+    let written = place.map_or(Ok(()), |place| write(place, &report));
+    match (ended.or_else(|| drill::refusal(&report)), written) {
+        (Some(error), written) => {
+            // What the drill came to counts more.
+            if let Err(unwritten) = written {
+                output::note(format!("warning: {unwritten}"));
+            }
+            Err(error)
+        }
+        (None, written) => written,
     }
-    match ended.or_else(|| drill::refusal(&report)) {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
+}
+
+fn write(place: Replacement, report: &Drilled) -> Result<()> {
+    let text = serde_json::to_vec_pretty(report)
+        .map_err(|e| Error::new(Kind::Failed, "cannot write the report").caused_by(e))?;
+    place.finish(&text)
 }
 
 fn point(args: &DrillArgs) -> Result<Point> {

@@ -41,8 +41,7 @@ impl Told<'_> {
         let named: Vec<Option<&Relation>> =
             finding.touched.iter().map(|one| self.book.relation(finding, one)).collect();
         let locked = finding.locked.iter().filter_map(|(database, oid)| self.book.object(finding, *database, *oid));
-        named.iter().flatten().copied().chain(locked).any(is)
-            || (!named.is_empty() && named.iter().all(Option::is_none) && self.locked_tables(finding).is_empty())
+        named.iter().flatten().copied().chain(locked).any(is) || named.iter().any(Option::is_none)
     }
 
     /// Rows of a TOAST table are told with those of its table.
@@ -81,20 +80,21 @@ impl Told<'_> {
             (None, Some(file), _) => format!("{}/{}", one.database, file.number),
             (None, None, object) => format!("{}/{}", one.database, object.unwrap_or_default()),
         };
-        let (named, others): (Vec<String>, usize) = match tables.is_empty() {
-            true => (finding.touched.iter().map(name).collect(), 0),
-            false => {
-                let files = finding.touched.iter().filter(|one| one.file.is_some()).count();
-                (tables.iter().map(|table| table.full_name()).collect(), files.saturating_sub(tables.len()))
-            }
-        };
-        let more = named.len().saturating_sub(NAMED);
-        let mut text = named.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
-        if more > 0 {
-            text.push_str(&format!(" and {more} more"));
+        if tables.is_empty() {
+            return first(finding.touched.iter().map(name).collect());
         }
+        let mut text = first(tables.iter().map(|table| table.full_name()).collect());
+        let known = |one: &&Touched| self.book.relation(finding, one).is_some();
+        let (known, unknown): (Vec<&Touched>, Vec<&Touched>) = finding.touched.iter().partition(known);
+        let beside = |one: &&&Touched| self.book.relation(finding, one).is_some_and(|found| !found.is_table());
+        let others = known.iter().filter(beside).count();
         if others > 0 {
             text.push_str(&format!(" ({others} files of indexes and the like)"));
+        }
+        if !unknown.is_empty() {
+            let count = unknown.len();
+            let numbers = first(unknown.into_iter().map(name).collect());
+            text.push_str(&format!(" ({count} files of no known name: {numbers})"));
         }
         text
     }
@@ -131,7 +131,7 @@ impl Told<'_> {
         format!("{what} ({within}{who}{lsn})")
     }
 
-    /// What to type for a server as it was just before (for a restore point: at it), and for the tables alone.
+    /// What to type for a server as it was just before (for a restore point: right after it), and for the tables alone.
     pub fn lines(&self, finding: &Finding) -> Vec<String> {
         if !self.reachable(finding.lsn) {
             return vec!["no backup is older: it cannot be restored".to_owned()];
@@ -149,9 +149,10 @@ impl Told<'_> {
         option("--cluster", self.common.cluster.clone());
         option("--repo", self.common.repo.clone());
         words.push(command.to_owned());
-        match &finding.name {
-            Some(name) => words.push(format!("--target-name {}", shell_word(name))),
-            None => words.push(format!("--target-lsn {} --exclusive", finding.lsn)),
+        words.push(format!("--target-lsn {}", finding.lsn));
+        // Right after a restore point: by its name another one of that name could be meant.
+        if finding.deed != Deed::RestorePoint {
+            words.push("--exclusive".to_owned());
         }
         words.extend(self.args.timeline.map(|timeline| format!("--target-timeline {timeline}")));
         words
@@ -172,7 +173,7 @@ impl Told<'_> {
         let mut words = self.begin("extract", finding);
         let database = finding.database.and_then(|oid| self.book.database(finding, oid));
         words.extend(database.map(|name| format!("--database {}", shell_word(name))));
-        for table in tables.iter().take(NAMED) {
+        for table in tables {
             let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
             words.push(format!("--table {}", shell_word(&name)));
         }
@@ -223,6 +224,16 @@ impl Told<'_> {
             "extract": reachable.then(|| self.extract(finding)).flatten(),
         })
     }
+}
+
+/// The first few.
+fn first(names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let mut text = names.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
 }
 
 /// As SQL reads it back.

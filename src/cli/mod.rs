@@ -131,8 +131,8 @@ async fn command(cli: Cli) -> Result<u8> {
         Command::WalFetch(args) => Ok(wal_fetch::run(&common, &args).await),
         Command::WalPrefetch(args) => wal_fetch::ahead(&common, &args).await.map(done),
         Command::Expire(args) => interruptible(expire::run(&common, &args)).await.map(done),
-        Command::Drill(args) => interruptible(drill::run(&common, &args)).await.map(done),
-        Command::Extract(args) => interruptible(extract::run(&common, &args)).await.map(done),
+        Command::Drill(args) => leaving_nothing(drill::run(&common, &args)).await.map(done),
+        Command::Extract(args) => leaving_nothing(extract::run(&common, &args)).await.map(done),
         Command::Find(args) => interruptible(find::run(&common, &args)).await.map(done),
         Command::List(args) if args.windows => windows::run(&common).await.map(done),
         Command::List(_) => list::run(&common).await.map(done),
@@ -155,7 +155,15 @@ fn done(_: ()) -> u8 {
 
 /// Runs a job until it ends or a signal comes. Jobs leave nothing half-done that a later run could mistake for whole.
 async fn interruptible<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
-    let mut signals = context::Signals::new()?;
+    until(context::Signals::new()?, job).await
+}
+
+/// The same for a job with a scratch server, which must not outlive it: the end of its terminal is a signal too.
+async fn leaving_nothing<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
+    until(context::Signals::with_hangup()?, job).await
+}
+
+async fn until<T>(mut signals: context::Signals, job: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
         outcome = job => outcome,
         name = signals.next() => Err(Error::new(Kind::Interrupted, format!("interrupted by {name}"))),

@@ -40,9 +40,29 @@ pub fn create_once<B: AsRef<[u8]>>(medium: &Ground, path: &Path, parts: &[B], mo
 
 /// Replaces or creates `path` atomically (temporary file, fsync, rename, directory fsync).
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let staging = Staging::write(&disk(), path, &[bytes], mode)?;
-    Disk.rename(&staging.path, path).map_err(|e| failed("cannot rename to", path, e))?;
-    sync_dir(&Disk, parent(path))
+    Replacement::begin(path, mode)?.finish(bytes)
+}
+
+/// What [`replace`] does in two steps, so that a place that cannot be written shows before there is anything to write.
+pub struct Replacement {
+    staging: Staging,
+    path: PathBuf,
+}
+
+impl Replacement {
+    pub fn begin(path: &Path, mode: u32) -> Result<Replacement> {
+        if path.is_dir() {
+            return Err(Error::new(Kind::Usage, format!("{} is a directory", path.display())));
+        }
+        Ok(Replacement { staging: Staging::create(&disk(), path, mode)?, path: path.to_owned() })
+    }
+
+    pub fn finish(self, bytes: &[u8]) -> Result<()> {
+        let Replacement { staging, path } = self;
+        staging.fill(&path, &[bytes])?;
+        Disk.rename(&staging.path, &path).map_err(|e| failed("cannot rename to", &path, e))?;
+        sync_dir(&Disk, parent(&path))
+    }
 }
 
 /// Creates all missing directories down to `path`, each synced into its parent.
@@ -179,14 +199,18 @@ impl Staging {
 
     fn write<B: AsRef<[u8]>>(medium: &Ground, place: &Path, parts: &[B], mode: u32) -> Result<Staging> {
         let staging = Staging::create(medium, place, mode)?;
+        staging.fill(place, parts)?;
+        Ok(staging)
+    }
+
+    fn fill<B: AsRef<[u8]>>(&self, place: &Path, parts: &[B]) -> Result<()> {
         let mut at = 0;
         for part in parts {
             let part = part.as_ref();
-            staging.file.write_all_at(part, at).map_err(|e| failed("cannot write", place, e))?;
+            self.file.write_all_at(part, at).map_err(|e| failed("cannot write", place, e))?;
             at += part.len() as u64;
         }
-        staging.file.sync_all().map_err(|e| failed("cannot sync", place, e))?;
-        Ok(staging)
+        self.file.sync_all().map_err(|e| failed("cannot sync", place, e))
     }
 
     /// Gives the file its name, unless that is taken (`false`). The directory is not synced yet.

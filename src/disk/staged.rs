@@ -5,6 +5,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
 use super::{durable, private};
 use crate::error::{Error, Kind, Result};
 
@@ -45,15 +48,9 @@ impl Staged {
         self.file.sync_all().map_err(|e| durable::failed("cannot sync", &self.path, e))?;
         let length = self.file.metadata().map_err(|e| durable::failed("cannot look at", &self.path, e))?.len();
         match std::fs::hard_link(&self.path, &self.target) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return Err(Error::new(
-                    Kind::Usage,
-                    format!("{} has come into being meanwhile", self.target.display()),
-                ));
-            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(taken_meanwhile(&self.target)),
             // Not every file system has links.
-            Err(_) => std::fs::rename(&self.path, &self.target)
-                .map_err(|e| durable::failed("cannot rename to", &self.target, e))?,
+            Err(_) => rename_new(&self.path, &self.target)?,
             Ok(()) => {}
         }
         let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -69,11 +66,37 @@ impl Drop for Staged {
     }
 }
 
+/// Renames, and replaces nothing. What a file system cannot promise is not done.
+fn rename_new(path: &Path, target: &Path) -> Result<()> {
+    renameat_with(CWD, path, CWD, target, RenameFlags::NOREPLACE).map_err(|error| match error {
+        Errno::EXIST => taken_meanwhile(target),
+        error => durable::failed("cannot rename to", target, error.into())
+            .hint("name a file on another file system, one that has links"),
+    })
+}
+
+fn taken_meanwhile(target: &Path) -> Error {
+    Error::new(Kind::Usage, format!("{} has come into being meanwhile", target.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn without_links_nothing_is_replaced_either() {
+        let dir = tempfile::tempdir().unwrap();
+        let [own, other] = ["own", "other"].map(|name| dir.path().join(name));
+        std::fs::write(&own, "whole").unwrap();
+        std::fs::write(&other, "somebody else's").unwrap();
+        assert_eq!(rename_new(&own, &other).unwrap_err().kind(), Kind::Usage);
+        assert_eq!((std::fs::read(&own).unwrap(), std::fs::read(&other).unwrap().len()), (b"whole".to_vec(), 15));
+        std::fs::remove_file(&other).unwrap();
+        rename_new(&own, &other).unwrap();
+        assert!(!own.exists() && std::fs::read(&other).unwrap() == b"whole");
+    }
 
     #[test]
     fn a_file_is_whole_or_not_there_and_replaces_nothing() {

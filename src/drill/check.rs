@@ -1,6 +1,7 @@
 //! What a scratch server is asked.
 
 use super::report::State;
+use crate::archive::backups::BackupList;
 use crate::error::{Error, Kind, Result};
 use crate::restore::scratch::ScratchServer;
 use crate::restore::server::dbname;
@@ -9,6 +10,18 @@ use crate::restore::server::dbname;
 const INDEXES: &str = "select count(*) from (select bt_index_check(c.oid, true) from pg_index i \
     join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam \
     where a.amname = 'btree' and c.relpersistence <> 't' and i.indisvalid and i.indisready) checked";
+
+/// Each backup of the archive can be read.
+pub fn readable(list: &BackupList) -> State {
+    let Some((name, error)) = list.unreadable.first() else {
+        return State::Passed(format!("{} can be read", list.complete.len()));
+    };
+    let more = list.unreadable.len() - 1;
+    let others = if more > 0 { format!(", and {more} more") } else { String::new() };
+    let text = format!("{name} cannot be read: {error}{others}");
+    let corrupt = list.unreadable.iter().any(|(_, error)| error.kind() == Kind::Corrupt);
+    if corrupt { State::Corrupt(text) } else { State::Failed(text) }
+}
 
 /// One row, one column, true.
 pub async fn assertion(server: &ScratchServer, database: &str, sql: &str) -> Result<State> {
@@ -88,4 +101,19 @@ pub async fn checksums(server: &ScratchServer) -> Result<State> {
         Err(error) if error.to_string().contains("checksum verification failed") => State::Corrupt(error.to_string()),
         Err(error) => State::Failed(error.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_that_cannot_be_read_fails_the_drill() {
+        let mut list = BackupList::default();
+        assert_eq!(readable(&list), State::Passed("0 can be read".to_owned()));
+        list.unreadable.push(("b1".to_owned(), Error::new(Kind::Key, "no key")));
+        assert!(matches!(readable(&list), State::Failed(_)));
+        list.unreadable.push(("b2".to_owned(), Error::new(Kind::Corrupt, "damaged")));
+        assert_eq!(readable(&list), State::Corrupt("b1 cannot be read: no key, and 1 more".to_owned()));
+    }
 }

@@ -76,6 +76,11 @@ async fn run(
     report: &mut Drilled,
 ) -> Result<()> {
     (watch.stage)("planning");
+    if backup.is_none() {
+        // The newest one might be passed over, and an older one prove nothing of it.
+        let begun = Instant::now();
+        report.add("backups", begun, Ok(check::readable(&archive.list_backups().await?)));
+    }
     let begun = Instant::now();
     let newest = prepare(archive, Target::Latest, backup.clone()).await;
     report.covered(archive, newest.as_ref().ok()).await?;
@@ -163,9 +168,10 @@ async fn examine(server: &ScratchServer, demands: &Demands, watch: &Watch<'_>, r
     Ok(())
 }
 
-/// Seconds between two moments; none where the second lies before the first.
-fn seconds_since(then: Timestamp, now: Timestamp) -> f64 {
-    now.duration_since(then).as_secs_f64().max(0.0)
+/// How old `then` was when the drill began. What has come since, until it was `seen`, is not old; a moment later than that is of a clock that is ahead of this
+/// host's, and tells nothing.
+fn age(then: Timestamp, began: Timestamp, seen: Timestamp) -> Option<f64> {
+    (then <= seen).then(|| began.duration_since(then).as_secs_f64().max(0.0))
 }
 
 /// The error with which a drill ends whose checks did not all pass: what is damaged counts more than what is only not as demanded.
@@ -185,6 +191,14 @@ pub fn refusal(report: &Drilled) -> Option<Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_ahead_tells_no_age() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(age(at(70), at(100), at(105)), Some(30.0));
+        assert_eq!(age(at(103), at(100), at(105)), Some(0.0), "it came while the drill looked");
+        assert_eq!(age(at(106), at(100), at(105)), None);
+    }
 
     #[test]
     fn one_seed_draws_one_number_and_others_draw_others() {

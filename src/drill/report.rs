@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Demands, Point, seconds_since};
+use super::{Demands, Point, age};
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::restore::scratch::ScratchServer;
@@ -102,7 +102,7 @@ impl Drilled {
         let beat = archive.complete_through(newest.choice.path.target()).await?.map(|beat| beat.time);
         let through = commit.max(beat).and_then(|time| Timestamp::from_microsecond(time.to_unix_micros()).ok());
         self.covered_through = through.map(|time| time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string());
-        self.rpo_seconds = through.map(|time| seconds_since(time, self.at));
+        self.rpo_seconds = through.and_then(|time| age(time, self.at, Timestamp::now()));
         Ok(())
     }
 
@@ -154,7 +154,14 @@ impl Drilled {
                 Some(seconds) => {
                     State::Failed(format!("{seconds:.1} s, at most {:.1} s are allowed", limit.as_secs_f64()))
                 }
-                None => State::Failed("it cannot be told: nothing was committed since the backup".to_owned()),
+                None => State::Failed(match (name, &self.covered_through) {
+                    ("rpo", Some(through)) => {
+                        format!(
+                            "it cannot be told: by the server's clock the archive reaches {through}, by this host's that is yet to come"
+                        )
+                    }
+                    _ => "it cannot be told: nothing was committed since the backup".to_owned(),
+                }),
             };
             self.add(name, Instant::now(), Ok(state));
         }

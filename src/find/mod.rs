@@ -162,6 +162,9 @@ impl Reader<'_> {
         }
         if end < name.end() && more {
             self.scanner = None;
+            if let Some(tally) = &mut self.tally {
+                tally.hole();
+            }
             match self.missing.last_mut() {
                 Some(last) if last.to == end => last.to = name.end(),
                 _ => self.missing.push(Missing { from: end, to: name.end() }),

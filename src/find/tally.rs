@@ -163,6 +163,12 @@ impl Tally {
         changes
     }
 
+    /// Behind a hole: of what runs there nothing is whole, until WAL says which transactions began after it. What was noted before it stays, as the least that
+    /// was done.
+    pub fn hole(&mut self) {
+        self.whole_from = None;
+    }
+
     /// The transaction, noted from now on if it was not; `None` where there are too many.
     fn of(&mut self, xid: u32) -> Option<&mut Open> {
         if self.items >= MOST_ITEMS && !self.open.contains_key(&xid) {
