@@ -140,7 +140,7 @@ pub fn as_text(event: &ReceiveEvent) -> Option<String> {
         ReceiveEvent::Watching { sql: false } => {
             "watching the server, without SQL (allow the database in pg_hba.conf to see the slot's health)".to_owned()
         }
-        ReceiveEvent::Streaming { timeline, from, slot, standby } => {
+        ReceiveEvent::Streaming { timeline, from, slot, standby, .. } => {
             let standby = if *standby { ", from a standby" } else { "" };
             let slot = slot.as_ref().map_or("without a slot".to_owned(), |slot| format!("slot {slot}"));
             format!("streaming timeline {timeline} from {from}, {slot}{standby}")
@@ -199,8 +199,9 @@ pub fn as_json(event: &ReceiveEvent) -> Value {
             "event": "connected", "server": server, "version": version.number(), "system_identifier": system.to_string(),
             "timeline": timeline.0 }),
         ReceiveEvent::Watching { sql } => json!({ "event": "watching", "sql": sql }),
-        ReceiveEvent::Streaming { timeline, from, slot, standby } => json!({
-            "event": "streaming", "timeline": timeline.0, "from": from.to_string(), "slot": slot, "standby": standby }),
+        ReceiveEvent::Streaming { timeline, from, slot, standby, lags } => json!({
+            "event": "streaming", "timeline": timeline.0, "from": from.to_string(), "slot": slot, "standby": standby,
+            "lags_behind": lags.as_ref().map(|lags| lags.upto.to_string()) }),
         ReceiveEvent::StandingBy { slot, holder } => {
             json!({ "event": "standing_by", "slot": slot, "holder_pid": holder })
         }

@@ -7,7 +7,6 @@ use super::args::Common;
 use super::context::Context;
 use super::{output, show};
 use crate::archive::Archive;
-use crate::archive::holes::is_behind;
 use crate::archive::inventory::Inventory;
 use crate::catalog::{Catalog, path_in};
 use crate::error::Result;
@@ -46,6 +45,8 @@ pub async fn run(common: &Common) -> Result<()> {
         windows.push(window(&shelf, manifest).await?);
     }
     let holes = archive.holes().await?;
+    let backups: Vec<Manifest> = windows.iter().map(|window| window.manifest.clone()).collect();
+    let open = archive.open_among(holes.clone(), &backups).await?;
     let corrupt = archive.corrupt_wal().await?;
     let checks = archive.verified(show::CHECKS).await?;
     let drill = archive.last_drill(show::CHECKS).await?;
@@ -55,7 +56,7 @@ pub async fn run(common: &Common) -> Result<()> {
         output::json(&json!({
             "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
-            "holes": holes.iter().map(|hole| hole_json(hole, &windows)).collect::<Vec<_>>(),
+            "holes": holes.iter().map(|hole| hole_json(hole, !open.contains(hole))).collect::<Vec<_>>(),
             "last_drill": drill.as_ref().map(|(at, drill)| drill_json(*at, drill)),
             "corrupt_wal": corrupt.iter().map(|(at, found)| json!({
                 "timeline": found.timeline.0, "lsn": found.lsn.to_string(), "problem": found.problem, "found_at": at.to_string(),
@@ -69,7 +70,7 @@ pub async fn run(common: &Common) -> Result<()> {
     if let Some((at, drill)) = &drill {
         output::line(drill_text(*at, drill));
     }
-    holes.iter().for_each(|hole| output::line(hole_text(hole, &windows)));
+    holes.iter().for_each(|hole| output::line(hole_text(hole, !open.contains(hole))));
     for (at, found) in &corrupt {
         output::line(format!(
             "CORRUPT WAL was sent at {} of timeline {} and not acknowledged ({at}): {}",
@@ -326,13 +327,9 @@ fn checked_json(window: &Window, checks: &[(Timestamp, Verified)]) -> Value {
     value
 }
 
-/// Whether a backup behind the hole makes it a matter of the past.
-fn is_closed(hole: &Hole, windows: &[Window]) -> bool {
-    windows.iter().any(|window| is_behind(&window.manifest, hole) && usable(window).is_some())
-}
-
-fn hole_text(hole: &Hole, windows: &[Window]) -> String {
-    let advice = match is_closed(hole, windows) {
+/// `closed`: a backup behind the hole makes it a matter of the past.
+fn hole_text(hole: &Hole, closed: bool) -> String {
+    let advice = match closed {
         true => "a backup behind it is complete",
         false => "TAKE A NEW BACKUP: no backup reaches past it",
     };
@@ -342,10 +339,10 @@ fn hole_text(hole: &Hole, windows: &[Window]) -> String {
     )
 }
 
-fn hole_json(hole: &Hole, windows: &[Window]) -> Value {
+fn hole_json(hole: &Hole, closed: bool) -> Value {
     json!({
         "from_timeline": hole.from_timeline.0, "from": hole.from.to_string(), "to_timeline": hole.to_timeline.0,
-        "to": hole.to.to_string(), "reason": hole.reason, "closed_by_backup": is_closed(hole, windows),
+        "to": hole.to.to_string(), "reason": hole.reason, "closed_by_backup": closed,
     })
 }
 

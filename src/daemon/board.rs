@@ -10,8 +10,8 @@ use super::holes;
 use super::report::{Behind, ClusterReport, Positions, Remark, ServerReport, SlotReport, State, Times, Work};
 use super::trend::Trend;
 use crate::error::Error;
-use crate::pg::Lsn;
-use crate::receive::{ReceiveEvent, SlotHealth};
+use crate::pg::{Lsn, TimelineId};
+use crate::receive::{Lags, ReceiveEvent, SlotHealth};
 use crate::seal::content::event::Hole;
 use crate::stats::{StreamStats, Timing};
 
@@ -40,6 +40,8 @@ struct Known {
     server: Option<ServerReport>,
     timeline: Option<u32>,
     problem: Option<Problem>,
+    /// The server is behind what is stored, and since when one that is was streamed.
+    lags: Option<(Lags, Instant)>,
     /// Holes that no backup lies behind, and since when each is known here.
     holes: Vec<(Hole, Instant)>,
     slot: Option<SlotHealth>,
@@ -60,6 +62,23 @@ impl Known {
         holes::words(&open)
     }
 
+    /// A stream began, of a server that lags or not. A change between two that do is none.
+    fn lag(&mut self, lags: Option<&Lags>) {
+        let since = self.lags.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        self.lags = lags.map(|lags| (lags.clone(), since));
+    }
+
+    /// What there is to say of that, when it has lasted.
+    fn lags(&self, now: Instant) -> Option<String> {
+        let (lags, _) = self.lags.as_ref().filter(|(_, since)| now.saturating_duration_since(*since) >= PATIENCE)?;
+        let why =
+            lags.instead_of.as_ref().map(|why| format!("; another host was of no use: {why}")).unwrap_or_default();
+        let upto = lags.upto;
+        Some(format!(
+            "the server is behind {upto}, which is stored already: nothing new is before it is past that{why}"
+        ))
+    }
+
     fn enter(&mut self, state: State) {
         if self.state != state {
             (self.state, self.since, self.since_instant) = (state, Timestamp::now(), Instant::now());
@@ -76,6 +95,7 @@ impl Board {
             server: None,
             timeline: None,
             problem: None,
+            lags: None,
             holes: Vec::new(),
             slot: None,
             synchronous: false,
@@ -107,7 +127,8 @@ impl Board {
                 });
                 known.timeline = Some(timeline.0);
             }
-            ReceiveEvent::Streaming { timeline, standby, .. } => {
+            ReceiveEvent::Streaming { timeline, standby, lags, .. } => {
+                known.lag(lags.as_ref());
                 known.timeline = Some(timeline.0);
                 known.synchronous = false;
                 known.problem = None;
@@ -141,10 +162,11 @@ impl Board {
                 known.warning = Some(Remark { at: rfc3339(Timestamp::now()), text: text.clone() });
             }
             // About once a second, whether anything moves or not.
-            ReceiveEvent::Durable { .. } => {
+            ReceiveEvent::Durable { server_end, .. } => {
                 let now = Instant::now();
+                known.lags.take_if(|(lags, _)| lags.upto <= *server_end);
                 let behind = self.behind(&known, now);
-                known.trend.look(now, Some(behind).filter(|behind| self.is_far(behind)));
+                known.trend.look(now, Some(behind).filter(|behind| self.needs_to_catch_up(behind)));
             }
             ReceiveEvent::Stopped { .. } => known.enter(State::Stopped),
             _ => {}
@@ -157,6 +179,11 @@ impl Board {
         let newer = known.holes.drain(..).filter(|(hole, at)| *at >= asked && !open.contains(hole));
         let newer: Vec<_> = newer.collect();
         known.holes = open.into_iter().map(|hole| (hole, asked)).chain(newer).collect();
+    }
+
+    /// The timeline that is streamed, or was last; `None` before the first connection.
+    pub fn timeline(&self) -> Option<TimelineId> {
+        self.known().timeline.map(TimelineId)
     }
 
     /// What there is to say of holes.
@@ -221,7 +248,8 @@ impl Board {
             last_verified: None,
         };
         let lasted = now.saturating_duration_since(known.since_instant);
-        if let Some(problem) = unhealthy(&report, lasted, known.trend.falls_behind(now), self.late()) {
+        let problem = unhealthy(&report, lasted, known.trend.falls_behind(now), self.late());
+        if let Some(problem) = problem.or_else(|| known.lags(now)) {
             report.healthy = false;
             report.problem.get_or_insert(problem);
         }
@@ -237,6 +265,14 @@ impl Board {
     fn is_far(&self, behind: &Behind) -> bool {
         behind.bytes.is_some_and(|bytes| bytes > CATCHING_UP)
             || behind.seconds.is_some_and(|seconds| seconds > self.late())
+    }
+
+    /// Whether it has to come nearer. A busy stream to a distant repository has many bytes on their way at all times; how old they are tells whether it keeps up.
+    fn needs_to_catch_up(&self, behind: &Behind) -> bool {
+        match behind.seconds {
+            Some(seconds) => seconds > self.late(),
+            None => self.is_far(behind),
+        }
     }
 
     fn behind(&self, known: &Known, now: Instant) -> Behind {
@@ -348,7 +384,7 @@ pub fn rfc3339(moment: Timestamp) -> String {
 mod tests {
     use super::*;
     use crate::error::Kind;
-    use crate::pg::{MajorVersion, SystemIdentifier, TimelineId};
+    use crate::pg::{MajorVersion, SystemIdentifier};
 
     fn board() -> Board {
         Board::new("main", Some("walrecv"), Duration::from_secs(1), Arc::default())
@@ -358,7 +394,38 @@ mod tests {
         let (system, timeline) = (SystemIdentifier(7), TimelineId(1));
         let server = "db1".to_owned();
         board.see(&ReceiveEvent::Connected { server, version: MajorVersion::V17, system, timeline });
-        board.see(&ReceiveEvent::Streaming { timeline, from: Lsn(0), slot: None, standby: false });
+        board.see(&ReceiveEvent::Streaming { timeline, from: Lsn(0), slot: None, standby: false, lags: None });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_lags_needs_attention_until_it_has_caught_up() {
+        let board = board();
+        let lagging = |why: Option<&str>| {
+            let lags = Some(Lags { upto: Lsn(5000), instead_of: why.map(str::to_owned) });
+            let timeline = TimelineId(1);
+            board.see(&ReceiveEvent::Streaming { timeline, from: Lsn(0), slot: None, standby: true, lags });
+        };
+        lagging(None);
+        assert_eq!(state(&board), (State::Streaming, true), "a moment is no matter");
+        tokio::time::advance(PATIENCE / 2).await;
+        // To and fro between one that lags and one that is of no use.
+        board.see(&ReceiveEvent::Reconnecting { why: "the slot is lost".to_owned(), wait_ms: 0 });
+        lagging(Some("the slot is lost"));
+        tokio::time::advance(PATIENCE / 2).await;
+        assert_eq!(state(&board), (State::Streaming, false));
+        let problem = board.report().problem.expect("what is wrong");
+        assert!(problem.contains("behind 0/1388") && problem.contains("the slot is lost"), "{problem}");
+        let durable = |server_end: u64| {
+            let (timeline, server_end) = (TimelineId(1), Lsn(server_end));
+            board.see(&ReceiveEvent::Durable { timeline, durable: Lsn(1), verified: Lsn(1), server_end });
+            state(&board)
+        };
+        assert_eq!(durable(4999), (State::Streaming, false));
+        assert_eq!(durable(5000), (State::Streaming, true));
+        lagging(None);
+        streaming(&board);
+        tokio::time::advance(PATIENCE).await;
+        assert_eq!(state(&board), (State::Streaming, true));
     }
 
     fn state(board: &Board) -> (State, bool) {
@@ -437,6 +504,23 @@ mod tests {
         assert!(problem.contains("for 8 min it has come no nearer"), "{problem}");
         streaming(&board);
         assert_eq!(state(&board), (State::CatchingUp, true), "a new connection is given its time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_stream_with_much_on_its_way_is_healthy_for_hours() {
+        let board = board();
+        streaming(&board);
+        for second in 0..7200_u64 {
+            let (on_its_way, end) = ((24 + second * 7919 % 37) << 20, (100 + second) << 25);
+            board.stats.server_end.set(end);
+            board.stats.durable.set(end - on_its_way);
+            let clock = 1_000_000 * i64::try_from(second).expect("a time");
+            board.stats.set_heart(Some((end - on_its_way, clock - 1_500_000)), Some((clock, Instant::now())));
+            let (durable, verified, server_end) = (Lsn(end - on_its_way), Lsn(end), Lsn(end));
+            board.see(&ReceiveEvent::Durable { timeline: TimelineId(1), durable, verified, server_end });
+            assert_eq!(state(&board), (State::CatchingUp, true), "after {second} s");
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::board::Board;
 use crate::archive::Archive;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::pg::TimelineId;
 use crate::receive::{Place, ReceiveEvent};
 use crate::seal::content::event::Hole;
 
@@ -20,7 +21,7 @@ pub async fn watch(place: Place, board: Arc<Board>) {
     let (mut last, mut told) = (Last::default(), None);
     loop {
         let begun = Instant::now();
-        let found = last.look(&place).await;
+        let found = last.look(&place, board.timeline()).await;
         tokio::time::sleep(tell(&board, found, begun, &mut told)).await;
     }
 }
@@ -54,9 +55,10 @@ struct Last {
 }
 
 impl Last {
-    async fn look(&mut self, place: &Place) -> Result<Vec<Hole>> {
-        let mut stored = Archive::incarnations(&place.repo, &place.cluster).await?;
-        let (Some(names), true) = (stored.pop(), stored.is_empty()) else { return Ok(Vec::new()) };
+    /// The open holes in the past of a server on `timeline`, or all of them.
+    async fn look(&mut self, place: &Place, timeline: Option<TimelineId>) -> Result<Vec<Hole>> {
+        let stored = Archive::incarnations(&place.repo, &place.cluster).await?;
+        let Some(names) = only(stored, &place.cluster)? else { return Ok(Vec::new()) };
         let archive = Archive { repo: place.repo.clone(), names, keys: place.reader.clone() };
         let holes = archive.holes().await?;
         if holes.is_empty() {
@@ -68,8 +70,21 @@ impl Last {
             let open = archive.still_open(holes.clone()).await?;
             *self = Last { holes, backups, open };
         }
-        Ok(self.open.clone())
+        match timeline {
+            Some(timeline) => archive.holes_of(self.open.clone(), timeline).await,
+            None => Ok(self.open.clone()),
+        }
     }
+}
+
+/// The incarnation that is stored, if there is one. Which of several the stream belongs to the listing does not tell: what is known of holes stays then.
+fn only<T>(mut stored: Vec<T>, cluster: &str) -> Result<Option<T>> {
+    let last = stored.pop();
+    if stored.is_empty() {
+        return Ok(last);
+    }
+    let text = format!("cluster {cluster:?} has several incarnations");
+    Err(Error::new(Kind::Diverged, text).hint("use a new cluster name after pg_upgrade or a new initdb"))
 }
 
 /// What to say of holes that are open.
@@ -86,8 +101,7 @@ pub fn words(open: &[Hole]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{Error, Kind};
-    use crate::pg::{Lsn, TimelineId};
+    use crate::pg::Lsn;
 
     fn hole(from: u64) -> Hole {
         let timeline = TimelineId(1);
@@ -122,6 +136,18 @@ mod tests {
         assert_eq!(board.report().hole, None);
         tell(Err(Error::new(Kind::Corrupt, "an event cannot be opened")));
         assert!(board.report().warning.is_some_and(|warning| warning.text.contains("cannot be opened")));
+    }
+
+    #[test]
+    fn several_incarnations_do_not_end_an_alarm() {
+        assert_eq!(only(Vec::<u8>::new(), "main").unwrap(), None);
+        assert_eq!(only(vec![7], "main").unwrap(), Some(7));
+        let (board, mut told) = (board(), None);
+        board.see(&ReceiveEvent::Hole(hole(16)));
+        let found = only(vec![1, 2], "main").map(|_| Vec::new());
+        tell(&board, found, Instant::now() + LOOK, &mut told);
+        assert!(board.report().hole.is_some());
+        assert!(board.report().warning.is_some_and(|warning| warning.text.contains("several incarnations")));
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl Run {
             let next = (whole(asked) + size.bytes()).min(whole(end));
             return self.begin_at(archive, server, timeline, next).await;
         }
-        if self.lagging.resign() {
+        if self.lagging.resign(&error) {
             // It was taken in place of one that lags: that one may still have what is missing here.
             return Err(error.transient());
         }

@@ -4,6 +4,7 @@
 //! host that was put back to a snapshot, must not keep the archive from the primary. Where no other host is better, the one that lags is taken, and the others
 //! are looked at from time to time.
 
+use super::observe::Lags;
 use super::run::{Next, Run};
 use super::scout::{Scout, Wanted};
 use super::server::Server;
@@ -18,6 +19,12 @@ pub(super) struct Lagging {
     rest: Option<Conninfo>,
     /// No other one is better: whatever comes is taken.
     resigned: bool,
+    /// The one that is tried looked better than the one that was streamed.
+    preferred: bool,
+    /// How often a better one was of no use, since one that does not lag was streamed.
+    in_vain: u32,
+    /// What the last one of no use said.
+    why: Option<String>,
 }
 
 impl Lagging {
@@ -27,20 +34,29 @@ impl Lagging {
     }
 
     /// The hosts that are left are of no use; `true`: one that was passed over is to be taken now.
-    pub(super) fn resign(&mut self) -> bool {
-        let passed = self.rest.take().is_some();
-        self.resigned |= passed;
-        passed
+    pub(super) fn resign(&mut self, error: &Error) -> bool {
+        if self.rest.take().is_none() {
+            return false;
+        }
+        // One that is away may be back in a moment. One that answered a look, or refuses for good, is not tried again so soon.
+        if std::mem::take(&mut self.preferred) || !error.is_transient() {
+            self.in_vain = self.in_vain.saturating_add(1);
+        }
+        (self.resigned, self.why) = (true, Some(error.to_string()));
+        true
     }
 
-    /// A stream began: the next attempt looks at all hosts again.
-    pub(super) fn settled(&mut self) {
-        *self = Lagging::default();
+    /// A stream began: the next attempt looks at all hosts again. What became of better ones is kept for as long as one that lags is streamed.
+    pub(super) fn settled(&mut self, lags: bool) {
+        let before = std::mem::take(self);
+        if lags {
+            (self.in_vain, self.why) = (before.in_vain, before.why);
+        }
     }
 
     /// This one is better than the one that was streamed: nobody else is asked for the next connection.
     fn prefer(&mut self, host: Conninfo) {
-        *self = Lagging { rest: Some(host), resigned: false };
+        (self.rest, self.resigned, self.preferred) = (Some(host), false, true);
     }
 
     /// Whether another host is to be tried in place of `here`.
@@ -73,7 +89,12 @@ impl Run {
         let upto = server.behind?;
         let hosts = self.options.conninfo.without(server.stream.same_server())?;
         let (system, timeline) = (server.identity.system, server.identity.timeline);
-        Some(Scout::send(hosts, Wanted { system, timeline, upto }))
+        Some(Scout::send(hosts, Wanted { system, timeline, upto }, self.lagging.in_vain))
+    }
+
+    /// What is to be told of a server that is streamed although it lags.
+    pub(super) fn lags(&self, server: &Server) -> Option<Lags> {
+        Some(Lags { upto: server.behind?, instead_of: self.lagging.why.clone() })
     }
 
     /// Goes over to a host that was found to be better.
@@ -92,6 +113,30 @@ mod tests {
         Conninfo::parse(&format!("host={list} user=w"), &|_| None).expect("a connection string")
     }
 
+    fn away() -> Error {
+        Error::new(Kind::Server, "away").transient()
+    }
+
+    #[test]
+    fn a_better_host_that_is_of_no_use_is_remembered_until_one_that_does_not_lag_is_streamed() {
+        let (all, mut lagging) = (hosts("a,b"), Lagging::default());
+        assert!(lagging.pass_over(&all, &hosts("a")) && lagging.resign(&away()));
+        lagging.settled(true);
+        assert_eq!((lagging.in_vain, lagging.why.as_deref()), (0, Some("away")), "it may be back in a moment");
+        let lost = Error::new(Kind::Slot, "the slot is lost");
+        for times in 1..=3 {
+            lagging.prefer(hosts("b"));
+            assert!(lagging.resign(&lost));
+            lagging.settled(true);
+            assert_eq!((lagging.in_vain, lagging.why.as_deref()), (times, Some("the slot is lost")));
+        }
+        lagging.prefer(hosts("b"));
+        lagging.settled(false);
+        assert_eq!((lagging.in_vain, &lagging.why), (0, &None));
+        assert!(lagging.pass_over(&all, &hosts("a")) && lagging.resign(&lost));
+        assert_eq!(lagging.in_vain, 1, "nor does it have to be tried twice");
+    }
+
     #[test]
     fn each_host_is_passed_over_once_and_the_last_one_is_taken() {
         let (all, mut lagging) = (hosts("a,b,c"), Lagging::default());
@@ -101,21 +146,21 @@ mod tests {
         assert_eq!(lagging.hosts(&all).describe(), hosts("b").describe());
         assert!(!lagging.pass_over(&all, &hosts("b")), "all of them lag");
         assert!(!lagging.pass_over(&all, &hosts("a")), "whichever comes next");
-        lagging.settled();
+        lagging.settled(true);
         assert!(lagging.pass_over(&all, &hosts("a")), "another connection, another look");
     }
 
     #[test]
     fn a_host_that_was_passed_over_is_taken_where_the_others_are_of_no_use() {
         let (all, mut lagging) = (hosts("a,b"), Lagging::default());
-        assert!(!lagging.resign(), "nobody was passed over: an error is one");
-        assert!(lagging.pass_over(&all, &hosts("a")) && lagging.resign());
+        assert!(!lagging.resign(&away()), "nobody was passed over: an error is one");
+        assert!(lagging.pass_over(&all, &hosts("a")) && lagging.resign(&away()));
         assert_eq!(lagging.hosts(&all).describe(), all.describe());
         assert!(!lagging.pass_over(&all, &hosts("a")));
         let mut better = Lagging::default();
         better.prefer(hosts("b"));
         assert_eq!(better.hosts(&all).describe(), hosts("b").describe());
-        assert!(better.resign(), "it is gone again: all are asked");
+        assert!(better.resign(&away()), "it is gone again: all are asked");
         assert_eq!(better.hosts(&all).describe(), all.describe());
         let mut single = Lagging::default();
         assert!(!single.pass_over(&hosts("a"), &hosts("a")), "there is no other");

@@ -56,7 +56,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use observe::{Observer, ReceiveEvent, SlotHealth};
+pub use observe::{Lags, Observer, ReceiveEvent, SlotHealth};
 
 use crate::archive::Archive;
 use crate::archive::cluster::write_cluster_file;

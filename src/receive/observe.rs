@@ -27,6 +27,15 @@ pub struct SlotHealth {
     pub polled_at: Instant,
 }
 
+/// A server that is streamed for want of a better one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lags {
+    /// So much is stored, or was received, already.
+    pub upto: Lsn,
+    /// Why another host that may have it is not streamed.
+    pub instead_of: Option<String>,
+}
+
 /// Something that a person, a log or a metric may want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReceiveEvent {
@@ -47,6 +56,8 @@ pub enum ReceiveEvent {
         slot: Option<String>,
         /// The server is in recovery: what is told of it is as of the standby.
         standby: bool,
+        /// It is behind what is stored: until it has caught up nothing new is.
+        lags: Option<Lags>,
     },
     /// Another receiver has the slot: this one waits for it, with one idle connection. Told once, until it streams.
     StandingBy {

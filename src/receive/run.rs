@@ -153,7 +153,9 @@ impl Run {
             };
             let next = match served {
                 // One that lags is better than one that is not there, or cannot be used.
-                Err(error) if is_of_the_server(&error) && self.lagging.resign() => Next::Again(Some(error.transient())),
+                Err(error) if is_of_the_server(&error) && self.lagging.resign(&error) => {
+                    Next::Again(Some(error.transient()))
+                }
                 Err(error) if error.is_transient() => Next::Again(Some(error)),
                 other => other?,
             };
@@ -415,7 +417,7 @@ impl Run {
     }
 
     async fn stream_once(&mut self, server: &mut Server) -> Result<End> {
-        let scout = self.scout(server);
+        let (scout, lags) = (self.scout(server), self.lags(server));
         let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
         let (timeline, slot) = (pipeline.timeline(), self.options.slot.clone());
         // Whatever the slot holds: where a segment has just begun, what lies above its start is too little to recognise a server by.
@@ -438,9 +440,9 @@ impl Run {
         }
         pipeline.set_flush_interval(self.options.interval(server.synchronous));
         self.waiting = waiting(&self.options);
-        self.lagging.settled();
+        self.lagging.settled(lags.is_some());
         self.patience = patience(getrandom::u64().unwrap_or_default());
-        self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot, standby: server.standby });
+        self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot, standby: server.standby, lags });
         if server.synchronous {
             self.observer.tell(ReceiveEvent::Synchronous(true));
         }

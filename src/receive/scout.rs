@@ -15,6 +15,15 @@ const SOON: Duration = Duration::from_secs(10);
 /// Later ones come ever more seldom, but within this: each costs every other host one connection.
 const SELDOM: Duration = Duration::from_secs(60);
 
+/// The first and the longest wait before a look, where better hosts were of no use so often: each attempt ends the stream that there is.
+fn waits(in_vain: u32) -> (Duration, Duration) {
+    match in_vain {
+        0 => (SOON, SELDOM),
+        // Half of it may pass only: at least a minute the first time, and half an hour in the end.
+        times => (SELDOM * (1 << times.min(6)), SELDOM * 64),
+    }
+}
+
 /// What another host must have to be better.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
@@ -38,9 +47,9 @@ pub(super) struct Scout {
 }
 
 impl Scout {
-    /// `hosts`: the connection string without the host that is streamed.
-    pub fn send(hosts: Conninfo, wanted: Wanted) -> Scout {
-        Scout { wanted, task: tokio::spawn(search(hosts, wanted)) }
+    /// `hosts`: the connection string without the host that is streamed; `in_vain`: how often one that was found was of no use.
+    pub fn send(hosts: Conninfo, wanted: Wanted, in_vain: u32) -> Scout {
+        Scout { wanted, task: tokio::spawn(search(hosts, wanted, in_vain)) }
     }
 
     /// The way to a better host, once there is one. Cancel safe.
@@ -59,8 +68,9 @@ impl Drop for Scout {
     }
 }
 
-async fn search(hosts: Conninfo, wanted: Wanted) -> Conninfo {
-    let mut pause = Backoff::new(SOON, SELDOM, getrandom::u64().unwrap_or_default());
+async fn search(hosts: Conninfo, wanted: Wanted, in_vain: u32) -> Conninfo {
+    let (first, longest) = waits(in_vain);
+    let mut pause = Backoff::new(first, longest, getrandom::u64().unwrap_or_default());
     // The first one is none.
     pause.next_delay();
     loop {
@@ -88,6 +98,13 @@ async fn look(mut hosts: Conninfo, wanted: Wanted) -> Option<Conninfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_that_were_of_no_use_are_looked_at_ever_more_seldom() {
+        assert_eq!(waits(0), (SOON, SELDOM));
+        assert!((1..20).all(|times| waits(times).0 / 2 >= SELDOM && waits(times).0 <= waits(times).1));
+        assert!(waits(2).0 > waits(1).0 && waits(u32::MAX).0 == waits(6).0);
+    }
 
     #[test]
     fn better_is_who_has_everything_on_the_same_path() {

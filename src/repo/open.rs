@@ -81,6 +81,7 @@ pub(super) fn open(url: &Url, env: Env<'_>, timeouts: Timeouts) -> Result<Option
     }
     let store: object_store::Result<Arc<dyn ObjectStore>> = match url.scheme() {
         "s3" => {
+            demand_endpoint(env)?;
             demand_tls_or_permission(env)?;
             open_s3(bucket, env).map(|s| Arc::new(s) as _)
         }
@@ -116,6 +117,19 @@ fn open_s3(bucket: &str, env: Env<'_>) -> object_store::Result<object_store::aws
         .with_disable_bulk_delete(true)
         .with_retry(no_retries());
     settings::<AmazonS3ConfigKey>(&S3, env).fold(builder, |b, (k, v)| b.with_config(k, v)).build()
+}
+
+/// An endpoint that is none would fail at each request, as if the network were down, and be waited for in vain.
+fn demand_endpoint(env: Env<'_>) -> Result<()> {
+    for key in ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
+        let Some(endpoint) = env(key).filter(|endpoint| !endpoint.is_empty()) else { continue };
+        let parsed = Url::parse(&endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+        if parsed.is_none_or(|url| url.host_str().is_none()) {
+            return Err(Error::new(Kind::Usage, format!("{key} is {endpoint:?}, expected a URL"))
+                .hint("Write it as https://host:port."));
+        }
+    }
+    Ok(())
 }
 
 /// A plain-text endpoint without the permission for it would only fail at the first request, as if the network were down.
@@ -155,4 +169,22 @@ fn client(allow_http: bool) -> ClientOptions {
 /// reqwest takes the process's default provider of ciphers; whoever set one first wins.
 fn ready_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_is_none_is_refused_at_once() {
+        let asked = |endpoint: &str| demand_endpoint(&|key| (key == "AWS_ENDPOINT_URL").then(|| endpoint.to_owned()));
+        for good in ["", "https://s3.example", "http://127.0.0.1:9000", "https://[::1]:9000/path"] {
+            assert!(asked(good).is_ok(), "{good}");
+        }
+        for bad in ["s3.example", "localhost:9000", "https//s3.example", "ftp://s3.example", "https://", "https://a b"]
+        {
+            let error = asked(bad).expect_err(bad);
+            assert!(!error.is_transient() && error.kind() == Kind::Usage, "{bad}: {error}");
+        }
+    }
 }

@@ -60,19 +60,23 @@ async fn compare(context: &Context, seen: Option<&Seen>, report: &mut Report) ->
         }
     }
     backups(&archive, report).await?;
-    holes(&archive, report).await
+    holes(&archive, seen, report).await
 }
 
 /// WAL that was lost is told for as long as nothing can be restored past it.
-async fn holes(archive: &Archive, report: &mut Report) -> Result<()> {
+async fn holes(archive: &Archive, seen: Option<&Seen>, report: &mut Report) -> Result<()> {
     const CHECK: &str = "holes";
     let recorded = archive.holes().await?;
     let count = recorded.len();
-    match words(&archive.still_open(recorded).await?) {
+    let mut open = archive.still_open(recorded).await?;
+    if let Some(seen) = seen {
+        open = archive.holes_of(open, seen.identity.timeline).await?;
+    }
+    match words(&open) {
         Some(open) => {
             report.warn(CHECK, open, "take one with `walrecv backup`: nothing can be restored past it before")
         }
-        None if count > 0 => report.ok(CHECK, format!("{count} recorded, each with a backup behind it")),
+        None if count > 0 => report.ok(CHECK, format!("{count} recorded, none of which needs a backup")),
         None => {}
     }
     Ok(())
