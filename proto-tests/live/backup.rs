@@ -461,6 +461,11 @@ fn one_backup_at_a_time() {
     drop(held);
     let outcome = fixture.take(&server, &options, &Always).expect("a backup");
     assert_eq!(stored_manifest(&fixture, &outcome).tablespaces, []);
+    let names = std::fs::read_dir(&state).expect("a folder").map(|entry| entry.expect("an entry"));
+    let note =
+        names.filter(|entry| entry.file_name().to_string_lossy().starts_with("complete-main-")).map(|e| e.path());
+    let notes: Vec<_> = note.map(|path| std::fs::read_to_string(path).expect("a note")).collect();
+    assert_eq!(notes, [format!("{}\n", outcome.manifest.id)], "it is known to have been complete");
 }
 
 /// Damaged on the server's disk, and later mended there: named by each backup that reads them, and no reason to store anything else again.

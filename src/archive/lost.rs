@@ -6,25 +6,47 @@ use futures::stream::{self, StreamExt};
 
 use super::Archive;
 use super::events::AT_ONCE;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::seal::content::BackupId;
 use crate::seal::content::manifest::Manifest;
 
 /// Bytes of a day at the beginning of names of backups and of events: `20260131T020000Z`.
 const DAY: usize = 8;
 
+/// What [`Archive::lost`] found.
+pub enum Lost {
+    /// Those that are lost, with what says that they were complete.
+    Known(BTreeMap<BackupId, String>),
+    /// An unfinished expiry may have deleted them: its plan cannot be read.
+    Unclear(Error),
+}
+
+impl Lost {
+    /// Errors: the plan that cannot be read.
+    pub fn known(self) -> Result<BTreeMap<BackupId, String>> {
+        match self {
+            Lost::Known(lost) => Ok(lost),
+            Lost::Unclear(error) => Err(error),
+        }
+    }
+}
+
 impl Archive {
     /// Of these backups, under whose names nothing was found, those that were complete, and what says so. A manifest names a backup as its parent, or a
-    /// map of it, only where that was complete; a check that found a backup whole had its manifest. Backups that an unfinished expiry deletes, and those
-    /// under whose name something stands by now, are none of them.
+    /// map of it, only where that was complete; a check that found a backup whole had its manifest; `noted` are known to have been complete. Backups that an
+    /// unfinished expiry deletes, and those under whose name something stands by now, are none of them.
     ///
     /// Errors: the store. An event that does not open tells nothing.
     pub async fn lost<'a>(
         &self,
         mut suspects: BTreeSet<BackupId>,
         complete: impl IntoIterator<Item = &'a Manifest>,
-    ) -> Result<BTreeMap<BackupId, String>> {
+        noted: &[BackupId],
+    ) -> Result<Lost> {
         let mut lost = BTreeMap::new();
+        for id in noted {
+            lost.extend(suspects.take(id).map(|id| (id, "this host noted that it was complete".to_owned())));
+        }
         for manifest in complete {
             let maps = manifest.maps.iter().map(|map| &map.backup);
             for id in manifest.parent.iter().chain(maps) {
@@ -33,18 +55,24 @@ impl Archive {
         }
         self.found_whole(&mut suspects, &mut lost).await?;
         if lost.is_empty() {
-            return Ok(lost);
+            return Ok(Lost::Known(lost));
         }
         // An expiry names what it deletes before it does, and leaves a tombstone before that plan goes: asked in this order, nothing of it is missed.
-        let plans = self.list_plans().await?.plans;
+        let mut list = self.list_plans().await?;
         let mut found = BTreeMap::new();
         for (id, why) in lost {
-            let deleted = plans.iter().any(|stored| stored.plan.deletes(&id));
+            let deleted = list.plans.iter().any(|stored| stored.plan.deletes(&id));
             if !deleted && self.repo.head(&self.names.backup(id.as_str())).await?.is_none() {
                 found.insert(id, why);
             }
         }
-        Ok(found)
+        match list.unreadable.pop().filter(|_| !found.is_empty()) {
+            None => Ok(Lost::Known(found)),
+            Some((_, error)) if error.is_transient() => Err(error),
+            Some((name, error)) => {
+                Ok(Lost::Unclear(error.context(format!("an unfinished plan cannot be read ({name})"))))
+            }
+        }
     }
 
     /// Moves those that a check has found whole, newest checks first.

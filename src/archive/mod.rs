@@ -15,7 +15,7 @@ pub mod intents;
 pub mod inventory;
 mod join;
 pub mod learn;
-mod lost;
+pub mod lost;
 pub mod path;
 pub mod plans;
 mod put;

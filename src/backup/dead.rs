@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::BackupOptions;
+use super::completed::Completed;
 use super::finish::made_by;
 use super::state::{host, state_id};
 use super::take::blocking;
@@ -27,9 +28,10 @@ pub async fn runs(archive: &Archive, ring: &WriterRing, options: &BackupOptions)
     // Without a state_dir no run knows which others were its own.
     let Some(dir) = options.state_dir.clone() else { return Vec::new() };
     let found = async {
-        let state = blocking(move || state_id(Some(&dir))).await?;
+        let completed = Completed::of(&dir, archive);
+        let (state, noted) = blocking(move || Ok((state_id(Some(&dir))?, completed.ids()?))).await?;
         let newest = newest_complete(archive).await?;
-        give_up(archive, &ring.fresh()?, &state, newest.as_ref(), options.put_limit).await
+        give_up(archive, &ring.fresh()?, &state, newest.as_ref(), &noted, options.put_limit).await
     };
     let dead = found.await.unwrap_or_else(|error| {
         tracing::warn!(%error, "what interrupted backups stored is not used");
@@ -62,7 +64,7 @@ async fn newest_complete(archive: &Archive) -> Result<Option<BackupId>> {
     Ok(None)
 }
 
-/// Finds the runs of `state` after `newest` that ended without a backup, and gives them up.
+/// Finds the runs of `state` after `newest` that ended without a backup, and gives them up. `noted` are known to have been complete.
 ///
 /// Errors: a listing or a tombstone that fails. What cannot be read is passed over.
 pub(super) async fn give_up(
@@ -70,6 +72,7 @@ pub(super) async fn give_up(
     keys: &WriterKeys,
     state: &str,
     newest: Option<&BackupId>,
+    noted: &[BackupId],
     limit: Duration,
 ) -> Result<Vec<Intent>> {
     let prefix = format!("{}/intents", archive.names.root());
@@ -77,7 +80,7 @@ pub(super) async fn give_up(
     let mut dead = Vec::new();
     let begun: BTreeSet<BackupId> =
         ids(&listed).into_iter().filter(|id| newest.is_none_or(|newest| id > newest)).collect();
-    let lost = archive.lost(begun.clone(), []).await?;
+    let lost = archive.lost(begun.clone(), [], noted).await?.known()?;
     for (id, why) in &lost {
         tracing::error!(
             "the manifest of backup {id} is gone, and no expiry deleted it: {why}; put it back from a copy"

@@ -38,13 +38,14 @@ impl Origin {
     /// Returns when what is stored up to the end of the backup is known to be this server's; it has reached that position. `sent` is what
     /// [`Origin::ask_for`] gave.
     ///
-    /// Errors: other WAL, or WAL that this server does not have, is `Kind::Diverged`; a server that does not answer for `patience` is its own error.
+    /// Errors: other WAL is `Kind::Diverged`; what still cannot be compared when the server has sent nothing new for `patience` `Kind::Failed`; a server that does
+    /// not answer for so long is its own error.
     pub async fn demand(&self, watch: &dyn WalWatch, mut sent: Stretch, patience: Duration) -> Result<()> {
-        let begun = Instant::now();
+        let mut moved = Instant::now();
         let (mut pause, mut doubted) = (FIRST_PAUSE, false);
         loop {
             let found = match watch.agrees(&sent, self.stop).await {
-                Err(error) if error.is_transient() && begun.elapsed() < patience => {
+                Err(error) if error.is_transient() && moved.elapsed() < patience => {
                     tracing::warn!("cannot compare what is stored: {error}; looking again");
                     Agreement::Unknown
                 }
@@ -55,17 +56,18 @@ impl Origin {
                 Agreement::Differs(name) if doubted => return Err(self.other(&format!("{name} holds other WAL"))),
                 // A bit that flipped on the way is no other history.
                 Agreement::Differs(_) => doubted = true,
-                Agreement::Unknown if begun.elapsed() >= patience => {
-                    let (end, stored) = (sent.end(), "what is stored there cannot be compared with it");
-                    return Err(self.other(&format!("the server's WAL ends at {end}, and {stored}")));
-                }
+                Agreement::Unknown if moved.elapsed() >= patience => return Err(self.unknown(sent.end())),
                 Agreement::Unknown => {
                     sleep(pause).await;
                     pause = (pause * 2).min(PAUSE);
                 }
             }
             if doubted || sent.end() < self.object().1 {
+                let end = sent.end();
                 sent = self.ask_for(None, patience).await?;
+                if sent.end() > end {
+                    moved = Instant::now();
+                }
             }
         }
     }
@@ -82,6 +84,17 @@ impl Origin {
         );
         Error::new(Kind::Diverged, text).hint(
             "A server that was set back to an earlier state needs an archive of its own (another cluster name); a standby that lags has to catch up first.",
+        )
+    }
+
+    /// Nothing speaks against the archive, and nothing for it.
+    fn unknown(&self, end: Lsn) -> Error {
+        let text = format!(
+            "the WAL in the archive at {} of timeline {} cannot be compared with this server's, which ends at {end}",
+            self.stop, self.timeline
+        );
+        Error::new(Kind::Failed, text).hint(
+            "Take the backup again when the server's WAL has come so far; a server that was set back needs an archive of its own (another cluster name).",
         )
     }
 
@@ -138,5 +151,42 @@ async fn read(connection: &mut Connection, timeline: TimelineId, stop: Lsn, (sta
         if position >= end || position >= stop && position >= known {
             return Ok(bytes.freeze());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::BoxFuture;
+
+    use super::*;
+
+    struct Finds(Agreement);
+
+    impl WalWatch for Finds {
+        fn durable_end(&self, _: TimelineId, _: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+            Box::pin(async { Ok(None) })
+        }
+
+        fn agrees<'a>(&'a self, _: &'a Stretch, _: Lsn) -> BoxFuture<'a, Result<Agreement>> {
+            Box::pin(async { Ok(self.0.clone()) })
+        }
+    }
+
+    /// Exit code 13 is for WAL that was seen to be another history's.
+    #[tokio::test]
+    async fn what_cannot_be_compared_is_no_other_history() {
+        let origin = Origin {
+            reader: Reader::start().unwrap(),
+            server: Conninfo::parse("host=/nowhere user=u", &|_| None).unwrap(),
+            segment_size: SegmentSize::new(1 << 20).unwrap(),
+            timeline: TimelineId(1),
+            stop: Lsn(0x0300_1000),
+        };
+        let sent = Stretch { timeline: origin.timeline, start: origin.object().0, bytes: vec![0; 1 << 20].into() };
+        let demand = async |found| origin.demand(&Finds(found), sent.clone(), Duration::ZERO).await;
+        demand(Agreement::Same).await.unwrap();
+        let error = demand(Agreement::Unknown).await.unwrap_err();
+        assert!(error.kind() == Kind::Failed && error.advice().is_some(), "{error}");
+        assert!(error.to_string().contains("cannot be compared"), "{error}");
     }
 }

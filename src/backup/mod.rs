@@ -20,6 +20,7 @@ mod cache;
 #[cfg(test)]
 mod chain_tests;
 mod check;
+mod completed;
 mod dead;
 mod delta;
 mod diff;

@@ -1,6 +1,5 @@
 //! Every path of the parent and what it is there, as the parent's maps have it: in a file, so that memory does not grow with their number.
 
-use crate::disk::private;
 use crate::disk::scratch::Scratch;
 use crate::disk::sorted::{SortedFile, SortedWriter, Walk};
 use crate::error::{Error, Kind, Result};
@@ -12,6 +11,7 @@ use crate::seal::content::map::{EntryKind, File, Merge, Step};
 use super::cache::{Known, damaged};
 use super::held::Held;
 use super::layers::ReadPart;
+use super::places::opened;
 
 /// The parent's files.
 pub struct ParentFiles {
@@ -50,10 +50,7 @@ impl ParentFiles {
             }
         }
         writer.finish()?;
-        let files = SortedFile::open(&path, BELONGS)?;
-        private::forget(&path);
-        let files = files.ok_or_else(|| Error::new(Kind::Failed, format!("{} is gone", path.display())))?;
-        Ok(ParentFiles { files, held, torn })
+        Ok(ParentFiles { files: opened(&path, BELONGS)?, held, torn })
     }
 
     /// What the parent has at a path.

@@ -9,6 +9,7 @@ use super::alive;
 use super::alone::lock;
 use super::begin::{Begun, Local, announce, begin};
 use super::cache::Shelf;
+use super::completed::Completed;
 use super::dead;
 use super::diff::{Diff, Parent};
 use super::feed::{Fed, Feed};
@@ -201,15 +202,20 @@ async fn copy(
     demand_intent(archive, &id, options.put_limit).await?;
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
-    if let Some(shelf) = local.shelf {
-        // It is a backup already, whatever becomes of this.
-        let settled = blocking(move || {
-            shelf.settle(&id, kept);
-            Ok(())
-        });
-        settled.await.unwrap_or_else(|error| tracing::warn!(%error, "page hashes of earlier backups stay"));
-    }
+    let completed = options.state_dir.as_deref().map(|dir| Completed::of(dir, archive));
+    // It is a backup already, whatever becomes of this.
+    let kept = blocking(move || keep(&id, completed.as_ref(), local.shelf.as_ref(), kept));
+    kept.await.unwrap_or_else(|error| tracing::warn!(%error, "that this backup is complete is not noted in state_dir"));
     Ok((manifest, waited))
+}
+
+/// What stays in `state_dir` of a complete backup.
+fn keep(id: &BackupId, completed: Option<&Completed>, shelf: Option<&Shelf>, hashes: bool) -> Result<()> {
+    let noted = completed.map_or(Ok(()), |completed| completed.note(id));
+    if let Some(shelf) = shelf {
+        shelf.settle(id, hashes);
+    }
+    noted
 }
 
 /// Opens what is compared, and what is kept for the next time. Where that cannot be kept, the backup goes on all the same: so of an incremental transfer over a

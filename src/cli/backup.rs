@@ -144,10 +144,7 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
     let rate = output::bytes((sizes.read as f64 / seconds.max(0.001)) as u64);
     output::line(format!("took         {} ({rate}/s)", output::seconds(seconds)));
     if manifest.bad_page_count > 0 {
-        output::line(format!(
-            "BAD PAGES    {}: their checksums are wrong on the server itself",
-            manifest.bad_page_count
-        ));
+        output::line(format!("BAD PAGES    {}: {}", manifest.bad_page_count, super::show::BAD_PAGES));
         for page in manifest.bad_pages.iter().take(10) {
             output::line(format!("             {}", super::show::bad_page(manifest, page)));
         }

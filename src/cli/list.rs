@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::args::Common;
 use super::context::Context;
+use super::show::BAD_PAGES;
 use super::{output, show};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
@@ -99,11 +100,11 @@ fn drill_text(at: Timestamp, drill: &Drill) -> String {
     format!("last drill{of} at {}: {result}", output::time(at))
 }
 
-/// Names the backups that hold pages which were damaged on the server.
+/// Names the backups that hold pages whose checksums were wrong.
 fn tell_bad_pages(windows: &[Window]) {
     for manifest in windows.iter().map(|window| &window.manifest).filter(|manifest| manifest.bad_page_count > 0) {
         let (id, count) = (&manifest.id, manifest.bad_page_count);
-        output::line(format!("BAD PAGES: {count} in {id}, wrong on the server itself; `walrecv show {id}` names them"));
+        output::line(format!("BAD PAGES: {count} in {id}, {BAD_PAGES}; `walrecv show {id}` names them"));
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::args::{Common, PointArgs, RestoreArgs};
 use super::context::Context;
+use super::show::BAD_PAGES;
 use super::{output, target};
 use crate::error::{Error, Kind, Result};
 use crate::pg::MajorVersion;
@@ -259,7 +260,7 @@ fn show_restored(restored: &Restored, pgdata: &Path) {
         ));
     }
     if restored.bad_pages > 0 {
-        output::line(format!("BAD PAGES    {} were damaged on the server already", restored.bad_pages));
+        output::line(format!("BAD PAGES    {}: {BAD_PAGES}", restored.bad_pages));
     }
 }
 

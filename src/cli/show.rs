@@ -13,6 +13,9 @@ use crate::seal::content::BackupId;
 use crate::seal::content::event::Verified;
 use crate::seal::content::manifest::{Backup, BadPage, Manifest, Transfer};
 
+/// What a bad page is known to be.
+pub(super) const BAD_PAGES: &str = "wrong checksums when they were read (damaged on the server, or being written)";
+
 /// Candidates that are named where a beginning is not unique.
 const NAMED: usize = 4;
 /// Newest checks that are looked through for one that speaks of a backup.
@@ -207,7 +210,7 @@ fn text(window: &list::Window) {
         row("tablespace", format!("{} at {}", space.oid, String::from_utf8_lossy(&space.location.0)));
     }
     if manifest.bad_page_count > 0 {
-        row("BAD PAGES", format!("{}: their checksums are wrong on the server itself", manifest.bad_page_count));
+        row("BAD PAGES", format!("{}: {BAD_PAGES}", manifest.bad_page_count));
         for page in manifest.bad_pages.iter().take(10) {
             row("", bad_page(manifest, page));
         }

@@ -120,7 +120,9 @@ impl Drilled {
         self.restored_bytes = Some(server.restored.bytes);
         if server.restored.bad_pages > 0 {
             let pages = server.restored.bad_pages;
-            self.remark(&format!("{pages} pages were damaged on the server already when the backup was taken"));
+            self.remark(&format!(
+                "{pages} pages had wrong checksums when they were read: damaged on the server, or being written"
+            ));
         }
     }
 

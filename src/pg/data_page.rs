@@ -84,6 +84,8 @@ pub enum PageState {
     /// By what stands there as its position written since the backup began, and the checksum is wrong: half of it may be older, and WAL holds an image of it.
     /// Where the position is one that WAL had not reached when the backup ended, it is garbage.
     Torn(Lsn),
+    /// By what stands there as its position older than the backup, and the checksum is wrong: damaged on the server, or its first half was read before it was
+    /// written and the rest after that: then WAL holds an image of it.
     Bad {
         stored: u16,
         computed: u16,

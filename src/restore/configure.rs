@@ -69,7 +69,7 @@ pub struct Restored {
     pub written: Vec<String>,
     /// The timeline that a standby stays on: what the server would find as the newest one does not continue this backup's.
     pub stays_on: Option<u32>,
-    /// Pages that were damaged on the server already.
+    /// Pages whose checksums were wrong when the backup read them.
     pub bad_pages: u64,
 }
 

@@ -35,7 +35,7 @@ pub async fn look(archive: &Archive) -> Result<View> {
     let backups = standings(archive).await?;
     let mut view = View { backups, intents, parts, plans: list.plans, lost: BTreeMap::new() };
     let without: BTreeSet<BackupId> = view.ids().into_iter().filter(|id| view.has_nothing(id)).cloned().collect();
-    view.lost = archive.lost(without, view.complete()).await?;
+    view.lost = archive.lost(without, view.complete(), &[]).await?.known()?;
     Ok(view)
 }
 

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::bits::Bits;
 use super::look::{Look, Trouble};
+use crate::archive::lost::Lost;
 use crate::error::{Context, Error, Kind, Result};
 use crate::seal::content::manifest::{Backup, Manifest};
 use crate::seal::content::{BackupId, hex};
@@ -94,8 +95,13 @@ pub async fn lost(look: &Look<'_>, shelf: &mut Shelf, present: &BTreeSet<BackupI
         shelf.number(id).is_some() || shelf.unread.contains(id) || shelf.given_up.contains(id)
     };
     let suspects: BTreeSet<BackupId> = present.iter().filter(|id| !known(id)).cloned().collect();
-    let ask = || look.archive.lost(suspects.clone(), &shelf.manifests);
-    for (id, why) in look.patiently(ask).await? {
+    let ask = || look.archive.lost(suspects.clone(), &shelf.manifests, &[]);
+    let lost = match look.patiently(ask).await? {
+        Lost::Known(lost) => lost,
+        // The plan is named instead: what it deletes is not lost.
+        Lost::Unclear(_) => return Ok(()),
+    };
+    for (id, why) in lost {
         let expected = format!("the manifest of a backup: {why}, and no expiry deleted it");
         let hurts = BTreeSet::from([id.to_string()]);
         look.blame(&look.archive.names.backup(id.as_str()), &expected, Trouble::missing(), hurts);

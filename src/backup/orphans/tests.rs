@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::super::completed::Completed;
 use super::super::dead;
 use super::super::intake_tests::{Bench, Made, Sent, made, noise, runtime};
 use super::super::state::host;
@@ -166,7 +167,7 @@ fn dead_runs_of_this_state_dir_are_given_up_and_no_others() {
     std::fs::write(unreadable, b"no manifest").unwrap();
     let give_up = |newest: Option<u16>| -> Vec<BackupId> {
         let newest = newest.map(|number| bench.id(number));
-        let dead = runtime.block_on(dead::give_up(archive, &keys, "mine", newest.as_ref(), LIMIT)).unwrap();
+        let dead = runtime.block_on(dead::give_up(archive, &keys, "mine", newest.as_ref(), &[], LIMIT)).unwrap();
         dead.into_iter().map(|intent| intent.id).collect()
     };
     let ids = |numbers: &[u16]| numbers.iter().map(|number| bench.id(*number)).collect::<Vec<_>>();
@@ -180,6 +181,32 @@ fn dead_runs_of_this_state_dir_are_given_up_and_no_others() {
     assert_eq!(give_up(Some(1)), ids(&[3, 5]), "the next one finds the same");
     assert_eq!(give_up(None), ids(&[1, 3, 5]));
     assert_eq!(give_up(Some(4)), ids(&[5]));
+}
+
+/// A rule of the store has removed the manifest, and no check and no later backup says that there was one.
+#[test]
+fn a_backup_that_was_noted_as_complete_is_no_dead_run() {
+    let (bench, runtime, dir) = (Bench::new(), runtime(), tempfile::tempdir().unwrap());
+    let (archive, keys) = (&bench.archive, bench.ring.fresh().unwrap());
+    let completed = Completed::of(dir.path(), archive);
+    assert!(completed.ids().unwrap().is_empty());
+    let many: Vec<BackupId> = (0x40..0x60).chain([1]).map(|number| bench.id(number)).collect();
+    many.iter().for_each(|id| completed.note(id).unwrap());
+    let noted = completed.ids().unwrap();
+    assert_eq!(noted, many[many.len() - 16..]);
+    [1, 2].iter().for_each(|number| announced(&bench, &bench.id(*number)));
+    let give_up = || runtime.block_on(dead::give_up(archive, &keys, "mine", None, &noted, LIMIT));
+    let stands = |backup| runtime.block_on(archive.backup(&bench.id(backup))).unwrap();
+    // An expiry may have deleted it, and who knows what else it was going to.
+    let plan = bench.repository().join(archive.names.plan("20260131T020001Z-0a02030405060708"));
+    std::fs::create_dir_all(plan.parent().unwrap()).unwrap();
+    std::fs::write(&plan, b"no plan").unwrap();
+    assert!(give_up().is_err());
+    assert!(stands(1).is_none() && stands(2).is_none());
+    std::fs::remove_file(plan).unwrap();
+    let dead: Vec<BackupId> = give_up().unwrap().into_iter().map(|intent| intent.id).collect();
+    assert_eq!(dead, [bench.id(2)]);
+    assert!(stands(1).is_none() && matches!(stands(2), Some(Backup::GivenUp(_))));
 }
 
 /// A backup has begun.
