@@ -309,7 +309,7 @@ pub struct PointArgs {
 /// A server that is thrown away again.
 #[derive(Debug, Args)]
 pub struct ScratchArgs {
-    /// Where the folder of the scratch server is made, which goes at the end [default: state_dir; for root the system's temporary folder]
+    /// Where the folder of the scratch server is made, which goes at the end [default: state_dir; for root /var/tmp]
     #[arg(long, value_name = "DIR", env = "WALRECV_WORK_DIR")]
     pub work_dir: Option<PathBuf>,
     /// PostgreSQL's programs, of the backup's major version

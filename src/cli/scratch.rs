@@ -1,5 +1,7 @@
 //! What the commands have in common that bring up a scratch server.
 
+use std::path::PathBuf;
+
 use super::args::{Common, ScratchArgs};
 use super::context::Context;
 use crate::disk::private;
@@ -16,8 +18,8 @@ pub fn setup(common: &Common, context: &Context, args: &ScratchArgs) -> Result<S
     let work_dir = match &args.work_dir {
         Some(folder) => std::path::absolute(folder)
             .map_err(|e| Error::new(Kind::Usage, format!("not a path: {}", folder.display())).caused_by(e))?,
-        // The server's user may not be able to get to the state of root.
-        None if account.is_some() => std::env::temp_dir(),
+        // The server's user may not be able to get to the state of root. What is in /tmp may be in memory, which a database would fill.
+        None if account.is_some() => PathBuf::from("/var/tmp"),
         None => {
             private::folder(&context.settings.state_dir)?;
             context.settings.state_dir.clone()

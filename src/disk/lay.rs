@@ -182,14 +182,18 @@ impl Laid {
         self.file.read_exact_at(buffer, offset).map_err(|e| failed("read", &self.place, e))
     }
 
-    /// Makes `len` bytes from `offset` on zero: writes where they are not.
+    /// Makes `len` bytes from `offset` on zero: writes where they are not, or cannot be read.
     pub fn zero(&self, offset: u64, len: u64) -> Result<()> {
         let (mut buffer, mut at) = (vec![0; ZEROED], offset);
         let end = offset.saturating_add(len);
         while at < end {
             let part = buffer.get_mut(..ZEROED.min((end - at) as usize)).unwrap_or_default();
-            self.read_at(part, at)?;
-            if part.iter().any(|b| *b != 0) {
+            let unreadable = match self.file.read_exact_at(part, at) {
+                // The disk's, such as EIO, and not that the file has ended.
+                Err(e) if e.raw_os_error().is_some() => true,
+                read => read.map(|()| false).map_err(|e| failed("read", &self.place, e))?,
+            };
+            if unreadable || part.iter().any(|b| *b != 0) {
                 part.fill(0);
                 self.write_at(part, at)?;
             }

@@ -1,6 +1,7 @@
 //! A lock that one process at a time can hold, and that goes with the process however it ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -23,6 +24,24 @@ impl LockFile {
         if let Some(above) = path.parent() {
             durable::create_dirs(&Disk, above)?;
         }
+        LockFile::open(path)
+    }
+
+    /// The same with directories below `root` alone: where that is gone, an error.
+    pub fn take_below(root: &Path, path: &Path) -> Result<Option<LockFile>> {
+        let above: Vec<&Path> = path.ancestors().skip(1).take_while(|above| *above != root).collect();
+        for folder in above.into_iter().rev() {
+            match std::fs::create_dir(folder) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+                    return Err(durable::failed("cannot create directory", folder, e));
+                }
+                _ => {}
+            }
+        }
+        LockFile::open(path)
+    }
+
+    fn open(path: &Path) -> Result<Option<LockFile>> {
         let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
         let file = open.map_err(|e| durable::failed("cannot open", path, e))?;
         match file.try_lock() {
@@ -78,5 +97,16 @@ mod tests {
         assert!(!second.stands_at(&path));
         std::fs::write(&path, "").unwrap();
         assert!(!second.stands_at(&path), "another file");
+    }
+
+    #[test]
+    fn a_root_that_is_gone_is_not_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("data/pg_wal");
+        let path = root.join("walrecv/ahead/lock");
+        assert!(LockFile::take_below(&root, &path).is_err());
+        assert!(!dir.path().join("data").exists());
+        std::fs::create_dir_all(&root).unwrap();
+        assert!(LockFile::take_below(&root, &path).unwrap().is_some());
     }
 }

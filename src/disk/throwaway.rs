@@ -1,6 +1,7 @@
 //! A folder for something large that shall leave nothing: it goes with its holder, and what a killed holder left is found by the next one.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,8 +45,10 @@ impl Throwaway {
         }
     }
 
-    /// Those in `parent` whose holder is gone. Those of other users are passed over.
-    pub fn left_in(parent: &Path) -> Vec<Throwaway> {
+    /// Those in `parent` whose holder is gone. Those of other users are passed over, and what another than this user or `owner` has put there: who ends a server
+    /// for it, or removes it, would be led astray.
+    pub fn left_in(parent: &Path, owner: Option<Owner>) -> Vec<Throwaway> {
+        let own = rustix::process::geteuid().as_raw();
         let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
         let ours = names.filter_map(|name| {
@@ -54,7 +57,18 @@ impl Throwaway {
         });
         ours.filter_map(|path| {
             let lock_path = lock_path(&path);
+            if !lock_path.symlink_metadata().is_ok_and(|lock| lock.is_file() && lock.uid() == own) {
+                return None;
+            }
             let lock = LockFile::take(&lock_path).ok()??;
+            // Only now: nobody makes it any more.
+            let folder = path.symlink_metadata();
+            let ours = |folder: std::fs::Metadata| {
+                folder.is_dir() && (folder.uid() == own || owner.is_some_and(|owner| folder.uid() == owner.uid))
+            };
+            if !folder.map_or_else(|e| e.kind() == ErrorKind::NotFound, ours) {
+                return None;
+            }
             lock.stands_at(&lock_path).then_some(Throwaway { path, lock_path, _lock: lock })
         })
         .collect()
@@ -108,7 +122,7 @@ mod tests {
         let alive = Throwaway::make(dir.path(), None).unwrap();
         std::fs::create_dir(alive.path().join("in it")).unwrap();
         assert_eq!(entries(), 2);
-        assert!(Throwaway::left_in(dir.path()).is_empty(), "its holder lives");
+        assert!(Throwaway::left_in(dir.path(), None).is_empty(), "its holder lives");
         // As a killed process leaves them: a folder with its lock, and one that came no further than its lock.
         let dead = dir.path().join(format!("{PREFIX}00000001"));
         std::fs::create_dir_all(dead.join("data")).unwrap();
@@ -116,7 +130,7 @@ mod tests {
         std::fs::write(dir.path().join(format!("{PREFIX}00000002{LOCK}")), "").unwrap();
         // Somebody else's.
         std::fs::create_dir(dir.path().join("other.lock")).unwrap();
-        let found = Throwaway::left_in(dir.path());
+        let found = Throwaway::left_in(dir.path(), None);
         assert_eq!(found.len(), 2);
         assert!(found.iter().any(|one| one.path() == dead));
         drop(found);
@@ -124,5 +138,28 @@ mod tests {
         drop(alive);
         assert_eq!(entries(), 1);
         assert!(Throwaway::make(&dir.path().join("absent"), None).is_err());
+    }
+
+    #[test]
+    fn what_others_have_put_there_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(format!("{PREFIX}{name}"));
+        std::fs::create_dir(dir.path().join("production")).unwrap();
+        // A folder that leads elsewhere, and a lock that does.
+        std::os::unix::fs::symlink(dir.path().join("production"), at("0")).unwrap();
+        std::fs::write(lock_path(&at("0")), "").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("made"), lock_path(&at("1"))).unwrap();
+        assert!(Throwaway::left_in(dir.path(), None).is_empty());
+        assert!(!dir.path().join("made").exists() && at("0").is_symlink());
+        if rustix::process::geteuid().is_root() {
+            let (owner, other) = (Owner { uid: 4711, gid: 4711 }, Owner { uid: 4712, gid: 4712 });
+            for (name, lock, folder) in [("2", None, owner), ("3", None, other), ("4", Some(owner), owner)] {
+                lay::make_dir(&at(name), 0o700, Some(folder)).unwrap();
+                std::fs::write(lock_path(&at(name)), "").unwrap();
+                lay::give(&lock_path(&at(name)), lock).unwrap();
+            }
+            let found = Throwaway::left_in(dir.path(), Some(owner));
+            assert_eq!(found.iter().map(Throwaway::path).collect::<Vec<_>>(), [at("2")]);
+        }
     }
 }

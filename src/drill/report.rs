@@ -124,6 +124,9 @@ impl Drilled {
                 "{pages} pages had wrong checksums when they were read: damaged on the server, or being written"
             ));
         }
+        if !server.libraries.is_empty() {
+            self.remark(&format!("shared_preload_libraries were at work in the scratch server: {}", server.libraries));
+        }
     }
 
     pub(super) fn remark(&mut self, text: &str) {

@@ -84,7 +84,7 @@ impl<'a> Ahead<'a> {
         if !(more || self.folder.exists()) || !recovers() {
             return Ok(());
         }
-        let free = LockFile::take(&self.folder.join(LOCK))?;
+        let free = take_lock(self.pgdata, &self.folder.join(LOCK))?;
         let text = format!("{segment} {}\n", std::process::id());
         lay::hand_over(&self.folder.join(ASKED), text.as_bytes(), text.len() as u64)?;
         let nobody = free.is_some();
@@ -106,8 +106,13 @@ impl<'a> Ahead<'a> {
     /// Whether a prefetcher runs.
     fn is_held(&self) -> bool {
         let lock = self.folder.join(LOCK);
-        lock.exists() && matches!(LockFile::take(&lock), Ok(None))
+        lock.exists() && matches!(take_lock(self.pgdata, &lock), Ok(None))
     }
+}
+
+/// Takes the lock of a folder in a data directory, which may be removed meanwhile: nothing of that is made again.
+pub fn take_lock(pgdata: &Path, place: &Path) -> Result<Option<LockFile>> {
+    LockFile::take_below(&pgdata.join("pg_wal"), place)
 }
 
 /// What is ready in a folder.

@@ -38,14 +38,16 @@ pub fn missing(
         }
         let Some((_, file)) = &open else { continue };
         buffer.resize(piece.len as usize, 0);
-        file.read_at(&mut buffer, piece.at)?;
+        let whole = file.read_at(&mut buffer, piece.at).is_ok();
         let first = out.len();
-        for ((number, chunk), hash) in buffer.chunks(CHUNK).enumerate().zip(hashes) {
+        for ((number, chunk), hash) in buffer.chunks_mut(CHUNK).enumerate().zip(hashes) {
             let begin = (number * CHUNK) as u32;
             let at = piece.at + u64::from(begin);
-            if of(hasher, chunk) == hash {
+            // What cannot be read differs: it is written anew.
+            let there = whole || file.read_at(chunk, at).is_ok();
+            if there && of(hasher, chunk) == hash {
                 kept += chunk.len() as u64;
-                tally.iter().for_each(|tally| tally.add(at, chunk));
+                tally.iter().for_each(|tally| tally.add(at, &*chunk));
                 continue;
             }
             let len = chunk.len() as u32;
@@ -106,5 +108,8 @@ mod tests {
         assert_eq!(ask(&files, &[odd]), (vec![(0, 2, chunk, 8)], 0));
         let wrong = Piece { at: whole.at + CHUNK as u64, len: chunk, ..whole };
         assert!(missing(&ground, &files, &contents, &hasher, &[wrong], "pack").is_err(), "another page stands there");
+        // What cannot be read, as here behind an end, is fetched, and what can be is kept.
+        std::fs::write(root.path().join("1259"), [page(0), page(0), page(1), page(9), page(3)].concat()).unwrap();
+        assert_eq!(ask(&files, &[whole]), (vec![(0, 3, chunk, chunk), (0, 5, 3 * chunk, 3 * chunk)], 2 * CHUNK as u64));
     }
 }

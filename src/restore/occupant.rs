@@ -5,8 +5,8 @@ use std::path::Path;
 use crate::disk::ahead;
 use crate::error::{Error, Kind, Result};
 
-/// `Kind::Usage` where a process of PostgreSQL is at work in `root`, or `postmaster.pid` stands there. Its number may be anyone's, since it may come from a container
-/// or another host, whose processes cannot be seen: so only a person can say that no server runs.
+/// `Kind::Usage` where a process of PostgreSQL is at work in `root`, or `postmaster.pid` stands there. Its number may be anyone's, since it may come from
+/// a container or another host, whose processes cannot be seen: so only a person can say that no server runs.
 pub fn demand_none(root: &Path) -> Result<()> {
     let Some(place) = ahead::identity(root) else { return Ok(()) };
     let lock = root.join("postmaster.pid");

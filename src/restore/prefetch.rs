@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::ahead::{self, Piece, Ready, State};
 use super::decide::{Bounds, Order, Wanted};
 use super::fetch;
-use super::hand_over::{LOCK, asked, listed};
+use super::hand_over::{LOCK, asked, listed, take_lock};
 use super::plan_file::PlanFile;
 use super::recovering::{Recovery, folder};
 use crate::archive::Archive;
@@ -50,7 +50,7 @@ pub async fn run(
     let plan = PlanFile::binding(pgdata)?;
     let folder = folder(pgdata, plan.as_ref().map(PlanFile::mark));
     let place = folder.join(LOCK);
-    let Some(lock) = take(&place).await? else { return Ok(()) };
+    let Some(lock) = take(pgdata, &place).await? else { return Ok(()) };
     let goes_on = || lock.stands_at(&place) && recovery.goes_on(pgdata);
     let source = match plan {
         Some(plan) => plan.archive(env).map(|archive| Source { archive, bounds: Some(plan.bounds) }),
@@ -70,14 +70,14 @@ pub async fn run(
     outcome
 }
 
-async fn take(place: &Path) -> Result<Option<LockFile>> {
+async fn take(pgdata: &Path, place: &Path) -> Result<Option<LockFile>> {
     for _ in 0..PROBES {
-        if let Some(lock) = LockFile::take(place)? {
+        if let Some(lock) = take_lock(pgdata, place)? {
             return Ok(Some(lock));
         }
         tokio::time::sleep(LOOK).await;
     }
-    LockFile::take(place)
+    take_lock(pgdata, place)
 }
 
 /// Where WAL comes from, and how far it counts.

@@ -200,6 +200,12 @@ fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<
             ("log_destination", "stderr".to_owned()),
             // What it says is searched.
             ("lc_messages", "C".to_owned()),
+            // Production's may be more than this host has beside its own servers.
+            ("shared_buffers", "128MB".to_owned()),
+            ("huge_pages", "off".to_owned()),
+            // pg_cron's jobs name the host that they connect to: production. Versions before 1.6 know only the second; without pg_cron both say nothing.
+            ("cron.launch_active_jobs", "off".to_owned()),
+            ("cron.max_running_jobs", "0".to_owned()),
         ]);
     }
     Ok(out)

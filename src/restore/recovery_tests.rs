@@ -183,6 +183,10 @@ fn a_scratch_server_is_alone() {
         "port = '6000'",
         "hba_file = '/tmp/x/pg_hba.conf'",
         "lc_messages = 'C'",
+        "shared_buffers = '128MB'",
+        "huge_pages = 'off'",
+        "cron.launch_active_jobs = 'off'",
+        "cron.max_running_jobs = '0'",
     ] {
         assert!(lines(&text).contains(&line), "{line} in\n{text}");
     }

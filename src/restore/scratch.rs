@@ -56,6 +56,8 @@ pub struct ScratchServer {
     pub programs: Programs,
     /// A role with all rights.
     superuser: String,
+    /// What `shared_preload_libraries` has loaded into it.
+    pub libraries: String,
     pub restored: Restored,
     pub started: Started,
     /// Until all files were there and synced.
@@ -87,7 +89,7 @@ impl Drop for Folder {
 impl Setup {
     /// Removes what runs that were killed have left in the work folder, servers included.
     pub fn clear(&self) {
-        for left in Throwaway::left_in(&self.work_dir) {
+        for left in Throwaway::left_in(&self.work_dir, self.account.as_ref().map(|account| account.ids)) {
             tracing::warn!("removing {}, which a run that was killed has left", left.path().display());
             drop(Folder::of(left));
         }
@@ -135,12 +137,14 @@ impl Setup {
             account: self.account.clone(),
             programs,
             superuser: String::new(),
+            libraries: String::new(),
             restored,
             started,
             laying,
             folder,
         };
         server.superuser = server.find_superuser().await?;
+        server.libraries = server.ask("template1", "show shared_preload_libraries").await?;
         Ok(server)
     }
 
@@ -314,8 +318,12 @@ pub async fn output(mut command: Command, what: &str) -> Result<std::process::Ou
     Err(Error::new(Kind::Failed, format!("{what} ended with {}, saying: {said}", output.status)))
 }
 
-/// Ends the server that runs in `data`, if one does, and waits for it.
+/// Ends the server that runs in `data`, if one does, and waits for it. A link would lead to a server that is none of ours.
 fn end(data: &Path, signal: Signal, limit: Duration) -> Result<()> {
+    if data.is_symlink() {
+        return Err(Error::new(Kind::Failed, format!("{} is a link: the server there was not ended", data.display()))
+            .hint("see who made it"));
+    }
     let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let Some(pid) = LockFile::parse(&text).pid.filter(|pid| runs_in(*pid, data)) else { return Ok(()) };
     let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
@@ -338,4 +346,25 @@ fn runs_in(pid: u32, data: &Path) -> bool {
     let inside = std::fs::read_link(format!("/proc/{pid}/cwd"));
     let data = std::fs::canonicalize(data);
     matches!((inside, data), (Ok(inside), Ok(data)) if inside == data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_behind_a_link_is_not_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("production"), dir.path().join("data"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").current_dir(&real).spawn().unwrap();
+        std::fs::write(real.join("postmaster.pid"), format!("{}\n", child.id())).unwrap();
+        let refused = end(&link, Signal::KILL, AT_ONCE);
+        let lives = child.try_wait().unwrap().is_none();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(refused.is_err() && lives);
+        end(&real, Signal::KILL, AT_ONCE).unwrap();
+    }
 }

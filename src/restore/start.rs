@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::plan::Landing;
 use super::plan_file;
+use super::recovery::shell_word;
 use super::server::{self, Account, Programs};
 use super::target::Action;
 use crate::disk::durable;
@@ -96,7 +97,8 @@ impl Start {
         let begun = Instant::now();
         let log = self.pgdata.join(LOG);
         let mut command = server::command(self.account.as_ref(), &self.programs.path("pg_ctl"));
-        command.current_dir(&self.pgdata).arg("-D").arg(&self.pgdata).arg("-l").arg(&log).args(["-W", "start"]);
+        command.current_dir(&self.pgdata).arg("-D").arg(&self.pgdata).arg("-l").arg(&log);
+        command.args(["-W", "-o", &own_directory(&self.pgdata)?, "start"]);
         server::run(command, "pg_ctl start").map_err(|e| self.with_log(e))?;
         let mut seen = Instant::now();
         let mut last_line = String::new();
@@ -201,6 +203,14 @@ impl Start {
     }
 }
 
+/// What `pg_ctl` adds to the server's command line, through a shell: whatever a configuration file says, an included one too, the server works on these data.
+fn own_directory(pgdata: &Path) -> Result<String> {
+    let path = pgdata.to_str().ok_or_else(|| {
+        Error::new(Kind::Usage, format!("not UTF-8: {}", pgdata.display())).hint("start the server with pg_ctl")
+    })?;
+    Ok(format!("-c {}", shell_word(&format!("data_directory={path}"))))
+}
+
 fn check_landing(started: &Started, landing: &Landing) -> Result<()> {
     match started.landed {
         Some(landed) if landed != landing.replayed => {
@@ -229,6 +239,12 @@ fn last_log_line(log: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_server_is_told_its_directory() {
+        assert_eq!(own_directory(Path::new("/srv/data")).unwrap(), "-c data_directory=/srv/data");
+        assert_eq!(own_directory(Path::new("/it's $here")).unwrap(), r"-c 'data_directory=/it'\''s $here'");
+    }
 
     #[test]
     fn the_lock_file_is_read_as_far_as_it_goes() {
