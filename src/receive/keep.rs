@@ -238,10 +238,6 @@ impl Keeper {
         if open.tail.exists() {
             self.tails.prepare();
         }
-        // Whoever waits for the end of the segment need not wait for the object as well.
-        if self.config.flush_interval.is_zero() && open.tail.file_run().is_some() {
-            self.flush_open(&mut open)?;
-        }
         self.all_pending = false;
         self.keep_in_spool(&open);
         let rest = self.spool.as_mut().and_then(|spool| spool.close(&open));
@@ -388,15 +384,11 @@ impl Keeper {
     pub fn flush(&mut self, flush: Flush, pieces: usize) -> Result<(), Stop> {
         let now = Instant::now();
         self.announced = None;
-        self.release(false)?;
+        self.release(flush == Flush::All)?;
         self.all_pending |= flush == Flush::All;
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
         if due {
             self.flush_tail()?;
-        }
-        // This may wait for what is sealed beside the stream.
-        if flush == Flush::All {
-            self.release(true)?;
         }
         // The pieces are on their way by now. However many of them hang there, the spool goes on.
         if flush == Flush::All || self.spool_due().is_some_and(|at| at <= now) {

@@ -10,7 +10,7 @@ use walrecv::receive::ReceiveEvent;
 
 use super::harness::{self, Receiving, Vault};
 use super::kill::nothing_is_missing;
-use crate::support::{Server, Stop, require_servers};
+use crate::support::{Server, Stop, require_servers, wait_for};
 
 fn refused(server: &Server, vault: &Vault) -> Error {
     Receiving::start(harness::options(server), vault.place()).end().expect_err("a refusal")
@@ -189,12 +189,16 @@ fn a_torn_tail_is_received_again() {
     }
     let receiving = Receiving::start(options, vault.place());
     let end = server.switch_wal();
-    harness::wait_acknowledged(&server, end);
-    receiving.stop();
     let size = harness::segment_size_of(&server);
     let number = size.segment_before(end);
-    let (stored, complete) = harness::segment(&harness::runtime(), &vault.archive(&server), TimelineId(1), number);
-    assert!(complete && stored == harness::own_segment(&server, TimelineId(1), number, size));
+    let (runtime, archive) = (harness::runtime(), vault.archive(&server));
+    // Its tail is acknowledged before the object is made.
+    let stored = wait_for("the complete segment", Duration::from_secs(30), || {
+        let (stored, complete) = harness::segment(&runtime, &archive, TimelineId(1), number);
+        complete.then_some(stored)
+    });
+    receiving.stop();
+    assert!(stored == harness::own_segment(&server, TimelineId(1), number, size));
 }
 
 /// Zeroes the end of every tail file, or cuts it off.
