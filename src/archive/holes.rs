@@ -1,6 +1,6 @@
 //! Holes that were recorded, and whether a backup has made them a matter of the past.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Archive;
 use super::path::Path;
@@ -31,10 +31,8 @@ impl Archive {
             return Ok(holes);
         }
         let mut paths = BTreeMap::new();
-        for backup in backups {
-            if !paths.contains_key(&backup.timeline) {
-                paths.insert(backup.timeline, self.path_of_holes(backup.timeline).await?);
-            }
+        for timeline in backups.iter().map(|backup| backup.timeline).collect::<BTreeSet<_>>() {
+            paths.insert(timeline, self.path_of_holes(timeline).await?);
         }
         let is_behind = |backup: &Manifest, hole: &Hole| {
             paths.get(&backup.timeline).is_some_and(|path| is_behind(path, backup.start, hole))
