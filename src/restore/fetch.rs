@@ -121,8 +121,9 @@ pub async fn answer(
         // A segment may be completed, and the next begun, between two looks.
         let moved = error.kind() == Kind::Gap && !std::mem::replace(&mut looked_again, true);
         let retry = standby || error.is_transient() || moved;
-        if retry && Instant::now() + delay < deadline {
-            tokio::time::sleep(delay).await;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if retry && !left.is_zero() {
+            tokio::time::sleep(delay.min(left)).await;
             // Whoever fetches ahead may have got it meanwhile.
             if let Some(outcome) = at_hand(call) {
                 return outcome;
