@@ -18,7 +18,7 @@ pub enum Lost {
     /// Those that are lost, with what says that they were complete.
     Known(BTreeMap<BackupId, String>),
     /// An unfinished expiry may have deleted them: its plan cannot be read.
-    Unclear(Error),
+    Unclear(BTreeMap<BackupId, String>, Error),
 }
 
 impl Lost {
@@ -26,7 +26,7 @@ impl Lost {
     pub fn known(self) -> Result<BTreeMap<BackupId, String>> {
         match self {
             Lost::Known(lost) => Ok(lost),
-            Lost::Unclear(error) => Err(error),
+            Lost::Unclear(_, error) => Err(error),
         }
     }
 }
@@ -70,7 +70,7 @@ impl Archive {
             None => Ok(Lost::Known(found)),
             Some((_, error)) if error.is_transient() => Err(error),
             Some((name, error)) => {
-                Ok(Lost::Unclear(error.context(format!("an unfinished plan cannot be read ({name})"))))
+                Ok(Lost::Unclear(found, error.context(format!("an unfinished plan cannot be read ({name})"))))
             }
         }
     }

@@ -96,11 +96,8 @@ pub async fn lost(look: &Look<'_>, shelf: &mut Shelf, present: &BTreeSet<BackupI
     };
     let suspects: BTreeSet<BackupId> = present.iter().filter(|id| !known(id)).cloned().collect();
     let ask = || look.archive.lost(suspects.clone(), &shelf.manifests, &[]);
-    let lost = match look.patiently(ask).await? {
-        Lost::Known(lost) => lost,
-        // The plan is named instead: what it deletes is not lost.
-        Lost::Unclear(_) => return Ok(()),
-    };
+    // Better one false alarm than silence: where a plan cannot be read, an expiry may have deleted them.
+    let (Lost::Known(lost) | Lost::Unclear(lost, _)) = look.patiently(ask).await?;
     for (id, why) in lost {
         let expected = format!("the manifest of a backup: {why}, and no expiry deleted it");
         let hurts = BTreeSet::from([id.to_string()]);
