@@ -10,6 +10,8 @@ mod backups;
 mod catalog;
 #[path = "cli/check.rs"]
 mod check;
+#[path = "cli/databases.rs"]
+mod databases;
 #[path = "cli/deleting.rs"]
 mod deleting;
 #[path = "cli/disaster.rs"]

@@ -38,11 +38,14 @@ fn images_of_every_version() {
         let expect = |len, hole_offset, hole_len, info, written: bool| {
             let body = with_image(len, hole_offset, info, written.then_some(hole_len));
             let image = Some(BlockImage { len, hole_offset, hole_len, info });
-            let block = BlockReference { id: 0, relation: RELATION_FILE, fork: 0, block: 9, image, data_len: 0 };
+            let (relation, will_init) = (RELATION_FILE, false);
+            let block = BlockReference { id: 0, relation, fork: 0, block: 9, image, will_init, data_len: 0 };
             assert_eq!(blocks(&body, version), Ok((vec![block], vec![1, 2, 3])), "{version} {info:02X}");
+            assert_eq!(block.is_whole(version), info & apply != 0, "{version} {info:02X}");
         };
         expect(8192, 0, 0, apply, false);
         expect(8000, 100, 192, 0x01 | apply, false);
+        expect(8192, 0, 0, 0, false);
         for method in compressed {
             expect(300, 0, 0, method | apply, false);
             expect(300, 100, 192, 0x01 | method | apply, true);
@@ -70,9 +73,12 @@ fn references_and_fragments() {
     body.extend_from_slice(&[253, 8, 0]);
     body.extend_from_slice(&[254, 4, 0, 0, 0]);
     body.extend_from_slice(&[0xD0, 0xD1, 1, 2, 3, 4]);
-    let block =
-        |id, fork, block, data_len| BlockReference { id, relation: RELATION_FILE, fork, block, image: None, data_len };
-    let expected = (vec![block(0, 0, 1, 2), block(3, 2, 7, 0)], vec![1, 2, 3, 4]);
+    let block = |id, fork, block, will_init, data_len| {
+        let relation = RELATION_FILE;
+        BlockReference { id, relation, fork, block, image: None, will_init, data_len }
+    };
+    let expected = (vec![block(0, 0, 1, false, 2), block(3, 2, 7, true, 0)], vec![1, 2, 3, 4]);
+    assert!(expected.0[1].is_whole(MajorVersion::V13) && !expected.0[0].is_whole(MajorVersion::V13));
     assert_eq!(blocks(&body, MajorVersion::V13), Ok(expected));
     assert_eq!(decode(&body, MajorVersion::V13, &mut |_| ()).map(|p| p.origin), Ok(Some(8)));
     // After a reference or the origin, two more bytes would be the data that the first reference announces: a whole

@@ -20,9 +20,20 @@ struct OpenPack {
 impl Archive {
     /// The files of a backup whose paths are `wanted`. Reads all its maps.
     pub async fn files_of(&self, manifest: &Manifest, wanted: &(dyn Fn(&[u8]) -> bool + Sync)) -> Result<Vec<File>> {
+        let mut found = Vec::new();
+        let mut see = |file: File| {
+            if wanted(&file.path) {
+                found.push(file);
+            }
+        };
+        self.each_file(manifest, &mut see).await?;
+        Ok(found)
+    }
+
+    /// Calls `see` for each path of a backup, in order. Reads all its maps.
+    pub async fn each_file(&self, manifest: &Manifest, see: &mut (dyn FnMut(File) + Send)) -> Result<()> {
         let malformed = |e| Error::new(Kind::Corrupt, "map").caused_by(e);
         let mut merge = Merge::new(&manifest.maps);
-        let mut found = Vec::new();
         loop {
             match merge.step().map_err(malformed)? {
                 Step::Need { map, part } => {
@@ -31,9 +42,8 @@ impl Archive {
                     let plain = self.map_part(&place.ok_or_else(missing)?.backup, part).await?;
                     merge.feed(map, &plain).map_err(malformed)?;
                 }
-                Step::File(file) if wanted(&file.path) => found.push(file),
-                Step::File(_) => {}
-                Step::End => return Ok(found),
+                Step::File(file) => see(file),
+                Step::End => return Ok(()),
             }
         }
     }

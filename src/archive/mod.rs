@@ -21,6 +21,7 @@ pub mod plans;
 mod put;
 pub mod read;
 pub mod same;
+pub mod shelf;
 mod source;
 mod tails;
 

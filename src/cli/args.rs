@@ -438,6 +438,9 @@ pub struct RestoreArgs {
     /// Over a data directory of the same cluster whose server is stopped: keep what of it is right already, fetch the rest, remove what the backup does not have
     #[arg(long)]
     pub delta: bool,
+    /// Restore these databases alone (names, or object ids), and what every cluster has; the others refuse every session and shall be dropped
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', conflicts_with_all = ["delta", "standby"])]
+    pub databases: Vec<String>,
     /// Where a tablespace goes: OLDDIR=NEWDIR; may be given several times
     #[arg(long, value_name = "OLD=NEW")]
     pub tablespace_mapping: Vec<String>,
@@ -557,5 +560,11 @@ mod tests {
             assert!(parse(&format!("walrecv restore --standby --pgdata d {refused}")).is_err(), "{refused}");
         }
         assert!(parse("walrecv restore --latest --pgdata d --primary-conninfo host=db1").is_err());
+        assert!(parse("walrecv restore --latest --pgdata d --databases a,b --databases c").is_ok());
+        assert!(
+            parse("walrecv restore --latest --pgdata d --databases a --delta").is_err(),
+            "it would lose all others"
+        );
+        assert!(parse("walrecv restore --standby --pgdata d --databases a").is_err(), "its WAL never ends");
     }
 }

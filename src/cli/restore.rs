@@ -9,9 +9,12 @@ use super::args::{Common, PointArgs, RestoreArgs};
 use super::context::Context;
 use super::show::BAD_PAGES;
 use super::{output, target};
+use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::pg::MajorVersion;
+use crate::restore::only::{self, Database};
 use crate::restore::recovery::{Scratch, Upstream};
+use crate::restore::report::DatabasesShown;
 use crate::restore::server::{Account, Programs};
 use crate::restore::start::{Start, Started};
 use crate::restore::{self, Action, Options, Plan, Prepared, Restored, Target, Wanted};
@@ -31,11 +34,10 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
         backup: args.backup.clone(),
     };
     if args.plan {
-        let prepared = restore::prepare(&archive, &wanted).await?;
-        return show_plan(common, &prepared.plan);
+        return show_plan(common, &prepare(&archive, &wanted, args).await?.plan);
     }
     let options = options(common, &archive.names.cluster, context.settings.config_path.as_path(), args)?;
-    let prepared = restore::prepare(&archive, &wanted).await?;
+    let prepared = prepare(&archive, &wanted, args).await?;
     restore::check(&prepared, &options)?;
     let programs = if args.start { Some(programs(&prepared, args)?) } else { None };
     if common.output == output::Format::Text {
@@ -60,6 +62,11 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
         None => None,
     };
     show_end(common, &prepared, &restored, started.as_ref(), &options)
+}
+
+async fn prepare(archive: &Archive, wanted: &Wanted, args: &RestoreArgs) -> Result<Prepared> {
+    let prepared = restore::prepare(archive, wanted).await?;
+    if args.databases.is_empty() { Ok(prepared) } else { prepared.only(archive, &args.databases).await }
 }
 
 /// The one target that was asked for (clap made sure that there is one).
@@ -204,6 +211,7 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
         output::bytes(plan.backup_bytes),
         plan.wal_segments
     ));
+    plan.databases.iter().for_each(show_databases);
     match &plan.landing.last_commit {
         Some(commit) => output::line(format!(
             "lands after  commit of transaction {} at {}, LSN {}",
@@ -222,6 +230,39 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn show_databases(databases: &DatabasesShown) {
+    let named = |one: &Database| format!("{} ({})", one.name, one.oid);
+    let laid = databases.laid.iter().map(named).collect::<Vec<_>>().join(", ");
+    output::line(format!("databases    {laid}"));
+    for one in databases.laid.iter().filter(|one| one.why == only::COPIED) {
+        output::line(format!("             {}, which was not asked for: {}", one.name, one.why));
+    }
+    for one in &databases.left_out {
+        output::line(format!(
+            "left out     {}: {}; it will refuse every session",
+            named(one),
+            output::bytes(one.bytes)
+        ));
+    }
+    if databases.pages > 0 {
+        output::line(format!("             {} pages of these are laid: recovery needs them", databases.pages));
+    }
+    if databases.renamed {
+        output::line(
+            "names        are those of the backup: pg_database was changed since, some may be called otherwise at the target",
+        );
+    }
+}
+
+/// What is left to do for whoever has only some databases.
+fn show_drops(plan: &Plan) {
+    let drops = plan.databases.iter().flat_map(|databases| &databases.drop);
+    for (number, drop) in drops.enumerate() {
+        let what = if number == 0 { "then drop" } else { "" };
+        output::line(format!("{what:<12} {drop}"));
+    }
 }
 
 fn show_restored(restored: &Restored, pgdata: &Path) {
@@ -291,6 +332,7 @@ fn show_end(
             _ => "it recovers to the target by itself",
         };
         output::line(format!("next         start the server on {}: {what}", options.pgdata.display()));
+        show_drops(&prepared.plan);
         return Ok(());
     };
     match started.landed {
@@ -303,5 +345,6 @@ fn show_end(
         let socket = started.socket_directory.as_ref().map(|d| format!("-h {} ", d.display())).unwrap_or_default();
         output::line(format!("running      process {pid}: psql {socket}-p {port} -U postgres"));
     }
+    show_drops(&prepared.plan);
     Ok(())
 }

@@ -110,6 +110,15 @@ impl Ground {
         Ok(kept && there.is_some_and(|there| there.len() > 0))
     }
 
+    /// As [`Ground::file`], with nothing kept of what stood there.
+    pub fn new_file(&self, path: &[u8], size: u64, mode: u32) -> Result<()> {
+        let place = self.place(path)?;
+        if self.over && there(&place)?.is_some_and(|there| !there.is_dir()) {
+            std::fs::remove_file(&place).map_err(|e| failed("remove", &place, e))?;
+        }
+        self.file(path, size, mode).map(|_| ())
+    }
+
     /// A file with this content, synced; it takes the place of one that stands there in one step.
     pub fn whole_file(&self, path: &[u8], content: &[u8], mode: u32) -> Result<()> {
         let place = self.place(path)?;
@@ -318,6 +327,8 @@ mod tests {
             assert!(!ground.file(replaced.as_bytes(), 3, 0o600).unwrap(), "{replaced}");
             assert_eq!(std::fs::read(at(replaced)).unwrap(), [0; 3], "{replaced}");
         }
+        ground.new_file(b"base/1", 9, 0o600).unwrap();
+        assert_eq!(std::fs::read(at("base/1")).unwrap(), [0; 9], "nothing is kept");
         ground.directory(b"log", 0o700).unwrap();
         ground.directory(b"pg_wal", 0o700).unwrap();
         assert!(at("log").is_dir() && !at("log").is_symlink() && at("pg_wal").is_symlink());

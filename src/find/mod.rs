@@ -16,7 +16,7 @@ use futures::stream::{self, StreamExt};
 
 pub use book::Book;
 pub use finding::{Deed, Finding, Touched};
-pub use names::Relation;
+pub use names::{Names, Relation};
 pub use tally::{Tallied, Wish};
 
 use self::tally::Tally;

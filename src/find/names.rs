@@ -3,15 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::archive::Archive;
+use crate::archive::shelf::Shelf;
 use crate::error::{Error, Kind, Result};
 use crate::pg::MajorVersion;
 use crate::pg::heap::{self, ClassRow, PG_CLASS, PG_DATABASE, PG_NAMESPACE};
 use crate::pg::record::RelationFile;
 use crate::seal::content::manifest::Manifest;
-use crate::seal::content::map::File;
-
-/// A catalog that is longer is not read.
-const LONGEST: u64 = 256 << 20;
 
 /// A relation that a backup knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,24 +55,21 @@ impl Names {
         self.by_object.get(&(database, object))
     }
 
+    /// The relations of a database.
+    pub fn of_database(&self, database: u32) -> impl Iterator<Item = &Relation> {
+        self.by_object.iter().filter(move |((of, _), _)| *of == database).map(|(_, relation)| relation)
+    }
+
     /// Reads the catalogs of these databases in a backup.
     pub async fn read(archive: &Archive, manifest: &Manifest, databases: &BTreeSet<u32>) -> Result<Names> {
         let version = manifest.major().ok_or_else(|| {
             Error::new(Kind::Version, format!("backup {} is of server version {}", manifest.id, manifest.version_num))
         })?;
-        let folders: BTreeSet<String> = databases.iter().map(u32::to_string).collect();
-        let usual = [PG_CLASS, PG_DATABASE, PG_NAMESPACE].map(|oid| oid.to_string());
-        let wanted = |path: &[u8]| {
-            let Some((folder, name)) = place(path) else { return false };
-            let there = folder == "global" || folders.contains(folder);
-            there && (name == "pg_filenode.map" || usual.iter().any(|usual| name == usual))
-        };
-        let mut shelf = Shelf { archive, manifest, files: archive.files_of(manifest, &wanted).await? };
-        let mut names = Names::default();
-        if let Some(number) = shelf.mapped("global", PG_DATABASE).await? {
-            let content = shelf.content("global", number).await?;
-            each_name(&content, &mut |oid, name| _ = names.databases.insert(oid, name));
-        }
+        let folders: Vec<String> = databases.iter().map(u32::to_string).chain(["global".to_owned()]).collect();
+        let mut shelf = Shelf::of(archive, manifest, &folders, &[PG_CLASS, PG_DATABASE, PG_NAMESPACE]).await?;
+        let (_, rows) = shelf.databases().await?;
+        let mut names =
+            Names { databases: rows.into_iter().map(|row| (row.oid, row.name)).collect(), ..Names::default() };
         for database in databases {
             names.read_database(&mut shelf, *database, version).await?;
         }
@@ -113,45 +107,4 @@ fn each_name(content: &[u8], put: &mut dyn FnMut(u32, String)) {
         heap::names(page, &mut |counts, row| if counts { rows.push(row) } else { dead.push(row) });
     }
     dead.into_iter().chain(rows).for_each(|row| put(row.oid, row.name));
-}
-
-/// The last folder and the name of a file.
-fn place(path: &[u8]) -> Option<(&str, &str)> {
-    let path = std::str::from_utf8(path).ok()?;
-    let (above, name) = path.rsplit_once('/')?;
-    Some((above.rsplit('/').next().unwrap_or(above), name))
-}
-
-/// The files of a backup that were looked up.
-struct Shelf<'a> {
-    archive: &'a Archive,
-    manifest: &'a Manifest,
-    files: Vec<File>,
-}
-
-impl Shelf<'_> {
-    fn find(&self, folder: &str, name: &str) -> Option<&File> {
-        self.files.iter().find(|file| place(&file.path) == Some((folder, name)))
-    }
-
-    /// The number of the file of a mapped catalog; `None` where the backup has no such folder.
-    async fn mapped(&self, folder: &str, oid: u32) -> Result<Option<u32>> {
-        let Some(file) = self.find(folder, "pg_filenode.map") else { return Ok(None) };
-        let content = self.archive.content_of(file, LONGEST).await?;
-        heap::mapped(&content, oid).map(Some).ok_or_else(|| {
-            let text = format!("{} does not tell the file of {oid}", String::from_utf8_lossy(&file.path));
-            Error::new(Kind::Corrupt, text)
-        })
-    }
-
-    /// The content of a catalog; one that was rewritten has an unusual number, and is looked up now.
-    async fn content(&mut self, folder: &str, number: u32) -> Result<Vec<u8>> {
-        let name = number.to_string();
-        if self.find(folder, &name).is_none() {
-            let wanted = |path: &[u8]| place(path) == Some((folder, name.as_str()));
-            self.files.extend(self.archive.files_of(self.manifest, &wanted).await?);
-        }
-        let missing = || Error::new(Kind::Corrupt, format!("backup {} has no {folder}/{name}", self.manifest.id));
-        self.archive.content_of(self.find(folder, &name).ok_or_else(missing)?, LONGEST).await
-    }
 }

@@ -30,11 +30,20 @@ pub struct ClassRow {
     pub kind: char,
 }
 
-/// A row of `pg_namespace` or `pg_database`: both begin with object id and name.
+/// A row of `pg_namespace`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameRow {
     pub oid: u32,
     pub name: String,
+}
+
+/// A row of `pg_database`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseRow {
+    pub oid: u32,
+    pub name: String,
+    /// `datistemplate`: whoever may create databases may copy it.
+    pub template: bool,
 }
 
 /// Calls `see` for each row version of a page, with whether nobody has deleted it. A page that is new, or none, has no rows.
@@ -86,12 +95,25 @@ fn class(columns: &[u8], version: MajorVersion) -> Option<ClassRow> {
     Some(ClassRow { oid, name: relname, namespace, file, kind })
 }
 
-/// The rows of `pg_namespace` or `pg_database` in a page: whether the version counts, and the row.
+/// The rows of `pg_namespace` in a page: whether the version counts, and the row.
 pub fn names(page: &[u8], see: &mut dyn FnMut(bool, NameRow)) {
     rows(page, &mut |counts, columns| {
         let mut fields = Cursor::new(columns);
         if let (Some(oid), Some(text)) = (fields.u32(), fields.take(NAME)) {
             see(counts, NameRow { oid, name: name(text) });
+        }
+    });
+}
+
+/// The rows of `pg_database` in a page: whether the version counts, and the row.
+pub fn databases(page: &[u8], version: MajorVersion, see: &mut dyn FnMut(bool, DatabaseRow)) {
+    // Before 15 two names stand in front of `datistemplate`, since then one letter.
+    let template_at = if version >= MajorVersion::V15 { 77 } else { 204 };
+    rows(page, &mut |counts, columns| {
+        let mut fields = Cursor::new(columns);
+        let row = fields.u32().zip(fields.take(NAME)).zip(columns.get(template_at));
+        if let Some(((oid, text), template)) = row {
+            see(counts, DatabaseRow { oid, name: name(text), template: *template != 0 });
         }
     });
 }
@@ -153,6 +175,22 @@ mod tests {
     }
 
     #[test]
+    fn templates_are_told_in_either_layout() {
+        for (version, at) in [(MajorVersion::V14, 204), (MajorVersion::V15, 77)] {
+            let row = |oid, text: &str, template: u8| {
+                let mut columns = named(oid, text);
+                columns.resize(220, 7);
+                columns[at] = template;
+                (0, 0, columns)
+            };
+            let mut seen = Vec::new();
+            let rows = [row(1, "template1", 1), row(16384, "shop", 0)];
+            databases(&page(&rows), version, &mut |_, row| seen.push((row.oid, row.name, row.template)));
+            assert_eq!(seen, [(1, "template1".to_owned(), true), (16384, "shop".to_owned(), false)], "{version}");
+        }
+    }
+
+    #[test]
     fn whatever_a_page_holds_nothing_panics() {
         let mut all = Vec::new();
         for seed in 0..200u32 {
@@ -166,6 +204,7 @@ mod tests {
             }
             names(&page, &mut |_, row| all.push(row.oid));
             classes(&page, MajorVersion::V18, &mut |_, row| all.push(row.oid));
+            databases(&page, MajorVersion::V18, &mut |_, row| all.push(row.oid));
             let _ = mapped(&page, seed);
         }
         names(&[], &mut |_, row| all.push(row.oid));

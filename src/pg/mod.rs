@@ -1,5 +1,6 @@
 //! Floor 0: what PostgreSQL's bytes mean. Pure: no async, no files, no clock, no randomness.
 
+pub mod bare;
 pub mod change;
 pub mod cluster;
 pub mod control;

@@ -129,8 +129,19 @@ pub struct BlockReference {
     pub fork: u8,
     pub block: u32,
     pub image: Option<BlockImage>,
+    /// The page is made anew by the record, whatever stood there (`BKPBLOCK_WILL_INIT`).
+    pub will_init: bool,
     /// Bytes of data for this page beside the image.
     pub data_len: u16,
+}
+
+impl BlockReference {
+    /// Whether replay needs nothing of the page that stands there: the record has all of it, or makes it anew (`XLogReadBufferForRedoExtended`).
+    /// An image without `BKPIMAGE_APPLY` is only there to be compared (`wal_consistency_checking`).
+    pub fn is_whole(&self, version: MajorVersion) -> bool {
+        let apply = if version >= MajorVersion::V15 { 0x02 } else { 0x04 };
+        self.will_init || self.image.is_some_and(|image| image.info & apply != 0)
+    }
 }
 
 /// What follows the block references of a record.
@@ -216,7 +227,7 @@ impl Blocks {
             self.relation.ok_or_else(|| format!("block reference {id} repeats a relation, none came before"))?;
         let block = fields.u32().ok_or_else(cut)?;
         self.data += data_len as usize + image.map_or(0, |i| i.len as usize);
-        Ok(BlockReference { id, relation, fork, block, image, data_len })
+        Ok(BlockReference { id, relation, fork, block, image, will_init: flags & 0x40 != 0, data_len })
     }
 
     fn image(&self, id: u8, fields: &mut Cursor<'_>) -> Result<BlockImage, String> {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::listing::{self, Listing, Tally};
+use super::only::Only;
 use super::{pack, stock};
 use crate::archive::Archive;
 use crate::disk::claim::{self, MARK};
@@ -70,6 +71,8 @@ pub struct Filling {
     pub tally: Option<Tally>,
     /// It stood there: what of it is right already is not fetched.
     pub stood: bool,
+    /// It belongs to a database that is not restored.
+    pub left_out: bool,
 }
 
 #[derive(Default)]
@@ -123,10 +126,12 @@ struct Counts {
     fetched: AtomicU64,
 }
 
-/// Lays all files of the backup but pg_control, backup_label and tablespace_map, and names them in the `listing`. Nothing is synced yet.
+/// Lays all files of the backup but pg_control, backup_label and tablespace_map, and names them in the `listing`. Those of databases that are not among
+/// the `only` ones are holes, but for pages that recovery needs. Nothing is synced yet.
 pub async fn lay(
     archive: &Archive,
     manifest: &Manifest,
+    only: Option<&Only>,
     ground: &Ground,
     jobs: usize,
     progress: Progress<'_>,
@@ -137,7 +142,7 @@ pub async fn lay(
     let mut laid = Laid::default();
     let mut control = None;
     let counts = Counts::default();
-    let total = manifest.sizes.total;
+    let total = only.map_or(manifest.sizes.total, |only| only.bytes);
     let work = Work { archive, ground, jobs, counts: &counts, progress: &|done| progress(done, total) };
     loop {
         let step = merge.step().map_err(|e| stock::malformed("map", e))?;
@@ -151,11 +156,14 @@ pub async fn lay(
             Step::File(file) if file.path == CONTROL => control = Some(file),
             Step::File(file) => {
                 laid.group_access |= file.path == b"base" && file.mode & 0o050 == 0o050;
-                laid.files += u64::from(file.kind.unit().is_some());
-                laid.bytes += file.size;
                 demand_directory(&file, &laid.paths)?;
                 laid.paths.insert(&file.path);
-                let zero = begin(ground, file, &mut window, listing.is_some())?;
+                let (size, reduced) = (file.size, only.and_then(|only| only.reduced(&file)));
+                let left_out = reduced.is_some();
+                let (file, bytes) = reduced.unwrap_or((file, size));
+                laid.files += u64::from(file.kind.unit().is_some());
+                laid.bytes += bytes;
+                let zero = begin(ground, file, &mut window, listing.is_some(), left_out)?;
                 work.done(zero);
             }
             Step::End => break,
@@ -194,8 +202,8 @@ async fn map_part(archive: &Archive, manifest: &Manifest, map: usize, part: u32)
     stock::index_object(archive, &name, ObjectKind::Map, part).await
 }
 
-/// Makes the file or directory, and notes where its bytes come from. Returns how many of them are zero.
-fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool) -> Result<u64> {
+/// Makes the file or directory, and notes where its bytes come from. Returns how many of them are zero because the backup says so.
+fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool, left_out: bool) -> Result<u64> {
     let in_wal = file.path.starts_with(b"pg_wal/");
     match file.kind {
         EntryKind::Absent => return Ok(0),
@@ -211,7 +219,10 @@ fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool) -> Resu
         _ if in_wal => return Ok(file.size),
         EntryKind::Pages | EntryKind::Bytes => {}
     }
-    let stood = ground.file(&file.path, file.size, file.mode)?;
+    let stood = match left_out {
+        true => ground.new_file(&file.path, file.size, file.mode).map(|()| false)?,
+        false => ground.file(&file.path, file.size, file.mode)?,
+    };
     let unit = file.kind.unit().map_or(1, |u| u.bytes());
     let number = window.files.len() as u32;
     let tally = listed.then(|| Tally::of(&file));
@@ -232,8 +243,8 @@ fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool) -> Resu
         job.pieces.push(Piece { at, len, file: number, frame, offset });
         window.pieces += 1;
     }
-    window.files.push(Filling { path: file.path, tally, stood });
-    Ok(zero)
+    window.files.push(Filling { path: file.path, tally, stood, left_out });
+    Ok(if left_out { 0 } else { zero })
 }
 
 /// What fetching and writing needs to know.
@@ -292,7 +303,7 @@ fn list(listing: &mut Option<Listing>, files: &[Filling]) -> Result<()> {
     let Some(listing) = listing else { return Ok(()) };
     let tallied = files.iter().filter_map(|file| Some((file, file.tally.as_ref()?)));
     for (file, tally) in tallied {
-        listing.laid(&file.path, tally)?;
+        listing.laid(&file.path, tally, file.left_out)?;
     }
     Ok(())
 }
@@ -383,13 +394,13 @@ mod tests {
         };
         let mut window = Window::default();
         for path in ["base", "pg_wal", "pg_wal/archive_status", "pg_tblspc/16384"] {
-            let link = begin(&ground, entry(path, EntryKind::Symlink), &mut window, false);
+            let link = begin(&ground, entry(path, EntryKind::Symlink), &mut window, false, false);
             assert_eq!(link.unwrap_err().kind(), Kind::Corrupt, "{path}");
         }
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
         assert!(!is_laid(MARK.as_bytes()));
         for path in ["pg_wal", "pg_tblspc", "pg_tblspc/16384"] {
-            begin(&ground, entry(path, EntryKind::Directory), &mut window, false).unwrap();
+            begin(&ground, entry(path, EntryKind::Directory), &mut window, false, false).unwrap();
             assert!(root.path().join(path).is_dir());
         }
     }

@@ -1,6 +1,7 @@
 //! Every file that is laid is listed: compared with what the server said of it, and written into a `backup_manifest` of the restore's own where no
 //! server has sent one of this backup as it is restored. That is so where the server sent it incrementally, so that its own manifest lists what changed;
-//! where a tablespace is laid elsewhere, so that `tablespace_map` is not the one that it lists; and where the restore adds configuration files.
+//! where a tablespace is laid elsewhere, so that `tablespace_map` is not the one that it lists; where the restore adds configuration files; and where it leaves
+//! databases out.
 //!
 //! A file's CRC-32C is put together from those of its pieces, each computed from the bytes that are written, while they are in the processor's cache.
 //! The other ways are to read everything again, which doubles a restore's work on the disk, or to lay each file from its beginning to its end, which
@@ -77,7 +78,13 @@ struct Own {
 
 impl Listing {
     /// Reads what the server said, and begins a manifest where this restore needs one of its own. `None`: the server said nothing of this backup.
-    pub async fn begin(archive: &Archive, manifest: &Manifest, ground: &Ground) -> Result<Option<Listing>> {
+    /// `whole`: all databases are restored.
+    pub async fn begin(
+        archive: &Archive,
+        manifest: &Manifest,
+        ground: &Ground,
+        whole: bool,
+    ) -> Result<Option<Listing>> {
         let label = BackupLabel::parse(&manifest.backup_label.0)
             .map_err(|e| Error::new(Kind::Corrupt, "the backup's backup_label").caused_by(e))?;
         if manifest.server_manifest.is_none() {
@@ -85,7 +92,7 @@ impl Listing {
         }
         let full = label.incremental_from.is_none();
         let told = Told::read(archive, manifest, ground, full).await?;
-        let own = match full && told.configured && !moved(manifest, ground) {
+        let own = match full && whole && told.configured && !moved(manifest, ground) {
             true => None,
             false => Some(Own::begin(manifest, ground, told.ranges)?),
         };
@@ -97,13 +104,15 @@ impl Listing {
         self.own.is_some()
     }
 
-    /// A file whose last byte was laid.
+    /// A file whose last byte was laid; `left_out`: not as the server sent it.
     ///
     /// Errors: `Kind::Corrupt` where the server said something else of it.
-    pub fn laid(&mut self, path: &[u8], tally: &Tally) -> Result<()> {
+    pub fn laid(&mut self, path: &[u8], tally: &Tally, left_out: bool) -> Result<()> {
         let crc = tally.crc.load(Ordering::Relaxed);
-        if let Some(sent) = &mut self.sent {
-            sent.compare(path, tally.size, crc)?;
+        match &mut self.sent {
+            Some(sent) if left_out => sent.pass_over(path)?,
+            Some(sent) => sent.compare(path, tally.size, crc)?,
+            None => {}
         }
         match &mut self.own {
             Some(own) if path != REPLACED => {

@@ -15,6 +15,7 @@ pub mod lay;
 mod listing;
 mod look;
 mod occupant;
+pub mod only;
 mod pack;
 pub mod plan;
 pub mod plan_file;
@@ -33,9 +34,11 @@ pub mod target;
 pub mod windows;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use choose::{Choice, Wanted};
 pub use configure::{Options, Restored};
+pub use only::Only;
 pub use plan_file::Access;
 pub use report::Plan;
 pub use target::{Action, Target};
@@ -54,6 +57,17 @@ pub struct Prepared {
     pub target: Target,
     /// The same for people and scripts.
     pub plan: Plan,
+    /// `None`: all databases.
+    pub only: Option<Arc<Only>>,
+}
+
+impl Prepared {
+    /// The same restore, of these databases alone, by their names in the backup. Reads the WAL up to the landing. `Kind::Usage` for a name that the backup does not have.
+    pub async fn only(self, archive: &Archive, databases: &[String]) -> Result<Prepared> {
+        let only = Only::choose(archive, &self.choice, databases).await?;
+        let plan = self.plan.only(&only);
+        Ok(Prepared { plan, only: Some(Arc::new(only)), ..self })
+    }
 }
 
 /// Chooses the backup and computes the landing. Reads the archive, changes nothing.
@@ -62,7 +76,7 @@ pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
     let inventory = archive.inventory().await?;
     let choice = choose::choose(archive, &inventory, &backups, wanted).await?;
     let plan = Plan::of(&choice, &wanted.target, archive.names.segment_size);
-    Ok(Prepared { choice, target: wanted.target.clone(), plan })
+    Ok(Prepared { choice, target: wanted.target.clone(), plan, only: None })
 }
 
 /// The timeline on which a backup was taken: `id`, or else the newest one. What `--target-timeline current` means.
@@ -95,8 +109,9 @@ pub async fn restore(
     // Held to the end: a second restore into the same place must not take this one for interrupted.
     let claimed = ground::claim(prepared, options)?;
     let (manifest, ground) = (&prepared.choice.manifest, &claimed.ground);
-    let mut listing = listing::Listing::begin(archive, manifest, ground).await?;
-    let mut laid = lay::lay(archive, manifest, ground, options.jobs, progress, &mut listing).await?;
+    let only = prepared.only.as_deref();
+    let mut listing = listing::Listing::begin(archive, manifest, ground, only.is_none()).await?;
+    let mut laid = lay::lay(archive, manifest, only, ground, options.jobs, progress, &mut listing).await?;
     laid.removed = lay::prune(ground, &laid.paths, manifest.server_manifest.is_some())?;
     if !listing.as_ref().is_some_and(listing::Listing::writes) {
         lay::server_manifest(archive, manifest, ground).await?;

@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::choose::Choice;
 use super::decide::Bounds;
+use super::only::{Database, Only};
 use super::plan::{Commit, Stop};
 use super::target::{Target, time_text};
 use crate::pg::{Lsn, SegmentSize};
@@ -21,6 +22,8 @@ pub struct Plan {
     pub target_timeline: u32,
     /// Bytes of the files that are laid.
     pub backup_bytes: u64,
+    /// Where only some databases are restored.
+    pub databases: Option<DatabasesShown>,
     pub files: u64,
     pub wal_segments: u64,
     pub wal_bytes: u64,
@@ -29,6 +32,19 @@ pub struct Plan {
     pub missed: Vec<CommitShown>,
     /// How far was looked for them.
     pub looked_until: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct DatabasesShown {
+    pub laid: Vec<Database>,
+    /// They are there as holes, refuse every session, and shall be dropped.
+    pub left_out: Vec<Database>,
+    /// SQL that drops them.
+    pub drop: Vec<String>,
+    /// Pages of what is left out that are laid, since recovery needs them.
+    pub pages: u64,
+    /// The WAL changes rows of `pg_database`: some database may have another name at the target than here.
+    pub renamed: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -107,6 +123,7 @@ impl Plan {
                 .collect(),
             target_timeline: target_timeline.0,
             backup_bytes: manifest.sizes.total,
+            databases: None,
             files: manifest.sizes.files,
             wal_segments,
             wal_bytes: wal_segments * size.bytes(),
@@ -120,6 +137,20 @@ impl Plan {
             missed: landing.missed.iter().copied().map(commit).collect(),
             looked_until: landing.looked.to_string(),
         }
+    }
+}
+
+impl Plan {
+    /// The plan of a restore of some databases.
+    pub fn only(self, only: &Only) -> Plan {
+        let databases = DatabasesShown {
+            laid: only.laid.clone(),
+            left_out: only.left_out.clone(),
+            drop: only.drops(),
+            pages: only.pages,
+            renamed: only.renamed,
+        };
+        Plan { backup_bytes: only.bytes, databases: Some(databases), ..self }
     }
 }
 

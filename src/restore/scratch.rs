@@ -108,7 +108,7 @@ impl Setup {
         let manifest = &prepared.choice.manifest;
         let programs = self.programs(manifest)?;
         self.clear();
-        self.demand_room(manifest)?;
+        self.demand_room(prepared.plan.backup_bytes)?;
         let throwaway = Throwaway::make(&self.work_dir, self.account.as_ref().map(|account| account.ids))?;
         let folder = Folder::of(throwaway);
         let options = self.options(&folder, manifest)?;
@@ -156,8 +156,8 @@ impl Setup {
         Programs::find(version, self.pg_bindir.as_deref(), std::env::var_os("PATH").as_deref())
     }
 
-    fn demand_room(&self, manifest: &Manifest) -> Result<()> {
-        let needed = manifest.sizes.total.saturating_add(ROOM);
+    fn demand_room(&self, bytes: u64) -> Result<()> {
+        let needed = bytes.saturating_add(ROOM);
         match ahead::free(&self.work_dir) {
             Some(free) if free < needed => {
                 let place = self.work_dir.display();

@@ -51,14 +51,22 @@ impl Sent {
     ///
     /// Errors: `Kind::Corrupt` where the server said something else, or nothing, of it, or named one before it that was not laid.
     pub fn compare(&mut self, path: &[u8], size: u64, crc: u32) -> Result<()> {
+        let said = self.said(path)?;
+        said.map_or(Ok(()), |said| self.demand(path, said, size, crc))
+    }
+
+    /// As [`Sent::compare`], of a file that was not laid as the server sent it.
+    pub fn pass_over(&mut self, path: &[u8]) -> Result<()> {
+        self.said(path).map(|_| ())
+    }
+
+    /// What was said of a file, and with it of all before it.
+    fn said(&mut self, path: &[u8]) -> Result<Option<Said>> {
         loop {
             let order = self.next.as_ref().map_or(Ordering::Greater, |(next, _)| next.as_slice().cmp(path));
             match order {
                 Ordering::Less => self.pass()?,
-                Ordering::Equal => {
-                    let said = self.take()?.map(|(_, said)| said);
-                    return said.map_or(Ok(()), |said| self.demand(path, said, size, crc));
-                }
+                Ordering::Equal => return Ok(self.take()?.map(|(_, said)| said)),
                 Ordering::Greater => {
                     let shown = String::from_utf8_lossy(path);
                     return Err(
