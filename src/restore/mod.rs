@@ -62,7 +62,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The same restore, of these databases alone, by their names in the backup. Reads the WAL up to the landing. `Kind::Usage` for a name that the backup does not have.
+    /// The same restore, of these databases alone, by their names in the backup. Reads the WAL up to the landing. `Kind::Usage` for a name that the backup
+    /// does not have.
     pub async fn only(self, archive: &Archive, databases: &[String]) -> Result<Prepared> {
         let only = Only::choose(archive, &self.choice, databases).await?;
         let plan = self.plan.only(&only);

@@ -2,8 +2,8 @@
 //! recovery needs, so that the WAL of the whole cluster can be replayed over them.
 //!
 //! A page of zeros takes whatever writes it whole. What changes a page that it has not written whole before ends the recovery there
-//! (`XLogReadBufferExtended`), so the WAL up to the landing is read first, and such pages are laid as they are in the backup. Nobody can mistake a database of holes for
-//! one that is empty: its `PG_VERSION` is among them, and every session asks for that first (`ValidatePgVersion`).
+//! (`XLogReadBufferExtended`), so the WAL up to the landing is read first, and such pages are laid as they are in the backup. Nobody can mistake a database
+//! of holes for one that is empty: its `PG_VERSION` is among them, and every session asks for that first (`ValidatePgVersion`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
