@@ -497,7 +497,8 @@ impl Shop {
         let root = place.join("data");
         std::fs::create_dir(&root).expect("a folder");
         let ground = Ground { root: root.clone(), tablespaces: Vec::new(), owner: None, over: false };
-        let laid = run(lay::lay(archive, &manifest, &ground, 2, &|_, _| (), &mut None)).map_err(|e| e.to_string())?;
+        let laid =
+            run(lay::lay(archive, &manifest, None, &ground, 2, &|_, _| (), &mut None)).map_err(|e| e.to_string())?;
         run(lay::server_manifest(archive, &manifest, &ground)).map_err(|e| e.to_string())?;
         for (path, bytes) in &made.truth {
             let shown = String::from_utf8_lossy(path);
