@@ -4,7 +4,7 @@
 //! found). The same backup and the same WAL for all; measured by the server's own log, from the begin of recovery to its stop. Options after `--`:
 //! `--mib N` of WAL (2048), `--rounds N`, `--version N` (15: the last that Debian's pgBackRest knows), `--json FILE`, `--only NAME`: `pg_wal`, `mv` (the
 //! floor: every segment is there, synced, and one small program renames it), `cp`, `walrecv`, `walrecv-alone` (nothing is fetched ahead), `pgbackrest`, `s3`
-//! (with 50 ms of added delay).
+//! (with 50 ms of added delay); `--also NAME=FILE`: another build of walrecv.
 
 #[path = "common.rs"]
 mod common;
@@ -36,6 +36,7 @@ fn main() {
     };
     let mut ways: Vec<&str> = WAYS.into_iter().filter(|way| options.wants(way)).collect();
     ways.retain(|way| *way != "pgbackrest" || pgbackrest());
+    ways.extend(options.also.iter().map(|(name, _)| name.as_str()));
     let bench = Bench::new(&options, ways.contains(&"s3"), ways.contains(&"pgbackrest"));
     eprintln!(
         "PostgreSQL {}, {} segments, on {}",
@@ -46,7 +47,7 @@ fn main() {
     let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
     for round in 0..options.rounds {
         for (index, way) in ways.iter().enumerate() {
-            let took = bench.recover(way);
+            let took = bench.recover(way, options.build(way));
             eprintln!("round {round} {way:<14} {took:.2} s");
             seconds[index].push(took);
         }
@@ -169,7 +170,7 @@ impl Bench {
         restore.arg("--pgdata").arg(data).arg("--pg-bindir").arg(programs).run().expect_code(0);
     }
 
-    fn recover(&self, way: &str) -> f64 {
+    fn recover(&self, way: &str, build: Option<&Path>) -> f64 {
         let data = self.temp.join("data");
         let laid = self.temp.join(if way == "s3" { "laid-s3" } else { "laid-local" });
         let copied = Command::new("cp").arg("-a").arg(&laid).arg(&data).status().expect("run cp");
@@ -187,7 +188,7 @@ impl Bench {
             "cp" => Some(format!("cp {}/%f %p", self.archive.display())),
             "pgbackrest" => Some(format!("{} --pg1-path={} archive-get %f %p", self.pgbackrest(), data.display())),
             "walrecv-alone" => Some(format!("{} wal-fetch --prefetch 0 %f %p", support::walrecv::path().display())),
-            _ => None,
+            _ => build.map(|build| format!("{} wal-fetch %f %p", build.display())),
         };
         let auto = data.join("postgresql.auto.conf");
         let mut text = fs::read_to_string(&auto).expect("read the settings");

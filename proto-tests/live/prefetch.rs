@@ -97,7 +97,7 @@ impl Beside {
 
 fn nothing_is_left(pgdata: &Path) {
     let gone = || (prefetchers(pgdata).is_empty() && !pgdata.join("pg_wal/walrecv").exists()).then_some(());
-    wait_for("the prefetcher and its files to go", Duration::from_secs(5), gone);
+    wait_for("the prefetcher and its files to go", Duration::from_secs(20), gone);
 }
 
 #[test]
@@ -189,8 +189,9 @@ fn a_prefetcher_does_not_outlive_its_server() {
     });
     let error = story.start(&prepared, &options).err().expect("it was killed");
     let pgdata = killer.join().expect("a thread");
-    wait_for("the prefetcher to end", Duration::from_secs(5), || prefetchers(&pgdata).is_empty().then_some(()));
-    assert_eq!(ahead(&pgdata), Vec::<PathBuf>::new(), "{error}");
+    // A call that was under way when the server was killed may come later than the prefetcher's end, and leaves nothing either.
+    let gone = || (prefetchers(&pgdata).is_empty() && ahead(&pgdata).is_empty()).then_some(());
+    wait_for(&format!("the prefetcher and its files to go ({error})"), Duration::from_secs(20), gone);
     assert!(pgdata.join("pg_wal/walrecv/plan.json").exists());
     let copy = story.start(&prepared, &options).expect("it goes on");
     assert_eq!(copy.rows(), numbers(12));

@@ -256,6 +256,30 @@ fn a_second_one_ends_at_once_and_an_idle_one_soon() {
     assert!(!asker.folder().exists());
 }
 
+/// A call that began before the recovery ended makes the folder of a prefetcher that is gone anew, and starts another one: nothing of that stays. What somebody
+/// else still holds does.
+#[test]
+fn what_was_left_by_a_call_that_came_late_goes() {
+    let world = World::new();
+    world.store_all();
+    let asker = Asker::planned(&world, ONE, world.one.made.end()).serving();
+    fs::remove_file(asker.pgdata.join("postmaster.pid")).expect("remove");
+    let other = folder(&asker.pgdata, Some(7));
+    for folder in [asker.folder(), folder(&asker.pgdata, None), other.clone()] {
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join(ASKED), "000000010000000000000002 77\n").expect("a file");
+    }
+    let held = LockFile::take(&other.join(LOCK)).expect("a lock").expect("free");
+    asker.prefetcher(2 * MB, Duration::from_secs(60)).join().expect("it ends");
+    let own = fs::read_dir(asker.pgdata.join("pg_wal/walrecv")).expect("a folder");
+    let mut left: Vec<String> = own.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+    left.sort();
+    assert_eq!(left, ["ahead-00000007", "plan.json"]);
+    drop(held);
+    asker.prefetcher(2 * MB, Duration::from_secs(60)).join().expect("it ends");
+    assert!(!other.exists() && asker.pgdata.join("pg_wal/walrecv/plan.json").exists());
+}
+
 /// Missing and damaged objects are nobody's business but of who asks for them.
 #[test]
 fn what_cannot_be_fetched_is_told_to_who_asks() {

@@ -90,6 +90,38 @@ pub fn lanes(size: SegmentSize) -> usize {
     (IN_MEMORY / size.bytes()).clamp(1, LANES) as usize
 }
 
+/// A queue of so many bytes is begun with.
+const FIRST_QUEUE: u64 = 64 << 20;
+
+/// How many segments are wanted ahead: as few as keep the server from waiting, since memory that is used again at once costs less than what the kernel has to
+/// find first. Where the server empties a queue that was full, the storage paused for longer than the queue lasted, and it gets twice as long. One that was
+/// never full is no shorter than the storage can fill.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    pieces: usize,
+    full: bool,
+}
+
+impl Reach {
+    pub fn new(size: SegmentSize) -> Reach {
+        Reach { pieces: (FIRST_QUEUE / size.bytes()).max(2) as usize, full: false }
+    }
+
+    /// How many are wanted, of at most `slots`.
+    pub fn within(&self, slots: usize) -> usize {
+        self.pieces.min(slots)
+    }
+
+    /// Notes how many of `wanted` stand ready when the server has taken one (`taken`), or at any other time.
+    pub fn see(&mut self, ready: usize, wanted: usize, taken: bool) {
+        self.full |= ready >= wanted && wanted == self.pieces;
+        if taken && ready == 0 && self.full {
+            self.pieces = self.pieces.saturating_mul(2);
+            self.full = false;
+        }
+    }
+}
+
 /// What to do next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {

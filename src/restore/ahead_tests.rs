@@ -146,3 +146,37 @@ fn steps() {
     let twice = State { ready: vec![ready(4), Ready { crc: 9, ..ready(4) }], ..State::default() };
     assert_eq!(step(&wanted, &twice, 4, 1).drop, [Ready { crc: 9, ..ready(4) }]);
 }
+
+/// What is wanted grows only where a full queue was emptied, and never beyond the slots.
+#[test]
+fn the_queue_is_as_long_as_the_storage_pauses() {
+    let of = |megabytes: u64| Reach::new(SegmentSize::new(megabytes << 20).unwrap()).within(usize::MAX);
+    assert_eq!([of(1), of(16), of(64), of(1024)], [64, 4, 2, 2]);
+    let mut reach = Reach::new(SegmentSize::new(16 * MB).unwrap());
+    assert_eq!((reach.within(3), reach.within(0)), (3, 0));
+    // The storage is slower than the server: a longer queue would not be filled either.
+    for ready in [0, 1, 0, 3, 0] {
+        reach.see(ready, 4, true);
+        assert_eq!(reach.within(99), 4);
+    }
+    // Full, and the server goes on as it should.
+    for ready in [4, 3, 4, 1, 4] {
+        reach.see(ready, 4, true);
+        assert_eq!(reach.within(99), 4);
+    }
+    reach.see(0, 4, false);
+    assert_eq!(reach.within(99), 4, "nobody has asked");
+    reach.see(0, 4, true);
+    assert_eq!(reach.within(99), 8);
+    reach.see(0, 8, true);
+    assert_eq!(reach.within(99), 8, "not filled since");
+    reach.see(8, 8, false);
+    reach.see(0, 8, true);
+    assert_eq!((reach.within(99), reach.within(10)), (16, 10));
+    // At the end of a plan, and with fewer slots, there is no more to be had.
+    for wanted in [2, 0] {
+        reach.see(wanted, wanted, true);
+        reach.see(0, wanted, true);
+    }
+    assert_eq!(reach.within(99), 16);
+}

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::ahead::{Piece, Ready};
-use super::recovering::{Recovery, folder};
+use super::recovering::{Recovery, folder, folders};
 use crate::disk::lay;
 use crate::disk::lock::LockFile;
 use crate::disk::{ahead as files, ahead::passing};
@@ -88,6 +88,11 @@ impl<'a> Ahead<'a> {
         let text = format!("{segment} {}\n", std::process::id());
         lay::hand_over(&self.folder.join(ASKED), text.as_bytes(), text.len() as u64)?;
         let nobody = free.is_some();
+        if nobody && !recovers() {
+            // It ended meanwhile, and so did whoever fetched ahead, with a folder that was made anew just now.
+            files::dissolve(&self.folder);
+            return Ok(());
+        }
         drop(free);
         if nobody && more { self.start() } else { Ok(()) }
     }
@@ -113,6 +118,15 @@ impl<'a> Ahead<'a> {
 /// Takes the lock of a folder in a data directory, which may be removed meanwhile: nothing of that is made again.
 pub fn take_lock(pgdata: &Path, place: &Path) -> Result<Option<LockFile>> {
     LockFile::take_below(&pgdata.join("pg_wal"), place)
+}
+
+/// Removes what nobody fetches ahead any more, where no server recovers. What stays behind takes space and nothing else.
+pub fn sweep(pgdata: &Path) {
+    for folder in folders(pgdata) {
+        if let Ok(Some(_held)) = take_lock(pgdata, &folder.join(LOCK)) {
+            files::dissolve(&folder);
+        }
+    }
 }
 
 /// What is ready in a folder.

@@ -12,17 +12,17 @@ use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::ahead::{self, Piece, Ready, State};
+use super::ahead::{self, Piece, Reach, Ready, State};
 use super::decide::{Bounds, Order, Wanted};
 use super::fetch;
-use super::hand_over::{LOCK, asked, listed, take_lock};
+use super::hand_over::{LOCK, asked, listed, sweep, take_lock};
 use super::plan_file::PlanFile;
 use super::recovering::{Recovery, folder};
 use crate::archive::Archive;
 use crate::disk::ahead as files;
 use crate::disk::lock::LockFile;
 use crate::error::Result;
-use crate::pg::SegmentName;
+use crate::pg::{SegmentName, SegmentNumber};
 
 /// How often it looks for what was asked.
 const LOOK: Duration = Duration::from_millis(20);
@@ -36,6 +36,8 @@ const REST: Duration = Duration::from_secs(1);
 const REST_AT_THE_END: Duration = Duration::from_secs(5);
 /// A server that has asked for nothing for so long streams, waits, or is done.
 pub const IDLE: Duration = Duration::from_secs(60);
+/// Where the server is further than it was by more segments than this, some of them stay in memory.
+const MOST_FORGOTTEN: u64 = 64;
 
 /// Fetches ahead in `pgdata` until the recovery there ends, or nothing has been asked for a while. Returns at once where there is no recovery, or
 /// another prefetcher. `open` opens the archive where no plan says how.
@@ -46,7 +48,11 @@ pub async fn run(
     env: &dyn Fn(&str) -> Option<String>,
     open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
 ) -> Result<()> {
-    let Some(recovery) = Recovery::of(pgdata) else { return Ok(()) };
+    let Some(recovery) = Recovery::of(pgdata) else {
+        // It ended while this was being started: by whoever asked last, at a time when the one before was gone already.
+        sweep(pgdata);
+        return Ok(());
+    };
     let plan = PlanFile::binding(pgdata)?;
     let folder = folder(pgdata, plan.as_ref().map(PlanFile::mark));
     let place = folder.join(LOCK);
@@ -58,7 +64,7 @@ pub async fn run(
     };
     let outcome = match source {
         Ok(source) => {
-            Prefetcher::new(folder.clone(), source, budget)?.work(idle, &goes_on).await;
+            Prefetcher::new(pgdata, folder.clone(), source, budget)?.work(idle, &goes_on).await;
             Ok(())
         }
         Err(error) => Err(error),
@@ -116,6 +122,8 @@ impl Source {
 }
 
 struct Prefetcher {
+    /// The server's own WAL.
+    pg_wal: PathBuf,
     folder: PathBuf,
     source: Source,
     budget: u64,
@@ -123,11 +131,14 @@ struct Prefetcher {
     state: State,
     /// Until when what could not be fetched is left alone.
     resting: BTreeMap<Piece, Instant>,
+    reach: Reach,
+    /// The first segment that is not forgotten yet.
+    kept: Option<SegmentNumber>,
 }
 
 impl Prefetcher {
     /// What an earlier one left goes: it may be of another plan.
-    fn new(folder: PathBuf, source: Source, budget: u64) -> Result<Prefetcher> {
+    fn new(pgdata: &Path, folder: PathBuf, source: Source, budget: u64) -> Result<Prefetcher> {
         let size = source.archive.names.segment_size;
         for name in files::names(&folder)? {
             if name.ends_with(".part") || Ready::parse(&name, size).is_some() {
@@ -135,7 +146,8 @@ impl Prefetcher {
             }
         }
         let (tasks, state, resting) = (JoinSet::new(), State::default(), BTreeMap::new());
-        Ok(Prefetcher { folder, source, budget, tasks, state, resting })
+        let (pg_wal, reach) = (pgdata.join("pg_wal"), Reach::new(size));
+        Ok(Prefetcher { pg_wal, folder, source, budget, tasks, state, resting, reach, kept: None })
     }
 
     async fn work(mut self, idle: Duration, goes_on: &dyn Fn() -> bool) {
@@ -151,10 +163,12 @@ impl Prefetcher {
             }
             let asked = asked(&self.folder, size);
             if let Some((segment, text)) = asked {
-                if text != last {
+                let taken = text != last;
+                if taken {
                     (last, moved) = (text, Instant::now());
+                    self.forget_before(segment);
                 }
-                self.step(segment);
+                self.step(segment, taken);
             }
             if moved.elapsed() >= idle {
                 break;
@@ -168,7 +182,22 @@ impl Prefetcher {
         self.tasks.shutdown().await;
     }
 
-    fn step(&mut self, asked: SegmentName) {
+    /// WAL that the server has replayed need not stay in memory: what it reads next can take its place, and its data. One segment before the one that it has
+    /// asked for is kept. Not on a standby, whose WAL may be read by others.
+    fn forget_before(&mut self, asked: SegmentName) {
+        if self.source.bounds.is_none() {
+            return;
+        }
+        let keep = SegmentNumber(asked.number.0.saturating_sub(1));
+        let from = self.kept.replace(keep).unwrap_or(keep).0.max(keep.0.saturating_sub(MOST_FORGOTTEN));
+        for number in from..keep.0 {
+            let passed = SegmentName::new(asked.timeline, SegmentNumber(number), asked.size);
+            files::forget(&self.pg_wal.join(passed.to_string()));
+        }
+    }
+
+    /// `taken`: since the last step the server has asked for `asked`.
+    fn step(&mut self, asked: SegmentName, taken: bool) {
         let size = asked.size;
         self.state.ready = listed(&self.folder, size);
         let held = (self.state.ready.len() + self.state.running.len()) as u64 * size.bytes();
@@ -176,12 +205,14 @@ impl Prefetcher {
         let now = Instant::now();
         self.resting.retain(|_, until| *until > now);
         self.state.resting = self.resting.keys().copied().collect();
-        let mut wanted = self.source.wanted(asked, slots);
+        let mut wanted = self.source.wanted(asked, self.reach.within(slots));
         if self.source.bounds.is_none() {
             // What follows a segment that is not complete yet is not there either.
             let complete = wanted.iter().take_while(|piece| !self.state.resting.contains(*piece)).count();
             wanted.truncate(complete);
         }
+        let ready = self.state.ready.iter().filter(|ready| wanted.contains(&ready.piece)).count();
+        self.reach.see(ready, wanted.len(), taken);
         let step = ahead::step(&wanted, &self.state, slots, ahead::lanes(size));
         for ready in step.drop {
             let _ = files::remove(&self.folder.join(ready.to_string()));
@@ -204,7 +235,7 @@ impl Prefetcher {
             let stored = match source.content(piece).await {
                 Ok(Some(content)) if content.len() as u64 == piece.bytes => tokio::task::block_in_place(|| {
                     let ready = Ready { piece, crc: files::checksum(&content, size) };
-                    files::put(&passing, &folder.join(ready.to_string()), &content, size).is_ok()
+                    files::put(&passing, &folder.join(ready.to_string()), &content, size, ready.crc).is_ok()
                 }),
                 _ => false,
             };

@@ -55,6 +55,16 @@ pub fn folder(pgdata: &Path, plan: Option<u32>) -> PathBuf {
     }
 }
 
+/// The folders that are there: of a standby, and of any plan.
+pub fn folders(pgdata: &Path) -> Vec<PathBuf> {
+    let standby = pgdata.join(AHEAD);
+    let Some((above, own)) = standby.parent().zip(standby.file_name().and_then(|name| name.to_str())) else {
+        return Vec::new();
+    };
+    let names = ahead::names(above).unwrap_or_default();
+    names.iter().filter(|name| name.starts_with(own)).map(|name| above.join(name)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
