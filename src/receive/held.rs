@@ -1,4 +1,5 @@
-//! Finished objects on their way out: each waits until it is sealed, and until the record that crosses its end is checked.
+//! Finished objects on their way out: each waits until it is sealed, and until the record that crosses its end is checked. What a spool gets of it waits for
+//! that record only: the spool takes everything in the order in which it came.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,11 +15,18 @@ const UNSEALED: usize = 1;
 /// How often those are looked at while nothing arrives.
 const SEALED_YET: Duration = Duration::from_millis(5);
 
-/// One of them, and what of it goes to the spool with it.
-pub struct Held {
-    pub object: Ended,
-    pub rest: Option<Rest>,
+/// One of them, and what the spool does not have of it.
+struct Held {
+    object: Ended,
+    rest: Option<Rest>,
     since: Instant,
+}
+
+impl Held {
+    /// Whether the record behind it is still waited for.
+    fn is_early(&self, checked: Lsn, limit: Duration) -> bool {
+        self.object.place.end > checked && self.since.elapsed() < limit
+    }
 }
 
 /// How long a finished object waits for the rest of the record that crosses its end.
@@ -49,16 +57,18 @@ impl Queue {
         self.0.iter().filter(|held| !held.object.is_sealed()).count() > UNSEALED
     }
 
-    /// The first, if it is sealed and the record behind it is checked, or has not been for long enough.
-    pub fn next(&mut self, checked: Lsn, flush_interval: Duration) -> Option<Held> {
+    /// The first that is left for the spool, if the record behind its object is checked, or has not been for long enough; with `all` in any case.
+    pub fn rest(&mut self, checked: Lsn, flush_interval: Duration, all: bool) -> Option<Rest> {
         let limit = hold_limit(flush_interval);
-        let is_early = |held: &Held| held.object.place.end > checked && held.since.elapsed() < limit;
-        self.0.pop_front_if(|held| held.object.is_sealed() && !is_early(held))
+        let ready = |held: &&mut Held| all || !held.is_early(checked, limit);
+        self.0.iter_mut().take_while(ready).find_map(|held| held.rest.take())
     }
 
-    /// The first, as it is.
-    pub fn pop(&mut self) -> Option<Held> {
-        self.0.pop_front()
+    /// The first, if it is sealed and the record behind it is checked, or has not been for long enough; with `all` in any case.
+    pub fn next(&mut self, checked: Lsn, flush_interval: Duration, all: bool) -> Option<Ended> {
+        let limit = hold_limit(flush_interval);
+        let ready = |held: &mut Held| all || (held.object.is_sealed() && !held.is_early(checked, limit));
+        self.0.pop_front_if(ready).map(|held| held.object)
     }
 
     /// When to look for the next one, if nothing happens before.

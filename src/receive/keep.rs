@@ -238,6 +238,10 @@ impl Keeper {
         if open.tail.exists() {
             self.tails.prepare();
         }
+        // Somebody waits, and the file is there: it answers sooner than the object.
+        if self.config.flush_interval.is_zero() && open.tail.file_run().is_some() {
+            self.flush_open(&mut open)?;
+        }
         self.all_pending = false;
         self.keep_in_spool(&open);
         let rest = self.spool.as_mut().and_then(|spool| spool.close(&open));
@@ -298,19 +302,24 @@ impl Keeper {
 
     /// Hands on the finished objects that are sealed and whose last record is checked, and with `all` the others too, as soon as they are sealed.
     fn release(&mut self, all: bool) -> Result<(), Stop> {
-        let checked = self.check.checked();
-        let interval = self.config.flush_interval;
-        while let Some(held) = if all { self.held.pop() } else { self.held.next(checked, interval) } {
+        self.spool_rests(all);
+        while let Some(ended) = self.held.next(self.check.checked(), self.config.flush_interval, all) {
             self.tell_checked();
-            let (object, spare) = held.object.object()?;
+            let (object, spare) = ended.object()?;
             self.use_again(spare);
             self.tell(Kept::Object(Box::new(object)));
-            if let (Some(rest), Some(spool)) = (held.rest, &mut self.spool) {
-                let spooled = spool.finish(&self.keys, rest);
-                self.tell_spooled(spooled);
-            }
         }
         Ok(())
+    }
+
+    /// Puts the ends of finished objects into the spool, before anything that comes after them, and without waiting for their sealing.
+    fn spool_rests(&mut self, all: bool) {
+        while let Some(spool) = &mut self.spool
+            && let Some(rest) = self.held.rest(self.check.checked(), self.config.flush_interval, all)
+        {
+            let spooled = spool.finish(&self.keys, rest);
+            self.tell_spooled(spooled);
+        }
     }
 
     /// Hands on finished objects without waiting for the record that crosses their end: memory is short. What was checked does not wait in memory only.
@@ -335,6 +344,7 @@ impl Keeper {
     }
 
     fn keep_in_spool(&mut self, open: &Open) {
+        self.spool_rests(false);
         let upto = open.offset(self.wanted());
         // As in the tail: what is stored complete already counts for nothing before it is compared.
         let stored = self.config.stored.contains(&open.place.segment.number);
@@ -384,7 +394,7 @@ impl Keeper {
     pub fn flush(&mut self, flush: Flush, pieces: usize) -> Result<(), Stop> {
         let now = Instant::now();
         self.announced = None;
-        self.release(flush == Flush::All)?;
+        self.release(false)?;
         self.all_pending |= flush == Flush::All;
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
         if due {
@@ -395,6 +405,8 @@ impl Keeper {
             self.flush_spool();
         }
         if flush == Flush::All {
+            // What is not sealed yet is waited for after everything that need not wait.
+            self.release(true)?;
             self.tell_checked();
             self.tell(Kept::Flushed(self.check.received()));
         }
