@@ -256,33 +256,22 @@ pub struct ExpireArgs {
     pub yes: bool,
 }
 
+/// A point in time, or none: a standby has no end.
 #[derive(Debug, Args)]
-#[group(id = "target", required = true, multiple = false)]
+#[command(group = clap::ArgGroup::new("target").required(true).args(TARGETS))]
 pub struct TargetArgs {
-    /// Last moment to keep: '2026-11-21 14:05:00+00' (local time without a zone), or '10 min ago'
-    #[arg(long, value_name = "TIME")]
-    pub target_time: Option<String>,
-    /// Position to recover to
-    #[arg(long, value_name = "LSN")]
-    pub target_lsn: Option<String>,
-    /// Transaction to recover to, as txid_current() or pg_current_xact_id() tells it: its commit or abort
-    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u64).range(3..))]
-    pub target_xid: Option<u64>,
-    /// Restore point made by pg_create_restore_point()
-    #[arg(long, value_name = "NAME")]
-    pub target_name: Option<String>,
-    /// As soon as the backup is consistent
-    #[arg(long)]
-    pub target_immediate: bool,
-    /// The end of what is stored
-    #[arg(long)]
-    pub latest: bool,
+    #[command(flatten)]
+    pub point: PointArgs,
     /// A standby: goes on with what the archive gets, and with what --primary-conninfo sends
     #[arg(long, conflicts_with_all = ["exclusive", "target_timeline", "target_action", "scratch"])]
     pub standby: bool,
 }
 
-/// A point in time, where there is none that must be named.
+/// One of these must be named.
+const TARGETS: [&str; 7] =
+    ["target_time", "target_lsn", "target_xid", "target_name", "target_immediate", "latest", "standby"];
+
+/// A point in time.
 #[derive(Clone, Debug, Default, Args)]
 #[group(id = "point", multiple = false)]
 pub struct PointArgs {
@@ -292,7 +281,7 @@ pub struct PointArgs {
     /// Position to recover to
     #[arg(long, value_name = "LSN")]
     pub target_lsn: Option<String>,
-    /// Transaction to recover to: its commit or abort
+    /// Transaction to recover to, as txid_current() or pg_current_xact_id() tells it: its commit or abort
     #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u64).range(3..))]
     pub target_xid: Option<u64>,
     /// Restore point made by pg_create_restore_point()

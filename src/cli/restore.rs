@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::args::{Common, PointArgs, RestoreArgs};
+use super::args::{Common, RestoreArgs};
 use super::context::Context;
 use super::show::BAD_PAGES;
 use super::{output, target};
@@ -69,18 +69,9 @@ async fn prepare(archive: &Archive, wanted: &Wanted, args: &RestoreArgs) -> Resu
     if args.databases.is_empty() { Ok(prepared) } else { prepared.only(archive, &args.databases).await }
 }
 
-/// The one target that was asked for (clap made sure that there is one).
+/// The target that was asked for (clap made sure that there is one); a standby has none.
 fn wanted_target(args: &RestoreArgs) -> Result<Target> {
-    let asked = &args.target;
-    let point = PointArgs {
-        target_time: asked.target_time.clone(),
-        target_lsn: asked.target_lsn.clone(),
-        target_xid: asked.target_xid,
-        target_name: asked.target_name.clone(),
-        target_immediate: asked.target_immediate,
-        latest: asked.latest,
-    };
-    Ok(target::wanted(&point, args.exclusive)?.unwrap_or(Target::Latest))
+    Ok(target::wanted(&args.target.point, args.exclusive)?.unwrap_or(Target::Latest))
 }
 
 fn options(common: &Common, cluster: &str, config: &Path, args: &RestoreArgs) -> Result<Options> {

@@ -13,7 +13,7 @@ use crate::archive::Archive;
 use crate::disk::staged::Staged;
 use crate::error::{Context, Error, Kind, Result};
 use crate::restore::scratch::{ScratchServer, Setup};
-use crate::restore::server::dbname;
+use crate::restore::server::{dbname, ended};
 use crate::restore::{Access, Plan, Prepared, lay};
 
 /// What is wanted of it.
@@ -181,10 +181,5 @@ async fn dump(server: &ScratchServer, database: &str, tables: &[Known], part: Pa
     let child = command.spawn().map_err(|e| Error::new(Kind::Failed, "cannot run pg_dump").caused_by(e))?;
     let ran = child.wait_with_output().await;
     let ran = ran.map_err(|e| Error::new(Kind::Failed, "pg_dump was lost").caused_by(e))?;
-    if ran.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&ran.stderr);
-    let said = said.trim().lines().last().unwrap_or("nothing").to_owned();
-    Err(Error::new(Kind::Failed, format!("pg_dump ended with {}, saying: {said}", ran.status)))
+    ended(ran, "pg_dump").map(|_| ())
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::server;
+use super::start::LockFile;
 use crate::disk::ahead;
 use crate::error::{Error, Kind, Result};
 
@@ -10,8 +12,7 @@ use crate::error::{Error, Kind, Result};
 pub fn demand_none(root: &Path) -> Result<()> {
     let Some(place) = ahead::identity(root) else { return Ok(()) };
     let lock = root.join("postmaster.pid");
-    let named = std::fs::read_to_string(&lock).unwrap_or_default();
-    let named: Option<u32> = named.lines().next().and_then(|line| line.trim().parse().ok());
+    let named = LockFile::parse(&std::fs::read_to_string(&lock).unwrap_or_default()).pid;
     let processes = std::fs::read_dir("/proc")
         .map_err(|cause| Error::new(Kind::Failed, "cannot tell whether a server runs: no /proc").caused_by(cause))?;
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
@@ -29,11 +30,9 @@ pub fn demand_none(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every process of a server stays in its data directory (`ChangeToDataDir`). It is known by device and inode: a container calls it by another path.
 fn works_in(pid: u32, place: (u64, u64), named: bool) -> bool {
-    let proc = Path::new("/proc").join(pid.to_string());
-    ahead::identity(&proc.join("cwd")) == Some(place)
-        && (named || is_server(&std::fs::read_to_string(proc.join("comm")).unwrap_or_default()))
+    let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    server::stands_in(pid, place) && (named || is_server(&name()))
 }
 
 fn is_server(name: &str) -> bool {

@@ -309,13 +309,7 @@ fn text(output: &std::process::Output) -> String {
 /// Runs a command to its end; one that fails is an error with the last that it said.
 pub async fn output(mut command: Command, what: &str) -> Result<std::process::Output> {
     let failed = |e| Error::new(Kind::Failed, format!("cannot run {what}")).caused_by(e);
-    let output = command.output().await.map_err(failed)?;
-    if output.status.success() {
-        return Ok(output);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().lines().last().unwrap_or("nothing").to_owned();
-    Err(Error::new(Kind::Failed, format!("{what} ended with {}, saying: {said}", output.status)))
+    server::ended(command.output().await.map_err(failed)?, what)
 }
 
 /// Ends the server that runs in `data`, if one does, and waits for it. A link would lead to a server that is none of ours.
@@ -325,13 +319,14 @@ fn end(data: &Path, signal: Signal, limit: Duration) -> Result<()> {
             .hint("see who made it"));
     }
     let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
-    let Some(pid) = LockFile::parse(&text).pid.filter(|pid| runs_in(*pid, data)) else { return Ok(()) };
+    let runs = |pid: u32| ahead::identity(data).is_some_and(|place| server::stands_in(pid, place));
+    let Some(pid) = LockFile::parse(&text).pid.filter(|pid| runs(*pid)) else { return Ok(()) };
     let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
     kill_process(number, signal)
         .map_err(|e| Error::new(Kind::Failed, format!("cannot end process {pid}")).caused_by(e))
         .context("the scratch server")?;
     let begun = Instant::now();
-    while runs_in(pid, data) {
+    while runs(pid) {
         if begun.elapsed() > limit {
             let text = format!("the scratch server (process {pid}) has not ended after {} s", limit.as_secs());
             return Err(Error::new(Kind::Failed, text).hint("end that process, then remove its folder"));
@@ -339,13 +334,6 @@ fn end(data: &Path, signal: Signal, limit: Duration) -> Result<()> {
         std::thread::sleep(POLL);
     }
     Ok(())
-}
-
-/// A postmaster stands in its data directory: another process that has got the number since does not.
-fn runs_in(pid: u32, data: &Path) -> bool {
-    let inside = std::fs::read_link(format!("/proc/{pid}/cwd"));
-    let data = std::fs::canonicalize(data);
-    matches!((inside, data), (Ok(inside), Ok(data)) if inside == data)
 }
 
 #[cfg(test)]

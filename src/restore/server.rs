@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use crate::disk::ahead;
 use crate::disk::lay::Owner;
 use crate::error::{Error, Kind, Result};
 use crate::pg::MajorVersion;
@@ -126,12 +127,23 @@ fn version_in(text: &str) -> Option<u32> {
 /// Runs a command to its end; a failure to run it, or another status than 0, is an error with what it said.
 pub fn run(mut command: Command, what: &str) -> Result<Output> {
     let output = command.output().map_err(|e| Error::new(Kind::Failed, format!("cannot run {what}")).caused_by(e))?;
+    ended(output, what)
+}
+
+/// The output of a command that has ended well; of any other an error with the last that it said.
+pub fn ended(output: Output, what: &str) -> Result<Output> {
     if output.status.success() {
         return Ok(output);
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().lines().last().unwrap_or("nothing").to_owned();
+    let said = said.trim().lines().last().unwrap_or("nothing");
     Err(Error::new(Kind::Failed, format!("{what} ended with {}, saying: {said}", output.status)))
+}
+
+/// Whether a process stands in a directory, of which this is device and inode. Every process of a server stays in its data directory (`ChangeToDataDir`), and in
+/// a container that goes by another path; another process that has got the number of an old one since does not.
+pub fn stands_in(pid: u32, place: (u64, u64)) -> bool {
+    ahead::identity(Path::new(&format!("/proc/{pid}/cwd"))) == Some(place)
 }
 
 #[cfg(test)]
