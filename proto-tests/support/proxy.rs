@@ -38,6 +38,8 @@ struct Shared {
     /// What passes back is kept as long as its connection is there.
     overhears: AtomicBool,
     damage: Fault,
+    /// So many messages of a stream lose their type.
+    garbles: AtomicU32,
     lost: Fault,
     links: Mutex<Vec<Arc<Link>>>,
 }
@@ -135,6 +137,16 @@ impl Proxy {
     /// Changes one bit behind each of the next `times` places where `marker` passes back, from now on.
     pub fn damage_after(&self, marker: &str, times: u32) {
         self.shared.damage.arm(marker, times);
+    }
+
+    /// Changes the type of each of the next `times` messages of a stream (CopyData) that pass back alone.
+    pub fn garble(&self, times: u32) {
+        self.shared.garbles.store(times, Ordering::SeqCst);
+    }
+
+    /// How many of them it will still change.
+    pub fn ungarbled(&self) -> u32 {
+        self.shared.garbles.load(Ordering::SeqCst)
     }
 
     /// How often it will still damage.
@@ -281,7 +293,14 @@ fn pump(shared: &Shared, link: &Link, way: Way, mut from: TcpStream, mut to: Tcp
         match way {
             Way::There if !shared.lost.strikes(bytes).is_empty() => link.loses_answer.store(true, Ordering::SeqCst),
             Way::Back if link.loses_answer.load(Ordering::SeqCst) => return link.reset(),
-            Way::Back => shared.damage.strikes(bytes).into_iter().for_each(|at| bytes[at] ^= 4),
+            Way::Back => {
+                shared.damage.strikes(bytes).into_iter().for_each(|at| bytes[at] ^= 4);
+                let alone = matches!(bytes, [b'd', a, b, c, d, ..] if u32::from_be_bytes([*a, *b, *c, *d]) as usize + 1 == bytes.len());
+                let took = |left: u32| left.checked_sub(1);
+                if alone && shared.garbles.fetch_update(Ordering::SeqCst, Ordering::SeqCst, took).is_ok() {
+                    bytes[0] = b'?';
+                }
+            }
             Way::There => {}
         }
         if way == Way::Back && shared.overhears.load(Ordering::SeqCst) {

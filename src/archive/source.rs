@@ -107,7 +107,7 @@ impl Archive {
     }
 
     /// What the name of an object (relative to the repository) means.
-    pub(crate) fn parse(&self, name: &str) -> Option<WalObject> {
+    pub fn parse(&self, name: &str) -> Option<WalObject> {
         let relative = name.strip_prefix(&self.names.root())?.strip_prefix('/')?;
         parse_wal_object(relative, self.names.segment_size)
     }

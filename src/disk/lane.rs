@@ -74,7 +74,9 @@ impl Lane {
     ) -> Option<Beside<T>> {
         match self {
             Lane::Threads => thread::Builder::new().name(name.to_owned()).spawn(work).ok().map(Beside::Thread),
-            Lane::Inline(_) => Some(Beside::Done(work())),
+            Lane::Inline(pace) => {
+                Some(Beside::Paced(work(), tokio::runtime::Handle::try_current().ok()?.spawn(pace())))
+            }
         }
     }
 }
@@ -83,7 +85,8 @@ impl Lane {
 #[derive(Debug)]
 pub enum Beside<T> {
     Thread(JoinHandle<T>),
-    Done(T),
+    /// Done, and seen to be so once that wait is over.
+    Paced(T, tokio::task::JoinHandle<()>),
 }
 
 impl<T> Beside<T> {
@@ -91,7 +94,7 @@ impl<T> Beside<T> {
     pub fn is_finished(&self) -> bool {
         match self {
             Beside::Thread(thread) => thread.is_finished(),
-            Beside::Done(_) => true,
+            Beside::Paced(_, wait) => wait.is_finished(),
         }
     }
 
@@ -99,7 +102,7 @@ impl<T> Beside<T> {
     pub fn join(self) -> Option<T> {
         match self {
             Beside::Thread(thread) => thread.join().ok(),
-            Beside::Done(result) => Some(result),
+            Beside::Paced(result, _) => Some(result),
         }
     }
 }

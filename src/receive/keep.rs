@@ -238,10 +238,6 @@ impl Keeper {
         if open.tail.exists() {
             self.tails.prepare();
         }
-        // Somebody waits, and the file is there: it answers sooner than the object.
-        if self.config.flush_interval.is_zero() && open.tail.file_run().is_some() {
-            self.flush_open(&mut open)?;
-        }
         self.all_pending = false;
         self.keep_in_spool(&open);
         let rest = self.spool.as_mut().and_then(|spool| spool.close(&open));
@@ -394,6 +390,7 @@ impl Keeper {
     pub fn flush(&mut self, flush: Flush, pieces: usize) -> Result<(), Stop> {
         let now = Instant::now();
         self.announced = None;
+        self.spool_rests(flush == Flush::All);
         self.release(false)?;
         self.all_pending |= flush == Flush::All;
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);

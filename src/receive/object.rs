@@ -9,7 +9,7 @@ use super::salt;
 use super::sealing::{Beside, Ending, Sealing};
 use super::tail::{Flushed, Tail, TailMaker};
 use crate::archive::Archive;
-use crate::disk::lane::Lane;
+use crate::disk::lane::{self, Lane};
 use crate::error::{Error, Kind, Result};
 use crate::pg::record::Record;
 use crate::pg::xact::Note;
@@ -119,6 +119,8 @@ pub struct Ended {
     pub place: Place,
     name: String,
     made: Made,
+    /// Where sealing is no thread's, but takes its time all the same: see [`Lane::Inline`].
+    late: Option<lane::Beside<()>>,
 }
 
 enum Made {
@@ -129,10 +131,11 @@ enum Made {
 impl Ended {
     /// Whether it is sealed: then [`Ended::object`] does not wait.
     pub fn is_sealed(&self) -> bool {
-        match &self.made {
+        let made = match &self.made {
             Made::Here(_) => true,
             Made::Beside(ending) => ending.is_finished(),
-        }
+        };
+        made && self.late.as_ref().is_none_or(lane::Beside::is_finished)
     }
 
     /// Bytes that it holds in memory.
@@ -334,10 +337,11 @@ impl Open {
         self.hashed = self.hashed.max(end);
     }
 
-    /// Seals what fills frames, from where it is.
+    /// Seals what fills frames, from where it is. What is sealed is in the hash.
     fn seal(&mut self) {
         if let Making::Here(sealing) = &mut self.making {
             self.sealed += sealing.sealer.take(self.raw.get(self.sealed..).unwrap_or_default(), self.frame);
+            self.hash_to(self.sealed);
         }
     }
 
@@ -397,7 +401,7 @@ impl Open {
 
     /// The complete object, which may still have to be sealed, and the buffer of its bytes, emptied to be used again, if nobody needs them any more.
     pub fn finish(self, archive: &Archive) -> Result<(Ended, Vec<u8>)> {
-        let Open { place, making, mut raw, sealed, hashed, summary, .. } = self;
+        let Open { place, making, mut raw, lane, sealed, hashed, summary, .. } = self;
         let made = match making {
             Making::Here(sealing) => {
                 let rest = raw.get(sealed..).unwrap_or_default();
@@ -412,7 +416,8 @@ impl Open {
             }
         };
         raw.clear();
-        Ok((Ended { place, name: archive.names.segment(place.segment, place.part), made }, raw))
+        let late = if matches!(lane, Lane::Inline(_)) { lane.beside("seal", || ()) } else { None };
+        Ok((Ended { place, name: archive.names.segment(place.segment, place.part), made, late }, raw))
     }
 
     /// What has arrived of a segment at the end of its timeline, sealed anew: it is another kind of object.

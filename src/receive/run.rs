@@ -25,10 +25,12 @@ use crate::backoff::Backoff;
 use crate::disk::desk::Desk;
 use crate::error::{Error, Kind, Result};
 use crate::net::Started;
-use crate::pg::{Lsn, SegmentNumber, TimelineId};
+use crate::pg::{Lsn, TimelineId};
 
 /// A stream that lasted so long was a good one: the next reconnect is immediate.
 const STABLE: Duration = Duration::from_secs(10);
+/// Two messages that make no sense are two accidents if so much time lies between.
+const ACCIDENT: Duration = Duration::from_secs(3600);
 
 /// After an attempt in vain, where it is watched when the next one is worth it.
 const AFTER_VIGIL: Duration = Duration::from_millis(200);
@@ -63,8 +65,10 @@ pub struct Run {
     /// Where WAL was asked for that the server had let go of.
     gone_at: Option<(TimelineId, Lsn)>,
     pub(super) followed: Followed,
-    /// The segment in which WAL was refused the last time.
-    refused_in: Option<(TimelineId, SegmentNumber)>,
+    /// Where WAL was refused the last time.
+    refused_at: Option<(TimelineId, Lsn)>,
+    /// What had been received when a message made no sense the last time, and when that was.
+    garbled: Option<(Option<Lsn>, Instant)>,
     pub(super) backoff: Backoff,
     /// Another receiver has the slot, and that was told.
     pub(super) waiting: Waiting,
@@ -114,7 +118,8 @@ impl Run {
             headless: None,
             gone_at: None,
             followed: Followed::default(),
-            refused_in: None,
+            refused_at: None,
+            garbled: None,
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed),
             made_slot: None,
             climb_to: None,
@@ -330,6 +335,7 @@ impl Run {
                 }
                 End::Better(host) => return Ok(self.move_over(server, *host)),
                 End::Lost(error) => return Ok(Next::Again(Some(error))),
+                End::Garbled(error) => return self.garbled(error),
                 End::ServerStopping => return Ok(Next::Again(None)),
                 End::Stalled => return Ok(Next::AwaitRepository),
                 End::Stop => return self.farewell(server).await,
@@ -476,17 +482,20 @@ impl Run {
                 return self.begin_again(corrupt(&refused)).await;
             }
         };
-        let size = pipeline.segment_size();
-        let place = (pipeline.timeline(), size.segment_of(at));
+        let (size, timeline) = (pipeline.segment_size(), pipeline.timeline());
+        // What has become durable since was good: then these are two accidents.
+        let again = self.refused_at.replace((timeline, at)).is_some_and(|(on, last)| {
+            on == timeline && size.segment_of(last) == size.segment_of(at) && pipeline.ledger.durable() <= last
+        });
         tokio::select! {
             () = pipeline.abandon() => {}
             () = asked_to_stop(&mut self.stop) => return Ok(Next::Stop),
         }
-        let (again, invalid) = (self.refused_in.replace(place) == Some(place), matches!(refused, Refused::Invalid(_)));
+        let invalid = matches!(refused, Refused::Invalid(_));
         if again && invalid {
             let mut stop = self.stop.clone();
             tokio::select! {
-                () = self.note_corrupt(archive, place.0, at, &refused) => {}
+                () = self.note_corrupt(archive, timeline, at, &refused) => {}
                 () = asked_to_stop(&mut stop) => {}
             }
         }
@@ -497,6 +506,21 @@ impl Run {
                 "{refused}: it is received once more, in case it was damaged on its way, and nothing of it is acknowledged"
             )),
         }
+        Ok(Next::Again(None))
+    }
+
+    /// A message that makes no sense may have been damaged on its way too: the connection is begun once more. Without a byte of WAL in between, it is the
+    /// server's, or of whoever stands between.
+    fn garbled(&mut self, error: Error) -> Result<Next> {
+        let received = self.pipeline.as_ref().map(Pipeline::received);
+        if self
+            .garbled
+            .replace((received, Instant::now()))
+            .is_some_and(|(at, when)| at == received && when.elapsed() < ACCIDENT)
+        {
+            return Err(error);
+        }
+        self.observer.warn(format!("{error}: the connection is begun once more, in case it was damaged on its way"));
         Ok(Next::Again(None))
     }
 

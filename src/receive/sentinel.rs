@@ -28,6 +28,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 const LOOK_AWAY: Duration = Duration::from_secs(5);
 /// SQLSTATE `admin_shutdown`.
 const ADMIN_SHUTDOWN: &str = "57P01";
+/// SQLSTATE `cannot_connect_now`, as an error's text has it.
+const CANNOT_CONNECT_NOW: &str = " 57P03: ";
 
 /// What the second connection noticed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,11 +170,16 @@ struct Watcher {
 impl Watcher {
     async fn run(mut self, mut second: Option<Second>) {
         let seed = getrandom::u64().unwrap_or_default();
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), seed);
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10), seed);
         while !self.out.is_closed() {
             let Some(mut current) = second.take() else {
                 tokio::time::sleep(backoff.next_delay()).await;
-                second = Second::open(&self.info).await.ok();
+                match Second::open(&self.info).await {
+                    Ok(opened) => second = Some(opened),
+                    // It streams, so it is not starting up: it lets nobody in any more since it is going.
+                    Err(error) if error.to_string().contains(CANNOT_CONNECT_NOW) => self.tell_stopping(),
+                    Err(_) => {}
+                }
                 continue;
             };
             backoff.reset();
@@ -184,10 +191,14 @@ impl Watcher {
             // A server that ended the connection otherwise and does not let it in again may be going too: leaving costs one reconnect, staying may cost it
             // its shutdown.
             if stopping || second.is_none() {
-                let _ = self.out.send(Sign::Stopping);
-                self.observer.tell(ReceiveEvent::ServerStopping);
+                self.tell_stopping();
             }
         }
+    }
+
+    fn tell_stopping(&self) {
+        let _ = self.out.send(Sign::Stopping);
+        self.observer.tell(ReceiveEvent::ServerStopping);
     }
 
     /// Until the connection ends; returns the SQLSTATE that came with the end.

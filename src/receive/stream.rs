@@ -37,6 +37,8 @@ pub enum End {
     Timeline { next: TimelineId, switch_point: Lsn },
     /// The connection ended, for a reason that may pass.
     Lost(Error),
+    /// What came is no message, or not the next one.
+    Garbled(Error),
     /// The server is shutting down.
     ServerStopping,
     /// Nothing becomes durable.
@@ -139,7 +141,7 @@ impl<'a> Stream<'a> {
             StreamEvent::Data { start, wal_end, bytes, sent_at } => {
                 if start != self.next {
                     let text = format!("the server sent WAL from {start}, expected it from {}", self.next);
-                    return Err(Error::new(Kind::Corrupt, text));
+                    return Ok(Some(End::Garbled(Error::new(Kind::Corrupt, text))));
                 }
                 self.next = start + bytes.len() as u64;
                 let Some(fresh) = self.pipeline.fresh(start, bytes) else { return Ok(Some(End::OtherBytes)) };
@@ -306,9 +308,13 @@ async fn found(scout: &mut Option<Scout>) -> Conninfo {
     }
 }
 
-/// An error that may pass ends the connection, any other the run.
+/// An error that may pass ends the connection, and so does what makes no sense; any other the run.
 fn lost(error: Error) -> Result<End> {
-    if error.is_transient() { Ok(End::Lost(error)) } else { Err(error) }
+    match error.kind() {
+        _ if error.is_transient() => Ok(End::Lost(error)),
+        Kind::Corrupt => Ok(End::Garbled(error)),
+        _ => Err(error),
+    }
 }
 
 /// Returns once the caller asks for a stop; never if nobody can ask any more.

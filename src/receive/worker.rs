@@ -268,9 +268,10 @@ async fn idle(keeper: &mut Keeper, queue: &mpsc::Receiver<Work>, lane: &Lane) {
 async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), Stop> {
     match work {
         Work::Data(bytes) => {
-            let own = keeper.memory() + bytes.len() as u64;
+            let mut own = keeper.memory() + bytes.len() as u64;
             if budget.is_full(own) {
                 keeper.release_all()?;
+                own = keeper.memory() + bytes.len() as u64;
                 budget.waiting.store(true, Ordering::SeqCst);
                 let room = budget.wait(own).await;
                 budget.waiting.store(false, Ordering::SeqCst);

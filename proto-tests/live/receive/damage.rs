@@ -8,7 +8,7 @@ use walrecv::receive::ReceiveEvent;
 
 use super::harness::{self, Receiving, Vault};
 use crate::support::proxy::Proxy;
-use crate::support::{Server, require_servers};
+use crate::support::{Server, require_servers, wait_for};
 
 /// What a test writes into a table where the wire shall be bad.
 const MARKER: &str = "flip-a-bit-after-this:";
@@ -42,6 +42,52 @@ fn damaged_once_is_received_again() {
     let number = size.segment_before(end);
     let (stored, complete) = harness::segment(&harness::runtime(), &vault.archive(&server), TimelineId(1), number);
     assert!(complete && stored == harness::own_segment(&server, TimelineId(1), number, size));
+}
+
+/// A wire that is bad now and then is no server that is: what became durable in between was good.
+#[test]
+fn damaged_twice_in_one_segment_is_two_accidents() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::builder(MajorVersion::V17).segment_size_mb(16).start();
+    harness::create_slot(&server);
+    server.sql("create table t (id int, filler text)");
+    let proxy = Proxy::start(server.port());
+    let vault = Vault::new();
+    let receiving = Receiving::start(through(&server, &proxy), vault.place());
+    receiving.wait_streaming();
+    for id in 1..=2 {
+        proxy.damage_after(MARKER, 1);
+        server.sql(&format!("insert into t values ({id}, '{MARKER} and more text')"));
+        harness::wait_acknowledged(&server, server.lsn());
+        assert_eq!(proxy.undamaged(), 0, "the wire was bad once more");
+    }
+    let accidents = receiving.events().iter().filter(|e| matches!(e, ReceiveEvent::CorruptWal { .. })).count();
+    assert_eq!(accidents, 2, "{:#?}", receiving.events());
+    receiving.stop();
+}
+
+/// What is no message may have been damaged on its way as well; when nothing comes between two of them, it is not a message that is damaged.
+#[test]
+fn a_message_that_makes_no_sense_is_received_again() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::start(MajorVersion::V18);
+    harness::create_slot(&server);
+    server.sql("create table t (id int)");
+    let proxy = Proxy::start(server.port());
+    let vault = Vault::new();
+    let receiving = Receiving::start(through(&server, &proxy), vault.place());
+    receiving.wait_streaming();
+    for id in 1..=2 {
+        proxy.garble(1);
+        server.sql(&format!("insert into t values ({id})"));
+        harness::wait_acknowledged(&server, server.lsn());
+        wait_for("a message that makes no sense", Duration::from_secs(10), || (proxy.ungarbled() == 0).then_some(()));
+        server.sql("insert into t values (0)");
+        harness::wait_acknowledged(&server, server.lsn());
+    }
+    proxy.garble(u32::MAX);
+    let error = receiving.end().expect_err("nothing but messages that make no sense");
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
 }
 
 #[test]

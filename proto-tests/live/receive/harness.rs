@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use walrecv::archive::Archive;
+use walrecv::archive::group::WalEntry;
 use walrecv::archive::read::SegmentBytes;
 use walrecv::error::Result;
 use walrecv::keys::ring::{ReaderRing, WriterRing};
@@ -16,6 +17,7 @@ use walrecv::net::Conninfo;
 use walrecv::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId};
 use walrecv::receive::{Observer, Place, ReceiveEvent, ReceiveOptions, ReceiveReport, receive};
 use walrecv::repo::cloud::Timeouts;
+use walrecv::repo::names::{PART_BYTES, WalObject};
 use walrecv::repo::{ClusterNames, Repository};
 use walrecv::seal::header::RepositoryId;
 use walrecv::seal::key::RepositorySecret;
@@ -251,6 +253,21 @@ pub fn segment(runtime: &Runtime, archive: &Archive, timeline: TimelineId, numbe
         Some(SegmentBytes::Complete(bytes)) => (bytes.to_vec(), true),
         Some(SegmentBytes::Prefix(bytes)) => (bytes.to_vec(), false),
     }
+}
+
+/// Every object with WAL is what its summary says, hash included: who receives that WAL again compares by it. Returns how many there are.
+pub fn objects_are_whole(runtime: &Runtime, archive: &Archive) -> usize {
+    let listed = runtime.block_on(archive.repo.list(&archive.names.root())).expect("a listing");
+    let mut examined = 0;
+    for listed in listed {
+        let Some(WalObject::Segment { segment, part }) = archive.parse(&listed.name) else { continue };
+        let start = segment.start() + u64::from(part.unwrap_or(0)) * PART_BYTES;
+        let entry = WalEntry { name: listed.name, size: listed.size, partial: false, start };
+        let object = runtime.block_on(archive.repo.get(&entry.name)).expect("an answer").expect("the object");
+        archive.examine_wal(segment.timeline, &entry, &object).unwrap_or_else(|e| panic!("{e}"));
+        examined += 1;
+    }
+    examined
 }
 
 /// The server's own file of a segment.

@@ -146,6 +146,7 @@ pub fn nothing_is_missing(archive: &Archive, server: &Server, from: Lsn, upto: L
         // What the server has not written yet is zero or old on its side.
         assert!(stored[..wanted] == own[..wanted], "segment {number:?} differs below {upto}");
     }
+    harness::objects_are_whole(&runtime, archive);
 }
 
 fn killed_under_load(version: MajorVersion, flush_ms: u64, kills: u32) {

@@ -11,6 +11,7 @@ use super::store::Store;
 use crate::support::{Server, require_servers, wait_for};
 
 const QUIET: Duration = Duration::from_millis(300);
+const INTERVAL: Duration = Duration::from_millis(50);
 
 fn server() -> Server {
     let server = Server::builder(MajorVersion::V18).segment_size_mb(16).start();
@@ -21,7 +22,7 @@ fn server() -> Server {
 }
 
 fn options(server: &Server) -> ReceiveOptions {
-    ReceiveOptions { rest_after: QUIET, flush_interval: Duration::from_millis(50), ..harness::options(server) }
+    ReceiveOptions { rest_after: QUIET, flush_interval: INTERVAL, ..harness::options(server) }
 }
 
 /// Some 2.5 MB of WAL in several commits; its end.
@@ -41,10 +42,10 @@ fn wait_rest(server: &Server, receiving: &Receiving, end: Lsn) {
     });
 }
 
-fn rests_and_goes_on(place: Place, vault: &Vault, server: &Server) {
+fn rests_and_goes_on(place: Place, vault: &Vault, server: &Server, flush_interval: Duration) {
     let archive = vault.archive_in(place.repo.clone(), server);
     let from = harness::acknowledged(server);
-    let receiving = Receiving::start(options(server), place);
+    let receiving = Receiving::start(ReceiveOptions { flush_interval, ..options(server) }, place);
     receiving.wait_streaming();
     // Twice in one segment: what was in memory leaves it, and the tail goes on without it.
     for _ in 0..2 {
@@ -58,6 +59,7 @@ fn rests_and_goes_on(place: Place, vault: &Vault, server: &Server) {
     harness::wait_acknowledged(server, end);
     receiving.wait_event("the segment", |e| matches!(e, ReceiveEvent::SegmentStored { .. }));
     nothing_is_missing(&archive, server, from, end);
+    assert!(harness::objects_are_whole(&harness::runtime(), &archive) > 0);
     let again = |e: &ReceiveEvent| matches!(e, ReceiveEvent::Reconnecting { .. } | ReceiveEvent::CorruptWal { .. });
     assert!(!receiving.saw(again), "{:#?}", receiving.events());
     receiving.stop();
@@ -66,15 +68,19 @@ fn rests_and_goes_on(place: Place, vault: &Vault, server: &Server) {
 #[test]
 fn from_a_local_tail() {
     require_servers!(MajorVersion::V18);
-    let (server, vault) = (server(), Vault::new());
-    rests_and_goes_on(vault.place(), &vault, &server);
+    for flush_interval in [INTERVAL, Duration::ZERO] {
+        let (server, vault) = (server(), Vault::new());
+        rests_and_goes_on(vault.place(), &vault, &server, flush_interval);
+    }
 }
 
 #[test]
 fn from_pieces() {
     require_servers!(MajorVersion::V18);
-    let (server, vault, store) = (server(), Vault::new(), Store::default());
-    rests_and_goes_on(Place { repo: store.repository(), ..vault.place() }, &vault, &server);
+    for flush_interval in [INTERVAL, Duration::ZERO] {
+        let (server, vault, store) = (server(), Vault::new(), Store::default());
+        rests_and_goes_on(Place { repo: store.repository(), ..vault.place() }, &vault, &server, flush_interval);
+    }
 }
 
 /// What cannot be read back is received again: no hole, and no end of the run.
