@@ -483,15 +483,16 @@ impl Run {
             }
         };
         let (size, timeline) = (pipeline.segment_size(), pipeline.timeline());
-        // What has become durable since was good: then these are two accidents.
+        // Bytes that have become durable since were good: then these are two accidents. What differs from what is stored is no accident twice.
+        let invalid = matches!(refused, Refused::Invalid(_));
+        let was_good = |last: Lsn| invalid && pipeline.ledger.durable() > last;
         let again = self.refused_at.replace((timeline, at)).is_some_and(|(on, last)| {
-            on == timeline && size.segment_of(last) == size.segment_of(at) && pipeline.ledger.durable() <= last
+            on == timeline && size.segment_of(last) == size.segment_of(at) && !was_good(last)
         });
         tokio::select! {
             () = pipeline.abandon() => {}
             () = asked_to_stop(&mut self.stop) => return Ok(Next::Stop),
         }
-        let invalid = matches!(refused, Refused::Invalid(_));
         if again && invalid {
             let mut stop = self.stop.clone();
             tokio::select! {
