@@ -155,6 +155,8 @@ async fn run(archive: Archive, options: ExpireOptions, ring: Arc<WriterRing>) ->
 struct Working {
     task: JoinHandle<String>,
     slow: bool,
+    /// The backup that is being taken.
+    backup: Option<BackupId>,
 }
 
 struct Chaos {
@@ -178,16 +180,18 @@ impl Chaos {
         self.world.memory.pass(Duration::from_secs(1));
         let expires = self.seed.below(2) == 0;
         let actor = if expires { actor + EXPIRY } else { actor };
-        let task = match expires {
+        let (task, backup) = match expires {
             false => {
                 let taking = self.world.taking(actor, self.seed.next());
                 let id = taking.id.clone();
-                tokio::spawn(async move { format!("backup {id}: {:?}", taking.run().await.map_err(|e| e.to_string())) })
+                let said = |id, taken: Result<()>| format!("backup {id}: {:?}", taken.map_err(|e| e.to_string()));
+                let (shown, backup) = (id.clone(), Some(id));
+                (tokio::spawn(async move { said(shown, taking.run().await) }), backup)
             }
-            true => self.start_expiry(actor),
+            true => (self.start_expiry(actor), None),
         };
         let slow = self.seed.below(4) == 0;
-        self.working.insert(actor, Working { task, slow });
+        self.working.insert(actor, Working { task, slow, backup });
     }
 
     fn start_expiry(&mut self, actor: Actor) -> JoinHandle<String> {
@@ -246,8 +250,11 @@ impl Chaos {
         if let Some(working) = self.working.remove(&actor) {
             working.task.abort();
             let _ = working.task.await;
+            // The others are still at it.
+            if let Some(id) = working.backup {
+                self.world.known.lock().expect("no test has died").committing.remove(&id);
+            }
         }
-        self.world.known.lock().expect("no test has died").committing.clear();
     }
 
     /// Everybody dies; then one more backup, and expiries until nothing changes.
@@ -277,10 +284,11 @@ impl Chaos {
 #[test]
 fn every_complete_backup_is_whole_whatever_goes_on_beside() {
     let mut seeds = Seed::of_run();
-    let replay = std::env::var_os("WALRECV_SEED").is_some();
     let mut all = Figures::default();
     let rounds = rounds(30, 3000);
-    for round in 0..rounds {
+    let often = |count: u64, least: u32| count >= u64::from((rounds * least).div_ceil(10));
+    // What is seldom may be missing in a few rounds: then there are more of them.
+    for round in 0..4 * rounds {
         let seed = seeds.next();
         println!("round {round}: seed {seed}");
         let figures = runtime().block_on(async {
@@ -295,11 +303,13 @@ fn every_complete_backup_is_whole_whatever_goes_on_beside() {
         all.parent_refused += figures.parent_refused;
         all.orphan_packs += figures.orphan_packs;
         all.too_late += figures.too_late;
+        let enough = often(all.complete, 30) && often(all.with_parent, 10) && often(all.orphan_packs, 1);
+        if round + 1 >= rounds && enough && all.parent_refused > 0 {
+            println!("{all:?}");
+            return;
+        }
     }
-    println!("{all:?}");
-    let often = |count: u64, least: u32| count >= u64::from(rounds * least / 10);
-    assert!(often(all.complete, 30) && often(all.with_parent, 10) && often(all.orphan_packs, 1), "{all:?}");
-    assert!(replay || all.parent_refused > 0, "{all:?}");
+    panic!("too little happens: {all:?}");
 }
 
 /// What goes wrong in one round where a safeguard is taken out.

@@ -182,7 +182,11 @@ impl Taking {
         let list = self.archive.list_backups().await?;
         let plans = self.archive.list_plans().await?;
         let parent = list.complete.iter().rev().map(|m| m.id.clone()).find(|id| !plans.names(id));
-        let dead: Vec<BackupId> = list.given_up.into_iter().map(|t| t.id).filter(|id| !plans.names(id)).collect();
+        let listed = self.archive.repo.list(&format!("{}/packs", self.archive.names.root())).await?;
+        // Most of what was given up has left nothing.
+        let left = |id: &BackupId| listed.iter().any(|entry| entry.name.contains(&format!("/packs/{id}/")));
+        let given_up = list.given_up.into_iter().map(|t| t.id);
+        let dead: Vec<BackupId> = given_up.filter(|id| !plans.names(id) && left(id)).collect();
         let orphan = match dead.len() as u64 {
             0 => None,
             count => Some(dead[self.seed.below(count) as usize].clone()),
