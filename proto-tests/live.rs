@@ -3,6 +3,8 @@
 
 #[path = "live/backup.rs"]
 mod backup;
+#[path = "live/backup_faults.rs"]
+mod backup_faults;
 #[path = "live/backup_parsers.rs"]
 mod backup_parsers;
 #[path = "live/backup_wal.rs"]

@@ -5,18 +5,25 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use walrecv::pg::MajorVersion;
 
-use crate::site::{Site, end};
+use crate::site::{Site, end, wait_durable};
+use crate::support::walrecv::Running;
 use crate::support::{Seed, Server, require_servers, wait_for};
 
 const PACK: u64 = 16 << 20;
 
 /// The packs in the repository, with their lengths, by the id of the backup that stored them.
 fn packs(site: &Site) -> BTreeMap<String, Vec<u64>> {
+    objects(site, "packs")
+}
+
+/// The same of any folder that has one for each backup.
+fn objects(site: &Site, folder: &str) -> BTreeMap<String, Vec<u64>> {
     let below = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten();
     let clusters = below(site.repository().join("clusters/main"));
-    let backups = clusters.flat_map(|cluster| below(cluster.path().join("packs")));
+    let backups = clusters.flat_map(|cluster| below(cluster.path().join(folder)));
     let staged = |name: &str| !name.bytes().all(|b| b.is_ascii_digit());
     let of_one = |folder: fs::DirEntry| {
         let files = below(folder.path()).filter(|file| !staged(&file.file_name().to_string_lossy()));
@@ -83,5 +90,51 @@ fn a_killed_backup_is_none_and_the_next_one_uses_what_it_stored() {
     assert!(count(&site) as u64 > own, "packs of dead runs that are used stay");
     expire(&["--backup", id, "--force"]);
     assert_eq!(count(&site), 0, "{:?}", packs(&site));
+    end(receiving);
+}
+
+fn send(running: &Running, signal: Signal) {
+    let pid = Pid::from_raw(running.pid() as i32).expect("a process");
+    kill_process(pid, signal).expect("a process that can be signalled");
+}
+
+/// Everything but its WAL and its manifest is stored by then.
+#[test]
+fn a_backup_that_is_killed_while_it_waits_for_its_wal_is_none() {
+    let version = MajorVersion::V18;
+    require_servers!(version);
+    let mut seed = Seed::of_run();
+    let server = Server::builder(version).setting("summarize_wal", "on").start();
+    server.sql("create table t as select n, md5(random()::text) t from generate_series(1, 20000) n");
+    let site = Site::new(&server);
+    let receiving = site.receive(&[]);
+    let first = site.backup();
+    for transfer in ["incremental", "full"] {
+        server.sql("update t set t = md5(t) where n % 10 = 1");
+        wait_durable(&server, server.lsn());
+        // It holds the slot, so nobody stands in for it.
+        send(&receiving, Signal::STOP);
+        let before = objects(&site, "maps").len();
+        let args: &[&str] = if transfer == "full" { &["backup", "--full"] } else { &["backup"] };
+        let mut running = site.walrecv(args).spawn();
+        let ended = wait_for("maps, or the end", Duration::from_secs(60), || {
+            running.try_wait().map(Some).or_else(|| (objects(&site, "maps").len() > before).then_some(None))
+        });
+        assert!(ended.is_none(), "it ended before it could be killed: {ended:?}");
+        std::thread::sleep(Duration::from_millis(seed.below(700)));
+        assert!(running.try_wait().is_none(), "a backup without its WAL");
+        running.kill();
+        send(&receiving, Signal::CONT);
+        let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+        assert_eq!(listed["backups"].as_array().map(Vec::len), Some(1), "{transfer}: {listed}");
+    }
+    let told = site.backup();
+    assert_eq!(told["parent"], first["id"], "{told}");
+    assert_eq!(told["transfer"], "incremental", "{told}");
+    site.walrecv(&["verify", "--deep"]).run().expect_code(0);
+    let sum = "select count(*) || ' ' || md5(string_agg(t, ',' order by n)) from t";
+    let copy = site.land(&server, "copy", &["--latest"]);
+    assert_eq!(copy.value(sum), server.sql(sum));
+    drop(copy);
     end(receiving);
 }

@@ -12,13 +12,14 @@ use crate::pg::record::RecordHeader;
 use crate::pg::{Lsn, SegmentName, SegmentSize, TimelineId};
 use crate::repo::names::{PART_BYTES, WalObject};
 use crate::seal::content::summary::{LastRecord, Summary};
-use crate::seal::hash::{ContentHasher, content_hash};
+use crate::seal::hash::ContentHasher;
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::{OpenFailed, read_header};
 use crate::seal::tail::{piece_marks, tail_marks};
 
 /// Tails read at the same time.
 const AT_ONCE: usize = 8;
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// WAL as a server sent it, from the first byte on of what is stored in one object.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct Stretch {
     pub timeline: TimelineId,
     pub start: Lsn,
     pub bytes: Bytes,
+    /// So many zeros follow, which were not sent: behind a WAL switch there is nothing else.
+    pub zeros: u64,
 }
 
 /// What is stored of a [`Stretch`].
@@ -48,10 +51,26 @@ impl Stretch {
     }
 
     pub fn end(&self) -> Lsn {
-        self.start + self.bytes.len() as u64
+        self.start + self.bytes.len() as u64 + self.zeros
     }
 
-    /// The bytes between two positions, where they are all there.
+    /// Hashes the bytes between two positions; `None` where they are not all there.
+    fn hash(&self, hasher: &mut ContentHasher, from: Lsn, to: Lsn) -> Option<()> {
+        let sent = self.start + self.bytes.len() as u64;
+        if to > self.end() {
+            return None;
+        }
+        hasher.update(self.part(from.min(sent), to.min(sent))?);
+        let mut zeros = to.0.saturating_sub(from.max(sent).0) as usize;
+        while zeros > 0 {
+            let some = ZEROS.get(..zeros).unwrap_or(&ZEROS);
+            hasher.update(some);
+            zeros -= some.len();
+        }
+        Some(())
+    }
+
+    /// The bytes between two positions, where they were all sent.
     fn part(&self, from: Lsn, to: Lsn) -> Option<&[u8]> {
         let offset = |lsn: Lsn| lsn.0.checked_sub(self.start.0).map(|offset| offset as usize);
         self.bytes.get(offset(from)?..offset(to)?)
@@ -103,8 +122,9 @@ impl Archive {
 
     /// `None`: it cannot be compared, or not so far.
     fn agrees_with(&self, sent: &Stretch, summary: &Summary, until: Lsn) -> Option<bool> {
-        if let Some(bytes) = sent.part(summary.start, summary.end) {
-            let same = content_hash(self.keys.secret(), bytes) == summary.hash;
+        let mut hasher = ContentHasher::new(self.keys.secret());
+        if sent.hash(&mut hasher, summary.start, summary.end).is_some() {
+            let same = hasher.finalize() == summary.hash;
             return (!same || summary.end >= until).then_some(same);
         }
         // The server has only the beginning, up to a record that ends there perhaps.
@@ -144,8 +164,10 @@ impl Archive {
                 marks.sort_unstable();
                 let mut hasher = ContentHasher::new(&secret);
                 for (len, hash) in marks {
-                    let Some(bytes) = sent.part(start + hasher.len(), start + len) else { break };
-                    hasher.update(bytes);
+                    let from = start + hasher.len();
+                    if sent.hash(&mut hasher, from, start + len).is_none() {
+                        break;
+                    }
                     if hasher.finalize() != hash {
                         return Agreement::Differs(name);
                     }
@@ -189,6 +211,7 @@ mod tests {
     use crate::keys::setup;
     use crate::pg::SystemIdentifier;
     use crate::repo::{ClusterNames, Found, Repository};
+    use crate::seal::hash::content_hash;
     use crate::seal::header::RepositoryId;
     use crate::seal::sealer::{Compression, Sealer};
     use crate::seal::tail::TailSealer;
@@ -247,7 +270,11 @@ mod tests {
         }
 
         fn agrees(&self, wal: &[u8], until: usize) -> Agreement {
-            let sent = Stretch { timeline: TIMELINE, start: START, bytes: Bytes::copy_from_slice(wal) };
+            self.agrees_also(wal, 0, until)
+        }
+
+        fn agrees_also(&self, wal: &[u8], zeros: u64, until: usize) -> Agreement {
+            let sent = Stretch { timeline: TIMELINE, start: START, bytes: Bytes::copy_from_slice(wal), zeros };
             self.runtime.block_on(self.archive.agrees(&sent, START + until as u64)).unwrap()
         }
     }
@@ -273,6 +300,21 @@ mod tests {
             assert_eq!(bench.agrees(&changed(&wal, at), 5000), Agreement::Differs(name.clone()), "{at}");
         }
         assert_eq!(bench.agrees(&wal[..SEGMENT as usize - 1], 5000), Agreement::Unknown);
+    }
+
+    #[test]
+    fn zeros_behind_a_switch_need_not_be_sent() {
+        let (bench, mut wal) = (Bench::new(), wal());
+        wal[5000..].fill(0);
+        let name = bench.object(&wal, None);
+        for sent in [5000, 5001, 200_000, SEGMENT as usize] {
+            let zeros = SEGMENT - sent as u64;
+            assert_eq!(bench.agrees_also(&wal[..sent], zeros, 5000), Agreement::Same, "{sent}");
+            let changed = changed(&wal[..sent], 4999);
+            assert_eq!(bench.agrees_also(&changed, zeros, 5000), Agreement::Differs(name.clone()), "{sent}");
+        }
+        assert_eq!(bench.agrees_also(&wal[..4999], SEGMENT - 4999, 5000), Agreement::Differs(name));
+        assert_eq!(bench.agrees_also(&wal[..5000], SEGMENT - 5001, 5000), Agreement::Unknown);
     }
 
     #[test]

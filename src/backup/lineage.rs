@@ -20,6 +20,8 @@ use crate::wire::message::StreamEvent;
 /// Between two looks at what is stored, or two tries to reach the server.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(2);
+/// So many zeros behind the end of a backup stand behind a switch: every page of WAL begins with a header.
+const ZEROS: usize = 32 << 10;
 /// How long the server may take to send at most 16 MiB, and to end that.
 const SENDING: Duration = Duration::from_secs(60);
 const ENDING: Duration = Duration::from_secs(1);
@@ -115,41 +117,58 @@ impl Origin {
 
     async fn ask(&self, connection: Option<Connection>) -> Result<Stretch> {
         let (server, timeline, stop, object) = (self.server.clone(), self.timeline, self.stop, self.object());
+        // What was assumed and differs is asked for.
+        let assume = connection.is_some();
         let bytes = self.reader.run(async move {
             let mut connection = match connection {
                 Some(connection) => connection,
                 None => Connection::connect(&server, Mode::Physical, "").await?,
             };
             let late = |_| Error::new(Kind::Server, format!("the server sends no WAL up to {stop}")).transient();
-            let read = read(&mut connection, timeline, stop, object);
+            let read = read(&mut connection, timeline, stop, object, assume);
             let bytes = timeout(SENDING, read).await.map_err(late)??;
             if connection.end_stream(ENDING).await.is_ok() {
                 connection.close().await;
             }
             Ok(bytes)
         });
-        Ok(Stretch { timeline, start: object.0, bytes: bytes.await? })
+        let (bytes, zeros) = bytes.await?;
+        Ok(Stretch { timeline, start: object.0, bytes, zeros })
     }
 }
 
-/// What the server has of an object, which is all of it where the backup has switched to the next segment.
-async fn read(connection: &mut Connection, timeline: TimelineId, stop: Lsn, (start, end): (Lsn, Lsn)) -> Result<Bytes> {
+/// What the server has of an object, which is all of it where the backup has switched to the next segment. With `assume` what follows on a switch is not
+/// waited for: how many zeros that is.
+async fn read(
+    connection: &mut Connection,
+    timeline: TimelineId,
+    stop: Lsn,
+    (start, end): (Lsn, Lsn),
+    assume: bool,
+) -> Result<(Bytes, u64)> {
     let mut bytes = BytesMut::new();
     // No status is sent: a walsender that was told no position counts as nobody's synchronous standby.
     if let Started::NextTimeline { .. } = connection.start_replication(None, start, timeline).await? {
-        return Ok(bytes.freeze());
+        return Ok((bytes.freeze(), 0));
     }
     loop {
         let (known, more) = match connection.next_event().await? {
             StreamEvent::Data { wal_end, bytes: sent, .. } => (wal_end, sent),
             StreamEvent::Keepalive { wal_end, .. } => (wal_end, Bytes::new()),
-            StreamEvent::EndOfTimeline { .. } | StreamEvent::Ended { .. } => return Ok(bytes.freeze()),
+            StreamEvent::EndOfTimeline { .. } | StreamEvent::Ended { .. } => {
+                return Ok((bytes.freeze(), 0));
+            }
         };
         let room = end.since(start) as usize - bytes.len();
         bytes.extend_from_slice(more.get(..room).unwrap_or(&more));
         let position = start + bytes.len() as u64;
         if position >= end || position >= stop && position >= known {
-            return Ok(bytes.freeze());
+            return Ok((bytes.freeze(), 0));
+        }
+        let behind = bytes.get(stop.since(start) as usize..).unwrap_or_default();
+        let last = behind.len().checked_sub(ZEROS).and_then(|from| behind.get(from..));
+        if assume && known >= end && last.is_some_and(|last| last.iter().all(|byte| *byte == 0)) {
+            return Ok((bytes.freeze(), end.since(position)));
         }
     }
 }
@@ -182,7 +201,8 @@ mod tests {
             timeline: TimelineId(1),
             stop: Lsn(0x0300_1000),
         };
-        let sent = Stretch { timeline: origin.timeline, start: origin.object().0, bytes: vec![0; 1 << 20].into() };
+        let sent =
+            Stretch { timeline: origin.timeline, start: origin.object().0, bytes: vec![0; 1 << 20].into(), zeros: 0 };
         let demand = async |found| origin.demand(&Finds(found), sent.clone(), Duration::ZERO).await;
         demand(Agreement::Same).await.unwrap();
         let error = demand(Agreement::Unknown).await.unwrap_err();

@@ -234,7 +234,7 @@ fn by_file(pieces: Sorter, path: &Path) -> Result<SortedFile> {
     if let Some((key, values)) = current {
         writer.push(&key, &values)?;
     }
-    writer.finish()?;
+    writer.finish_for_now()?;
     opened(path, BELONGS)
 }
 

@@ -49,7 +49,7 @@ impl ParentFiles {
                 Step::End => break,
             }
         }
-        writer.finish()?;
+        writer.finish_for_now()?;
         Ok(ParentFiles { files: opened(&path, BELONGS)?, held, torn })
     }
 

@@ -45,7 +45,7 @@ impl PlaceWriter {
     /// The file loses its name.
     pub fn finish(self) -> Result<Places> {
         let Some(writer) = self.writer else { return Ok(Places::default()) };
-        writer.finish()?;
+        writer.finish_for_now()?;
         Ok(Places { file: Some(opened(&self.path, BELONGS)?), count: self.count, cached: VecDeque::new() })
     }
 }

@@ -1,5 +1,6 @@
 //! Whose backup it is: this host, and the `state_dir` that keeps one backup at a time.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::sealing::fill_random;
@@ -18,11 +19,16 @@ pub fn state_id(state_dir: Option<&Path>) -> Result<String> {
     let fresh = hex(&random);
     let Some(dir) = state_dir else { return Ok(fresh) };
     let path = dir.join(FILE);
-    durable::create_dirs(&medium::Disk, dir)?;
-    if durable::create_once(&medium::disk(), &path, &[fresh.as_bytes()], 0o600)? {
-        return Ok(fresh);
+    let read = || std::fs::read_to_string(&path);
+    let mut kept = read();
+    if kept.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+        durable::create_dirs(&medium::Disk, dir)?;
+        if durable::create_once(&medium::disk(), &path, &[fresh.as_bytes()], 0o600)? {
+            return Ok(fresh);
+        }
+        kept = read();
     }
-    let kept = std::fs::read_to_string(&path).map_err(|e| durable::failed("cannot read", &path, e))?;
+    let kept = kept.map_err(|e| durable::failed("cannot read", &path, e))?;
     if unhex::<16>(&kept).is_none() {
         return Err(Error::new(Kind::Failed, format!("{} does not hold 32 hexadecimal digits", path.display()))
             .hint("Remove the file: a backup makes it again."));

@@ -12,7 +12,7 @@ use crate::net::Conninfo;
 use crate::pg::{Lsn, TimelineId};
 
 /// Between two looks at an archive: at first, since a receiver that follows is seen at once, and later.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const FIRST_PAUSE: Duration = Duration::from_millis(3);
 pub const PAUSE: Duration = Duration::from_millis(500);
 /// An archive that has not moved for so long, though the server has more, may have no receiver.
 const STANDSTILL: Duration = Duration::from_secs(4);

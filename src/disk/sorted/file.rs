@@ -75,13 +75,23 @@ impl SortedWriter {
 
     /// Completes the file; it is durable when this returns.
     pub fn finish(mut self) -> Result<()> {
+        self.end()?;
+        self.blocks.sync()?;
+        durable::sync_dirs(&Disk, durable::parent(&self.blocks.path), durable::parent(&self.blocks.path))
+    }
+
+    /// Completes a file that nobody but this process is to read: nothing waits for the disk.
+    pub fn finish_for_now(mut self) -> Result<()> {
+        self.end()?;
+        self.blocks.flush()
+    }
+
+    fn end(&mut self) -> Result<()> {
         self.end_block()?;
         let mut trailer = self.blocks.at.to_le_bytes().to_vec();
         trailer.extend_from_slice(&self.records.to_le_bytes());
         self.blocks.block(&self.index)?;
-        self.blocks.block(&trailer)?;
-        self.blocks.sync()?;
-        durable::sync_dirs(&Disk, durable::parent(&self.blocks.path), durable::parent(&self.blocks.path))
+        self.blocks.block(&trailer)
     }
 }
 
