@@ -15,7 +15,7 @@ use crate::site::{Site, end};
 use crate::support::user::as_postgres;
 use crate::support::{Seed, Server, Walrecv, require_servers, rounds};
 
-/// What a backup may take, in KiB.
+/// What a backup or a restore may take, in KiB.
 const MEMORY: u64 = 128 << 10;
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -72,7 +72,8 @@ fn twice_and_back(server: &Server, change: &str, mapping: &[String]) -> (Site, V
     assert!(bytes(&second, "changed_bytes") * 4 < bytes(&first, "changed_bytes"), "{second}");
     let mapping: Vec<&str> = mapping.iter().flat_map(|m| ["--tablespace-mapping", m]).collect();
     let command = site.restore(server, "copy", &["--latest", "--output", "json"]).args(&mapping);
-    measured("restore", command);
+    let (_, peak) = measured("restore", command);
+    assert!(peak < MEMORY, "the restore had {peak} KiB");
     let mut verify = as_postgres(server.bin_dir().join("pg_verifybackup"));
     let output = verify.arg("-n").arg(site.data("copy")).output().expect("run pg_verifybackup");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -16,6 +16,7 @@ mod found;
 mod health;
 mod init;
 mod list;
+mod memory;
 mod output;
 mod progress;
 mod receive;
@@ -78,6 +79,9 @@ fn run(line: &[OsString], fetch: bool) -> u8 {
         && let Some(code) = wal_fetch::at_hand(&cli.common, args)
     {
         return code;
+    }
+    if matches!(cli.command, Command::Restore(_) | Command::Drill(_) | Command::Extract(_)) {
+        memory::large_buffers_go_back();
     }
     // A stream is one conversation, and computes on a thread of its own: a second worker would only be woken for what the first one is about to do.
     let workers = if matches!(cli.command, Command::Receive(_)) { 1 } else { 2 };

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Kind, Result};
 
@@ -18,6 +18,9 @@ pub struct Owner {
     pub uid: u32,
     pub gid: u32,
 }
+
+/// Paths that wait to be synced, at most.
+const AHEAD: usize = 1024;
 
 pub(super) fn failed(what: &str, path: &Path, cause: std::io::Error) -> Error {
     Error::new(Kind::Failed, format!("cannot {what} {}", path.display())).caused_by(cause)
@@ -212,36 +215,52 @@ impl Laid {
     }
 }
 
-/// Syncs every file and directory below `root`, `root` itself and its parent, with `jobs` threads. Links are not followed.
+/// Syncs every file and directory below `root`, `root` itself and its parent, with `jobs` threads. Links are not followed. Memory: directories that are still to
+/// be read, and [`AHEAD`] paths.
 pub fn sync_tree(root: &Path, jobs: usize) -> Result<()> {
-    let mut all = vec![root.to_path_buf()];
-    let mut next = 0;
-    while let Some(directory) = all.get(next).cloned() {
-        next += 1;
-        if !directory.symlink_metadata().map_err(|e| failed("look at", &directory, e))?.is_dir() {
-            continue;
-        }
-        for entry in std::fs::read_dir(&directory).map_err(|e| failed("read the directory", &directory, e))? {
-            let entry = entry.map_err(|e| failed("read the directory", &directory, e))?;
-            let kind = entry.file_type().map_err(|e| failed("look at", &entry.path(), e))?;
-            if kind.is_file() || kind.is_dir() {
-                all.push(entry.path());
-            }
-        }
-    }
-    all.extend(root.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_path_buf() }));
-    let taken = AtomicUsize::new(0);
+    let (to, from) = std::sync::mpsc::sync_channel::<PathBuf>(AHEAD);
+    let from = Mutex::new(from);
+    let next = || from.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let work = || -> Result<()> {
-        while let Some(path) = all.get(taken.fetch_add(1, Ordering::Relaxed)) {
-            sync(path)?;
+        let mut synced = Ok(());
+        // Whoever walks must not wait for a thread that has failed.
+        while let Ok(path) = next() {
+            synced = synced.and_then(|()| sync(&path));
         }
-        Ok(())
+        synced
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
+        let gone = |_| Error::new(Kind::Failed, "nobody syncs files any more");
+        let walked = walk(root, &mut |path| to.send(path).map_err(gone));
+        drop(to);
         let panicked = |_| Err(Error::new(Kind::Failed, "a thread that synced files panicked"));
-        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(panicked))
+        let synced = threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(panicked));
+        walked.and(synced)
     })
+}
+
+/// Names everything that [`sync_tree`] syncs.
+fn walk(root: &Path, found: &mut dyn FnMut(PathBuf) -> Result<()>) -> Result<()> {
+    let mut directories = Vec::new();
+    if root.symlink_metadata().map_err(|e| failed("look at", root, e))?.is_dir() {
+        directories.push(root.to_path_buf());
+    }
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).map_err(|e| failed("read the directory", &directory, e))? {
+            let entry = entry.map_err(|e| failed("read the directory", &directory, e))?;
+            let kind = entry.file_type().map_err(|e| failed("look at", &entry.path(), e))?;
+            if kind.is_dir() {
+                directories.push(entry.path());
+            }
+            if kind.is_file() || kind.is_dir() {
+                found(entry.path())?;
+            }
+        }
+    }
+    found(root.to_path_buf())?;
+    let parent = root.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_path_buf() });
+    parent.map_or(Ok(()), found)
 }
 
 /// Syncs one file or directory.

@@ -24,6 +24,8 @@ use crate::seal::header::ObjectKind;
 
 /// Runs that are gathered before their packs are fetched: about 64 MiB of memory. A pack is fetched again only where a window cuts it.
 const WINDOW: usize = 1 << 21;
+/// A file takes as much memory as so many of them.
+const FILE: usize = 8;
 pub const CONTROL: &[u8] = b"global/pg_control";
 /// Files that would make the restored server something else than a recovery from this plan.
 const LEFT_OUT: [&[u8]; 7] = [
@@ -243,6 +245,7 @@ fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool, left_ou
         job.pieces.push(Piece { at, len, file: number, frame, offset });
         window.pieces += 1;
     }
+    window.pieces += FILE;
     window.files.push(Filling { path: file.path, tally, stood, left_out });
     Ok(if left_out { 0 } else { zero })
 }
