@@ -167,6 +167,35 @@ fn an_interrupted_drill_leaves_nothing_and_a_killed_one_is_cleared_by_the_next()
     shop.nothing_is_left();
 }
 
+/// A recovery that stands still is given up, whatever holds it, and nothing of it stays.
+#[test]
+fn a_recovery_that_stands_still_is_given_up() {
+    require_servers!(MajorVersion::V17);
+    let shop = Shop::new(Server::start(MajorVersion::V17));
+    let mut running = shop.run(&["drill", "--stall-limit", "3s"]).spawn();
+    let of_ours = |process: &Path| {
+        let title = fs::read(process.join("cmdline")).unwrap_or_default();
+        let inside = || fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(shop.work.path()));
+        String::from_utf8_lossy(&title).contains("startup") && inside()
+    };
+    let deadline = std::time::Instant::now() + Duration::from_secs(120);
+    let held = loop {
+        let processes = fs::read_dir("/proc").expect("processes").filter_map(|entry| Some(entry.ok()?.path()));
+        if let Some(process) = processes.into_iter().find(|process| of_ours(process)) {
+            break process.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number");
+        }
+        assert!(running.try_wait().is_none() && std::time::Instant::now() < deadline, "recovery was not seen");
+    };
+    let pid = rustix::process::Pid::from_raw(held).expect("a process");
+    rustix::process::kill_process(pid, Signal::STOP).expect("it is held");
+    let output = running.wait(Duration::from_secs(120)).expect_code(1);
+    assert!(output.stderr.contains("has replayed nothing for"), "{}", output.stderr);
+    assert_eq!(check(&output.json(), "the drill itself"), "failed");
+    shop.nothing_is_left();
+    let listed = shop.site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(listed["last_drill"]["passed"], false);
+}
+
 /// Production archives for itself, waits for a synchronous standby, and subscribes to a publisher: none of them hears of a drill.
 #[test]
 fn a_drill_does_not_touch_production() {

@@ -133,6 +133,51 @@ fn what_was_dropped_comes_back_as_it_was_on_18() {
     comes_back(MajorVersion::V18);
 }
 
+/// Only the database that is needed is restored; what it was called is what it was called at that time.
+#[test]
+fn a_database_is_found_by_what_it_was_called_then() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    let site = Site::new(&server);
+    let run = |database: &str, sql: &str| {
+        server.connect(database).expect("a session").query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+    };
+    for (name, what) in [("green", "green"), ("blue", "blue"), ("other", "other")] {
+        server.sql(&format!("create database {name}"));
+        run(name, &format!("create table {what} as select n, '{what}' from generate_series(1, 2000) n"));
+    }
+    run("blue", "create table twice (id int)");
+    run("other", "create table twice (id int)");
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    site.backup();
+    for sql in ["alter database green rename to old", "alter database blue rename to green", "create database later"] {
+        server.sql(sql);
+    }
+    run("later", "create table late as select n from generate_series(1, 100) n");
+    wait_durable(&server, server.lsn());
+    end(receiver);
+    let scene = Scene { server, site, work: TempDir::for_postgres("work") };
+    let extract = |args: &[&str], file: &str| {
+        let told =
+            scene.extract(&["--latest", "--file", file, "--output", "json"]).args(args).run().expect_code(0).json();
+        let left_out = told["plan"]["databases"]["left_out"]
+            .as_array()
+            .map(|all| all.iter().map(|one| one["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>());
+        (fs::read_to_string(scene.file(file)).expect("a file"), left_out.map(|names| names.join(" ")))
+    };
+    // The backup's green is not what was called so: everything is restored then.
+    let (dump, left_out) = extract(&["--database", "green"], "green.sql");
+    assert!(dump.contains("2000\tblue") && !dump.contains("green"), "{dump:.500}");
+    assert_eq!(left_out, None);
+    let (dump, left_out) = extract(&["--table", "green"], "table.sql");
+    assert_eq!((dump.contains("2000\tgreen"), left_out.as_deref()), (true, Some("blue other")));
+    let (dump, left_out) = extract(&["--database", "later"], "later.sql");
+    assert_eq!((dump.contains("\n100\n"), left_out.as_deref()), (true, Some("green blue other")));
+    let output = scene.extract(&["--latest", "--table", "twice", "--file", "twice.sql"]).run().expect_code(2);
+    assert!(output.stderr.contains("several databases") && output.stderr.contains("green, other"), "{}", output.stderr);
+    assert_eq!(fs::read_dir(scene.work.path()).expect("a folder").count(), 0, "nothing stays");
+}
+
 /// The night in one go: `find` says when, `extract` brings it back.
 #[test]
 fn what_find_names_is_brought_back_by_extract() {

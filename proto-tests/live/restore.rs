@@ -128,7 +128,7 @@ impl Story {
             programs: Programs::find(self.server.version(), Some(&self.server.bin_dir()), None)?,
             account: options.account.clone(),
             action: options.action,
-            limit: Some(Duration::from_secs(60)),
+            patience: Some(Duration::from_secs(60)),
         };
         let size = self.shelf.archive.names.segment_size;
         start.probe(
@@ -441,6 +441,11 @@ fn a_server_can_wait_at_its_target() {
         let latest = story.prepare(Target::Latest).expect("a plan");
         let options = Options { action: Action::Shutdown, ..story.options("shutdown") };
         story.restore(&latest, &options).expect("a restore");
+        // Production logs elsewhere, and not much.
+        let auto = options.pgdata.join("postgresql.auto.conf");
+        let mut text = std::fs::read_to_string(&auto).expect("settings");
+        text.push_str("logging_collector = on\nlog_destination = csvlog\nlog_min_messages = fatal\n");
+        std::fs::write(&auto, text).expect("settings");
         let copy = story.start(&latest, &options).expect("a server that ended at its target");
         assert_eq!(copy.started.pid, None);
         assert!(options.pgdata.join("recovery.signal").exists());

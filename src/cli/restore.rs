@@ -66,7 +66,10 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
 
 async fn prepare(archive: &Archive, wanted: &Wanted, args: &RestoreArgs) -> Result<Prepared> {
     let prepared = restore::prepare(archive, wanted).await?;
-    if args.databases.is_empty() { Ok(prepared) } else { prepared.only(archive, &args.databases).await }
+    match args.databases.as_slice() {
+        [] => Ok(prepared),
+        names => prepared.only(archive, &|there| only::called(names, there)).await,
+    }
 }
 
 /// The target that was asked for (clap made sure that there is one); a standby has none.
@@ -167,7 +170,7 @@ async fn start(
         programs,
         account: options.account.clone(),
         action: options.action,
-        limit: None,
+        patience: None,
     };
     start.probe(
         &options.program,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::args::{Common, ScratchArgs};
 use super::context::Context;
+use crate::config::duration;
 use crate::disk::private;
 use crate::error::{Error, Kind, Result};
 use crate::restore::scratch::Setup;
@@ -14,6 +15,8 @@ pub fn setup(common: &Common, context: &Context, args: &ScratchArgs) -> Result<S
     let program = std::env::current_exe().map_err(|e| {
         Error::new(Kind::Failed, "cannot tell the path of this program, which restore_command needs").caused_by(e)
     })?;
+    let patience = duration::parse(&args.stall_limit)
+        .map_err(|problem| Error::new(Kind::Usage, format!("--stall-limit: {problem}")))?;
     let account = Account::choose(args.owner.as_deref())?;
     let work_dir = match &args.work_dir {
         Some(folder) => std::path::absolute(folder)
@@ -30,6 +33,7 @@ pub fn setup(common: &Common, context: &Context, args: &ScratchArgs) -> Result<S
         account,
         pg_bindir: args.pg_bindir.clone(),
         jobs: usize::from(args.jobs),
+        patience: (!patience.is_zero()).then_some(patience),
         program,
         fetch_arguments: fetch_arguments(common, context),
     })

@@ -1,6 +1,7 @@
 //! Floor 6: tables, or a database, as they were at a point in time, as a file of SQL: restored into a scratch server, dumped, and the server removed.
 
 mod names;
+mod narrow;
 
 use std::path::Path;
 use std::process::Stdio;
@@ -53,7 +54,8 @@ pub struct Extracted {
     pub milliseconds: u64,
 }
 
-/// Writes the dump to `file`, which must not be there: whole, or not at all. Nothing else stays.
+/// Writes the dump to `file`, which must not be there: whole, or not at all. Nothing else stays. Of the backup only the database is restored that is needed,
+/// where its catalogs tell which one that is.
 pub async fn extract(
     archive: &Archive,
     access: Access,
@@ -66,9 +68,9 @@ pub async fn extract(
     let begun = Instant::now();
     let wanted = wish.tables.iter().map(|text| Name::parse(text)).collect::<Result<Vec<Name>>>()?;
     let staged = Staged::create(file, 0o600)?;
-    (watch.stage)("restoring");
-    let said = |line: &str| (watch.stage)(line);
-    let server = setup.raise(archive, access, prepared, watch.moved, &said).await?;
+    (watch.stage)("looking for the database");
+    let narrowed = narrow::narrow(archive, prepared, wish.database.as_deref(), &wanted).await?;
+    let (server, plan) = raise(archive, access, setup, (prepared, narrowed), wish, watch).await?;
     (watch.stage)("looking for the tables");
     let (database, tables) = find(&server, wish, &wanted).await?;
     (watch.stage)("dumping");
@@ -76,13 +78,35 @@ pub async fn extract(
     let bytes = staged.commit()?;
     server.remove().context(format!("{} is written, but", file.display()))?;
     Ok(Extracted {
-        plan: prepared.plan.clone(),
+        plan,
         database,
         tables: tables.iter().map(Known::quoted).collect(),
         file: file.display().to_string(),
         bytes,
         milliseconds: milliseconds(begun.elapsed()),
     })
+}
+
+/// A server with what is needed. The name of a database may be another's since the backup: then everything is restored.
+async fn raise(
+    archive: &Archive,
+    access: Access,
+    setup: &Setup,
+    (all, narrowed): (&Prepared, Option<Prepared>),
+    wish: &Wish,
+    watch: &Watch<'_>,
+) -> Result<(ScratchServer, Plan)> {
+    let said = |line: &str| (watch.stage)(line);
+    if let Some(narrowed) = narrowed {
+        (watch.stage)("restoring");
+        let server = setup.raise(archive, access.clone(), &narrowed, watch.moved, &said).await?;
+        match &wish.database {
+            Some(name) if server.left_out(name).await? => server.remove()?,
+            _ => return Ok((server, narrowed.plan)),
+        }
+    }
+    (watch.stage)("restoring");
+    Ok((setup.raise(archive, access, all, watch.moved, &said).await?, all.plan.clone()))
 }
 
 fn milliseconds(took: Duration) -> u64 {
@@ -94,7 +118,8 @@ async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(S
     let databases = server.databases().await?;
     if let Some(database) = &wish.database {
         if !databases.contains(database) {
-            let near = names::nearest(database, databases.iter().map(String::as_str));
+            let named = server.named().await?;
+            let near = names::nearest(database, named.iter().map(String::as_str));
             let text = format!("there is no database {database:?} at that time");
             return Err(Error::new(Kind::Usage, text).hint(format!("there are: {}", near.join(", "))));
         }

@@ -20,6 +20,7 @@ mod pack;
 pub mod plan;
 pub mod plan_file;
 pub mod prefetch;
+mod pulse;
 pub mod recovering;
 pub mod recovery;
 pub mod report;
@@ -38,7 +39,7 @@ use std::sync::Arc;
 
 pub use choose::{Choice, Wanted};
 pub use configure::{Options, Restored};
-pub use only::Only;
+pub use only::{Only, Pick};
 pub use plan_file::Access;
 pub use report::Plan;
 pub use target::{Action, Target};
@@ -62,10 +63,9 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The same restore, of these databases alone, by their names in the backup. Reads the WAL up to the landing. `Kind::Usage` for a name that the backup
-    /// does not have.
-    pub async fn only(self, archive: &Archive, databases: &[String]) -> Result<Prepared> {
-        let only = Only::choose(archive, &self.choice, databases).await?;
+    /// The same restore, of these databases alone. Reads the WAL up to the landing.
+    pub async fn only(self, archive: &Archive, pick: Pick<'_>) -> Result<Prepared> {
+        let only = Only::choose(archive, &self.choice, pick).await?;
         let plan = self.plan.only(&only);
         Ok(Prepared { plan, only: Some(Arc::new(only)), ..self })
     }

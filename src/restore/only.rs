@@ -48,6 +48,9 @@ pub struct Database {
     pub why: &'static str,
 }
 
+/// Who is asked for, of those that the backup has: object ids.
+pub type Pick<'a> = &'a (dyn Fn(&[&DatabaseRow]) -> Result<BTreeSet<u32>> + Sync);
+
 /// What is restored of a backup, and what is not.
 #[derive(Clone, Debug)]
 pub struct Only {
@@ -65,14 +68,13 @@ pub struct Only {
 }
 
 impl Only {
-    /// Reads the names in the backup, and the WAL up to the landing. `Kind::Usage` for a name that the backup does not have.
-    pub async fn choose(archive: &Archive, choice: &Choice, wanted: &[String]) -> Result<Only> {
+    /// Reads the names in the backup, lets `pick` choose by them (object ids), and reads the WAL up to the landing.
+    pub async fn choose(archive: &Archive, choice: &Choice, pick: Pick<'_>) -> Result<Only> {
         let manifest = &choice.manifest;
         let sizes = sizes(archive, manifest).await?;
         let mut shelf = Shelf::of(archive, manifest, &["global".to_owned()], &[PG_DATABASE]).await?;
         let (catalog, rows) = shelf.databases().await?;
-        let (mut laid, mut left_out) =
-            split(&sizes, rows, wanted).map_err(|e| e.context(format!("backup {}", manifest.id)))?;
+        let (mut laid, mut left_out) = split(&sizes, rows, pick).context(format!("backup {}", manifest.id))?;
         let mut seen = Seen::default();
         if !left_out.is_empty() {
             let ids = left_out.iter().map(|one| one.oid).collect();
@@ -155,14 +157,10 @@ async fn sizes(archive: &Archive, manifest: &Manifest) -> Result<BTreeMap<u32, u
 }
 
 /// Who is laid, and who is left out. Of the rows the last one of a database counts; a database without any is laid, since nobody could name it.
-fn split(
-    sizes: &BTreeMap<u32, u64>,
-    rows: Vec<DatabaseRow>,
-    wanted: &[String],
-) -> Result<(Vec<Database>, Vec<Database>)> {
+fn split(sizes: &BTreeMap<u32, u64>, rows: Vec<DatabaseRow>, pick: Pick<'_>) -> Result<(Vec<Database>, Vec<Database>)> {
     let rows: BTreeMap<u32, DatabaseRow> = rows.into_iter().map(|row| (row.oid, row)).collect();
     let there: Vec<&DatabaseRow> = rows.values().filter(|row| sizes.contains_key(&row.oid)).collect();
-    let asked = wanted.iter().map(|name| meant(name, &there)).collect::<Result<BTreeSet<u32>>>()?;
+    let asked = pick(&there)?;
     let (mut laid, mut left_out) = (Vec::new(), Vec::new());
     for (oid, bytes) in sizes {
         let row = rows.get(oid);
@@ -179,6 +177,11 @@ fn split(
         if why == "not asked for" { &mut left_out } else { &mut laid }.push(database);
     }
     Ok((laid, left_out))
+}
+
+/// Those of these names. `Kind::Usage` for one that the backup does not have.
+pub fn called(wanted: &[String], there: &[&DatabaseRow]) -> Result<BTreeSet<u32>> {
+    wanted.iter().map(|name| meant(name, there)).collect()
 }
 
 /// The database of a name, or of an object id.
@@ -287,7 +290,7 @@ mod tests {
         };
         let split = |wanted: &[&str]| {
             let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
-            super::split(&sizes, rows(), &wanted).map(|(laid, out)| (ids(&laid), ids(&out)))
+            super::split(&sizes, rows(), &|there| called(&wanted, there)).map(|(laid, out)| (ids(&laid), ids(&out)))
         };
         assert_eq!(split(&["shop"]).unwrap(), (vec![1, 5, 16400, 16402, 16403, 16404], vec![16401, 16405]));
         assert_eq!(split(&["16401", "logs"]).unwrap().1, [16400, 16405]);
@@ -298,7 +301,7 @@ mod tests {
             assert!(error.kind() == Kind::Usage && error.advice().unwrap().contains("shop, logs"), "{wrong}: {error}");
         }
         let twice = vec![row(16400, "shop", false), row(16401, "shop", false)];
-        let error = super::split(&sizes, twice, &["shop".to_owned()]).unwrap_err();
+        let error = super::split(&sizes, twice, &|there| called(&["shop".to_owned()], there)).unwrap_err();
         assert!(error.advice().unwrap().contains("16400, 16401"), "{error}");
     }
 

@@ -41,6 +41,8 @@ pub struct Setup {
     pub account: Option<Account>,
     pub pg_bindir: Option<PathBuf>,
     pub jobs: usize,
+    /// How long recovery may stand still; `None`: for ever.
+    pub patience: Option<Duration>,
     /// Absolute path of this program, for `restore_command`.
     pub program: PathBuf,
     /// Arguments that `wal-fetch` needs when no plan binds it.
@@ -62,6 +64,8 @@ pub struct ScratchServer {
     pub started: Started,
     /// Until all files were there and synced.
     pub laying: Duration,
+    /// Object ids of databases that are there as holes.
+    left_out: Vec<u32>,
     folder: Folder,
 }
 
@@ -124,7 +128,7 @@ impl Setup {
             programs: programs.clone(),
             account: self.account.clone(),
             action: Action::Promote,
-            limit: None,
+            patience: self.patience,
         };
         let first = report::first_segment(&prepared.choice, archive.names.segment_size);
         start.probe(&self.program, &self.fetch_arguments, first)?;
@@ -141,6 +145,7 @@ impl Setup {
             restored,
             started,
             laying,
+            left_out: prepared.only.iter().flat_map(|only| &only.left_out).map(|one| one.oid).collect(),
             folder,
         };
         server.superuser = server.find_superuser().await?;
@@ -272,10 +277,26 @@ impl ScratchServer {
         Err(last.unwrap_or_else(none).hint("name the system user that is a role of the server with --owner"))
     }
 
-    /// The databases that take connections.
+    /// The databases that take connections; those that the restore left out do not.
     pub async fn databases(&self) -> Result<Vec<String>> {
+        let out = self.left_out.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let sql = format!(
+            "select datname from pg_database where datallowconn and oid <> all ('{{{out}}}'::oid[]) order by 1"
+        );
+        Ok(self.ask("template1", &sql).await?.lines().map(str::to_owned).collect())
+    }
+
+    /// The names of all databases that are there for users, those that were left out too.
+    pub async fn named(&self) -> Result<Vec<String>> {
         let sql = "select datname from pg_database where datallowconn order by 1";
         Ok(self.ask("template1", sql).await?.lines().map(str::to_owned).collect())
+    }
+
+    /// Whether a database of this name is there and was left out: the backup had it under another name.
+    pub async fn left_out(&self, name: &str) -> Result<bool> {
+        let oids =
+            self.ask("template1", &format!("select oid from pg_database where datname = {}", literal(name))).await?;
+        Ok(oids.lines().any(|oid| self.left_out.iter().any(|out| out.to_string() == oid)))
     }
 
     /// Ends the server in good order, so that its files can be looked at.
@@ -299,6 +320,11 @@ impl ScratchServer {
         end(&self.data, Signal::QUIT, AT_ONCE)?;
         self.folder.throwaway.remove()
     }
+}
+
+/// A string of SQL, whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 /// What psql printed.

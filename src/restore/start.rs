@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::plan::Landing;
 use super::plan_file;
+use super::pulse::Pulse;
 use super::recovery::shell_word;
 use super::server::{self, Account, Programs};
 use super::target::Action;
@@ -18,8 +19,13 @@ const POLL: Duration = Duration::from_millis(100);
 /// A server whose process is not seen for so long has ended.
 const GONE: Duration = Duration::from_secs(2);
 /// `DBState` (`catalog/pg_control.h`).
+const DB_SHUTDOWNED_IN_RECOVERY: u32 = 2;
 const DB_IN_PRODUCTION: u32 = 6;
 const LOG: &str = "walrecv-start.log";
+/// What the server says goes to [`LOG`], in English, whatever production's configuration has: where it ends at the target, nothing but its words tells that. It
+/// holds for this run of the server only.
+const PLAIN_LOG: &str =
+    " -c lc_messages=C -c log_destination=stderr -c logging_collector=off -c log_min_messages=warning";
 
 /// A restored data directory, and how its server is run.
 #[derive(Clone, Debug)]
@@ -28,8 +34,8 @@ pub struct Start {
     pub programs: Programs,
     pub account: Option<Account>,
     pub action: Action,
-    /// Give up after this time; the server is left as it is.
-    pub limit: Option<Duration>,
+    /// Give up when recovery has not gone on for so long; the server is left as it is.
+    pub patience: Option<Duration>,
 }
 
 /// Where the server is, and where it came from.
@@ -98,8 +104,14 @@ impl Start {
         let log = self.pgdata.join(LOG);
         let mut command = server::command(self.account.as_ref(), &self.programs.path("pg_ctl"));
         command.current_dir(&self.pgdata).arg("-D").arg(&self.pgdata).arg("-l").arg(&log);
-        command.args(["-W", "-o", &own_directory(&self.pgdata)?, "start"]);
+        let mut settings = own_directory(&self.pgdata)?;
+        if self.action == Action::Shutdown {
+            settings.push_str(PLAIN_LOG);
+        }
+        command.args(["-W", "-o", &settings, "start"]);
+        let said_before = std::fs::metadata(&log).map_or(0, |log| log.len());
         server::run(command, "pg_ctl start").map_err(|e| self.with_log(e))?;
+        let mut pulse = Pulse::begin();
         let mut seen = Instant::now();
         let mut last_line = String::new();
         let lock = loop {
@@ -115,15 +127,12 @@ impl Start {
                     break lock;
                 }
             } else if seen.elapsed() >= GONE {
-                if self.action == Action::Shutdown && self.shut_down_at_target() {
+                if self.action == Action::Shutdown && self.shut_down_at_target(said_before) {
                     break LockFile::default();
                 }
                 return Err(self.with_log(Error::new(Kind::Failed, "the server ended during recovery")));
             }
-            if self.limit.is_some_and(|limit| begun.elapsed() > limit) {
-                let message = format!("recovery has not ended after {} s", begun.elapsed().as_secs());
-                return Err(self.with_log(Error::new(Kind::Failed, message)));
-            }
+            self.demand_pulse(&mut pulse, lock.pid, &last_line)?;
         };
         let (new_timeline, landed) = match self.action {
             Action::Promote => self.promoted(landing.timeline).map_or((None, None), |(t, l)| (Some(t), Some(l))),
@@ -158,11 +167,30 @@ impl Start {
         ControlFile::parse(&content).is_ok_and(|control| control.state == DB_IN_PRODUCTION)
     }
 
-    /// DB_SHUTDOWNED_IN_RECOVERY in pg_control, and the signal file stays for the next start.
-    fn shut_down_at_target(&self) -> bool {
+    /// The server has ended in good order, still in recovery, and says that it did so at the target and not because somebody stopped it. What pg_control says of the
+    /// position is no proof: records that change no page may lie behind it.
+    fn shut_down_at_target(&self, said_before: u64) -> bool {
+        let content = std::fs::read(self.pgdata.join("global/pg_control")).unwrap_or_default();
+        let state = ControlFile::parse(&content).map(|control| control.state);
         let said = std::fs::read(self.pgdata.join(LOG)).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        self.pgdata.join("recovery.signal").exists() && said.contains("shutdown at recovery target")
+        let said = said.get(usize::try_from(said_before).unwrap_or(usize::MAX)..).unwrap_or_default();
+        state == Ok(DB_SHUTDOWNED_IN_RECOVERY)
+            && self.pgdata.join("recovery.signal").exists()
+            && String::from_utf8_lossy(said).contains("shutdown at recovery target")
+    }
+
+    /// A recovery may take days, but not stand still.
+    fn demand_pulse(&self, pulse: &mut Pulse, postmaster: Option<u32>, last_line: &str) -> Result<()> {
+        let Some(patience) = self.patience else { return Ok(()) };
+        let resting = pulse.resting(&self.pgdata, postmaster);
+        if resting <= patience {
+            return Ok(());
+        }
+        let said = if last_line.is_empty() { "nothing" } else { last_line };
+        let message =
+            format!("recovery has replayed nothing for {} s; the last that the server said: {said}", resting.as_secs());
+        Err(Error::new(Kind::Failed, message)
+            .hint("see whether the repository answers, as fast as walrecv verify reads it"))
     }
 
     /// The timeline that the server made, and the position at which it left the recovered one.
