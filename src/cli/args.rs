@@ -310,7 +310,7 @@ pub struct ScratchArgs {
     /// Files laid back, and tables checked, side by side
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
-    /// Give up, and remove everything, when recovery has replayed nothing for so long
+    /// Give up, and remove everything, when recovery has replayed nothing for so long; 0: never
     #[arg(long, value_name = "TIME", default_value = "30min")]
     pub stall_limit: String,
     /// Private key file of a recipient, in place of the configured one

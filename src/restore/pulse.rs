@@ -66,7 +66,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("global")).unwrap();
         let mut pulse = Pulse::begin();
-        let mut look = |pulse: &mut Pulse| {
+        let look = |pulse: &mut Pulse| {
             pulse.looked = None;
             pulse.resting(dir.path(), None)
         };
