@@ -206,13 +206,14 @@ impl Scene {
 fn whatever_cannot_be_stored_is_named_and_leaves_no_backup() {
     require_servers!(VERSION);
     let mut scene = Scene::new();
-    for word in ["/intents/", "/packs/", "/maps/", "/manifests/", "/backups/"] {
+    for word in ["/intents/", "/packs/", "/maps/", "/manifests/", "/backups/", "/alive/"] {
         for harm in [Harm::Refused, Harm::Away, Harm::Unheard] {
             let before = scene.complete();
             scene.store.mood(|mood| mood.harm = Some((word, harm)));
             let taken = scene.take();
             scene.store.mood(|mood| mood.harm = None);
-            if harm == Harm::Unheard {
+            // It is a backup already when it tells that it is.
+            if harm == Harm::Unheard || word == "/alive/" {
                 // What has arrived is found there; and what the failures before it left is no part of it.
                 let manifest = taken.unwrap_or_else(|e| panic!("{word}: {e}")).manifest;
                 assert_eq!(scene.complete(), [before, vec![manifest]].concat(), "{word}");
@@ -241,7 +242,8 @@ fn a_backup_that_dies_at_any_request_is_none_and_the_next_one_is_whole() {
             let (name, found) = (died_at.clone().unwrap_or_default(), scene.complete());
             last = died_at.is_none();
             // It is a backup from the moment that its manifest is one.
-            let expected = before.len() + usize::from(last || arrives && name.contains("/backups/"));
+            let complete = last || name.contains("/alive/") || arrives && name.contains("/backups/");
+            let expected = before.len() + usize::from(complete);
             assert_eq!(found.len(), expected, "{name:?}, {arrives}");
             if found.len() > before.len() {
                 scene.demand_whole();
@@ -256,7 +258,7 @@ fn a_backup_that_dies_at_any_request_is_none_and_the_next_one_is_whole() {
             break;
         }
     }
-    for word in ["/intents/", "/packs/", "/maps/", "/manifests/", "/backups/"] {
+    for word in ["/intents/", "/packs/", "/maps/", "/manifests/", "/backups/", "/alive/"] {
         assert!(places.iter().any(|name| name.contains(word)), "no backup died at {word}: {places:?}");
     }
 }

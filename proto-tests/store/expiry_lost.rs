@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use walrecv::archive::lost::COMPLETE;
 use walrecv::error::Kind;
 use walrecv::pg::{Lsn, TimelineId};
 use walrecv::retention::ExpireOptions;
@@ -13,6 +14,12 @@ use crate::archive_pieces::writer;
 use crate::expiry::{LIFE, STALE, World, runtime};
 
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// As the backup itself tells when its manifest is stored.
+fn told(world: &World, id: &BackupId) {
+    let intent = world.memory.get(&world.archive.names.intent(id.as_str())).expect("an intent");
+    world.memory.put(&world.archive.names.alive(id.as_str(), COMPLETE), intent);
+}
 
 async fn found_whole(world: &World, id: &BackupId) {
     let check = Verified {
@@ -44,10 +51,20 @@ fn a_backup_whose_manifest_somebody_removed_is_missed_and_kept() {
     runtime().block_on(async {
         let world = World::new(1, 0);
         let [parent, child] = family(&world).await;
-        // Nothing but a check has ever seen the one that is lost.
-        found_whole(&world, &child).await;
-        for (lost, intent) in [(&parent, true), (&parent, false), (&child, true)] {
+        // Nothing but a check, or its own word, tells of the child.
+        for (lost, intent, checked) in [
+            (&parent, true, true),
+            (&parent, false, true),
+            (&child, true, true),
+            (&child, true, false),
+            (&child, false, false),
+        ] {
             let copy = World::over(world.memory.copy(), world.known.clone());
+            if checked {
+                found_whole(&copy, &child).await
+            } else {
+                told(&copy, &child)
+            }
             let manifest = copy.archive.names.backup(lost.as_str());
             let bytes = copy.memory.get(&manifest).expect("a manifest");
             copy.memory.remove(&manifest);

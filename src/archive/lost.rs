@@ -13,6 +13,9 @@ use crate::seal::content::manifest::Manifest;
 /// Bytes of a day at the beginning of names of backups and of events: `20260131T020000Z`.
 const DAY: usize = 8;
 
+/// Number of the sign that a backup leaves when its manifest is stored, among its signs of life, which begin at 1.
+pub const COMPLETE: u32 = 0;
+
 /// What [`Archive::lost`] found.
 pub enum Lost {
     /// Those that are lost, with what says that they were complete.
@@ -33,8 +36,8 @@ impl Lost {
 
 impl Archive {
     /// Of these backups, under whose names nothing was found, those that were complete, and what says so. A manifest names a backup as its parent, or a
-    /// map of it, only where that was complete; a check that found a backup whole had its manifest; `noted` are known to have been complete. Backups that an
-    /// unfinished expiry deletes, and those under whose name something stands by now, are none of them.
+    /// map of it, only where that was complete; a backup left a sign that its manifest was stored; a check that found it whole had its manifest; `noted` are known to
+    /// have been complete. Backups that an unfinished expiry deletes, and those under whose name something stands by now, are none of them.
     ///
     /// Errors: the store. An event that does not open tells nothing.
     pub async fn lost<'a>(
@@ -53,6 +56,7 @@ impl Archive {
                 lost.extend(suspects.take(id).map(|id| (id, format!("backup {} builds on it", manifest.id))));
             }
         }
+        self.signed(&mut suspects, &mut lost).await?;
         self.found_whole(&mut suspects, &mut lost).await?;
         if lost.is_empty() {
             return Ok(Lost::Known(lost));
@@ -73,6 +77,20 @@ impl Archive {
                 Ok(Lost::Unclear(found, error.context(format!("an unfinished plan cannot be read ({name})"))))
             }
         }
+    }
+
+    /// Moves those that left a sign that they were complete.
+    async fn signed(&self, suspects: &mut BTreeSet<BackupId>, lost: &mut BTreeMap<BackupId, String>) -> Result<()> {
+        let look = |id: BackupId| async move {
+            let sign = self.repo.head(&self.names.alive(id.as_str(), COMPLETE)).await?;
+            Ok::<_, Error>(sign.map(|_| id))
+        };
+        let mut looking = stream::iter(suspects.clone().into_iter().map(look)).buffer_unordered(AT_ONCE);
+        while let Some(found) = looking.next().await {
+            let Some(id) = found?.and_then(|id| suspects.take(&id)) else { continue };
+            lost.insert(id, "it left a sign that its manifest was stored".to_owned());
+        }
+        Ok(())
     }
 
     /// Moves those that a check has found whole, newest checks first.

@@ -1,9 +1,13 @@
-//! Signs of life: a backup of which nothing else moves for a day (a slow transfer of what has hardly changed) would be taken for dead by an expiry.
+//! Signs of life: a backup of which nothing else moves for a day (a slow transfer of what has hardly changed) would be taken for dead by an expiry. And the
+//! last one, that it is complete: so would one whose manifest vanished.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
+use super::sealing::Sealing;
+use super::upload::Upload;
 use crate::archive::Archive;
+use crate::archive::lost::COMPLETE;
 use crate::error::Result;
 use crate::keys::ring::WriterRing;
 use crate::pg::{Lsn, TimelineId};
@@ -32,6 +36,20 @@ async fn sign(archive: &Archive, ring: &WriterRing, id: &BackupId, number: u32, 
     let claims = archive.claims(ObjectKind::Intent, TimelineId(0), Lsn(u64::from(number)));
     let name = archive.names.alive(id.as_str(), number);
     archive.put_index(&ring.fresh()?, &name, claims, &intent.encode(), limit).await
+}
+
+/// Leaves the sign that the backup is complete: its manifest is stored. It is one already, whatever becomes of this.
+pub async fn complete(archive: &Archive, sealing: &mut Sealing, limit: Duration) {
+    let id = sealing.id.clone();
+    let put = async {
+        let Some(intent) = archive.intent(&id).await? else { return Ok(0) };
+        let name = archive.names.alive(id.as_str(), COMPLETE);
+        let upload = sealing.index(ObjectKind::Intent, COMPLETE, &intent.encode())?;
+        Upload { name, ..upload }.put(&archive.repo, limit).await
+    };
+    if let Err(error) = put.await {
+        tracing::warn!(%error, "the sign that this backup is complete could not be left");
+    }
 }
 
 #[cfg(test)]

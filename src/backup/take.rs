@@ -37,7 +37,7 @@ use crate::seal::header::ObjectKind;
 
 /// Between two questions to a repository that is away.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long giving a failed backup up may take.
+/// How long the last word of a backup may take: that it is complete, or given up.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
 /// Takes a base backup of the server into the archive. The archive must be followed by a receiver: `Kind::Slot` when it is not. Dropping the future
@@ -205,7 +205,8 @@ async fn copy(
     let completed = options.state_dir.as_deref().map(|dir| Completed::of(dir, archive));
     // It is a backup already, whatever becomes of this.
     let kept = blocking(move || keep(&id, completed.as_ref(), local.shelf.as_ref(), kept));
-    kept.await.unwrap_or_else(|error| tracing::warn!(%error, "that this backup is complete is not noted in state_dir"));
+    let (kept, ()) = tokio::join!(kept, alive::complete(archive, &mut sealing, GIVE_UP));
+    kept.unwrap_or_else(|error| tracing::warn!(%error, "that this backup is complete is not noted in state_dir"));
     Ok((manifest, waited))
 }
 

@@ -14,6 +14,7 @@ use super::*;
 use crate::pg::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
 use crate::seal::content::intent::Intent;
 use crate::seal::content::manifest::{Backup, ControlFacts, Manifest, MapRef, Raw, Sizes, Transfer};
+use crate::seal::content::plan::{Plan, PlanId};
 use crate::seal::header::ObjectKind;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -147,6 +148,37 @@ fn several_dead_runs_are_used_together() {
     assert_eq!(received.tally.changed, 0);
     let expected: BTreeMap<String, Vec<u8>> = both.files.iter().skip(1).cloned().collect();
     assert!(bench.laid_back(&maps) == expected);
+}
+
+/// Who has announced that it uses them asks this after its announcement, so an expiry sees the one, or this sees the other.
+#[test]
+fn what_an_expiry_may_be_deleting_is_not_used() {
+    let (bench, runtime) = (Bench::new(), runtime());
+    dies(&bench, 1, &made(files(1)));
+    dies(&bench, 2, &made(files(200)));
+    let scratch = Arc::new(Scratch::temporary().unwrap());
+    let dead = [bench.id(1), bench.id(2)];
+    let packs = || runtime.block_on(usable(&bench.archive, &dead, &scratch)).map(|orphans| orphans.packs);
+    assert_eq!(packs(), Some(4));
+    let created_at = Timestamp::now();
+    let plan = Plan {
+        version: Plan::VERSION,
+        id: PlanId::new(created_at, [7; 8]),
+        cluster: "main".into(),
+        system: SystemIdentifier(7),
+        created_at,
+        delete: Vec::new(),
+        sweep: vec![bench.id(1)],
+        made_by: String::new(),
+        host: String::new(),
+        user: String::new(),
+    };
+    runtime.block_on(bench.archive.put_plan(&bench.ring.fresh().unwrap(), &plan, LIMIT)).unwrap();
+    assert_eq!(packs(), Some(2));
+    // It may speak of any backup.
+    let path = bench.repository().join(bench.archive.names.plan("20260131T020001Z-0a02030405060708"));
+    std::fs::write(path, b"no plan").unwrap();
+    assert_eq!(packs(), None);
 }
 
 #[test]
