@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -73,6 +73,12 @@ pub fn put(passing: &Path, place: &Path, content: &[u8], size: u64, crc: u32) ->
 fn open_new(path: &Path) -> Result<File> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     file.map_err(|e| failed("cannot write", path, e))
+}
+
+/// Writes `content` over the beginning of a file, which is made where there is none. Not synced.
+pub fn write_over(path: &Path, content: &[u8]) -> Result<()> {
+    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    open.and_then(|file| file.write_all_at(content, 0)).map_err(|e| failed("cannot write", path, e))
 }
 
 /// Moves a fetched file to `destination` if it is whole: of this size, and marked or of this checksum. One that is not is removed. `false`: nothing was moved.

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use super::ahead::{Piece, Ready};
 use super::recovering::{Recovery, folder, folders};
-use crate::disk::lay;
 use crate::disk::lock::LockFile;
 use crate::disk::{ahead as files, ahead::passing};
 use crate::error::{Error, Kind, Result};
@@ -85,8 +84,7 @@ impl<'a> Ahead<'a> {
             return Ok(());
         }
         let free = take_lock(self.pgdata, &self.folder.join(LOCK))?;
-        let text = format!("{segment} {}\n", std::process::id());
-        lay::hand_over(&self.folder.join(ASKED), text.as_bytes(), text.len() as u64)?;
+        files::write_over(&self.folder.join(ASKED), note_of(segment, std::process::id()).as_bytes())?;
         let nobody = free.is_some();
         if nobody && !recovers() {
             // It ended meanwhile, and so did whoever fetched ahead, with a folder that was made anew just now.
@@ -137,9 +135,47 @@ pub fn listed(folder: &Path, size: SegmentSize) -> Vec<Ready> {
     ready
 }
 
+/// What is noted of a call. It is always as long, so that it is written in place: a file that takes the place of another is written to the disk at once by
+/// some file systems (`auto_da_alloc` of ext4), while the server waits. It may be read in the middle of that, hence the checksum.
+fn note_of(segment: SegmentName, caller: u32) -> String {
+    let text = format!("{segment} {caller:010}");
+    format!("{text} {:08x}\n", crc32c::crc32c(text.as_bytes()))
+}
+
 /// What the server asked for last, and the text that says so: it changes with every call.
 pub fn asked(folder: &Path, size: SegmentSize) -> Option<(SegmentName, String)> {
     let text = std::fs::read_to_string(folder.join(ASKED)).ok()?;
-    let segment = SegmentName::parse(text.split(' ').next()?, size)?;
-    Some((segment, text))
+    let mut words = text.split(' ');
+    let segment = SegmentName::parse(words.next()?, size)?;
+    let caller = words.next()?.parse().ok()?;
+    (note_of(segment, caller) == text).then_some((segment, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::{SegmentNumber, TimelineId};
+
+    #[test]
+    fn a_note_is_read_as_it_was_written_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = SegmentSize::new(16 << 20).unwrap();
+        let segment = |number| SegmentName::new(TimelineId(1), SegmentNumber(number), size);
+        let place = dir.path().join(ASKED);
+        assert_eq!(asked(dir.path(), size), None);
+        let (long, short) = (note_of(segment(0xAB), u32::MAX), note_of(segment(0xAC), 7));
+        for note in [&long, &short] {
+            files::write_over(&place, note.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&place).unwrap(), *note);
+        }
+        assert_eq!(asked(dir.path(), size), Some((segment(0xAC), short.clone())));
+        for cut in 1..long.len() {
+            let torn = [&short[..cut], &long[cut..]].concat();
+            std::fs::write(&place, &torn).unwrap();
+            let whole = torn == long || torn == short;
+            assert_eq!(asked(dir.path(), size).is_some(), whole, "{torn}");
+            std::fs::write(&place, &short[..cut]).unwrap();
+            assert_eq!(asked(dir.path(), size), None, "{:?}", &short[..cut]);
+        }
+    }
 }
