@@ -403,11 +403,15 @@ fn a_standby_outlives_a_configuration_that_is_being_edited() {
     assert!(matches!(bad, Some(Outcome::Unknown(e)) if e.kind() == Kind::Usage));
 }
 
+/// `DBState` (`catalog/pg_control.h`).
+const IN_RECOVERY: u32 = 5;
+const IN_PRODUCTION: u32 = 6;
+
 /// A pg_control of version 15 as far as it is read.
-fn control(system: SystemIdentifier) -> Vec<u8> {
+fn control(system: SystemIdentifier, state: u32) -> Vec<u8> {
     let mut bytes = vec![0; 8192];
     bytes[..8].copy_from_slice(&system.0.to_le_bytes());
-    for (at, value) in [(8, 1300), (216, 8192), (224, 8192), (228, MB as u32)] {
+    for (at, value) in [(8, 1300), (16, state), (216, 8192), (224, 8192), (228, MB as u32)] {
         bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
     }
     let crc = crc32c::crc32c(&bytes[..288]);
@@ -422,12 +426,33 @@ fn a_server_of_another_cluster_gets_nothing() {
     let asker = Asker::new(&world, "free");
     asker.signal("recovery.signal");
     std::fs::create_dir(asker.pgdata.join("global")).expect("a folder");
-    let own = |system| std::fs::write(asker.pgdata.join("global/pg_control"), control(system)).expect("a file");
+    let own =
+        |system| std::fs::write(asker.pgdata.join("global/pg_control"), control(system, IN_RECOVERY)).expect("a file");
     own(SYSTEM);
     assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
     own(SystemIdentifier(SYSTEM.0 + 1));
     assert_eq!(asker.segment(ONE, 2), Said::Unknown(Kind::Diverged));
     assert_eq!(asker.ask("00000002.history"), Said::Unknown(Kind::Diverged));
+}
+
+/// At the end of a recovery the server removes its signal before it asks for its last file.
+#[test]
+fn a_plan_binds_until_pg_control_says_that_recovery_has_ended() {
+    let world = World::new();
+    world.store_all();
+    let end = world.one.last_before(Lsn(3 * MB + 700_000)).end;
+    let asker = Asker::planned(&world, ONE, end);
+    let (whole, cut) = (world.bytes(ONE, 3), end.since(Lsn(3 * MB)) as usize);
+    std::fs::remove_file(asker.pgdata.join("recovery.signal")).expect("remove");
+    std::fs::create_dir(asker.pgdata.join("global")).expect("a folder");
+    let place = asker.pgdata.join("global/pg_control");
+    for binds in [control(SYSTEM, IN_RECOVERY), b"half written".to_vec()] {
+        std::fs::write(&place, binds).expect("a file");
+        assert_eq!(asker.segment(ONE, 3), filled(&whole[..cut]));
+        assert_eq!(asker.segment(ONE, 5), Said::Absent);
+    }
+    std::fs::write(&place, control(SYSTEM, IN_PRODUCTION)).expect("a file");
+    assert_eq!(asker.segment(ONE, 3), filled(whole));
 }
 
 #[test]

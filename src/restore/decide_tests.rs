@@ -49,6 +49,14 @@ fn a_plan_ends_where_it_says() {
     assert_eq!(order(&bounds(11 * MB), 3, 11), None, "the end is a border");
 }
 
+/// A plan file that contradicts itself serves less, not more.
+#[test]
+fn nothing_is_served_of_a_timeline_past_the_target() {
+    let plan = Bounds { target: TimelineId(2), ..bounds(11 * MB + 500) };
+    assert_eq!(order(&plan, 2, 8), Some((MB, vec![])));
+    assert_eq!(order(&plan, 3, 10), None);
+}
+
 #[test]
 fn a_parent_is_never_served_past_the_fork() {
     let plan = bounds(11 * MB + 500);
