@@ -183,6 +183,10 @@ fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<
     if !wishes.keep_subscriptions || wishes.scratch.is_some() {
         out.push(("max_logical_replication_workers", "0".to_owned()));
     }
+    // A server empties it when it starts: beside production, on Debian, it would be production's. 15 and later do not know it.
+    if value_of(current, "stats_temp_directory").is_some() {
+        out.push(("stats_temp_directory", "pg_stat_tmp".to_owned()));
+    }
     if let Some(scratch) = wishes.scratch {
         let directory = scratch.directory.to_str().filter(|d| !d.contains([',', '"', '\n']));
         let directory = directory.ok_or_else(|| {

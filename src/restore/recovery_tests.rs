@@ -171,6 +171,29 @@ fn what_production_had_is_told() {
     assert!(!text.contains("archive_mode"));
 }
 
+/// What production's configuration has for its own recoveries, or shares with servers beside it, would delay this one, or take away what is not its own.
+#[test]
+fn a_recovery_neither_waits_nor_tidies_up_for_production() {
+    let main = "recovery_min_apply_delay = '4h'\narchive_cleanup_command = 'pg_archivecleanup /archive %r'\n\
+        recovery_end_command = 'promote-elsewhere'\nprimary_conninfo = 'host=db1'\nprimary_slot_name = 's1'\n";
+    let (text, told) = run(&time_case(), main, "");
+    for line in [
+        "recovery_min_apply_delay = 0",
+        "archive_cleanup_command = ''",
+        "recovery_end_command = 'rm -rf pg_wal/walrecv'",
+        "primary_conninfo = ''",
+        "primary_slot_name = ''",
+    ] {
+        assert!(lines(&text).contains(&line), "{line} in\n{text}");
+    }
+    assert!(!text.contains("stats_temp_directory"), "a server of 15 would not start");
+    let told: Vec<_> = told.iter().map(|n| n.setting.as_str()).collect();
+    assert_eq!(told, ["primary_conninfo", "primary_slot_name", "max_logical_replication_workers"]);
+    let (text, told) = run(&time_case(), "stats_temp_directory = '/run/postgresql/13-main.pg_stat_tmp'\n", "");
+    assert!(lines(&text).contains(&"stats_temp_directory = 'pg_stat_tmp'"), "{text}");
+    assert!(told.iter().any(|n| n.setting == "stats_temp_directory"), "{told:?}");
+}
+
 #[test]
 fn a_scratch_server_is_alone() {
     let scratch = Some(Scratch { directory: "/tmp/x".into(), port: 6000 });

@@ -159,3 +159,50 @@ impl Said {
         Ok(Said { size: cursor.number()?, crc: cursor.number()?.checked_sub(1).map(|crc| crc as u32) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(files: &[(&str, u64, Checksum)]) -> Sent {
+        let folder = tempfile::tempdir().unwrap();
+        let backup = BackupId::parse("20260131T020000Z-0000001A-0000000300000028-1a2b").unwrap();
+        let mut sending = Sending { backup, files: Sorter::new(folder.path(), MEMORY) };
+        files.iter().for_each(|(path, size, sum)| sending.push(path.as_bytes(), *size, sum).unwrap());
+        sending.sorted().unwrap()
+    }
+
+    /// Refused, and with what word.
+    fn refused(compared: Result<()>, word: &str) {
+        let error = compared.unwrap_err();
+        assert!(error.kind() == Kind::Corrupt && error.to_string().contains(word), "{error}");
+    }
+
+    #[test]
+    fn each_file_is_what_the_server_sent() {
+        // In the server's order; with another checksum only the size is known.
+        let other = Checksum::Other { algorithm: "SHA256".to_owned(), digits: "00".to_owned() };
+        let all = || {
+            let files = [
+                ("base/5/2", 16384, Checksum::Crc32c(7)),
+                ("base/5/1", 8192, Checksum::Crc32c(0)),
+                ("x", 3, other.clone()),
+            ];
+            sent(&files)
+        };
+        let mut sent = all();
+        sent.compare(b"base/5/1", 8192, 0).unwrap();
+        sent.compare(b"base/5/2", 16384, 7).unwrap();
+        sent.compare(b"x", 3, 99).unwrap();
+        refused(sent.compare(b"y", 1, 1), "does not name it");
+
+        refused(all().compare(b"base/5/1", 8192, 1), "CRC-32C");
+        refused(all().compare(b"base/5/1", 8191, 0), "has 8191 bytes");
+        refused(all().compare(b"base/5/2", 16384, 7), "no map does");
+        refused(all().pass_over(b"base/5/2"), "no map does");
+        refused(all().pass_over(b"base/5/0"), "does not name it");
+        let mut sent = all();
+        sent.pass_over(b"base/5/1").unwrap();
+        refused(sent.compare(b"base/5/2", 16384, 8), "CRC-32C");
+    }
+}
