@@ -33,8 +33,8 @@ impl Pulse {
     }
 }
 
-/// What changes while WAL is replayed: pg_control, and what the processes at work are called (the segment that they are at) and have read and written. Whoever waits for
-/// a segment, or for nothing, reads and writes nothing.
+/// What changes while WAL is replayed: pg_control, and what the processes at work are called (the segment that they are at) and have read and written.
+/// Whoever waits for a segment, or for nothing, reads and writes nothing.
 fn signs(pgdata: &Path, postmaster: Option<u32>) -> Vec<u8> {
     let mut signs = std::fs::read(pgdata.join("global/pg_control")).unwrap_or_default();
     let Some(postmaster) = postmaster else { return signs };
