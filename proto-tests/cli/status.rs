@@ -105,6 +105,48 @@ fn a_receiver_is_seen_streaming_without_its_server_and_dead() {
     assert!(leftover() <= 1, "the next one clears away what is old enough");
 }
 
+/// What a slot holds back, and when it is lost, in the server's own figures.
+#[test]
+fn a_slot_is_shown_with_what_it_holds_back_and_when_it_is_lost() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::builder(MajorVersion::V18).setting("max_slot_wal_keep_size", "256MB").start();
+    let site = Site::new(&server);
+    site.walrecv(&["slot", "drop"]).run().expect_code(0);
+    site.walrecv(&["slot", "show"]).run().expect_code(18);
+    site.walrecv(&["slot", "create"]).run().expect_code(0);
+    server.sql("create table t as select i, repeat('x', 500) as filler from generate_series(1, 20000) i");
+    let shown = || {
+        let output = site.walrecv(&["slot", "show", "--output", "json"]).run().expect_code(0);
+        serde_json::from_str::<Value>(&output.stdout).expect("JSON")
+    };
+    let slot = shown();
+    let row = server.sql(
+        "select restart_lsn, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, safe_wal_size, wal_status from pg_replication_slots",
+    );
+    let columns: Vec<&str> = row.split('|').collect();
+    assert_eq!((slot["name"].as_str(), slot["active"].as_bool()), (Some("walrecv_main"), Some(false)));
+    assert_eq!((slot["restart_lsn"].as_str(), slot["wal_status"].as_str()), (Some(columns[0]), Some(columns[3])));
+    // A server that does nothing writes a few records all the same.
+    let near = |name: &str, wanted: &str| {
+        let wanted: f64 = wanted.parse().expect("a number");
+        assert!((number(&slot[name]) - wanted).abs() < 100_000.0, "{name} is {}, the server says {wanted}", slot[name]);
+    };
+    near("retained", columns[1]);
+    near("safe_wal_size", columns[2]);
+    assert!(number(&slot["retained"]) > 10e6, "{slot}");
+    let text = site.walrecv(&["slot", "show"]).run().expect_code(0).stdout;
+    assert!(text.contains("lost after") && text.contains("retained"), "{text}");
+
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    wait_durable(&server, server.lsn());
+    assert_eq!(shown()["active"], true);
+    // Looked at 5 s after the start, then once a minute.
+    let (streaming, _) = wait_state(&site, &[], |cluster| cluster["slot"]["safe_wal_size"].is_number());
+    let told = &streaming["slot"];
+    assert!(number(&told["retained_bytes"]) < 20e6 && number(&told["safe_wal_size"]) > 200e6, "{told}");
+    end(receiver);
+}
+
 /// Where none runs, the catalog tells how the last one ended and how far it was, also while the repository cannot be reached; and a check of the archive is told.
 #[test]
 fn what_the_last_receiver_knew_is_told_without_it_and_without_the_repository() {

@@ -15,6 +15,7 @@ use walrecv::receive::recover::recover;
 use walrecv::receive::{Observer, Place};
 use walrecv::repo::ClusterNames;
 use walrecv::seal::content::event::Hole;
+use walrecv::seal::hash::content_hash;
 use walrecv::seal::key::ReaderKeys;
 
 use super::chance::Chance;
@@ -192,7 +193,11 @@ impl Promise {
             let stored =
                 archive.read_segment(segment, None).await.map_err(|e| format!("{segment} cannot be read: {e}"))?;
             let stored = match stored {
-                Some(SegmentBytes::Complete(bytes) | SegmentBytes::Prefix(bytes)) => bytes,
+                Some(SegmentBytes::Complete(bytes)) => {
+                    is_as_summed_up(&archive, segment, &bytes).await?;
+                    bytes
+                }
+                Some(SegmentBytes::Prefix(bytes)) => bytes,
                 None => return Err(format!("nothing of {segment} is there")),
             };
             let offset = at.since(self.from) as usize;
@@ -224,6 +229,19 @@ impl Promise {
             false => Err(format!("the server has what is in a hole: {hole:?}")),
         }
     }
+}
+
+/// Who receives the same WAL again compares it by the hash in the object's summary.
+async fn is_as_summed_up(archive: &Archive, segment: SegmentName, bytes: &[u8]) -> Result<(), String> {
+    let summaries = archive.summaries(segment).await.map_err(|e| format!("what {segment} says of itself: {e}"))?;
+    for summary in summaries.unwrap_or_default() {
+        let (from, to) = (summary.start.since(segment.start()) as usize, summary.end.since(segment.start()) as usize);
+        let own = bytes.get(from..to).map(|own| content_hash(archive.keys.secret(), own));
+        if own != Some(summary.hash) {
+            return Err(format!("{segment} is not what its summary has the hash of"));
+        }
+    }
+    Ok(())
 }
 
 /// The first hole that does not end before `at`.

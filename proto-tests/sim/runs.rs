@@ -120,7 +120,7 @@ fn every_promise_is_kept() {
         assert!(output.status.success(), "seed {seed}");
         return;
     }
-    let (first, count) = (first_seed(), u64::from(rounds(900, 60_000)));
+    let (first, count) = (first_seed(), u64::from(rounds(2_000, 60_000)));
     let count = seed_from("WALRECV_SIM_COUNT").unwrap_or(count);
     let first = seed_from("WALRECV_SIM_FIRST").unwrap_or(first);
     println!("seeds {first} to {}", first + count - 1);

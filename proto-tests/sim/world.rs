@@ -63,6 +63,8 @@ pub struct Plan {
     pub store_faults: bool,
     pub net_faults: bool,
     pub slow_disk: bool,
+    /// What is in memory leaves it after so long without WAL.
+    pub rests: Option<Duration>,
 }
 
 impl Plan {
@@ -95,6 +97,7 @@ impl Plan {
             store_faults: !chance.one_in(4),
             net_faults: !chance.one_in(3),
             slow_disk: chance.one_in(4),
+            rests: None,
         };
         // Without SQL these cannot tell where a slot stands.
         Plan { sql: plan.sql || plan.version < MajorVersion::V15, spool: plan.spool && !plan.local, ..plan }
@@ -153,6 +156,8 @@ impl World {
         let mut plan = Plan::new(&chance);
         let holes = Chance::new(seed, "holes");
         (plan.gaps, plan.gives_up) = (holes.one_in(5), holes.one_in(3));
+        let rests = Chance::new(seed, "rests");
+        plan.rests = rests.one_in(2).then(|| rests.millis(100, 3000));
         change(&mut plan);
         // Two histories of one timeline leave nothing to tell an honest hole by.
         plan.roll_back &= !plan.gaps;
@@ -284,6 +289,8 @@ impl World {
             spool_dir: self.plan.spool.then(|| PathBuf::from(SPOOL)),
             on_gap: if self.plan.gaps { OnGap::NewRange } else { OnGap::Stop },
             give_up_at: self.plan.gives_up.then_some(GIVE_UP_AT),
+            rest_after: self.plan.rests.unwrap_or(Duration::from_secs(8)),
+            rest_worth: if self.plan.rests.is_some() { 32 << 10 } else { 1 << 20 },
             ..ReceiveOptions::new(info.through(dialer))
         }
     }

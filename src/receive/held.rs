@@ -10,8 +10,6 @@ use super::object::Ended;
 use super::spool::Rest;
 use crate::pg::Lsn;
 
-/// Most of them that are being sealed beside the stream.
-const UNSEALED: usize = 1;
 /// How often those are looked at while nothing arrives.
 const SEALED_YET: Duration = Duration::from_millis(5);
 
@@ -52,9 +50,9 @@ impl Queue {
         self.0.iter().map(|held| held.object.memory()).sum()
     }
 
-    /// Whether what is sealed beside the stream, and slower than it comes, has to be waited for: it must not pile up.
+    /// Whether one is still being sealed beside the stream at the end of the next one: that is waited for, since they must not pile up.
     pub fn is_behind(&self) -> bool {
-        self.0.iter().filter(|held| !held.object.is_sealed()).count() > UNSEALED
+        self.0.iter().any(|held| !held.object.is_sealed())
     }
 
     /// The first that is left for the spool, if the record behind its object is checked, or has not been for long enough; with `all` in any case.

@@ -160,6 +160,11 @@ impl Keeper {
         self.held.memory() + self.open.as_ref().map_or(0, Open::memory)
     }
 
+    /// Whether finished objects wait to be handed on.
+    pub fn holds_finished(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     pub fn set_flush_interval(&mut self, interval: Duration) {
         self.config.flush_interval = interval;
         let span = object_bytes(self.segment_size());

@@ -114,6 +114,8 @@ pub struct ReceiveOptions {
     pub memory: u64,
     /// Without any WAL for so long, what is in memory of the open segment leaves it: it is in the tail.
     pub rest_after: Duration,
+    /// At least so many bytes: less is not worth it.
+    pub rest_worth: u64,
     /// Folder of the spool, for repositories on object storage: what is in it counts as written.
     pub spool_dir: Option<PathBuf>,
     /// Stop once all WAL up to here is durable and reported.
@@ -140,6 +142,7 @@ impl ReceiveOptions {
             status_interval: Duration::from_secs(1),
             memory: 36 << 20,
             rest_after: Duration::from_secs(8),
+            rest_worth: 1 << 20,
             spool_dir: None,
             until: None,
             on_gap: OnGap::default(),

@@ -41,8 +41,6 @@ mod ending;
 /// How often progress is told, and the longest quiet time.
 const TELL: Duration = Duration::from_secs(1);
 const LONG_QUIET: Duration = Duration::from_secs(600);
-/// What is in memory leaves it in a quiet time only if it is at least so much.
-const WORTH_A_REST: u64 = 1 << 20;
 
 /// What a turn of the pipeline brought.
 #[derive(Debug)]
@@ -75,6 +73,7 @@ pub struct Pipeline {
     /// When what is in memory may leave it, and up to where it did; `rest_after` is `quiet` again after a rest.
     rest_at: Option<Instant>,
     rest_after: Duration,
+    rest_worth: u64,
     quiet: Duration,
     rested: Lsn,
     lost: bool,
@@ -161,6 +160,7 @@ impl Pipeline {
             flush_at: None,
             rest_at: None,
             rest_after: options.rest_after,
+            rest_worth: options.rest_worth,
             quiet: options.rest_after,
             rested: start,
             lost: false,
@@ -252,7 +252,7 @@ impl Pipeline {
             return;
         }
         let object = self.clearing.object_of(self.received);
-        if self.received.since(object.max(self.rested)) < WORTH_A_REST {
+        if self.received.since(object.max(self.rested)) < self.rest_worth {
             self.rest_at = None;
             self.ask(Work::Rest(Vec::new()));
             return;

@@ -269,7 +269,8 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
     match work {
         Work::Data(bytes) => {
             let mut own = keeper.memory() + bytes.len() as u64;
-            if budget.is_full(own) {
+            // What is sealed beside the stream is in memory too, and in no budget before it is handed on.
+            if budget.is_full(own) || (own > budget.limit && keeper.holds_finished()) {
                 keeper.release_all()?;
                 own = keeper.memory() + bytes.len() as u64;
                 budget.waiting.store(true, Ordering::SeqCst);

@@ -104,6 +104,7 @@ struct Scene {
     vault: Vault,
     disk: Disk,
     from: Lsn,
+    flush_interval: Duration,
 }
 
 impl Scene {
@@ -115,12 +116,12 @@ impl Scene {
         std::fs::create_dir(disk.path().join("repository")).expect("make the repository");
         // What init leaves there.
         std::fs::write(disk.path().join("repository/walrecv.json"), b"{\"a\": \"repository\"}").expect("write a file");
-        Scene { server, vault: Vault::new(), disk, from }
+        Scene { server, vault: Vault::new(), disk, from, flush_interval: Duration::from_millis(100) }
     }
 
     fn options(&self) -> ReceiveOptions {
         let mut options = harness::options(&self.server);
-        options.flush_interval = Duration::from_millis(100);
+        options.flush_interval = self.flush_interval;
         options.stall_timeout = Duration::from_secs(1);
         options
     }
@@ -169,9 +170,9 @@ impl Scene {
     }
 }
 
-fn full(version: MajorVersion, kind: FileSystem) {
+fn full(version: MajorVersion, kind: FileSystem, flush_interval: Duration) {
     let Some(disk) = Disk::new(kind, 24) else { return };
-    let scene = Scene::new(version, disk);
+    let scene = Scene { flush_interval, ..Scene::new(version, disk) };
     let receiving = scene.receive();
     harness::wait_acknowledged(&scene.server, scene.write(10));
     for _ in 0..2 {
@@ -192,13 +193,13 @@ fn full(version: MajorVersion, kind: FileSystem) {
 #[test]
 fn a_full_disk_that_gets_room_again() {
     require_servers!(MajorVersion::V18);
-    full(MajorVersion::V18, FileSystem::Ext4);
+    full(MajorVersion::V18, FileSystem::Ext4, Duration::from_millis(100));
 }
 
 #[test]
 fn a_full_memory_disk_that_gets_room_again() {
     require_servers!(MajorVersion::V16);
-    full(MajorVersion::V16, FileSystem::Tmpfs);
+    full(MajorVersion::V16, FileSystem::Tmpfs, Duration::ZERO);
 }
 
 /// The kernel makes no file system read-only that is being written to, so the receiver is not there meanwhile.

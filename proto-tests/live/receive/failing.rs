@@ -68,7 +68,13 @@ fn a_failed_sync_is_not_acknowledged_and_a_new_file_is_begun() {
     if !strace::possible() {
         return;
     }
-    let scene = Scene::new(MajorVersion::V18);
+    for flush_ms in [100, 0] {
+        failed_sync(flush_ms);
+    }
+}
+
+fn failed_sync(flush_ms: u64) {
+    let scene = Scene::flushing_every(MajorVersion::V18, flush_ms);
     let before = scene.tails();
     let interfered = scene.interfere("fdatasync:error=EIO:when=1+");
     let commit = scene.write();

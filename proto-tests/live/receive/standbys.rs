@@ -226,8 +226,8 @@ fn list(server: &Server, names: &str) {
 /// Listed while it streams, and no longer listed: it finds out by itself, whatever its interval.
 #[test]
 fn the_list_of_synchronous_standbys_is_read_again_while_streaming() {
-    require_servers!(MajorVersion::V16);
-    let server = Server::start(MajorVersion::V16);
+    require_servers!(MajorVersion::V17);
+    let server = Server::builder(MajorVersion::V17).setting("synchronized_standby_slots", "walrecv").start();
     harness::create_slot(&server);
     let vault = Vault::new();
     let mut options = harness::options(&server);
@@ -236,6 +236,8 @@ fn the_list_of_synchronous_standbys_is_read_again_while_streaming() {
     receiving.wait_streaming();
     list(&server, "walrecv");
     receiving.wait_event("that it is listed", |e| *e == ReceiveEvent::Synchronous(true));
+    let held_up = |e: &ReceiveEvent| matches!(e, ReceiveEvent::Warning(text) if text.contains("synchronized_standby_slots names this slot"));
+    receiving.wait_event("that logical slots wait for it", held_up);
     let ledger = Ledger::builder().start(&server);
     ledger.wait_for_more(10, LIMIT);
     let entries = ledger.stop();
