@@ -15,7 +15,7 @@ use super::check::{Check, Refused};
 use super::held::Queue;
 use super::merge::Merge;
 use super::object::{Object, Open, Place, object_bytes};
-use super::spool::{Spool, Spooled};
+use super::spool::Spool;
 use super::tail::{Flushed, Merging, Piece, TailMaker};
 use super::trim;
 use super::worker::Out;
@@ -27,6 +27,8 @@ use crate::pg::{DurableLsn, Lsn, SegmentNumber, SegmentSize, TimelineId};
 use crate::seal::key::WriterKeys;
 use crate::seal::sealer::Compression;
 use crate::stats::StreamStats;
+
+mod spooling;
 
 /// A data key is used so long.
 const KEY_AGE: Duration = Duration::from_secs(3600);
@@ -313,63 +315,11 @@ impl Keeper {
         Ok(())
     }
 
-    /// Puts the ends of finished objects into the spool, before anything that comes after them, and without waiting for their sealing.
-    fn spool_rests(&mut self, all: bool) {
-        while let Some(spool) = &mut self.spool
-            && let Some(rest) = self.held.rest(self.check.checked(), self.config.flush_interval, all)
-        {
-            let spooled = spool.finish(&self.keys, rest);
-            self.tell_spooled(spooled);
-        }
-    }
-
     /// Hands on finished objects without waiting for the record that crosses their end: memory is short. What was checked does not wait in memory only.
     pub fn release_all(&mut self) -> Result<(), Stop> {
         self.release(true)?;
         self.flush_spool();
         Ok(())
-    }
-
-    /// Puts what was checked of the open object into the spool.
-    fn flush_spool(&mut self) {
-        if self.spool.is_none() {
-            return;
-        }
-        if let Some(open) = self.open.take() {
-            self.keep_in_spool(&open);
-            self.open = Some(open);
-        }
-        if let Some(spool) = self.spool.as_mut().filter(|_| self.config.flush_interval.is_zero()) {
-            spool.reserve(AHEAD);
-        }
-    }
-
-    fn keep_in_spool(&mut self, open: &Open) {
-        self.spool_rests(false);
-        let upto = open.offset(self.wanted());
-        // As in the tail: what is stored complete already counts for nothing before it is compared.
-        let stored = self.config.stored.contains(&open.place.segment.number);
-        if let Some(spool) = self.spool.as_mut().filter(|_| !stored) {
-            let spooled = spool.keep(&self.keys, open, upto);
-            self.tell_spooled(spooled);
-        }
-    }
-
-    fn tell_spooled(&mut self, spooled: Result<Option<Spooled>>) {
-        let begun = self.spool.as_mut().map(Spool::begun).unwrap_or_default();
-        begun.into_iter().for_each(|(object, run)| self.tell(Kept::Spooling(object, run)));
-        match spooled {
-            Ok(Some(Spooled { from, to })) => {
-                self.tell_checked();
-                self.tell(Kept::Wrote { from, to });
-            }
-            Ok(None) => {}
-            Err(error) => self.tell(Kept::Trouble(error)),
-        }
-    }
-
-    fn spool_due(&self) -> Option<Instant> {
-        self.spool.as_ref().and_then(|spool| spool.due(self.config.flush_interval))
     }
 
     /// The end of a batch of messages: says how far checking came and when the next flush is due. Without a flush interval it flushes.
