@@ -36,8 +36,8 @@ impl Lost {
 
 impl Archive {
     /// Of these backups, under whose names nothing was found, those that were complete, and what says so. A manifest names a backup as its parent, or a
-    /// map of it, only where that was complete; a backup left a sign that its manifest was stored; a check that found it whole had its manifest; `noted` are known to
-    /// have been complete. Backups that an unfinished expiry deletes, and those under whose name something stands by now, are none of them.
+    /// map of it, only where that was complete; a backup left a sign that its manifest was stored; a check that found it whole had its manifest; `noted`
+    /// are known to have been complete. Backups that an unfinished expiry deletes, and those under whose name something stands by now, are none of them.
     ///
     /// Errors: the store. An event that does not open tells nothing.
     pub async fn lost<'a>(
