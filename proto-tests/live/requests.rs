@@ -174,6 +174,10 @@ impl Scene {
                 println!("  {at:?}: stopped");
                 // As a person would after mending it.
                 if !plan.exists() && options.pgdata.join("recovery.signal").exists() {
+                    // A prefetcher that ends takes the folder away that it leaves empty.
+                    let folder = plan.parent().expect("a folder");
+                    fs::create_dir_all(folder).expect("make a folder");
+                    crate::support::user::give_to_postgres(folder);
                     fs::write(&plan, &kept).expect("put the plan back");
                     crate::support::user::give_to_postgres(&plan);
                 } else if plan.exists() {
