@@ -47,8 +47,12 @@ pub async fn complete(archive: &Archive, sealing: &mut Sealing, limit: Duration)
         let upload = sealing.index(ObjectKind::Intent, COMPLETE, &intent.encode())?;
         Upload { name, ..upload }.put(&archive.repo, limit).await
     };
-    if let Err(error) = put.await {
-        tracing::warn!(%error, "the sign that this backup is complete could not be left");
+    match tokio::time::timeout(limit, put).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the sign that this backup is complete could not be left"),
+        Err(_) => {
+            tracing::warn!("the sign that this backup is complete could not be left within {} s", limit.as_secs())
+        }
     }
 }
 

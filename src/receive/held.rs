@@ -65,7 +65,9 @@ impl Queue {
     /// The first, if it is sealed and the record behind it is checked, or has not been for long enough; with `all` in any case.
     pub fn next(&mut self, checked: Lsn, flush_interval: Duration, all: bool) -> Option<Ended> {
         let limit = hold_limit(flush_interval);
-        let ready = |held: &mut Held| all || (held.object.is_sealed() && !held.is_early(checked, limit));
+        // What is left for the spool is asked for first.
+        let ready =
+            |held: &mut Held| all || (held.object.is_sealed() && held.rest.is_none() && !held.is_early(checked, limit));
         self.0.pop_front_if(ready).map(|held| held.object)
     }
 

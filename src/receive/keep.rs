@@ -205,7 +205,9 @@ impl Keeper {
             if upto > open.tail.kept() && open.oldest.is_none() {
                 open.oldest = Some(Instant::now());
             }
-            if let Some(spool) = self.spool.as_mut() {
+            // What is stored complete already is not spooled.
+            let stored = self.config.stored.contains(&open.place.segment.number);
+            if let Some(spool) = self.spool.as_mut().filter(|_| !stored) {
                 spool.arrived(&open, upto);
             }
             if open.room() == 0 {

@@ -485,7 +485,8 @@ impl Run {
         let (size, timeline) = (pipeline.segment_size(), pipeline.timeline());
         // Bytes that have become durable since were good: then these are two accidents. What differs from what is stored is no accident twice.
         let invalid = matches!(refused, Refused::Invalid(_));
-        let was_good = |last: Lsn| invalid && pipeline.ledger.durable() > last;
+        let good = pipeline.ledger.durable().min(pipeline.ledger.verified());
+        let was_good = |last: Lsn| invalid && good > last;
         let again = self.refused_at.replace((timeline, at)).is_some_and(|(on, last)| {
             on == timeline && size.segment_of(last) == size.segment_of(at) && !was_good(last)
         });
@@ -521,8 +522,7 @@ impl Run {
         {
             return Err(error);
         }
-        self.observer.warn(format!("{error}: the connection is begun once more, in case it was damaged on its way"));
-        Ok(Next::Again(None))
+        Ok(Next::Again(Some(error.transient())))
     }
 
     /// The same while there is no connection; `false` when asked to stop.

@@ -16,7 +16,7 @@ use super::observe::{Observer, ReceiveEvent};
 use super::server::answered;
 use super::slot::{self, SlotRow};
 use crate::backoff::Backoff;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::pg::{MajorVersion, SystemIdentifier};
 
@@ -36,6 +36,8 @@ const CANNOT_CONNECT_NOW: &str = " 57P03: ";
 pub enum Sign {
     /// The server is shutting down, or does not let the second connection in again.
     Stopping,
+    /// The server lets nobody in any more: it is going, or will be once its clients have gone (a smart stop).
+    Closed,
     /// Whether commits wait for this receiver: see [`Second::waits_for`].
     Synchronous(bool),
     /// What the server holds back for the slot.
@@ -83,6 +85,11 @@ impl Second {
         let current = answered("IDENTIFY_SYSTEM", self.connection.identify_system()).await?.position;
         Ok(Some(SlotRow { restart_lsn: state.restart_lsn, current: Some(current), ..SlotRow::default() }))
     }
+}
+
+/// A server that streams is not starting up: where it refuses like that, it is closed.
+fn is_closed(error: &Error) -> bool {
+    error.to_string().contains(CANNOT_CONNECT_NOW)
 }
 
 /// A watched second connection; it is closed when this is dropped.
@@ -176,29 +183,31 @@ impl Watcher {
                 tokio::time::sleep(backoff.next_delay()).await;
                 match Second::open(&self.info).await {
                     Ok(opened) => second = Some(opened),
-                    // It streams, so it is not starting up: it lets nobody in any more since it is going.
-                    Err(error) if error.to_string().contains(CANNOT_CONNECT_NOW) => self.tell_stopping(),
+                    Err(error) if is_closed(&error) => _ = self.out.send(Sign::Closed),
                     Err(_) => {}
                 }
                 continue;
             };
             backoff.reset();
             let code = self.watch(&mut current).await;
-            let stopping = code.as_deref() == Some(ADMIN_SHUTDOWN);
-            if !stopping {
-                second = Second::open(&self.info).await.ok();
+            if code.as_deref() != Some(ADMIN_SHUTDOWN) {
+                match Second::open(&self.info).await {
+                    Ok(opened) => {
+                        second = Some(opened);
+                        continue;
+                    }
+                    Err(error) if is_closed(&error) => {
+                        let _ = self.out.send(Sign::Closed);
+                        continue;
+                    }
+                    // A server that ended the connection otherwise and cannot be reached again may be going too: leaving costs one reconnect, staying may
+                    // cost it its shutdown.
+                    Err(_) => {}
+                }
             }
-            // A server that ended the connection otherwise and does not let it in again may be going too: leaving costs one reconnect, staying may cost it
-            // its shutdown.
-            if stopping || second.is_none() {
-                self.tell_stopping();
-            }
+            let _ = self.out.send(Sign::Stopping);
+            self.observer.tell(ReceiveEvent::ServerStopping);
         }
-    }
-
-    fn tell_stopping(&self) {
-        let _ = self.out.send(Sign::Stopping);
-        self.observer.tell(ReceiveEvent::ServerStopping);
     }
 
     /// Until the connection ends; returns the SQLSTATE that came with the end.

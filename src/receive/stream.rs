@@ -63,6 +63,9 @@ pub struct Stream<'a> {
     ping: Option<Lsn>,
     /// The server said that it is going.
     stopping: bool,
+    /// It lets nobody in any more; and since when it is far ahead, which it would wait for at its end.
+    closed: bool,
+    far_ahead: Option<Instant>,
     /// The server is left then.
     leave_by: Option<Instant>,
     heard: Instant,
@@ -94,6 +97,8 @@ impl<'a> Stream<'a> {
             observer,
             ping: None,
             stopping: false,
+            closed: false,
+            far_ahead: None,
             leave_by: None,
             heard,
             heart,
@@ -231,6 +236,9 @@ impl<'a> Stream<'a> {
         if self.pipeline.is_stalled(self.options.stall_timeout) {
             return Ok(Some(End::Stalled));
         }
+        if self.is_in_the_way() {
+            return self.leave().await;
+        }
         let end = self.pipeline.ledger.server_end();
         // It has caught up.
         self.scout.take_if(|scout| scout.wanted.upto <= end);
@@ -246,6 +254,19 @@ impl<'a> Stream<'a> {
         let mut status = self.pipeline.ledger.ordinary();
         status.reply_requested = self.heart.ask(Instant::now(), silent >= ASK);
         self.report(status).await
+    }
+
+    /// Whether a server that lets nobody in any more has been ahead for the whole grace, by more than it should wait for at its end. While its clients are
+    /// still there (a smart stop), their commits may need this stream; one that keeps up is not in the way.
+    fn is_in_the_way(&mut self) -> bool {
+        let ledger = &self.pipeline.ledger;
+        let far = ledger.server_end().0.saturating_sub(ledger.answer().0) > self.pipeline.segment_size().bytes();
+        if self.closed && far {
+            let since = *self.far_ahead.get_or_insert_with(Instant::now);
+            return since.elapsed() >= self.options.shutdown_grace;
+        }
+        self.far_ahead = None;
+        false
     }
 
     /// Says how far the archive is complete, and has a heartbeat stored where that is proven well enough. A standby proves nothing of its primary.
@@ -267,6 +288,7 @@ impl<'a> Stream<'a> {
                 self.leave_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace);
                 self.pipeline.flush_all();
             }
+            Sign::Closed => self.closed = true,
             Sign::Synchronous(listed) if listed != self.server.synchronous => {
                 self.server.synchronous = listed;
                 self.pipeline.set_flush_interval(self.options.interval(listed));
