@@ -252,10 +252,8 @@ fn show_databases(databases: &DatabasesShown) {
 
 /// What is left to do for whoever has only some databases.
 fn show_drops(plan: &Plan) {
-    let drops = plan.databases.iter().flat_map(|databases| &databases.drop);
-    for (number, drop) in drops.enumerate() {
-        let what = if number == 0 { "then drop" } else { "" };
-        output::line(format!("{what:<12} {drop}"));
+    if let Some(drop) = plan.databases.as_ref().and_then(|databases| databases.drop.as_ref()) {
+        output::line(format!("then drop    what was left out, in psql: {drop} \\gexec"));
     }
 }
 

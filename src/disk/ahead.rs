@@ -59,7 +59,10 @@ pub fn put(passing: &Path, place: &Path, content: &[u8], size: u64, crc: u32) ->
         file.set_len(size)?;
         file.sync_data()?;
         // Only now: what could not be written to the disk has been told.
-        mark(&boot(), crc).map_or(Ok(()), |mark| file.set_modified(mark))?;
+        if let Some(mark) = mark(&boot(), crc) {
+            // Without one it is read before it is handed over.
+            let _ = file.set_modified(mark);
+        }
         fs::rename(passing, place)
     };
     let written =

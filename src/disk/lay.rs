@@ -240,9 +240,15 @@ pub fn sync_tree(root: &Path, jobs: usize) -> Result<()> {
     })
 }
 
-/// Names everything that [`sync_tree`] syncs.
+/// Names everything that [`sync_tree`] syncs. Where `root` is a symbolic link, that is what it leads to, and the directory that the link is in.
 fn walk(root: &Path, found: &mut dyn FnMut(PathBuf) -> Result<()>) -> Result<()> {
     let mut directories = Vec::new();
+    let is_link = root.symlink_metadata().map_err(|e| failed("look at", root, e))?.is_symlink();
+    let target = root.canonicalize().map_err(|e| failed("look at", root, e))?;
+    if is_link {
+        found(above(root))?;
+    }
+    let root = target.as_path();
     if root.symlink_metadata().map_err(|e| failed("look at", root, e))?.is_dir() {
         directories.push(root.to_path_buf());
     }
@@ -259,8 +265,16 @@ fn walk(root: &Path, found: &mut dyn FnMut(PathBuf) -> Result<()>) -> Result<()>
         }
     }
     found(root.to_path_buf())?;
-    let parent = root.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_path_buf() });
-    parent.map_or(Ok(()), found)
+    found(above(root))
+}
+
+/// The directory that a path is in.
+fn above(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_path_buf(),
+        None => path.to_path_buf(),
+    }
 }
 
 /// Syncs one file or directory.
@@ -377,5 +391,28 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"abc\0\0\0");
         assert!(hand_over(&root.path().join("absent/x"), b"abc", 3).is_err());
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_tree_is_synced_where_its_place_is_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let (tree, link) = (root.path().join("disk/tree"), root.path().join("link"));
+        std::fs::create_dir_all(tree.join("below")).unwrap();
+        std::fs::write(tree.join("below/file"), "content").unwrap();
+        std::os::unix::fs::symlink(&tree, &link).unwrap();
+        let named = |root: &Path| {
+            let mut found = std::collections::BTreeSet::new();
+            walk(root, &mut |path| {
+                found.insert(path.canonicalize().unwrap());
+                Ok(())
+            })
+            .unwrap();
+            found
+        };
+        let mut expected = named(&tree);
+        assert!(expected.contains(&tree.join("below/file").canonicalize().unwrap()));
+        expected.insert(root.path().canonicalize().unwrap());
+        assert_eq!(named(&link), expected);
+        sync_tree(&link, 2).unwrap();
     }
 }

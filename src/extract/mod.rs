@@ -69,10 +69,27 @@ pub async fn extract(
     let wanted = wish.tables.iter().map(|text| Name::parse(text)).collect::<Result<Vec<Name>>>()?;
     let staged = Staged::create(file, 0o600)?;
     (watch.stage)("looking for the database");
-    let narrowed = narrow::narrow(archive, prepared, wish.database.as_deref(), &wanted).await?;
-    let (server, plan) = raise(archive, access, setup, (prepared, narrowed), wish, watch).await?;
-    (watch.stage)("looking for the tables");
-    let (database, tables) = find(&server, wish, &wanted).await?;
+    let narrowed = narrow::narrow(archive, prepared, wish.database.as_deref(), &wanted).await;
+    let mut narrowed = match narrowed {
+        // It saves time, and everything can be restored without it.
+        Err(error) if error.kind() != Kind::Interrupted => {
+            (watch.stage)(&format!("which database it is cannot be told ({error}): restoring all"));
+            None
+        }
+        narrowed => narrowed?,
+    };
+    let (server, plan, (database, tables)) = loop {
+        let (server, plan) = raise(archive, access.clone(), setup, (prepared, narrowed.clone()), wish, watch).await?;
+        (watch.stage)("looking for the tables");
+        match find(&server, wish, &wanted).await {
+            // A table of that name may have been made since the backup, in a database that was left out.
+            Err(error) if narrowed.is_some() && wish.database.is_none() && error.kind() == Kind::Usage => {
+                narrowed = None;
+                server.remove()?;
+            }
+            found => break (server, plan, found?),
+        }
+    };
     (watch.stage)("dumping");
     dump(&server, &database, &tables, wish.part, &staged).await?;
     let bytes = staged.commit()?;

@@ -132,10 +132,12 @@ impl Only {
         Some((reduced, kept))
     }
 
-    /// For whoever has the server before him. The WAL may have dropped some already.
-    pub fn drops(&self) -> Vec<String> {
-        let quoted = |one: &Database| one.name.replace('"', "\"\"");
-        self.left_out.iter().map(|one| format!("DROP DATABASE IF EXISTS \"{}\";", quoted(one))).collect()
+    /// For whoever has the server before him: a query for the statements that drop what was left out. It goes by object ids, since the WAL may have given
+    /// a name to another database, or have dropped some already. `None`: nothing was left out.
+    pub fn drops(&self) -> Option<String> {
+        let oids: Vec<String> = self.left_out.iter().map(|one| one.oid.to_string()).collect();
+        let oids = Some(oids.join(", ")).filter(|oids| !oids.is_empty())?;
+        Some(format!("SELECT format('DROP DATABASE %I', datname) FROM pg_database WHERE oid IN ({oids})"))
     }
 }
 
@@ -231,10 +233,11 @@ async fn watch(archive: &Archive, choice: &Choice, databases: BTreeSet<u32>, cat
             }
         };
         let fed = scanner.feed(new, &mut sink).map_err(|e| e.to_string());
-        if let Some(what) = fed.err().or(problem) {
+        // What lies behind the landing is not replayed.
+        if let Some(what) = fed.err().or(problem).filter(|_| reached < to) {
             return Err(Error::new(Kind::Corrupt, what)).context(name);
         }
-        if (bytes.len() as u64) < size.bytes() {
+        if reached >= to || (bytes.len() as u64) < size.bytes() {
             break;
         }
     }

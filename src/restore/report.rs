@@ -39,8 +39,8 @@ pub struct DatabasesShown {
     pub laid: Vec<Database>,
     /// They are there as holes, refuse every session, and shall be dropped.
     pub left_out: Vec<Database>,
-    /// SQL that drops them.
-    pub drop: Vec<String>,
+    /// A query for the statements that drop them.
+    pub drop: Option<String>,
     /// Pages of what is left out that are laid, since recovery needs them.
     pub pages: u64,
     /// The WAL changes rows of `pg_database`: some database may have another name at the target than here.
