@@ -148,12 +148,15 @@ fn a_database_is_found_by_what_it_was_called_then() {
     }
     run("blue", "create table twice (id int)");
     run("other", "create table twice (id int)");
+    run("other", "create table moved as select 'before' as what");
     let receiver = site.receive(&["--flush-interval", "200ms"]);
     site.backup();
     for sql in ["alter database green rename to old", "alter database blue rename to green", "create database later"] {
         server.sql(sql);
     }
     run("later", "create table late as select n from generate_series(1, 100) n");
+    run("other", "drop table moved");
+    run("green", "create table moved as select 'after' as what");
     wait_durable(&server, server.lsn());
     end(receiver);
     let scene = Scene { server, site, work: TempDir::for_postgres("work") };
@@ -173,6 +176,9 @@ fn a_database_is_found_by_what_it_was_called_then() {
     assert_eq!((dump.contains("2000\tgreen"), left_out.as_deref()), (true, Some("blue other")));
     let (dump, left_out) = extract(&["--database", "later"], "later.sql");
     assert_eq!((dump.contains("\n100\n"), left_out.as_deref()), (true, Some("green blue other")));
+    // By the backup's catalogs it is in a database that does not have it any more.
+    let (dump, left_out) = extract(&["--table", "moved"], "moved.sql");
+    assert_eq!((dump.contains("after") && !dump.contains("before"), left_out), (true, None));
     let output = scene.extract(&["--latest", "--table", "twice", "--file", "twice.sql"]).run().expect_code(2);
     assert!(output.stderr.contains("several databases") && output.stderr.contains("green, other"), "{}", output.stderr);
     assert_eq!(fs::read_dir(scene.work.path()).expect("a folder").count(), 0, "nothing stays");
