@@ -1,5 +1,6 @@
 //! Before the first byte: the slot is fit to hold WAL, and the place to begin is known.
 
+use super::check::Refused;
 use super::index::{Feed, Index};
 use super::observe::ReceiveEvent;
 use super::patience::unless_stalled;
@@ -12,7 +13,7 @@ use super::server::{Server, Unfit, answered};
 use super::slot::{self, SlotRow};
 use super::{AfterFailover, OnGap};
 use crate::archive::Archive;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, MajorVersion, TimelineId};
 
 /// A slot that this run made and has streamed nothing on yet.
@@ -156,13 +157,25 @@ impl Run {
         let work = async { if over { pipeline.finish().await } else { pipeline.settle().await } };
         match unless_stalled(work, self.observer.stats(), self.options.stall_timeout).await.transpose()? {
             None => return Ok(false),
-            Some(Some(refused)) => return Err(corrupt(&refused)),
+            Some(Some(refused)) => return Err(self.refused_at_home(&refused).await),
             Some(None) => {}
         }
         if over {
             pipeline.tidy().await;
         }
         Ok(true)
+    }
+
+    /// Its thread has ended. What is received again needs another one.
+    async fn refused_at_home(&mut self, refused: &Refused) -> Error {
+        let error = corrupt(refused);
+        if let Some(pipeline) = self.pipeline.take_if(|_| error.is_transient()) {
+            if let Refused::Headless { start, .. } = refused {
+                self.begin_below = Some((pipeline.timeline(), *start));
+            }
+            pipeline.abandon().await;
+        }
+        error
     }
 
     /// Where a record ends at the start whose head no run has checked, the start moves to the segment before. On another timeline that head was checked, or

@@ -50,6 +50,10 @@ impl Run {
         // What lies before its fork is the timeline before.
         let fork = server.history.begin_of(timeline).unwrap_or_default();
         let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked).max(fork);
+        if whole(from) > asked {
+            // Up to there everything is stored, if only in tails: nothing is missing where the server still has that segment.
+            return self.begin_at(archive, server, timeline, whole(from)).await;
+        }
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;
             return Err(gone(error, from));
