@@ -111,12 +111,18 @@ impl Scene {
     }
 }
 
-/// Kills restores into the same place again and again, until one was killed half way at last. After each such one no server starts. One that is complete is
-/// `begun_anew`.
+/// Whether something was laid there already: the first of these files has bytes that are not zero.
+fn has_pages(folder: &Path) -> bool {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read(file.path()).ok()).any(|content| content.iter().any(|byte| *byte != 0))
+}
+
+/// Kills restores into the same place again and again, until one was killed half way at last, with something to keep. After each such one no server starts. One
+/// that is complete is `begun_anew`.
 fn kill_often(scene: &mut Scene, (name, space): (&str, &str), more: &[&str], begun_anew: &dyn Fn(&Scene)) {
     let data = scene.site.data(name);
     let (mut rounds, mut halves, mut whole) = (rounds(5, 60), 0, 0);
-    while rounds > 0 || !data.join(MARK).exists() {
+    while rounds > 0 || !data.join(MARK).exists() || !has_pages(&data.join("base/1")) {
         rounds = rounds.saturating_sub(1);
         if !scene.kill(name, space, more) {
             whole += 1;
