@@ -1,15 +1,29 @@
 //! WAL along a path of timelines, segment by segment.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::Archive;
 use super::inventory::Inventory;
 use super::path::Path;
 use super::read::SegmentBytes;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::pg::{SegmentName, SegmentNumber};
 
 impl Archive {
+    /// As [`Archive::read_along`], in a task of its own, so that it goes on while other bytes are looked at.
+    pub async fn read_ahead(
+        &self,
+        path: &Arc<Path>,
+        number: SegmentNumber,
+        inventory: &Arc<Inventory>,
+    ) -> Result<(SegmentName, Bytes)> {
+        let (archive, path, inventory) = (self.clone(), path.clone(), inventory.clone());
+        let task = tokio::spawn(async move { archive.read_along(&path, number, &inventory).await });
+        task.await.map_err(|e| Error::new(Kind::Failed, "a segment was not read").caused_by(e))?
+    }
+
     /// The bytes of a segment that count on this path, from its start: from the newest timeline that has it, and a parent's only up to the fork. Empty where
     /// nothing is stored.
     pub async fn read_along(

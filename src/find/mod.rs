@@ -11,7 +11,6 @@ mod window;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 
 pub use book::Book;
@@ -77,8 +76,8 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
     let size = archive.names.segment_size;
     let ahead = (AHEAD / size.bytes()).clamp(1, MOST_AHEAD) as usize;
     let total = last.0 - first.0 + 1;
-    let mut reading =
-        stream::iter((first.0..=last.0).map(|n| read(archive, &path, &inventory, SegmentNumber(n)))).buffered(ahead);
+    let mut reading = stream::iter((first.0..=last.0).map(|n| archive.read_ahead(&path, SegmentNumber(n), &inventory)))
+        .buffered(ahead);
     let mut reader =
         Reader { archive, path: &path, wish: search.wish, scanner: None, tally: None, missing: Vec::new() };
     let (mut done, mut bytes) = (0, 0);
@@ -100,18 +99,6 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
     let missing = std::mem::take(&mut reader.missing);
     let tallied = reader.tally.map(Tally::finish).unwrap_or_default();
     Ok(Searched { tallied, path: (*path).clone(), from: first.start(size), to: end, bytes, missing })
-}
-
-/// In a task of its own, so that it goes on while records are looked at.
-async fn read(
-    archive: &Archive,
-    path: &Arc<Path>,
-    inventory: &Arc<Inventory>,
-    number: SegmentNumber,
-) -> Result<(SegmentName, Bytes)> {
-    let (archive, path, inventory) = (archive.clone(), path.clone(), inventory.clone());
-    let task = tokio::spawn(async move { archive.read_along(&path, number, &inventory).await });
-    task.await.map_err(|e| Error::new(Kind::Failed, "a segment was not read").caused_by(e))?
 }
 
 /// The timelines to read along.

@@ -515,11 +515,8 @@ impl Run {
     /// server's, or of whoever stands between.
     fn garbled(&mut self, error: Error) -> Result<Next> {
         let received = self.pipeline.as_ref().map(Pipeline::received);
-        if self
-            .garbled
-            .replace((received, Instant::now()))
-            .is_some_and(|(at, when)| at == received && when.elapsed() < ACCIDENT)
-        {
+        let before = self.garbled.replace((received, Instant::now()));
+        if before.is_some_and(|(at, when)| at == received && when.elapsed() < ACCIDENT) {
             return Err(error);
         }
         Ok(Next::Again(Some(error.transient())))

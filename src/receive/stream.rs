@@ -282,19 +282,20 @@ impl<'a> Stream<'a> {
     }
 
     fn sign(&mut self, sign: Sign) -> Option<End> {
+        // What a second connection tells after all, it was let in for: another server had refused it.
+        self.closed = sign == Sign::Closed;
         match sign {
             Sign::Stopping => {
                 self.stopping = true;
                 self.leave_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace);
                 self.pipeline.flush_all();
             }
-            Sign::Closed => self.closed = true,
             Sign::Synchronous(listed) if listed != self.server.synchronous => {
                 self.server.synchronous = listed;
                 self.pipeline.set_flush_interval(self.options.interval(listed));
                 self.observer.tell(ReceiveEvent::Synchronous(listed));
             }
-            Sign::Synchronous(_) | Sign::Slot(_) => {}
+            Sign::Closed | Sign::Synchronous(_) | Sign::Slot(_) => {}
         }
         None
     }

@@ -8,22 +8,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::choose::Choice;
 use crate::archive::Archive;
-use crate::archive::inventory::Inventory;
-use crate::archive::path::Path;
 use crate::archive::shelf::Shelf;
 use crate::error::{Context, Error, Kind, Result};
+use crate::pg::SegmentNumber;
 use crate::pg::bare::{self, Bare, ForkFile, Seen, Watch};
 use crate::pg::data_page::{self, PAGE};
 use crate::pg::heap::{DatabaseRow, PG_DATABASE};
 use crate::pg::record::Record;
 use crate::pg::scan::{ScanConfig, WalScanner};
-use crate::pg::{SegmentName, SegmentNumber};
 use crate::seal::content::manifest::Manifest;
 use crate::seal::content::map::{EntryKind, File, Run, Source};
 
@@ -220,7 +217,8 @@ async fn watch(archive: &Archive, choice: &Choice, databases: BTreeSet<u32>, cat
     let mut watch = Watch::new(version, databases, catalog);
     let (inventory, path) = (Arc::new(archive.inventory().await?), Arc::new(choice.path.clone()));
     let numbers = size.segment_of(from).0..=size.segment_before(to).0;
-    let mut reading = stream::iter(numbers.map(|n| read(archive, &path, &inventory, SegmentNumber(n)))).buffered(AHEAD);
+    let mut reading =
+        stream::iter(numbers.map(|n| archive.read_ahead(&path, SegmentNumber(n), &inventory))).buffered(AHEAD);
     let mut reached = from;
     while let Some(segment) = reading.next().await {
         let (name, bytes) = segment?;
@@ -247,20 +245,10 @@ async fn watch(archive: &Archive, choice: &Choice, databases: BTreeSet<u32>, cat
     }
 }
 
-/// In a task of its own, so that it goes on while records are looked at.
-async fn read(
-    archive: &Archive,
-    path: &Arc<Path>,
-    inventory: &Arc<Inventory>,
-    number: SegmentNumber,
-) -> Result<(SegmentName, Bytes)> {
-    let (archive, path, inventory) = (archive.clone(), path.clone(), inventory.clone());
-    let task = tokio::spawn(async move { archive.read_along(&path, number, &inventory).await });
-    task.await.map_err(|e| Error::new(Kind::Failed, "a segment was not read").caused_by(e))?
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::pg::MajorVersion;
     use crate::seal::content::BackupId;
