@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use walrecv::pg::{Lsn, MajorVersion, SegmentName, TimelineId};
+use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineId};
 use walrecv::repo::{Found, Repository};
 use walrecv::restore::{self, Options, Prepared, Target};
 
@@ -245,9 +245,9 @@ impl Scene {
             Harm::Gone => fs::remove_file(&file).expect("remove"),
             Harm::Cut => fs::write(&file, &whole[..whole.len() / 2]).expect("write"),
             Harm::Swapped => {
-                let beside = fs::read_dir(file.parent().expect("a folder")).expect("a folder");
-                let other = beside.filter_map(|e| Some(e.ok()?.path())).find(|path| *path != file && path.is_file());
-                fs::write(&file, fs::read(other.expect("another object")).expect("an object")).expect("write");
+                // A history has none of its kind beside it.
+                let other = self.segments().find(|path| *path != file).expect("another object");
+                fs::write(&file, fs::read(other).expect("an object")).expect("write");
             }
             _ => {
                 let mut bytes = whole.clone();
@@ -257,6 +257,14 @@ impl Scene {
             }
         }
         Box::new(move || fs::write(file, whole).expect("write"))
+    }
+
+    /// The stored segments of the first timeline.
+    fn segments(&self) -> impl Iterator<Item = PathBuf> {
+        let names = &self.story.shelf.archive.names;
+        let segment = |number| SegmentName::new(TimelineId(1), SegmentNumber(number), names.segment_size);
+        let files = (0..32).map(move |number| self.story.shelf.file(&names.segment(segment(number), None)));
+        files.filter(|file| file.exists())
     }
 
     fn harm_bucket(&self, harm: Harm) -> Box<dyn FnOnce() + Send + 'static> {

@@ -92,10 +92,11 @@ pub fn wal_like(len: usize, seed: u64) -> Vec<u8> {
     out
 }
 
-/// Seed of the random tests: `WALRECV_SEED`, or a new one; printed, so that a failure can be run again.
+/// Seed of the random tests: `WALRECV_SEED`; or a new one in a soak, and elsewhere a fixed one. Printed, so that a failure can be run again.
 pub fn seed() -> u64 {
     let given = std::env::var("WALRECV_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = given.unwrap_or_else(|| getrandom::u64().unwrap());
+    let usual = || if std::env::var_os("WALRECV_SOAK").is_some() { getrandom::u64().unwrap() } else { 0x5eed };
+    let seed = given.unwrap_or_else(usual);
     println!("WALRECV_SEED={seed}");
     seed
 }

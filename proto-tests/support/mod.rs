@@ -56,7 +56,12 @@ pub(crate) use require_moto;
 
 /// How often a live test repeats: `usual` times, or `soak` times when `WALRECV_SOAK` is set.
 pub fn rounds(usual: u32, soak: u32) -> u32 {
-    if std::env::var_os("WALRECV_SOAK").is_some_and(|v| !v.is_empty() && v != "0") { soak } else { usual }
+    if soaks() { soak } else { usual }
+}
+
+/// Whether `WALRECV_SOAK` is set.
+pub fn soaks() -> bool {
+    std::env::var_os("WALRECV_SOAK").is_some_and(|v| !v.is_empty() && v != "0")
 }
 
 /// Asks every 20 ms until `probe` gives a value. Panics, naming `what`, after `limit`.
