@@ -44,6 +44,8 @@ mod restored_standby;
 mod resumed;
 #[path = "cli/server_refusals.rs"]
 mod server_refusals;
+#[path = "cli/set_back.rs"]
+mod set_back;
 #[path = "cli/shapes.rs"]
 mod shapes;
 #[path = "cli/site.rs"]

@@ -406,8 +406,11 @@ fn another_history_and_a_quiet_standby_lead_to_a_full_transfer() {
     let promoted = of_standby(&scene);
     assert_eq!(transfer(&promoted), (Transfer::Incremental, ""), "over the parent's timeline, an ancestor");
     assert_eq!(promoted.manifest.timeline, TimelineId(2));
-    // The old primary never went there.
-    compared_because(&scene, "timeline 2 found in manifest, but not in this server's history");
+    // The old primary never went there: it goes on from the backup before.
+    scene.server.sql("insert into t select 3");
+    let stayed = scene.take(&options);
+    assert_eq!(transfer(&stayed), (Transfer::Incremental, ""));
+    assert_eq!((&stayed.manifest.parent, stayed.manifest.timeline), (&Some(moved.manifest.id), TimelineId(1)));
     scene.server.stop(Stop::Fast);
 }
 
@@ -431,4 +434,43 @@ fn older_servers_are_not_asked_and_a_shutdown_is_no_reason_for_a_full_transfer()
     });
     assert!(error.to_string().contains("57P01") && error.is_transient(), "{error}");
     assert_eq!(run(scene.shelf.archive.list_backups()).expect("a list").complete.len(), 1);
+}
+
+/// An archive that holds everything but what leads on from one backup, after so many questions for that.
+struct Holed {
+    parent: Lsn,
+    good: std::sync::atomic::AtomicU32,
+}
+
+impl WalWatch for Holed {
+    fn durable_end(&self, _timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let asked = from < self.parent && from + 1 >= self.parent;
+        let holed = asked && self.good.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_err();
+        Box::pin(async move { Ok(Some(if holed { self.parent } else { Lsn(u64::MAX) })) })
+    }
+}
+
+/// A hole between the parent and the server hides whether they have one past: before the backup begins all pages are asked for, and one that comes later ends it.
+#[test]
+fn a_hole_behind_the_parent_hides_what_the_server_does_not_send() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let scene = Scene::new(version, &[("summarize_wal", "on")]);
+    scene.server.sql("create table t as select generate_series(1, 1000) n");
+    let parent = scene.take(&scene.options()).manifest;
+    let info = conninfo(&scene.server.conninfo("postgres"));
+    let take = |good: u32| {
+        scene.server.sql("insert into t select 1");
+        let watch = Holed { parent: parent.stop, good: good.into() };
+        run(backup::take_with(&scene.shelf.archive, scene.shelf.ring.clone(), &info, &scene.options(), &watch))
+    };
+    let late = take(1).expect_err("a hole that came meanwhile");
+    assert!(late.kind() == walrecv::error::Kind::Gap && late.to_string().contains(parent.id.as_str()), "{late}");
+    let early = take(0).expect("a full transfer");
+    let (how, why) = transfer(&early);
+    assert!(how == Transfer::Full && why.contains("not all WAL from backup"), "{how:?}: {why}");
+    assert_eq!(early.manifest.parent.as_ref(), Some(&parent.id), "compared all the same");
+    let list = run(scene.shelf.archive.list_backups()).expect("a list");
+    assert_eq!((list.complete.len(), list.given_up.len()), (2, 1));
 }

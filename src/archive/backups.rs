@@ -1,5 +1,7 @@
 //! The backups of a cluster: their manifests, and the tombstones of those that were given up.
 
+use std::cmp::Ordering;
+
 use futures::stream::{self, StreamExt};
 
 use super::{Archive, refused};
@@ -21,6 +23,12 @@ pub struct BackupList {
     pub given_up: Vec<Tombstone>,
     /// Objects that stand there and cannot be read, with the reason: never hidden, since a backup may be behind each.
     pub unreadable: Vec<(String, Error)>,
+}
+
+/// The order of backups by where they end, which no host's clock can change: the newest timeline last, as a restore without a target takes it.
+pub fn by_position(a: &Manifest, b: &Manifest) -> Ordering {
+    let place = |m: &Manifest| (m.stop_timeline, m.stop, m.start);
+    place(a).cmp(&place(b)).then_with(|| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)))
 }
 
 impl Archive {

@@ -8,6 +8,7 @@ use super::cache::Shelf;
 use super::finish::made_by;
 use super::incremental::{self, Asked};
 use super::parent::{self, Reuse};
+use super::past::Past;
 use super::sealing::Sealing;
 use super::state::{host, state_id};
 use super::take::blocking;
@@ -44,15 +45,16 @@ pub struct Local {
     pub identity: Option<String>,
 }
 
-/// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first. `avoid` is why it shall send everything.
+/// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first. `past` is what a parent has to lie in, or why the server shall send
+/// everything.
 pub async fn begin(
     archive: &Archive,
     connection: &mut Connection,
     local: &Local,
     options: &BackupOptions,
-    avoid: Option<String>,
+    past: std::result::Result<Past<'_>, String>,
 ) -> Result<(Begun, Option<Reuse>)> {
-    let choice = parent::choose(archive, connection, local, options, avoid).await?;
+    let choice = parent::choose(archive, connection, local, options, past).await?;
     options.tell(Progress::Checkpoint);
     let command = BaseBackupOptions {
         label: options.label.clone(),

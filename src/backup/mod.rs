@@ -1,7 +1,7 @@
 //! Floor 5: base backups; finished only when their WAL is durable.
 //!
 //! ```text
-//! interrupted backups given up → connect → check → wait for the receiver → parent and its page hashes → BASE_BACKUP → intent
+//! interrupted backups given up → connect → check → wait for the receiver → parent, its past and page hashes → BASE_BACKUP → intent
 //!   → look at plans → what interrupted backups stored
 //!   tar stream → files → chunks → changed ones → frames → packs (sealed while the socket goes on)
 //!   → maps → WAL durable to the stop position → manifest → page hashes of the parent go
@@ -42,6 +42,7 @@ mod orphans;
 mod packer;
 mod parent;
 mod parent_files;
+mod past;
 mod places;
 mod prepare;
 mod press;

@@ -17,6 +17,7 @@ use super::diff::Parent;
 use super::incremental;
 use super::layers;
 use super::parent_files::ParentFiles;
+use super::past::Past;
 use super::survivors::{self, Due, Space, Survivors};
 use super::take::blocking;
 use crate::archive::Archive;
@@ -65,7 +66,7 @@ pub struct Chosen {
     pub survivors: Option<Survivors>,
 }
 
-/// Looks for them. `avoid` is why the transfer shall be full, whatever it can be compared with.
+/// Looks for them. `past` is that of the server, or why the transfer shall be full, whatever it can be compared with.
 ///
 /// Errors: a repository or a server that does not answer. Manifests and page hashes that are damaged are no parent.
 pub async fn choose(
@@ -73,20 +74,17 @@ pub async fn choose(
     connection: &mut Connection,
     local: &Local,
     options: &BackupOptions,
-    avoid: Option<String>,
+    past: Result<Past<'_>, String>,
 ) -> Result<Choice> {
     if options.full {
         let asked = || "a full transfer was asked for".to_owned();
         return Ok(Choice { due: None, newest: Err(asked()), hashed: Err(asked()) });
     }
     let fitness = Fitness::ask(archive, connection, local).await?;
-    let newest = match avoid {
-        Some(why) => Err(why),
-        None if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
-        None => match archive.list_backups().await?.complete.pop() {
-            Some(parent) => fitness.of(archive, &parent).await?.and_then(|()| unseen(parent)),
-            None => Err("there is no earlier backup to build on".to_owned()),
-        },
+    let newest = match past {
+        Err(why) => Err(why),
+        Ok(_) if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
+        Ok(past) => newest(archive, connection, past, &fitness).await?,
     };
     let hashed = match &local.shelf {
         Some(shelf) => hashed(archive, shelf, &fitness).await?,
@@ -104,6 +102,27 @@ pub async fn choose(
         None => newest,
     };
     Ok(Choice { due, newest, hashed })
+}
+
+/// The newest complete backup in the server's past, or why the server shall not be asked for what has changed since.
+async fn newest(
+    archive: &Archive,
+    connection: &mut Connection,
+    mut past: Past<'_>,
+    fitness: &Fitness,
+) -> Result<Result<Manifest, String>> {
+    let complete = archive.list_backups().await?.complete;
+    let none = if complete.is_empty() {
+        "there is no earlier backup to build on"
+    } else {
+        "no earlier backup lies in the server's past"
+    };
+    let Some(parent) = past.newest(archive, connection, complete).await? else { return Ok(Err(none.to_owned())) };
+    if let Err(why) = fitness.of(archive, &parent).await? {
+        return Ok(Err(why));
+    }
+    let led = past.leads_from(&parent).await?;
+    Ok(led.and_then(|()| unseen(parent)))
 }
 
 /// What speaks against a parent.

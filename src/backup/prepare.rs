@@ -133,9 +133,27 @@ pub struct Following {
 }
 
 impl Following {
+    pub fn timeline(&self) -> TimelineId {
+        self.reach.timeline
+    }
+
+    /// Where the server was.
+    pub fn needed(&self) -> Lsn {
+        self.reach.needed
+    }
+
     /// Returns once the archive has reached where the server was; else the refusal.
-    pub async fn settle(self, watch: &dyn WalWatch) -> Result<()> {
-        if self.seen { Ok(()) } else { self.reached(watch, |_| ()).await }
+    pub async fn settle(mut self, watch: &dyn WalWatch) -> Result<()> {
+        self.until_seen(watch).await
+    }
+
+    /// As [`Following::settle`], for what comes before the rest.
+    pub async fn until_seen(&mut self, watch: &dyn WalWatch) -> Result<()> {
+        if !self.seen {
+            self.reached(watch, |_| ()).await?;
+            self.seen = true;
+        }
+        Ok(())
     }
 
     async fn reached(&self, watch: &dyn WalWatch, tell: impl Fn(Option<Lsn>)) -> Result<()> {

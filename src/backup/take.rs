@@ -19,6 +19,7 @@ use super::layers;
 use super::lineage::Origin;
 use super::orphans::{self, Orphans};
 use super::parent::{self, Chosen, Reuse};
+use super::past::{self, Past};
 use super::prepare::{self, Following, Prepared};
 use super::reader::Reader;
 use super::sealing::{Sealing, fill_random};
@@ -69,8 +70,9 @@ pub async fn take_with(
     let mut avoid = None;
     loop {
         let mut prepared = prepare::connect(archive, server, options).await?;
-        let following = prepare::follow(&prepared, watch, options).await?;
-        let (begun, reuse) = begin(archive, &mut prepared.connection, &local, options, avoid.take()).await?;
+        let mut following = prepare::follow(&prepared, watch, options).await?;
+        let past = avoid.take().map_or(Ok(Past { watch, following: &mut following }), Err);
+        let (begun, reuse) = begin(archive, &mut prepared.connection, &local, options, past).await?;
         let mut random = [0; 2];
         fill_random(&mut random)?;
         let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
@@ -183,11 +185,16 @@ async fn copy(
     });
     let (timeline, stop, segment_size) = (span.stop_timeline, span.stop, archive.names.segment_size);
     let origin = Origin { reader, server: server.clone(), segment_size, timeline, stop };
+    // What the server did not send is the parent's.
+    let unsent = parent.as_ref().filter(|_| begun.transfer == Transfer::Incremental);
     let wal = async {
         let patience = outage(options);
         let asked = origin.ask_for(Some(connection), patience);
         let ((), sent) = tokio::try_join!(demand_wal(archive, &span, options, watch, &server), asked)?;
         origin.demand(watch, sent, patience).await?;
+        if let Some(parent) = unsent {
+            past::demand(watch, (timeline, stop), parent, patience).await?;
+        }
         Ok(ended.elapsed())
     };
     let (mapped, ((written, kept), mut sealing), waited) =
