@@ -68,8 +68,8 @@ pub fn pgbackrest_command(config: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// `barman backup` over the replication protocol, with WAL streamed beside it.
-pub fn barman_backup(server: &Server, temp: &TempDir, out: &Path) -> Sample {
+/// The configuration of a server `bench` whose backups and WAL lie in `out`.
+pub fn barman_config(server: &Server, temp: &TempDir, out: &Path) -> PathBuf {
     let folder = temp.postgres_dir("barman.d");
     let main = temp.join("barman.conf");
     write(
@@ -95,6 +95,12 @@ pub fn barman_backup(server: &Server, temp: &TempDir, out: &Path) -> Sample {
             server.bin_dir().display()
         ),
     );
+    main
+}
+
+/// `barman backup` over the replication protocol, with WAL streamed beside it.
+pub fn barman_backup(server: &Server, temp: &TempDir, out: &Path) -> Sample {
+    let main = barman_config(server, temp, out);
     let program = barman().expect("barman");
     let run = |args: &[&str]| {
         let mut command = as_postgres(&program);

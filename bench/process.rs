@@ -1,5 +1,8 @@
 //! What a command costs: wall time, CPU seconds, peak memory.
 
+// Each bench uses its own part of this.
+#![allow(dead_code)]
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,17 @@
-//! Recovery over many segments, side by side: through `wal-fetch`, through `cp`, through pgBackRest, and with the segments already in pg_wal.
+//! Recovery over many segments, side by side: through `wal-fetch`, through `cp`, through pgBackRest and Barman, and with the segments already in pg_wal.
 //!
-//! `cargo bench --bench recovery -- --mib 3200` (as root, servers and storage emulator installed by `pg-test-env/install`; pgBackRest is measured where it is
-//! found). The same backup and the same WAL for all; measured by the server's own log, from the begin of recovery to its stop. Options after `--`:
+//! `cargo bench --bench recovery -- --mib 3200` (as root, servers and storage emulator installed by `pg-test-env/install`; pgBackRest and Barman are measured
+//! where they are found). The same backup and the same WAL for all; measured by the server's own log, from the begin of recovery to its stop. Options after `--`:
 //! `--mib N` of WAL (2048), `--rounds N`, `--version N` (15: the last that Debian's pgBackRest knows), `--json FILE`, `--only NAME`: `pg_wal`, `mv` (the
-//! floor: every segment is there, synced, and one small program renames it), `cp`, `walrecv`, `walrecv-alone` (nothing is fetched ahead), `pgbackrest`, `s3`
+//! floor: every segment is there, synced, and one small program renames it), `cp`, `walrecv`, `walrecv-alone` (nothing is fetched ahead), `pgbackrest`, `barman`, `s3`
 //! (with 50 ms of added delay); `--also NAME=FILE`: another build of walrecv.
 
 #[path = "common.rs"]
 mod common;
+#[path = "peers.rs"]
+mod peers;
+#[path = "process.rs"]
+mod process;
 #[path = "slow_store.rs"]
 mod slow_store;
 #[path = "../proto-tests/support/mod.rs"]
@@ -23,21 +27,20 @@ use serde_json::json;
 use slow_store::Store;
 use support::user::{as_postgres, give_to_postgres};
 use support::{Server, TempDir, Walrecv, wait_for};
-use walrecv::pg::MajorVersion;
 
-const WAYS: [&str; 7] = ["pg_wal", "mv", "cp", "walrecv", "walrecv-alone", "pgbackrest", "s3"];
+const WAYS: [&str; 8] = ["pg_wal", "mv", "cp", "walrecv", "walrecv-alone", "pgbackrest", "barman", "s3"];
 type Env = Vec<(&'static str, String)>;
 
 fn main() {
     let options = Options::parse(0);
-    let pgbackrest = || {
-        let found = Command::new("pgbackrest").arg("version").stdout(Stdio::null()).status();
-        options.version <= MajorVersion::V15 && found.is_ok_and(|s| s.success())
-    };
     let mut ways: Vec<&str> = WAYS.into_iter().filter(|way| options.wants(way)).collect();
-    ways.retain(|way| *way != "pgbackrest" || pgbackrest());
+    ways.retain(|way| match *way {
+        "pgbackrest" => peers::has_pgbackrest(options.version),
+        "barman" => peers::barman().is_some(),
+        _ => true,
+    });
     ways.extend(options.also.iter().map(|(name, _)| name.as_str()));
-    let bench = Bench::new(&options, ways.contains(&"s3"), ways.contains(&"pgbackrest"));
+    let bench = Bench::new(&options, &ways);
     eprintln!(
         "PostgreSQL {}, {} segments, on {}",
         options.version,
@@ -74,7 +77,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(options: &Options, s3: bool, pgbackrest: bool) -> Bench {
+    fn new(options: &Options, ways: &[&str]) -> Bench {
+        let s3 = ways.contains(&"s3");
         let server = Server::builder(options.version)
             .segment_size_mb(16)
             .setting("max_wal_size", "40GB")
@@ -118,8 +122,11 @@ impl Bench {
             give_to_postgres(&bench.archive.join(name));
         }
         bench.segments = names;
-        if pgbackrest {
+        if ways.contains(&"pgbackrest") {
             bench.push();
+        }
+        if ways.contains(&"barman") {
+            bench.shelve();
         }
         sites.iter().for_each(|site| bench.lay(site));
         bench
@@ -187,6 +194,7 @@ impl Bench {
             }
             "cp" => Some(format!("cp {}/%f %p", self.archive.display())),
             "pgbackrest" => Some(format!("{} --pg1-path={} archive-get %f %p", self.pgbackrest(), data.display())),
+            "barman" => Some(format!("{} get-wal bench %f > %p", self.barman())),
             "walrecv-alone" => Some(format!("{} wal-fetch --prefetch 0 %f %p", support::walrecv::path().display())),
             _ => build.map(|build| format!("{} wal-fetch %f %p", build.display())),
         };
@@ -251,6 +259,22 @@ impl Bench {
         run(format!("{} stanza-create", self.pgbackrest()));
         for name in &self.segments {
             run(format!("{} --no-archive-async archive-push {}", self.pgbackrest(), self.segment(name).display()));
+        }
+    }
+
+    fn barman(&self) -> String {
+        let program = peers::barman().expect("barman");
+        format!("{} --config {}", program.display(), self.temp.join("barman.conf").display())
+    }
+
+    /// Where `barman archive-wal` puts segments, as its compression `none` leaves them.
+    fn shelve(&self) {
+        let out = self.temp.postgres_dir("barman");
+        peers::barman_config(&self.server, &self.temp, &out);
+        for name in &self.segments {
+            let folder = self.temp.postgres_dir(&format!("barman/bench/wals/{}", &name[..16]));
+            fs::copy(self.archive.join(name), folder.join(name)).expect("copy a segment");
+            give_to_postgres(&folder.join(name));
         }
     }
 
