@@ -111,6 +111,32 @@ fn every_command_in_the_documents_is_accepted() {
     }
 }
 
+#[test]
+fn every_unit_runs_a_command_that_is_accepted_and_every_timer_has_its_service() {
+    let folder = root().join("deploy/systemd");
+    let files = fs::read_dir(&folder).expect("units").map(|entry| entry.expect("an entry").path());
+    let units: BTreeSet<PathBuf> = files.collect();
+    let mut run = BTreeSet::new();
+    for unit in &units {
+        let text = fs::read_to_string(unit).expect("a unit");
+        let commands: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("ExecStart=")).collect();
+        if unit.extension().is_some_and(|e| e == "timer") {
+            assert!(units.contains(&unit.with_extension("service")), "{}", unit.display());
+            assert!(text.contains("OnCalendar=") && text.contains("WantedBy=timers.target"), "{}", unit.display());
+            continue;
+        }
+        let [command] = commands[..] else { panic!("{}: {commands:?}", unit.display()) };
+        // The name behind the @ is a cluster's.
+        let read = Cli::try_parse_from(words(&command.replace("%i", "main")));
+        assert!(read.is_ok(), "{}: {command}\n{}", unit.display(), read.err().expect("an error"));
+        let cluster = read.expect("a command").common.cluster;
+        assert_eq!(cluster.is_some(), unit.to_string_lossy().contains('@'), "{command}");
+        run.extend(words(command).get(1).cloned());
+    }
+    let expected = ["backup", "drill", "expire", "run", "verify"].map(str::to_owned);
+    assert_eq!(run, BTreeSet::from(expected));
+}
+
 /// Every key, by writing a file that has them all.
 fn keys() -> BTreeSet<String> {
     let some = || Some("1s".to_owned());

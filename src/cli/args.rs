@@ -32,23 +32,26 @@ The usual order:
 Exit codes: 0 done, 1 failed, 2 usage, 10 repository, 11 busy, 12 key, 13 other cluster, 14 version, 15 gap,
 16 corrupt, 17 server, 18 slot, 19 target, 20 retention, 130 interrupted. wal-fetch: 0, 1 (not stored), above 125 (unknown).";
 
+/// In the help, those of a command come first.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Options of every command.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Common {
     /// Configuration file [default: ./walrecv.toml, then /etc/walrecv/walrecv.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "WALRECV_CONFIG")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "FILE", env = "WALRECV_CONFIG")]
     pub config: Option<PathBuf>,
     /// Cluster in the configuration; not needed while there is one
-    #[arg(long, global = true, value_name = "NAME", env = "WALRECV_CLUSTER")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "NAME", env = "WALRECV_CLUSTER")]
     pub cluster: Option<String>,
     /// Repository, in place of the configured one
-    #[arg(long, global = true, value_name = "URL", env = "WALRECV_REPO")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "URL", env = "WALRECV_REPO")]
     pub repo: Option<String>,
     /// How results are printed
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", env = "WALRECV_OUTPUT")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "FORMAT", default_value = "text", env = "WALRECV_OUTPUT")]
     pub output: Format,
     /// Say more on standard error (twice: everything)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
