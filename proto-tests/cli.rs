@@ -57,5 +57,7 @@ mod status;
 #[path = "cli/stories.rs"]
 mod stories;
 mod support;
+#[path = "cli/tablespaces.rs"]
+mod tablespaces;
 #[path = "cli/words.rs"]
 mod words;

@@ -217,6 +217,12 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
         "             at {} on timeline {}: {}",
         plan.landing.lsn, plan.landing.timeline, plan.landing.stop
     ));
+    for made in &plan.new_tablespaces {
+        output::line(format!(
+            "tablespace   {} at {}, made after the backup ({}): recovery makes it there, no mapping sends it elsewhere",
+            made.oid, made.location, made.lsn
+        ));
+    }
     for missed in &plan.missed {
         output::line(format!(
             "left out     transaction {} at {}: it lies after the stop, LSN {}",

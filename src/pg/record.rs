@@ -11,6 +11,8 @@ pub const RM_XACT: u8 = 1;
 pub const RM_SMGR: u8 = 2;
 /// Resource manager Database.
 pub const RM_DBASE: u8 = 4;
+/// Resource manager Tablespace.
+pub const RM_TBLSPC: u8 = 5;
 /// Resource manager Standby.
 pub const RM_STANDBY: u8 = 8;
 /// Resource manager Heap2.

@@ -1,9 +1,11 @@
-//! What recovery and `list` need to know of a record: commits, aborts, restore points, checkpoints, and settings.
+//! What recovery and `list` need to know of a record: commits, aborts, restore points, checkpoints, settings, and tablespaces.
 
 use std::fmt;
 
 use super::cursor::Cursor;
-use super::record::{RM_XACT, RM_XLOG, Record, RelationFile, XLOG_OVERWRITE_CONTRECORD, XLOG_SWITCH, decode};
+use super::record::{
+    RM_TBLSPC, RM_XACT, RM_XLOG, Record, RelationFile, XLOG_OVERWRITE_CONTRECORD, XLOG_SWITCH, decode,
+};
 use super::{Lsn, MajorVersion, TimelineId};
 
 /// Microseconds since 2000-01-01 00:00:00 UTC (`TimestampTz`).
@@ -91,6 +93,12 @@ pub enum Note {
     },
     Switch,
     ParameterChange(Parameters),
+    /// CREATE TABLESPACE: whoever replays it makes the tablespace at this path of his own host (`create_tablespace_directories`, `commands/tablespace.c`).
+    TablespaceMade {
+        oid: u32,
+        /// As it was given; empty for one inside the data directory (15 and later).
+        location: Vec<u8>,
+    },
     Other,
 }
 
@@ -105,6 +113,9 @@ pub struct Parameters {
     pub wal_level: i32,
 }
 
+/// `XLOG_TBLSPC_CREATE`.
+const TABLESPACE_CREATE: u8 = 0x00;
+
 /// Whether [`note`] reads the body of such a record; the scanner keeps it only then. Images, data changes, prepared
 /// states and invalidations are passed over.
 #[inline]
@@ -114,6 +125,7 @@ pub fn wanted(rmid: u8, info: u8) -> bool {
             matches!(info & 0xF0, 0x00 | 0x10 | XLOG_SWITCH | 0x50 | 0x60 | 0x70 | 0x90 | XLOG_OVERWRITE_CONTRECORD)
         }
         RM_XACT => matches!(info & 0x70, 0x00 | 0x20 | 0x30 | 0x40),
+        RM_TBLSPC => info & 0xF0 == TABLESPACE_CREATE,
         _ => false,
     }
 }
@@ -133,7 +145,18 @@ pub fn note(record: &Record<'_>, version: MajorVersion) -> Result<Note, String> 
         });
     }
     let main = decode(kept(record)?, version, &mut |_| ())?.main;
-    xlog(record.info & 0xF0, Cursor::new(main), version).ok_or_else(|| short(record, main))
+    let note = match record.rmid {
+        RM_TBLSPC => tablespace(Cursor::new(main)),
+        _ => xlog(record.info & 0xF0, Cursor::new(main), version),
+    };
+    note.ok_or_else(|| short(record, main))
+}
+
+/// `xl_tblspc_create_rec` (`commands/tablespace.h`): the path ends with a zero byte.
+fn tablespace(mut main: Cursor<'_>) -> Option<Note> {
+    let oid = main.u32()?;
+    let end = main.rest().iter().position(|b| *b == 0)?;
+    Some(Note::TablespaceMade { oid, location: main.take(end)?.to_vec() })
 }
 
 /// Records of the resource manager XLOG (`catalog/pg_control.h`, `access/xlog_internal.h`).

@@ -38,6 +38,8 @@ pub struct Choice {
     pub passed_over: Vec<PassedOver>,
     /// The highest settings announced in pg_control and the WAL that is replayed.
     pub parameters: Parameters,
+    /// What leads round tablespaces that recovery would make, where it makes any.
+    pub way_round: Option<String>,
 }
 
 /// Reads WAL until the landing is known. Changes nothing. `Kind::Target` with the nearest that can be reached; `Kind::Gap`
@@ -59,8 +61,9 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
                 return Err(gap(hole, &landing));
             }
             Ok(landing) => {
+                let way_round = super::spaces::way_round(backups, manifest, &path, &landing);
                 let (manifest, path) = ((*manifest).clone(), path.clone());
-                return Ok(Choice { manifest, path, landing, passed_over, parameters });
+                return Ok(Choice { manifest, path, landing, passed_over, parameters, way_round });
             }
             Err(refusal) => refusal,
         };

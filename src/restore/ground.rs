@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::configure::Options;
-use super::{Prepared, occupant, plan_file};
+use super::{Prepared, occupant, plan_file, spaces};
 use crate::disk::claim::{self, CONTROL, Found};
 use crate::disk::clear;
 use crate::disk::lay::Ground;
@@ -100,7 +100,9 @@ enum Basis {
 /// Looks at the data directory and the tablespaces, and refuses what must not be overwritten. Changes nothing.
 pub fn look(prepared: &Prepared, options: &Options) -> Result<Ground> {
     let manifest = &prepared.choice.manifest;
+    spaces::demand_no_mapping(prepared, options)?;
     let mut ground = places(manifest, options)?;
+    spaces::demand_ours(prepared, options, &ground)?;
     claim::idle(&ground.root)?;
     let basis = basis(&ground.root, manifest.system, options.delta)?;
     ground.over = basis != Basis::Empty;

@@ -29,6 +29,7 @@ pub mod scratch;
 mod sent;
 pub mod server;
 pub mod settings;
+mod spaces;
 pub mod start;
 pub mod stock;
 pub mod target;

@@ -45,6 +45,16 @@ pub struct Commit {
     pub end: Lsn,
 }
 
+/// A tablespace that recovery makes where its path says, whatever the backup's own are mapped to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeTablespace {
+    pub oid: u32,
+    /// Absolute.
+    pub location: Vec<u8>,
+    /// Start of the record.
+    pub at: Lsn,
+}
+
 /// Why recovery ends where it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -78,6 +88,8 @@ pub struct Landing {
     pub missed: Vec<Commit>,
     /// How far was looked for them.
     pub looked: Lsn,
+    /// Tablespaces at paths of their own that are made on the way.
+    pub tablespaces: Vec<MadeTablespace>,
 }
 
 /// Why this backup cannot reach the target.
@@ -112,6 +124,7 @@ pub struct Walk {
     stop: Option<Stop>,
     missed: Vec<Commit>,
     looked: Lsn,
+    tablespaces: Vec<MadeTablespace>,
 }
 
 impl Walk {
@@ -131,6 +144,7 @@ impl Walk {
             stop: None,
             missed: Vec::new(),
             looked: redo,
+            tablespaces: Vec::new(),
         }
     }
 
@@ -204,6 +218,7 @@ impl Walk {
             stop,
             missed: self.missed,
             looked: self.looked,
+            tablespaces: self.tablespaces,
         })
     }
 
@@ -261,13 +276,17 @@ impl Walk {
     fn replay(&mut self, record: &Seen) {
         self.replayed = record.end;
         self.last_record = record.start;
-        match record.note {
-            Note::Commit { xid, time, .. } => {
+        match &record.note {
+            &Note::Commit { xid, time, .. } => {
                 self.commits += 1;
                 self.last_commit = Some(Commit { xid, time, start: record.start, end: record.end });
             }
             // The server's clock when it wrote this: nothing earlier is still to come.
-            Note::RestorePoint { time, .. } => self.complete_through = self.complete_through.max(Some(time)),
+            Note::RestorePoint { time, .. } => self.complete_through = self.complete_through.max(Some(*time)),
+            // Any other lies in the data directory.
+            Note::TablespaceMade { oid, location } if location.starts_with(b"/") => {
+                self.tablespaces.push(MadeTablespace { oid: *oid, location: location.clone(), at: record.start });
+            }
             _ => {}
         }
     }

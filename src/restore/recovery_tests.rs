@@ -15,6 +15,7 @@ fn landing(stop: Stop) -> Landing {
         stop,
         missed: Vec::new(),
         looked: Lsn(0x300),
+        tablespaces: Vec::new(),
     }
 }
 

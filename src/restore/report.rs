@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::choose::Choice;
 use super::decide::Bounds;
 use super::only::{Database, Only};
-use super::plan::{Commit, Stop};
+use super::plan::{Commit, MadeTablespace, Stop};
 use super::target::{Target, time_text};
 use crate::pg::{Lsn, SegmentSize};
 
@@ -28,6 +28,8 @@ pub struct Plan {
     pub wal_segments: u64,
     pub wal_bytes: u64,
     pub landing: LandingShown,
+    /// Tablespaces that were made after the backup: recovery makes them at these very paths.
+    pub new_tablespaces: Vec<TablespaceShown>,
     /// Commits at or before the target time that lie after the stop, because commit times do not follow the order of WAL.
     pub missed: Vec<CommitShown>,
     /// How far was looked for them.
@@ -76,6 +78,14 @@ pub struct LegShown {
 pub struct CommitShown {
     pub xid: u32,
     pub time: String,
+    pub lsn: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct TablespaceShown {
+    pub oid: u32,
+    pub location: String,
+    /// Start of the record that makes it.
     pub lsn: String,
 }
 
@@ -134,6 +144,7 @@ impl Plan {
                 timeline: landing.timeline.0,
                 stop: stop(landing.stop),
             },
+            new_tablespaces: landing.tablespaces.iter().map(tablespace).collect(),
             missed: landing.missed.iter().copied().map(commit).collect(),
             looked_until: landing.looked.to_string(),
         }
@@ -156,6 +167,11 @@ impl Plan {
 
 fn commit(commit: Commit) -> CommitShown {
     CommitShown { xid: commit.xid, time: time_text(commit.time), lsn: commit.start.to_string() }
+}
+
+fn tablespace(made: &MadeTablespace) -> TablespaceShown {
+    let location = String::from_utf8_lossy(&made.location).into_owned();
+    TablespaceShown { oid: made.oid, location, lsn: made.at.to_string() }
 }
 
 fn stop(stop: Stop) -> String {

@@ -227,7 +227,7 @@ impl SummaryBuilder {
                 keep(&mut summary.backup_ends, ended, &mut summary.more_notes);
             }
             Note::Switch => summary.switched = true,
-            Note::ParameterChange(_) | Note::Other => {}
+            Note::ParameterChange(_) | Note::TablespaceMade { .. } | Note::Other => {}
         }
     }
 

@@ -1,0 +1,135 @@
+//! A tablespace that was made after the backup: recovery makes it at the path that it had, so no scratch server may replay that beside the server to which it belongs, and a
+//! restore goes on only where the place was made ready.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use walrecv::pg::MajorVersion;
+
+use crate::site::{Site, end, wait_durable};
+use crate::support::walrecv::Walrecv;
+use crate::support::{Server, TempDir, require_servers};
+
+/// Every file below, with its content and when it was written.
+fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>, Option<SystemTime>)> {
+    let mut all = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => {
+                    let written = path.metadata().and_then(|meta| meta.modified()).ok();
+                    all.push((path.clone(), fs::read(&path).expect("a file"), written));
+                }
+            }
+        }
+    }
+    all.sort();
+    all
+}
+
+struct Scene {
+    server: Server,
+    site: Site,
+    work: TempDir,
+    places: TempDir,
+    /// Where the tablespace lies.
+    fast: PathBuf,
+}
+
+impl Scene {
+    fn scratch(&self, args: &[&str]) -> Walrecv {
+        let (work, programs) = (self.work.path().display().to_string(), self.server.bin_dir().display().to_string());
+        self.site.walrecv(args).args(["--work-dir", &work, "--pg-bindir", &programs])
+    }
+
+    fn refused(&self, command: Walrecv, code: i32, said: &[&str]) {
+        let before = files(&self.fast);
+        let output = command.run().expect_code(code);
+        for said in said {
+            assert!(output.stderr.contains(said), "{said:?} is not said: {}", output.stderr);
+        }
+        assert_eq!(files(&self.fast), before, "production's files");
+        assert_eq!(fs::read_dir(self.work.path()).expect("a folder").count(), 0, "nothing was begun");
+    }
+}
+
+#[test]
+fn a_tablespace_made_after_the_backup_is_never_replayed_over_another_server() {
+    let version = MajorVersion::V14;
+    require_servers!(version);
+    let server = Server::start(version);
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("create table early as select generate_series(1, 500) as n");
+    site.backup();
+    server.sql("insert into early values (501)");
+    let places = TempDir::for_postgres("fast");
+    let fast = places.postgres_dir("fast");
+    server.sql(&format!("create tablespace fast location '{}'", fast.display()));
+    server.sql("create table kept tablespace fast as select generate_series(1, 3000) as n");
+    server.sql("checkpoint");
+    wait_durable(&server, server.lsn());
+    let mut scene = Scene { server, site, work: TempDir::for_postgres("work"), places, fast };
+    beside_production(&scene);
+    assert_eq!(scene.server.sql("select count(*) from kept"), "3000");
+
+    // A backup that was made after it has it as its own.
+    scene.site.backup();
+    scene.server.sql("insert into kept values (0)");
+    wait_durable(&scene.server, scene.server.lsn());
+    scene.scratch(&["extract", "--latest", "--table", "kept", "--file", "kept.sql"]).run().expect_code(0);
+    assert_eq!(scene.server.sql("select count(*) from kept"), "3001");
+    scene.server.kill9();
+    end(receiver);
+    elsewhere(&scene);
+}
+
+fn beside_production(scene: &Scene) {
+    let place = scene.fast.display().to_string();
+    let plan = scene.site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(plan["new_tablespaces"][0]["location"].as_str(), Some(place.as_str()), "{plan:#}");
+    let at = plan["new_tablespaces"][0]["lsn"].as_str().expect("a position");
+
+    let scratch = format!("a scratch server would write to {place}");
+    let table = ["extract", "--latest", "--table", "kept", "--file", "x.sql"];
+    scene.refused(scene.scratch(&table), 19, &[&scratch, "take a backup now"]);
+    scene.refused(scene.scratch(&["drill"]), 19, &[&scratch]);
+    let data = scene.site.data("look");
+    let look = ["--latest", "--start", "--scratch"];
+    scene.refused(scene.site.restore(&scene.server, "look", &look), 19, &[&scratch]);
+    scene.refused(scene.site.restore(&scene.server, "look", &["--latest"]), 2, &["it holds the files of a server"]);
+    let mapping = format!("{place}=/elsewhere");
+    let mapped = ["--latest", "--tablespace-mapping", &mapping];
+    scene.refused(scene.site.restore(&scene.server, "look", &mapped), 2, &["no mapping holds for"]);
+    assert!(!data.exists(), "something was laid");
+
+    // Until just before it all is as ever.
+    let before = ["extract", "--target-lsn", at, "--exclusive", "--table", "early", "--file", "early.sql"];
+    let untouched = files(&scene.fast);
+    scene.scratch(&before).run().expect_code(0);
+    assert!(fs::read_to_string(scene.site.etc().join("early.sql")).expect("a file").contains("\n501\n"));
+    assert_eq!(files(&scene.fast), untouched);
+}
+
+/// Production is gone, and its tablespace was taken away: as on another host.
+fn elsewhere(scene: &Scene) {
+    fs::rename(&scene.fast, scene.fast.with_extension("old")).expect("it is moved away");
+    let backups = scene.site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    let all = backups["backups"].as_array().expect("backups").iter();
+    let first = all.filter_map(|backup| backup["id"].as_str()).min().expect("a backup");
+    let wanted = ["--latest", "--backup", first];
+    let output = scene.site.restore(&scene.server, "copy", &wanted).run().expect_code(2);
+    for said in ["it is not there", "make it an empty directory", "--backup "] {
+        assert!(output.stderr.contains(said), "{said:?} is not said: {}", output.stderr);
+    }
+    assert!(!scene.site.data("copy").exists());
+    scene.places.postgres_dir("fast");
+    scene.site.restore(&scene.server, "copy", &wanted).run().expect_code(0);
+    let copy = Server::builder(scene.server.version()).on_data_dir(&scene.site.data("copy")).start();
+    copy.wait_sql("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.sql("select count(*) from kept"), "3001");
+}
