@@ -99,11 +99,12 @@ fn names(site: &Site, night: &Night, told: &Value) {
 
     let window = ["find", "--from", &night.from, "--output", "json"];
     let asked = |args: &[&str]| site.walrecv(&window).args(args).run().expect_code(0).json();
-    // Its file has been another one since it was truncated: what tells is the object that was locked.
+    // Its file has been another one since it was truncated: the object that was locked is a hint, and no more. A database takes its tables along.
     let items = asked(&["--table", "items"]);
     let told: Vec<_> = items["found"].as_array().expect("a list").iter().map(|one| one["what"].clone()).collect();
-    assert_eq!(told, ["truncate", "drop"], "{items:#}");
-    assert_eq!(tables(&items, "drop"), ["public.items"]);
+    assert_eq!(told, ["truncate", "drop-database", "drop"], "{items:#}");
+    assert_eq!((tables(&items, "drop").len(), &found(&items, "drop")[0]["extract"]), (0, &Value::Null));
+    assert_eq!(found(&items, "drop")[0]["locked"][0]["name"], "public.items");
     let aside = asked(&["--database", "aside", "--table", "public.orders"]);
     assert_eq!((found(&aside, "drop").len(), found(&aside, "delete").len()), (0, 0), "{aside:#}");
     let numbers = asked(&["--no-names"]);
@@ -189,4 +190,64 @@ fn what_was_lost_is_told_and_comes_back_on_13() {
 fn what_was_lost_is_told_and_comes_back_on_18() {
     require_servers!(MajorVersion::V18);
     night(MajorVersion::V18, "logical");
+}
+
+/// Indexes that have several pages while they are empty, tables that were only locked, and what a filter leaves out.
+#[test]
+fn no_kind_of_index_hides_a_truncation_and_nothing_is_blamed_for_a_lock() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::builder(MajorVersion::V16).setting("autovacuum", "off").start();
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    let kinds = [("a", "gin (to_tsvector('simple', what))"), ("b", "spgist (what)"), ("c", "hash (what)")];
+    for (name, index) in kinds {
+        server.sql(&format!("create table {name} (id int primary key, what text)"));
+        server.sql(&format!("insert into {name} select n, repeat('word ', n % 9) from generate_series(1, 900) n"));
+        server.sql(&format!("create index {name}_what on {name} using {index}"));
+    }
+    server.sql("create table customers (id int primary key); insert into customers select generate_series(1, 100)");
+    server.sql("create table parts (id int) partition by range (id)");
+    server.sql("create table part1 partition of parts for values from (0) to (9000)");
+    server.sql("insert into parts select generate_series(1, 2000)");
+    server.sql("create database aside");
+    site.backup();
+    server.sql("create table made_since (id int primary key references customers)");
+    let from = server.sql("select clock_timestamp()");
+    for (name, _) in kinds {
+        server.sql(&format!("reindex table {name}"));
+        server.sql(&format!("truncate {name}"));
+    }
+    server.sql("drop table made_since");
+    server.sql("delete from parts");
+    server.sql("vacuum full customers");
+    server.sql("drop database aside");
+    wait_durable(&server, server.lsn());
+    end(receiver);
+
+    let ask = |args: &[&str]| site.walrecv(&["find", "--from", &from]).args(args).run().expect_code(0);
+    let told = ask(&["--output", "json"]).json();
+    let whats = told["found"].as_array().expect("a list").iter().map(|one| one["what"].as_str().expect("a word"));
+    let whats: Vec<&str> = whats.filter(|what| ["truncate", "rewrite", "drop"].contains(what)).collect();
+    assert_eq!(whats.concat(), "rewritetruncate".repeat(3) + "drop" + "rewrite", "{told:#}");
+    // The index files are new since they were made anew; the table's are what they were.
+    assert_eq!(tables(&told, "truncate"), ["public.a", "public.b", "public.c"]);
+    assert!(found(&told, "truncate").iter().all(|one| one["extract"].is_string()), "{told:#}");
+    let rewritten = found(&told, "rewrite").pop().expect("a table that was written anew");
+    assert!(rewritten["extract"].as_str().is_some_and(|line| line.contains("--table public.customers")), "{told:#}");
+
+    let drop = &found(&told, "drop")[0];
+    assert_eq!((&drop["tables"], &drop["extract"]), (&serde_json::json!([]), &Value::Null), "{drop:#}");
+    assert!(drop["extract_guess"].as_str().is_some_and(|line| line.contains("--table public.customers")), "{drop:#}");
+    let text = ask(&[]).stdout;
+    let line = text.lines().find(|line| line.contains("DROPPED files")).expect("a drop");
+    assert!(line.contains("DROPPED files of no known name (") && line.contains("); it had locked: public.customers"));
+    assert!(text.contains("a guess, by what it had locked: walrecv extract"), "{text}");
+
+    let parts = ask(&["--table", "parts", "--output", "json"]).json();
+    assert_eq!(found(&parts, "drop-database").len(), 1, "{parts:#}");
+    let hidden = parts["not_asked_for"].as_u64().expect("a number");
+    let shown = parts["found"].as_array().expect("a list").len() as u64;
+    assert!(hidden > 0 && hidden + shown == told["found"].as_array().expect("a list").len() as u64, "{parts:#}");
+    let text = ask(&["--table", "parts"]).stdout;
+    assert!(text.contains(&format!("{hidden} more were found")), "{text}");
 }

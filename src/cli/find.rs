@@ -107,8 +107,13 @@ fn print(told: &Told<'_>, wish: Wish) {
     if tallied.left_out > 0 {
         output::line(format!("\nand {} more: make the window smaller", tallied.left_out));
     }
+    let hidden = told.hidden();
     if shown.is_empty() {
-        output::line("\nnothing was dropped, truncated, or deleted or updated in masses");
+        let of = if hidden > 0 { "of what was asked for " } else { "" };
+        output::line(format!("\nnothing {of}was dropped, truncated, or deleted or updated in masses"));
+    }
+    if hidden > 0 {
+        output::line(format!("\n{hidden} more were found: leave --table and --database out to see them"));
     }
 }
 
@@ -127,6 +132,7 @@ fn json(told: &Told<'_>, wish: Wish) -> Value {
         "missing": holes.collect::<Vec<_>>(),
         "counts_too_low": tallied.overflowed,
         "left_out": tallied.left_out,
+        "not_asked_for": told.hidden(),
         "found": told.shown().into_iter().map(|finding| told.json(finding)).collect::<Vec<_>>(),
     })
 }

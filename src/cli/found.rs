@@ -25,9 +25,17 @@ impl Told<'_> {
     /// What was asked for, in the order of WAL. What has no name may be what is meant, and is shown.
     pub fn shown(&self) -> Vec<&Finding> {
         let all = &self.searched.tallied.found;
-        all.iter()
-            .filter(|finding| self.in_database(finding) && self.of_table(finding) && !self.aside(finding))
-            .collect()
+        all.iter().filter(|finding| self.asked_for(finding) && !self.aside(finding)).collect()
+    }
+
+    /// How many more there are that were not asked for.
+    pub fn hidden(&self) -> usize {
+        let all = &self.searched.tallied.found;
+        all.iter().filter(|finding| !self.asked_for(finding) && !self.aside(finding)).count()
+    }
+
+    fn asked_for(&self, finding: &Finding) -> bool {
+        self.in_database(finding) && self.of_table(finding)
     }
 
     fn in_database(&self, finding: &Finding) -> bool {
@@ -37,6 +45,10 @@ impl Told<'_> {
 
     fn of_table(&self, finding: &Finding) -> bool {
         let Some(asked) = &self.args.table else { return true };
+        // Every table went with it.
+        if finding.deed == Deed::DropDatabase {
+            return true;
+        }
         let is = |relation: &Relation| relation.name == *asked || relation.full_name() == *asked;
         let named: Vec<Option<&Relation>> =
             finding.touched.iter().map(|one| self.book.relation(finding, one)).collect();
@@ -54,8 +66,14 @@ impl Told<'_> {
         counts(finding) && toast(finding) && others.any(|other| !toast(other))
     }
 
-    /// Tables that the transaction locked against everybody: what it dropped or emptied is among them, whatever their files were called by then.
+    /// Where the tables that it was done to have no known name: those that the transaction locked against everybody. What it dropped or emptied may be among them, and
+    /// so is what it only touched: dropping a table locks all that it refers to.
     fn locked_tables(&self, finding: &Finding) -> Vec<&Relation> {
+        let named = |one: &Touched| self.book.relation(finding, one).is_some();
+        let files = matches!(finding.deed, Deed::Drop | Deed::Truncate | Deed::Rewrite);
+        if !files || !self.tables(finding).is_empty() || finding.touched.iter().all(named) {
+            return Vec::new();
+        }
         let all = finding.locked.iter().filter_map(|(database, oid)| self.book.object(finding, *database, *oid));
         all.filter(|relation| relation.is_table()).collect()
     }
@@ -64,9 +82,6 @@ impl Told<'_> {
     fn tables(&self, finding: &Finding) -> Vec<&Relation> {
         let all = finding.touched.iter().filter_map(|one| self.book.relation(finding, one));
         let mut tables: Vec<&Relation> = all.filter(|relation| relation.is_table()).collect();
-        if tables.is_empty() && matches!(finding.deed, Deed::Drop | Deed::Truncate | Deed::Rewrite) {
-            tables = self.locked_tables(finding);
-        }
         tables.sort_by_key(|table| table.object);
         tables.dedup_by_key(|table| table.object);
         tables
@@ -80,23 +95,36 @@ impl Told<'_> {
             (None, Some(file), _) => format!("{}/{}", one.database, file.number),
             (None, None, object) => format!("{}/{}", one.database, object.unwrap_or_default()),
         };
-        if tables.is_empty() {
-            return first(finding.touched.iter().map(name).collect());
-        }
-        let mut text = first(tables.iter().map(|table| table.full_name()).collect());
         let known = |one: &&Touched| self.book.relation(finding, one).is_some();
         let (known, unknown): (Vec<&Touched>, Vec<&Touched>) = finding.touched.iter().partition(known);
-        let beside = |one: &&&Touched| self.book.relation(finding, one).is_some_and(|found| !found.is_table());
-        let others = known.iter().filter(beside).count();
-        if others > 0 {
-            text.push_str(&format!(" ({others} files of indexes and the like)"));
-        }
-        if !unknown.is_empty() {
-            let count = unknown.len();
-            let numbers = first(unknown.into_iter().map(name).collect());
+        let numbers = first(unknown.iter().copied().map(name).collect());
+        let count = unknown.len();
+        let mut text = match (tables.is_empty(), known.is_empty()) {
+            (true, true) if matches!(finding.deed, Deed::Drop | Deed::Truncate | Deed::Rewrite) => {
+                return format!("files of no known name ({numbers}){}", self.locks(finding));
+            }
+            (true, true) => return numbers,
+            (true, false) => first(known.into_iter().map(name).collect()),
+            (false, _) => {
+                let beside = |one: &&&Touched| self.book.relation(finding, one).is_some_and(|found| !found.is_table());
+                let others = known.iter().filter(beside).count();
+                let others =
+                    if others > 0 { format!(" ({others} files of indexes and the like)") } else { String::new() };
+                first(tables.iter().map(|table| table.full_name()).collect()) + &others
+            }
+        };
+        if count > 0 {
             text.push_str(&format!(" ({count} files of no known name: {numbers})"));
         }
-        text
+        text + &self.locks(finding)
+    }
+
+    /// Behind the names, and never in their place.
+    fn locks(&self, finding: &Finding) -> String {
+        match first(self.locked_tables(finding).iter().map(|table| table.full_name()).collect()) {
+            none if none.is_empty() => none,
+            names => format!("; it had locked: {names}"),
+        }
     }
 
     /// One line of what was done by whom.
@@ -136,8 +164,8 @@ impl Told<'_> {
         if !self.reachable(finding.lsn) {
             return vec!["no backup is older: it cannot be restored".to_owned()];
         }
-        let extract = self.extract(finding);
-        std::iter::once(self.restore(finding)).chain(extract).collect()
+        let guess = self.guess(finding).map(|line| format!("a guess, by what it had locked: {line}"));
+        std::iter::once(self.restore(finding)).chain(self.extract(finding)).chain(guess).collect()
     }
 
     fn begin(&self, command: &str, finding: &Finding) -> Vec<String> {
@@ -165,9 +193,17 @@ impl Told<'_> {
     }
 
     fn extract(&self, finding: &Finding) -> Option<String> {
-        let lost = matches!(finding.deed, Deed::Drop | Deed::Truncate | Deed::Delete | Deed::Update);
-        let tables = self.tables(finding);
-        if !lost || tables.is_empty() {
+        use Deed::{Delete, Drop, Rewrite, Truncate, Update};
+        let lost = matches!(finding.deed, Drop | Truncate | Rewrite | Delete | Update);
+        self.extract_of(finding, self.tables(finding)).filter(|_| lost)
+    }
+
+    fn guess(&self, finding: &Finding) -> Option<String> {
+        self.extract_of(finding, self.locked_tables(finding))
+    }
+
+    fn extract_of(&self, finding: &Finding, tables: Vec<&Relation>) -> Option<String> {
+        if tables.is_empty() {
             return None;
         }
         let mut words = self.begin("extract", finding);
@@ -222,6 +258,7 @@ impl Told<'_> {
             "name": finding.name,
             "restore": reachable.then(|| self.restore(finding)),
             "extract": reachable.then(|| self.extract(finding)).flatten(),
+            "extract_guess": reachable.then(|| self.guess(finding)).flatten(),
         })
     }
 }

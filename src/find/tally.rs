@@ -40,6 +40,14 @@ struct Rows {
     deleted: u64,
 }
 
+/// A relation file that a transaction made.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    at: Lsn,
+    /// That were written to it.
+    pages: u32,
+}
+
 /// A transaction that has not ended.
 #[derive(Clone, Debug, Default)]
 struct Open {
@@ -47,8 +55,7 @@ struct Open {
     bytes: u64,
     prepared: bool,
     rows: HashMap<RelationFile, Rows>,
-    /// Files that it made, and how many pages were written to each.
-    made: HashMap<RelationFile, u32>,
+    made: HashMap<RelationFile, Made>,
     /// Tables that it truncated, where WAL says so: database and object.
     truncated: Vec<(u32, u32)>,
     locks: BTreeSet<(u32, u32)>,
@@ -66,8 +73,8 @@ impl Open {
     }
 
     fn written(&mut self, relation: RelationFile, block: u32) {
-        if let Some(pages) = self.made.get_mut(&relation) {
-            *pages = (*pages).max(block.saturating_add(1));
+        if let Some(made) = self.made.get_mut(&relation) {
+            made.pages = made.pages.max(block.saturating_add(1));
         }
     }
 
@@ -247,7 +254,7 @@ impl Tally {
         match change {
             Change::Written { relation, block } => open.written(relation, block),
             Change::Truncated { database, relation } => open.truncated.push((database, relation)),
-            Change::Made { relation } => _ = open.made.insert(relation, 0),
+            Change::Made { relation } => _ = open.made.insert(relation, Made { at: record.start, pages: 0 }),
             Change::DatabaseMade { database } => open.databases_made.push(database),
             Change::DatabaseFilesGone { database } => open.databases_gone.push((database, record.start)),
             Change::Locked { database, relation, .. } => _ = open.locks.insert((database, relation)),
@@ -331,13 +338,14 @@ impl Tally {
         if gone.is_empty() && all.truncated.is_empty() {
             return;
         }
-        let kept: Vec<u32> = all.made.iter().filter(|(file, _)| !dropped.contains(file)).map(|(_, n)| *n).collect();
-        let deed = match () {
-            () if !all.truncated.is_empty() => Deed::Truncate,
-            () if kept.is_empty() => Deed::Drop,
-            // An empty index has one page.
-            () if kept.iter().all(|pages| *pages <= 1) => Deed::Truncate,
-            () => Deed::Rewrite,
+        let kept = all.made.iter().filter(|(file, _)| !dropped.contains(file)).map(|(_, made)| made);
+        let deed = match kept.min_by_key(|made| made.at) {
+            _ if !all.truncated.is_empty() => Deed::Truncate,
+            None => Deed::Drop,
+            // A table's file is made before those of its indexes, and stays without a page where the table is empty. An empty index has pages, some kinds several:
+            // they are no content.
+            Some(first) if first.pages == 0 => Deed::Truncate,
+            Some(_) => Deed::Rewrite,
         };
         let named = all.truncated.iter().map(|(database, oid)| Touched::object(*database, *oid));
         let database = gone.first().and_then(|one| one.file).map(|file| file.database).or(about.database);
