@@ -1,5 +1,5 @@
-//! A tablespace that was made after the backup: recovery makes it at the path that it had, so no scratch server may replay that beside the server to which it belongs, and a
-//! restore goes on only where the place was made ready.
+//! A tablespace that was made after the backup: recovery makes it at the path that it had, so no scratch server may replay that beside the server to which it
+//! belongs, and a restore goes on only where the place was made ready.
 
 use std::fs;
 use std::path::{Path, PathBuf};

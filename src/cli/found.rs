@@ -66,8 +66,8 @@ impl Told<'_> {
         counts(finding) && toast(finding) && others.any(|other| !toast(other))
     }
 
-    /// Where the tables that it was done to have no known name: those that the transaction locked against everybody. What it dropped or emptied may be among them, and
-    /// so is what it only touched: dropping a table locks all that it refers to.
+    /// Where the tables that it was done to have no known name: those that the transaction locked against everybody. What it dropped or emptied may be among
+    /// them, and so is what it only touched: dropping a table locks all that it refers to.
     fn locked_tables(&self, finding: &Finding) -> Vec<&Relation> {
         let named = |one: &Touched| self.book.relation(finding, one).is_some();
         let files = matches!(finding.deed, Deed::Drop | Deed::Truncate | Deed::Rewrite);
