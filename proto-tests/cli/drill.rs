@@ -71,9 +71,18 @@ fn drills(version: MajorVersion) {
     let told = shop.run(&["drill", "--assert", all, "--assert", "select 1 = 1", "--rpo", "1h", "--rto", "5min"]);
     let told = told.args(["--report", &report.display().to_string()]).run().expect_code(0).json();
     assert_eq!(told["passed"], true, "{told:#}");
-    for name in
-        ["backups", "landing", "assertion 1", "assertion 2", "amcheck", "checksums", "nothing is left", "rpo", "rto"]
-    {
+    for name in [
+        "backups",
+        "newest backup",
+        "landing",
+        "assertion 1",
+        "assertion 2",
+        "amcheck",
+        "checksums",
+        "nothing is left",
+        "rpo",
+        "rto",
+    ] {
         assert_eq!(check(&told, name), "passed", "{told:#}");
     }
     assert!(told["rto_seconds"].as_f64() > Some(0.0) && told["rpo_seconds"].as_f64() > Some(0.0), "{told:#}");

@@ -1,5 +1,6 @@
 //! The plan over an archive: which timeline, which backup, which last commit, and what is refused.
 
+use jiff::Timestamp;
 use walrecv::error::{Error, Kind};
 use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, TimelineId};
@@ -216,4 +217,40 @@ fn a_backup_after_which_nothing_was_committed_hides_no_earlier_target() {
     let choice = plan_from(&world, &[world.manifest(), manifest(end, end)], time(wanted.xid), None).expect("a plan");
     assert_eq!(last(&choice), wanted);
     assert_eq!(choice.passed_over.len(), 1);
+}
+
+/// Its manifest proves that WAL was stored which is gone: an older backup, and the end of what is left, are not the latest.
+#[test]
+fn a_backup_whose_wal_is_gone_is_a_gap_and_not_passed_over() {
+    let world = World::new();
+    world.store(ONE, 1..=3);
+    let cut = manifest(world.one.last_before(Lsn(3 * MB)).start, world.one.last_before(Lsn(5 * MB)).end);
+    let backups = [world.manifest(), cut.clone()];
+    let error = plan_from(&world, &backups, Target::Latest, Some(ONE)).expect_err("WAL is gone");
+    assert_eq!(error.kind(), Kind::Gap, "{error}");
+    assert!(error.to_string().contains(cut.id.as_str()), "{error}");
+    // Whoever names the older one, or an earlier target, knows what he does.
+    let archive = &world.shelf.archive;
+    let inventory = run(archive.inventory()).expect("an inventory");
+    let older = Some(world.manifest().id.to_string());
+    let wanted = Wanted { target: Target::Latest, timeline: Some(ONE), backup: older };
+    let choice = run(choose(archive, &inventory, &backups, &wanted)).expect("a plan");
+    assert_eq!(last(&choice), world.one.last_before(Lsn(4 * MB)));
+    let early = world.one.last_before(Lsn(2 * MB));
+    let choice = plan_from(&world, &backups, time(early.xid), Some(ONE)).expect("a plan");
+    assert_eq!((last(&choice), choice.passed_over.len()), (early, 1));
+}
+
+/// The newest backup of all may lie on a branch that died: it is named, since it is not what is restored.
+#[test]
+fn a_newer_backup_of_another_branch_is_named() {
+    let world = World::new();
+    world.store_all();
+    let mut past = manifest(world.one.last_before(Lsn(5 * MB)).start, world.one.last_before(Lsn(5 * MB + 500_000)).end);
+    let backups = [world.manifest(), past.clone()];
+    assert_eq!(plan_from(&world, &backups, Target::Latest, None).expect("a plan").passed_over.len(), 0);
+    past.stopped_at = Timestamp::from_second(past.stopped_at.as_second() + 1).expect("a time");
+    let choice = plan_from(&world, &[world.manifest(), past.clone()], Target::Latest, None).expect("a plan");
+    let passed: Vec<&str> = choice.passed_over.iter().map(|passed| passed.backup.as_str()).collect();
+    assert_eq!((passed, choice.landing.timeline), (vec![past.id.as_str()], TWO));
 }

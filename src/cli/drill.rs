@@ -113,6 +113,9 @@ fn print(report: &Drilled) {
     let seconds = |value: Option<f64>| value.map_or("not known".to_owned(), output::seconds);
     if let Some(plan) = &report.plan {
         output::line(format!("drill    of backup {} to {}", plan.backup.id, plan.target));
+        for passed in &plan.passed_over {
+            output::line(format!("passed over {}: {}", passed.id, passed.why));
+        }
         let landing = match &plan.landing.last_commit {
             Some(commit) => format!("after the commit of transaction {} at {}", commit.xid, commit.time),
             None => "at the end of the backup".to_owned(),

@@ -3,6 +3,7 @@
 use super::report::State;
 use crate::archive::backups::BackupList;
 use crate::error::{Error, Kind, Result};
+use crate::restore::report::PassedShown;
 use crate::restore::scratch::ScratchServer;
 use crate::restore::server::dbname;
 
@@ -21,6 +22,17 @@ pub fn readable(list: &BackupList) -> State {
     let text = format!("{name} cannot be read: {error}{others}");
     let corrupt = list.unreadable.iter().any(|(_, error)| error.kind() == Kind::Corrupt);
     if corrupt { State::Corrupt(text) } else { State::Failed(text) }
+}
+
+/// The backup that is restored is the newest one: an older one proves nothing of it. Where the target is `earlier` than the end, an older one may be the right one.
+pub fn newest(restored: &str, passed_over: &[PassedShown], newest: &str, earlier: bool) -> State {
+    if restored == newest {
+        return State::Passed(format!("{newest} is the one that is restored"));
+    }
+    let passed = passed_over.iter().find(|passed| passed.id == newest);
+    let why = passed.map(|passed| format!(": {}", passed.why)).unwrap_or_default();
+    let text = format!("{newest} is not the one that is restored, {restored} is{why}");
+    if earlier { State::Skipped(text) } else { State::Failed(text) }
 }
 
 /// One row, one column, true.
@@ -106,6 +118,15 @@ pub async fn checksums(server: &ScratchServer) -> Result<State> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_older_backup_proves_nothing_of_the_newest() {
+        assert!(matches!(newest("b2", &[], "b2", false), State::Passed(_)));
+        let passed = [PassedShown { id: "b2".to_owned(), why: "it is elsewhere".to_owned() }];
+        let State::Failed(text) = newest("b1", &passed, "b2", false) else { panic!("it passed") };
+        assert!(text.contains("b2") && text.contains("it is elsewhere"), "{text}");
+        assert!(matches!(newest("b1", &passed, "b2", true), State::Skipped(_)), "the target is older than it");
+    }
 
     #[test]
     fn a_backup_that_cannot_be_read_fails_the_drill() {

@@ -76,11 +76,15 @@ async fn run(
     report: &mut Drilled,
 ) -> Result<()> {
     (watch.stage)("planning");
+    let mut newest_of_all = None;
     if backup.is_none() {
         // The newest one might be passed over, and an older one prove nothing of it.
         let begun = Instant::now();
-        report.add("backups", begun, Ok(check::readable(&archive.list_backups().await?)));
+        let backups = archive.list_backups().await?;
+        report.add("backups", begun, Ok(check::readable(&backups)));
+        newest_of_all = backups.complete.iter().max_by_key(|m| m.stopped_at).map(|m| m.id.to_string());
     }
+    let earlier = matches!(&point, Point::Target(target) if *target != Target::Latest);
     let begun = Instant::now();
     let newest = prepare(archive, Target::Latest, backup.clone()).await;
     report.covered(archive, newest.as_ref().ok()).await?;
@@ -91,6 +95,10 @@ async fn run(
     };
     report.planned(&prepared);
     let planning = begun.elapsed();
+    if let Some(newest) = newest_of_all {
+        let state = check::newest(&prepared.plan.backup.id, &prepared.plan.passed_over, &newest, earlier);
+        report.add("newest backup", Instant::now(), Ok(state));
+    }
     (watch.stage)("restoring");
     let said = |line: &str| (watch.stage)(line);
     let server = setup.raise(archive, access, &prepared, watch.moved, &said).await?;

@@ -48,7 +48,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     wanted.target.check()?;
     let (path, candidates) = candidates(inventory, backups, wanted)?;
     let known = known(archive, &path, &wanted.target).await?;
-    let mut passed_over = Vec::new();
+    let mut passed_over = elsewhere(backups, &candidates, wanted, &path);
     // A newer backup was read from here to the end without meeting the target: it can only lie before.
     let mut until = None;
     for manifest in &candidates {
@@ -73,6 +73,10 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
             // Nothing was committed since this backup: a commit later than the target may lie before it, on the way from an older one.
             Refusal::NotReached { last_commit: None, .. } if matches!(wanted.target, Target::Time { .. }) => {}
             Refusal::NotReached { .. } => return Err(not_reached(&wanted.target, &refusal, hole)),
+            // Its manifest proves that WAL was stored which is gone: the end of what is left is not the latest.
+            Refusal::WalEndsEarly { end, .. } if matches!(wanted.target, Target::Latest) => {
+                return Err(cut_off(manifest, *end, hole));
+            }
             _ => {}
         }
         passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole) });
@@ -134,6 +138,14 @@ fn candidates<'a>(
     candidates.retain(|m| path.holds(m.stop_timeline, m.stop));
     candidates.sort_by_key(|m| std::cmp::Reverse((m.stop, m.start)));
     Ok((path, candidates))
+}
+
+/// Backups that are newer than all on the way and lie on another.
+fn elsewhere(backups: &[Manifest], candidates: &[&Manifest], wanted: &Wanted, path: &Path) -> Vec<PassedOver> {
+    let newest = candidates.iter().map(|m| m.stopped_at).max();
+    let newer = backups.iter().filter(|m| wanted.backup.is_none() && Some(m.stopped_at) > newest);
+    let why = format!("it does not lie on the way to timeline {}", path.target());
+    newer.map(|m| PassedOver { backup: m.id.to_string(), why: why.clone() }).collect()
 }
 
 fn origin(manifest: &Manifest) -> Origin {
@@ -202,6 +214,17 @@ fn gap(hole: Option<SegmentName>, landing: &Landing) -> Error {
         "a target up to {} can be reached, such as --target-lsn {}",
         landing.replayed, landing.last_record
     ))
+}
+
+/// The WAL ends before the end of a backup.
+fn cut_off(manifest: &Manifest, end: Lsn, hole: Option<SegmentName>) -> Error {
+    let missing = hole.map(|s| format!(": segment {s} is missing or incomplete")).unwrap_or_default();
+    let message = format!(
+        "WAL can be read to {end} only, and backup {} shows that it was stored to {}{missing}",
+        manifest.id, manifest.stop
+    );
+    Error::new(Kind::Gap, message)
+        .hint("bring that WAL back from another copy of the repository; or name an older backup with --backup, and lose what came after")
 }
 
 fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) -> Error {
