@@ -155,6 +155,9 @@ fn a_database_is_found_by_what_it_was_called_then() {
         server.sql(sql);
     }
     run("later", "create table late as select n from generate_series(1, 100) n");
+    // As a DROP DATABASE leaves one that was interrupted: nobody gets in, and it is nobody's.
+    server.sql("create database broken");
+    server.sql("update pg_database set datconnlimit = -2 where datname = 'broken'");
     run("other", "drop table moved");
     run("green", "create table moved as select 'after' as what");
     wait_durable(&server, server.lsn());

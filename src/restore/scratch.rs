@@ -277,18 +277,18 @@ impl ScratchServer {
         Err(last.unwrap_or_else(none).hint("name the system user that is a role of the server with --owner"))
     }
 
-    /// The databases that take connections; those that the restore left out do not.
+    /// The databases that take connections; those that the restore left out do not, and none that was being dropped (`DATCONNLIMIT_INVALID_DB`).
     pub async fn databases(&self) -> Result<Vec<String>> {
         let out = self.left_out.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         let sql = format!(
-            "select datname from pg_database where datallowconn and oid <> all ('{{{out}}}'::oid[]) order by 1"
+            "select datname from pg_database where datallowconn and datconnlimit <> -2 and oid <> all ('{{{out}}}'::oid[]) order by 1"
         );
         Ok(self.ask("template1", &sql).await?.lines().map(str::to_owned).collect())
     }
 
     /// The names of all databases that are there for users, those that were left out too.
     pub async fn named(&self) -> Result<Vec<String>> {
-        let sql = "select datname from pg_database where datallowconn order by 1";
+        let sql = "select datname from pg_database where datallowconn and datconnlimit <> -2 order by 1";
         Ok(self.ask("template1", sql).await?.lines().map(str::to_owned).collect())
     }
 
