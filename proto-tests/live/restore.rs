@@ -452,6 +452,27 @@ fn a_server_can_wait_at_its_target() {
     }
 }
 
+/// Whether such a server has paused, nobody can ask: it is left at work, and not waited for.
+#[test]
+fn a_server_that_lets_nobody_in_at_its_target_is_told() {
+    let version = *versions().last().expect("a server");
+    let mut story = Story::new(Server::start(version));
+    story.backup();
+    story.write(4);
+    story.archive_and_die();
+    let prepared = story.prepare(Target::Latest).expect("a plan");
+    let options = Options { action: Action::Pause, ..story.options("shut") };
+    story.restore(&prepared, &options).expect("a restore");
+    let sockets = options.scratch.as_ref().expect("a scratch server").directory.clone();
+    std::fs::write(sockets.join("pg_hba.conf"), "local all all reject\n").expect("rules");
+    let begun = std::time::Instant::now();
+    let error = story.start(&prepared, &options).err().expect("nobody can tell");
+    let mut stop = crate::support::user::as_postgres(story.server.bin_dir().join("pg_ctl"));
+    stop.arg("-D").arg(&options.pgdata).args(["-m", "immediate", "stop"]).output().expect("pg_ctl");
+    assert!(error.to_string().contains("whether it has paused cannot be told"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());
+}
+
 /// A damaged or missing segment stops the server; it is never opened early.
 #[test]
 fn what_the_plan_needs_and_cannot_be_read_stops_the_server() {

@@ -18,6 +18,8 @@ use crate::pg::{Lsn, SegmentName, TimelineHistory, TimelineId};
 const POLL: Duration = Duration::from_millis(100);
 /// A server whose process is not seen for so long has ended.
 const GONE: Duration = Duration::from_secs(2);
+/// How long a server may take connections and let nobody in who would ask whether it has paused.
+const SHUT_OUT: Duration = Duration::from_secs(15);
 /// `DBState` (`catalog/pg_control.h`).
 const DB_SHUTDOWNED_IN_RECOVERY: u32 = 2;
 const DB_IN_PRODUCTION: u32 = 6;
@@ -112,7 +114,7 @@ impl Start {
         let said_before = std::fs::metadata(&log).map_or(0, |log| log.len());
         server::run(command, "pg_ctl start").map_err(|e| self.with_log(e))?;
         let mut pulse = Pulse::begin();
-        let mut seen = Instant::now();
+        let (mut seen, mut heard) = (Instant::now(), Instant::now());
         let mut last_line = String::new();
         let lock = loop {
             tokio::time::sleep(POLL).await;
@@ -123,7 +125,7 @@ impl Start {
             let lock = self.lock_file();
             if lock.pid.is_some_and(alive) {
                 seen = Instant::now();
-                if self.arrived(&lock) {
+                if self.arrived(&lock, &mut heard)? {
                     break lock;
                 }
             } else if seen.elapsed() >= GONE {
@@ -149,17 +151,37 @@ impl Start {
         LockFile::parse(&text)
     }
 
-    /// A hot standby is "ready" too, so pg_control has to say that recovery has ended.
-    fn arrived(&self, lock: &LockFile) -> bool {
-        let paused = || self.ask(lock, "select pg_is_wal_replay_paused()").as_deref() == Some("t");
+    /// A hot standby is "ready" too, so pg_control has to say that recovery has ended. `heard`: when the server last answered, or could not yet.
+    fn arrived(&self, lock: &LockFile, heard: &mut Instant) -> Result<bool> {
+        let ready = lock.status == "ready";
         match self.action {
             // Without hot_standby it never becomes "ready".
-            Action::Follow => matches!(lock.status.as_str(), "ready" | "standby"),
-            _ if lock.status != "ready" => false,
-            Action::Promote => self.in_production(),
-            Action::Pause => paused(),
-            Action::Shutdown => false,
+            Action::Follow => return Ok(ready || lock.status == "standby"),
+            Action::Promote => return Ok(ready && self.in_production()),
+            // Where nobody can look at it yet when it gets to its target, it does not stop there (`recoveryPausesHere`).
+            Action::Pause | Action::Shutdown if ready && self.in_production() => {
+                let message =
+                    format!("the server did not {} at its target: it has opened the database", self.action.setting());
+                return Err(
+                    Error::new(Kind::Failed, message).hint(format!("its log says why: {}", self.log().display()))
+                );
+            }
+            Action::Shutdown => return Ok(false),
+            Action::Pause => {}
         }
+        let answer = if ready { self.ask(lock, "select pg_is_wal_replay_paused()") } else { None };
+        if answer.is_some() || !ready {
+            *heard = Instant::now();
+        } else if heard.elapsed() >= SHUT_OUT {
+            let message = "the server takes connections and does not let its owner in by its socket: whether it has paused cannot be told";
+            return Err(Error::new(Kind::Failed, message)
+                .hint("it goes on by itself: let psql in by pg_hba.conf and ask pg_is_wal_replay_paused()"));
+        }
+        Ok(answer.as_deref() == Some("t"))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.pgdata.join(LOG)
     }
 
     fn in_production(&self) -> bool {
