@@ -5,7 +5,9 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use super::durable;
 use super::lay::{Owner, create, failed, give, make_dir, sync};
+use super::medium::Disk;
 use crate::error::{Error, Kind, Result};
 
 /// Name of the mark.
@@ -76,11 +78,13 @@ pub fn claim(path: &Path, content: &[u8], owner: Option<Owner>) -> Result<File> 
     let mark = match OpenOptions::new().read(true).write(true).open(&place) {
         Ok(mark) => mark,
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-                std::fs::create_dir_all(parent).map_err(|e| failed("create the directory", parent, e))?;
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+            if let Some(parent) = parent {
+                durable::create_dirs(&Disk, parent)?;
             }
             if !path.is_dir() {
                 make_dir(path, 0o700, owner)?;
+                parent.map_or(Ok(()), sync)?;
             }
             create(&place, 0o600)?
         }
