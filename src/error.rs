@@ -103,6 +103,12 @@ impl Error {
         self
     }
 
+    /// The same error as one of another kind; class, words, advice and cause stay.
+    pub fn recast(mut self, kind: Kind) -> Error {
+        self.inner.kind = kind;
+        self
+    }
+
     /// Puts what was being done before the message: `context: message`.
     pub fn context(mut self, context: impl fmt::Display) -> Error {
         self.inner.message = format!("{context}: {}", self.inner.message);
@@ -119,6 +125,22 @@ impl Error {
 
     pub fn is_transient(&self) -> bool {
         self.inner.class == Class::Transient
+    }
+
+    /// Whether a disk could not read or write what it has (EIO): a bad sector, unless the way to the disk is bad for a moment.
+    pub fn is_of_the_disk(&self) -> bool {
+        const EIO: i32 = 5;
+        let mut cause = self.inner.source.as_deref().map(|cause| cause as &(dyn std::error::Error + 'static));
+        while let Some(error) = cause {
+            if let Some(own) = error.downcast_ref::<Error>() {
+                return own.is_of_the_disk();
+            }
+            if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.raw_os_error() == Some(EIO)) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// The advice, where there is one.

@@ -9,7 +9,7 @@ use walrecv::error::Kind;
 use walrecv::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use walrecv::repo::Repository;
 use walrecv::seal::content::BackupId;
-use walrecv::seal::content::event::{Outcome, Verified, What};
+use walrecv::seal::content::event::{Drill, Outcome, Verified, What};
 use walrecv::seal::content::manifest::{Backup, ControlFacts, Manifest, MapRef, Raw, Sizes, Tombstone, Transfer};
 use walrecv::seal::header::ObjectKind;
 use walrecv::seal::sealer::{Compression, seal_index};
@@ -192,30 +192,65 @@ fn of_two_backups_that_began_in_one_second_the_later_one_is_the_newest() {
 fn what_a_deep_check_found_hurt_stays_so_until_the_next_one() {
     let dir = TempDir::new("checks");
     let archive = archive(&local(&dir), 1, false);
+    let mut sister = archive.clone();
+    sister.names.cluster = "sister".to_owned();
+    let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
     runtime().block_on(async {
-        let check = async |deep: bool, only: Option<String>, hurt: &[&str]| {
-            let what = What::Verified(Verified {
-                deep,
-                only,
-                outcome: if hurt.is_empty() { Outcome::Ok } else { Outcome::Corrupt },
-                problems: hurt.len() as u64,
-                whole: Vec::new(),
-                hurt: hurt.iter().map(|id| (*id).to_owned()).collect(),
-                unknown: Vec::new(),
-            });
-            archive.put_event(&writer(), what, Duration::from_secs(10)).await.unwrap();
+        let check = async |of: &Archive, deep: bool, [whole, hurt, unknown]: [&[&str]; 3]| {
+            let outcome = if hurt.is_empty() { Outcome::Ok } else { Outcome::Corrupt };
+            let (problems, whole, hurt, unknown) = (hurt.len() as u64, ids(whole), ids(hurt), ids(unknown));
+            let what = What::Verified(Verified { deep, only: None, outcome, problems, whole, hurt, unknown });
+            of.put_event(&writer(), what, Duration::from_secs(10)).await.unwrap();
         };
-        let hurt = async || archive.found_hurt(100).await.unwrap().into_iter().collect::<Vec<_>>();
-        assert!(hurt().await.is_empty());
-        check(true, None, &["damaged"]).await;
+        let hurt = async |most| archive.found_hurt(most).await.unwrap().into_iter().collect::<Vec<_>>();
+        // Names of events tell the second.
+        let later = || tokio::time::sleep(Duration::from_millis(1100));
+        assert!(hurt(100).await.is_empty());
+        check(&archive, true, [&["other"], &["damaged"], &[]]).await;
+        later().await;
         for _ in 0..12 {
-            check(false, None, &[]).await;
+            check(&archive, false, [&["damaged", "other"], &[], &[]]).await;
+            check(&sister, true, [&["damaged"], &[], &[]]).await;
         }
-        check(true, Some("another".into()), &[]).await;
-        assert_eq!(hurt().await, ["damaged"]);
-        // The names of events tell the second.
+        check(&archive, true, [&["other"], &[], &["damaged"]]).await;
+        // The sister's take no room.
+        assert_eq!(hurt(14).await, ["damaged"]);
+        assert!(hurt(13).await.is_empty());
+        later().await;
+        check(&archive, true, [&["damaged", "other"], &[], &[]]).await;
+        assert!(hurt(100).await.is_empty());
+    });
+}
+
+#[test]
+fn the_last_drill_is_that_of_the_cluster_itself() {
+    let dir = TempDir::new("drills");
+    let archive = archive(&local(&dir), 1, false);
+    let mut sister = archive.clone();
+    sister.names.cluster = "sister".to_owned();
+    runtime().block_on(async {
+        let drill = async |of: &Archive, backup: &str| {
+            let what = What::Drill(Drill {
+                backup: Some(backup.to_owned()),
+                target: None,
+                passed: true,
+                corrupt: false,
+                failed: Vec::new(),
+                rpo_milliseconds: None,
+                rto_milliseconds: None,
+                milliseconds: 1,
+                host: String::new(),
+                user: String::new(),
+            });
+            of.put_event(&writer(), what, Duration::from_secs(10)).await.unwrap();
+        };
+        assert!(archive.last_drill().await.unwrap().is_none());
+        drill(&archive, "own").await;
         tokio::time::sleep(Duration::from_millis(1100)).await;
-        check(true, None, &[]).await;
-        assert!(hurt().await.is_empty());
+        for _ in 0..20 {
+            drill(&sister, "other").await;
+        }
+        let (_, found) = archive.last_drill().await.unwrap().expect("its own");
+        assert_eq!(found.backup.as_deref(), Some("own"));
     });
 }

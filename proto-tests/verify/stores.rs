@@ -25,6 +25,8 @@ struct Failing {
     /// So many more times.
     left: AtomicU32,
     transient: bool,
+    /// As of a disk with a bad sector.
+    of_the_disk: bool,
     /// Deleted at the first read of `name`.
     deletes: Mutex<Vec<String>>,
 }
@@ -32,7 +34,14 @@ struct Failing {
 impl Failing {
     fn of(shop: &Shop, name: &str, times: u32, transient: bool) -> Failing {
         let inner = shop.archive().repo.clone();
-        Failing { inner, name: name.into(), left: AtomicU32::new(times), transient, deletes: Mutex::default() }
+        Failing {
+            inner,
+            name: name.into(),
+            left: AtomicU32::new(times),
+            transient,
+            of_the_disk: false,
+            deletes: Mutex::default(),
+        }
     }
 
     fn fails(&self, name: &str) -> bool {
@@ -41,7 +50,10 @@ impl Failing {
     }
 
     fn error(&self) -> Error {
-        let error = Error::new(Kind::Repository, "injected");
+        let mut error = Error::new(Kind::Repository, "injected");
+        if self.of_the_disk {
+            error = error.caused_by(std::io::Error::from_raw_os_error(5));
+        }
         if self.transient { error.transient() } else { error }
     }
 }
@@ -208,4 +220,16 @@ fn one_backup_alone_is_looked_at_where_it_is_asked_for() {
     assert_eq!((only(0, true).outcome, only(1, true).outcome), (Outcome::Ok, Outcome::Corrupt));
     let unknown = Options { only: Some(crate::shop::id(7, walrecv::pg::Lsn(0x100))), ..Options::default() };
     assert_eq!(run(verify(shop.archive(), &unknown)).expect_err("no such backup").kind(), Kind::Usage);
+}
+
+/// A disk that has an object and goes on not to read it will not read it for a restore either.
+#[test]
+fn what_the_disk_cannot_read_is_damaged() {
+    let shop = Shop::new();
+    let name = format!("/packs/{}", shop.backups[0].manifest.id);
+    let bad = |times| Failing { of_the_disk: true, ..Failing::of(&shop, &name, times, true) };
+    let report = look(&shop, bad(u32::MAX), Duration::from_millis(100));
+    assert_eq!((report.outcome, report.backups[0].state), (Outcome::Corrupt, State::Hurt), "{:?}", report.problems);
+    assert!(report.problems.iter().all(|p| p.flaw == Flaw::Damaged && p.found.contains("os error 5")), "{report:?}");
+    assert_eq!(look(&shop, bad(9), Duration::from_secs(30)).outcome, Outcome::Ok, "for a moment only");
 }

@@ -1,15 +1,17 @@
 //! Events of a cluster: written once, listed by whoever has to know.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 
+use super::verdicts::Verdicts;
 use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
-use crate::repo::{Found, names};
+use crate::repo::{Found, Listed, names};
 use crate::seal::content::event::{CorruptWal, Drill, Event, Hole, Verified, What};
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::WriterKeys;
@@ -18,6 +20,8 @@ use crate::seal::sealer::{Compression, seal_index};
 
 /// Events read at the same time.
 pub(super) const AT_ONCE: usize = 8;
+/// Bytes of a name up to its second: `events/2026-01/20260131T020000Z`.
+const SECOND: usize = 31;
 
 impl Archive {
     fn event_claims(&self) -> Claims {
@@ -80,12 +84,17 @@ impl Archive {
         Ok(found)
     }
 
-    /// Names of all events of a kind, of all clusters, newest first: the time is the first thing in a name, below its month.
-    pub(super) async fn event_names(&self, kind: &str) -> Result<Vec<String>> {
-        let listed = self.repo.list("events").await?.into_iter().map(|entry| entry.name);
-        let mut found: Vec<_> = listed.filter(|name| names::event_kind(name) == Some(kind)).collect();
-        found.sort_by(|a, b| b.cmp(a));
+    /// All events of a kind, of all clusters, newest first: by the second in the name, which is of the clock of the host that put it, then by the store's time.
+    pub(super) async fn event_entries(&self, kind: &str) -> Result<Vec<Listed>> {
+        let mut found = self.repo.list("events").await?;
+        found.retain(|entry| names::event_kind(&entry.name) == Some(kind));
+        let second = |entry: &Listed| entry.name.get(..SECOND).map(str::to_owned);
+        found.sort_by_cached_key(|entry| Reverse((second(entry), entry.modified, entry.name.clone())));
         Ok(found)
+    }
+
+    pub(super) async fn event_names(&self, kind: &str) -> Result<Vec<String>> {
+        Ok(self.event_entries(kind).await?.into_iter().map(|entry| entry.name).collect())
     }
 
     /// What a check found; `None` where it is gone, another cluster's, or cannot be opened.
@@ -101,10 +110,13 @@ impl Archive {
         }
     }
 
-    /// The newest drill of this archive, among the newest `most` of the repository; one that cannot be opened tells nothing.
-    pub async fn last_drill(&self, most: usize) -> Result<Option<(Timestamp, Drill)>> {
-        for name in self.event_names("drill").await?.into_iter().take(most) {
-            let Some(object) = self.repo.get(&name).await? else { continue };
+    /// The newest drill of this archive; one that cannot be opened tells nothing.
+    pub async fn last_drill(&self) -> Result<Option<(Timestamp, Drill)>> {
+        let read =
+            |name: String| async move { Ok::<_, Error>(self.repo.get(&name).await?.map(|object| (name, object))) };
+        let mut reading = stream::iter(self.event_names("drill").await?.into_iter().map(read)).buffered(AT_ONCE);
+        while let Some(found) = reading.next().await {
+            let Some((name, object)) = found? else { continue };
             match self.open_event(&name, &object) {
                 Ok(Some(Event { at, what: What::Drill(drill), .. })) => return Ok(Some((at, drill))),
                 Ok(_) => {}
@@ -114,20 +126,30 @@ impl Archive {
         Ok(None)
     }
 
-    /// Backups that checks have found hurt, back to the newest one that opened every byte of everything, or `most` checks: a quick look does not take
-    /// back what a deep one found.
+    /// Backups that checks of this archive have found hurt, and none has found whole since that opened every byte; at most `most` checks are asked, the newest
+    /// ones. One that could not read a backup takes nothing back, nor does one of another cluster.
     pub async fn found_hurt(&self, most: usize) -> Result<BTreeSet<String>> {
-        let names = self.event_names("verified").await?.into_iter().take(most);
-        let mut reading = stream::iter(names.map(|name| self.check(name))).buffered(AT_ONCE);
-        let mut hurt = BTreeSet::new();
-        while let Some(check) = reading.next().await {
-            let Some((_, check)) = check? else { continue };
-            hurt.extend(check.hurt);
-            if check.deep && check.only.is_none() {
+        let listed = self.event_entries("verified").await?;
+        let behind = listed.iter().rev().scan(SystemTime::UNIX_EPOCH, |newest, entry| {
+            let before = *newest;
+            *newest = before.max(entry.modified);
+            Some(before)
+        });
+        let behind: Vec<SystemTime> = behind.collect::<Vec<_>>().into_iter().rev().collect();
+        let read = |(entry, behind): (Listed, SystemTime)| async move {
+            self.check(entry.name).await.map(|check| check.map(|(_, check)| (check, entry.modified, behind)))
+        };
+        let mut reading = stream::iter(listed.into_iter().zip(behind).map(read)).buffered(AT_ONCE);
+        let (mut verdicts, mut asked) = (Verdicts::default(), 0);
+        while let Some(found) = reading.next().await {
+            let Some((check, stored, behind)) = found? else { continue };
+            asked += 1;
+            verdicts.add(check, stored);
+            if asked >= most || verdicts.are_final(behind) {
                 break;
             }
         }
-        Ok(hurt)
+        Ok(verdicts.hurt)
     }
 
     /// An event of this cluster from its object; `None` for another cluster's.

@@ -24,6 +24,7 @@ pub mod same;
 pub mod shelf;
 mod source;
 mod tails;
+mod verdicts;
 
 use std::sync::Arc;
 

@@ -50,7 +50,7 @@ pub async fn run(common: &Common) -> Result<()> {
     let open = archive.open_among(holes.clone(), &backups).await?;
     let corrupt = archive.corrupt_wal().await?;
     let checks = archive.verified(show::CHECKS).await?;
-    let drill = archive.last_drill(show::CHECKS).await?;
+    let drill = archive.last_drill().await?;
     if common.output == output::Format::Json {
         let stored: Vec<Value> = inventory.timelines.keys().map(|t| timeline_json(&inventory, *t, &archive)).collect();
         let backups: Vec<Value> = windows.iter().map(|window| checked_json(window, &checks)).collect();

@@ -209,11 +209,7 @@ fn into_repository(error: Error) -> Error {
     if error.class() == Class::Unsynced {
         return error;
     }
-    let mut new = Error::new(Kind::Repository, error.to_string());
-    if let Some(advice) = error.advice() {
-        new = new.hint(advice);
-    }
-    if error.is_transient() { new.transient() } else { new }
+    error.recast(Kind::Repository)
 }
 
 #[cfg(test)]
@@ -228,5 +224,13 @@ mod tests {
         assert_eq!(into_repository(error).kind(), Kind::Failed);
         let error = durable::sync_found(&Disk, Path::new("/etc/passwd/none"), Path::new("/")).unwrap_err();
         assert_eq!(into_repository(error).kind(), Kind::Repository);
+    }
+
+    #[test]
+    fn a_bad_sector_is_still_known_as_one() {
+        let of = |code| cannot("read", Path::new("/x"), std::io::Error::from_raw_os_error(code));
+        let [bad, stale] = [5, 116].map(|code| into_repository(of(code)));
+        assert!(bad.is_of_the_disk() && bad.is_transient() && bad.kind() == Kind::Repository, "{bad}");
+        assert!(!stale.is_of_the_disk() && stale.is_transient(), "{stale}");
     }
 }

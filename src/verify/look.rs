@@ -44,6 +44,8 @@ impl Trouble {
             Kind::Corrupt | Kind::Diverged => Flaw::Damaged,
             Kind::Key => Flaw::Unauthentic,
             Kind::Gap => Flaw::Gap,
+            // As long as patience lasted.
+            _ if error.is_of_the_disk() => Flaw::Damaged,
             _ => Flaw::Unreadable,
         };
         Trouble { flaw, found: found.to_owned() }
