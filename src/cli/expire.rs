@@ -107,7 +107,7 @@ fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, args
     }
     match spared.iter().find(|(id, _)| args.backup.iter().any(|typed| typed.trim() == id.as_str())) {
         Some((id, why)) => Err(Error::new(Kind::Retention, format!("backup {id} stays for now: {}", reason(why)))
-            .hint("run `walrecv expire` again when that has passed: its plan stands until then")),
+            .hint("run the same command again when that has passed: nothing does it by itself")),
         None => Ok(()),
     }
 }
@@ -213,4 +213,22 @@ fn as_json(archive: &Archive, proposal: &Proposal, outcome: Option<&Outcome>) ->
         });
     }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_spared_is_to_be_asked_for_again() {
+        let [id, by] =
+            ["20260131T020000Z-00000001-0000000003000028-1a2b", "20260131T030000Z-00000001-0000000004000028-1a2b"];
+        let backup = vec![format!(" {id} ")];
+        let args = ExpireArgs { backup, plan: false, force: false, delete_delay: "24h".to_owned(), yes: true };
+        let [id, by] = [id, by].map(|text| BackupId::parse(text).unwrap());
+        let error = verdict(&[(id, Spared::Reused { by: by.clone() })], None, &args).unwrap_err();
+        assert!(error.kind() == Kind::Retention && error.to_string().contains(by.as_str()), "{error}");
+        // No plan names it, and a run without its id does not know of it.
+        assert!(error.advice().is_some_and(|hint| hint.contains("the same command") && !hint.contains("plan")));
+    }
 }
