@@ -8,9 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use walrecv::error::{Error, Kind, Result};
+use walrecv::pg::{Lsn, TimelineId};
 use walrecv::repo::backend::{Answer, Backend, Piece};
 use walrecv::repo::{Listed, Repository};
+use walrecv::seal::content::BackupId;
 use walrecv::seal::content::event::{Hole, Outcome, What};
+use walrecv::seal::content::manifest::Tombstone;
+use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
+use walrecv::seal::header::ObjectKind;
 use walrecv::verify::{Flaw, Options, Report, State, refusal, verify};
 
 use crate::damage::check;
@@ -176,10 +181,11 @@ fn a_gap_is_told_and_one_that_was_recorded_is_no_news() {
     assert_eq!((report.backups[0].state, report.backups[1].state), (State::Hurt, State::Whole));
 }
 
-/// An expiry that deletes a backup, and later its packs, while all of it is looked at.
+/// An expiry that deletes a backup, and later its packs, while all of it is looked at: it is neither whole nor hurt.
 #[test]
-fn a_backup_that_is_deleted_meanwhile_is_not_hurt() {
+fn a_backup_that_is_deleted_meanwhile_is_no_backup() {
     let shop = Shop::new();
+    announce_deletion(&shop, &shop.backups[1].manifest.id);
     let names = &shop.archive().names;
     let second = shop.backups[1].manifest.id.as_str();
     let store = Failing::of(&shop, "/maps/", 0, true);
@@ -190,6 +196,66 @@ fn a_backup_that_is_deleted_meanwhile_is_not_hurt() {
     ]);
     let report = look(&shop, store, Duration::from_millis(100));
     assert_eq!(report.outcome, Outcome::Ok, "{:?}", report.problems);
+    let first = shop.backups[0].manifest.id.to_string();
+    assert_eq!((report.backups.len(), report.event().whole), (1, vec![first]), "{:?}", report.backups);
+}
+
+/// What vanishes without a plan is no deleted backup.
+#[test]
+fn a_manifest_that_vanishes_meanwhile_is_missing() {
+    let shop = Shop::new();
+    let name = shop.archive().names.backup(shop.backups[1].manifest.id.as_str());
+    let store = Failing::of(&shop, "/maps/", 0, true);
+    store.deletes.lock().unwrap().push(name.clone());
+    let report = look(&shop, store, Duration::from_millis(100));
+    let [problem] = report.problems.as_slice() else { panic!("{:?}", report.problems) };
+    assert_eq!((problem.object.as_str(), problem.flaw), (name.as_str(), Flaw::Missing));
+    assert_eq!((report.outcome, report.backups[1].state), (Outcome::Corrupt, State::Hurt));
+}
+
+/// Of a backup that was deleted, before or meanwhile, nothing good is said.
+#[test]
+fn what_is_no_backup_is_not_looked_at_by_name() {
+    let shop = Shop::new();
+    let (names, id) = (&shop.archive().names, &shop.backups[1].manifest.id);
+    announce_deletion(&shop, id);
+    let refused = |archive: &walrecv::archive::Archive| {
+        let options = Options { only: Some(id.clone()), ..Options::default() };
+        let error = run(verify(archive, &options)).expect_err("no backup");
+        assert_eq!(error.kind(), Kind::Usage, "{error}");
+        error.to_string()
+    };
+    let store = Failing::of(&shop, "/maps/", 0, true);
+    store.deletes.lock().unwrap().push(names.backup(id.as_str()));
+    refused(&shop.archive_in(Repository::with_backend("failing", Box::new(store))));
+    let tombstone = Tombstone {
+        version: Tombstone::VERSION,
+        id: id.clone(),
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        reason: "deleted by a test".into(),
+        made_by: "a test".into(),
+    };
+    let claims = shop.archive().claims(ObjectKind::Tombstone, TimelineId(0), Lsn(0));
+    let (name, content) = (names.backup(id.as_str()), tombstone.encode());
+    run(shop.archive().put_index(&shop.keys, &name, claims, &content, Duration::from_secs(5))).expect("a tombstone");
+    assert!(refused(shop.archive()).contains("deleted by a test"));
+}
+
+fn announce_deletion(shop: &Shop, id: &BackupId) {
+    let created_at = jiff::Timestamp::UNIX_EPOCH;
+    let plan = Plan {
+        version: Plan::VERSION,
+        id: PlanId::new(created_at, [7; 8]),
+        cluster: shop.archive().names.cluster.clone(),
+        system: shop.archive().names.system,
+        created_at,
+        delete: vec![Deletion { backup: id.clone(), maps: Vec::new(), forced: false }],
+        sweep: Vec::new(),
+        made_by: "a test".into(),
+        host: String::new(),
+        user: String::new(),
+    };
+    run(shop.archive().put_plan(&shop.keys, &plan, Duration::from_secs(5))).expect("a plan");
 }
 
 #[test]

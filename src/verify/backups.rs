@@ -9,7 +9,7 @@ use super::bits::Bits;
 use super::look::{Look, Trouble};
 use crate::archive::lost::Lost;
 use crate::error::{Context, Error, Kind, Result};
-use crate::seal::content::manifest::{Backup, Manifest};
+use crate::seal::content::manifest::{Backup, Manifest, Tombstone};
 use crate::seal::content::{BackupId, hex};
 use crate::seal::header::{KeyClass, ObjectKind};
 
@@ -58,9 +58,7 @@ pub async fn shelf(look: &Look<'_>) -> Result<Shelf> {
     let ids = listed.iter().filter_map(|entry| BackupId::parse(entry.name.rsplit('/').next()?).ok());
     let wanted: Vec<BackupId> = ids.filter(|id| look.options.only.as_ref().is_none_or(|only| only == id)).collect();
     if let (Some(only), true) = (&look.options.only, wanted.is_empty()) {
-        return Err(
-            Error::new(Kind::Usage, format!("there is no backup {only}")).hint("`walrecv list` shows the backups")
-        );
+        return Err(unknown(only));
     }
     let mut shelf = Shelf::default();
     let mut manifests = Vec::new();
@@ -71,11 +69,13 @@ pub async fn shelf(look: &Look<'_>) -> Result<Shelf> {
                 look.count(|checked| checked.manifests += 1);
                 manifests.push(*manifest);
             }
+            Ok(Backup::GivenUp(tombstone)) if look.options.only.is_some() => return Err(none_any_more(&tombstone)),
             Ok(Backup::GivenUp(_)) => {
                 look.count(|checked| checked.others += 1);
                 shelf.given_up.insert(id.to_string());
             }
             // Deleted since it was listed.
+            Err(Trouble { flaw: super::Flaw::Missing, .. }) if look.options.only.is_some() => return Err(unknown(&id)),
             Err(Trouble { flaw: super::Flaw::Missing, .. }) => {}
             Err(trouble) => {
                 let hurts = BTreeSet::from([id.to_string()]);
@@ -86,6 +86,69 @@ pub async fn shelf(look: &Look<'_>) -> Result<Shelf> {
     }
     shelf.add(manifests);
     Ok(shelf)
+}
+
+fn unknown(id: &BackupId) -> Error {
+    Error::new(Kind::Usage, format!("there is no backup {id}")).hint("`walrecv list` shows the backups")
+}
+
+/// The error for a backup that was deleted, or never became one: of that nothing good can be said.
+fn none_any_more(tombstone: &Tombstone) -> Error {
+    let Tombstone { id, created_at, reason, .. } = tombstone;
+    Error::new(Kind::Usage, format!("{id} is no backup: it was given up at {created_at}: {reason}"))
+        .hint("`walrecv list` shows the backups")
+}
+
+/// Looks once more at what was found complete, when everything else has been looked at. What an expiry has deleted meanwhile is no backup any more, and
+/// neither whole nor hurt; a manifest that is gone otherwise is missing. Returns those that are none any more.
+pub async fn vanished(look: &Look<'_>, shelf: &mut Shelf) -> Result<BTreeSet<String>> {
+    let ids: Vec<BackupId> = shelf.manifests.iter().map(|manifest| manifest.id.clone()).collect();
+    let again = |id: BackupId| async move { (standing(look, &id).await, id) };
+    let mut reading = stream::iter(ids.into_iter().map(again)).buffer_unordered(AT_ONCE);
+    let (mut gone, mut absent) = (BTreeSet::new(), Vec::new());
+    while let Some((now, id)) = reading.next().await {
+        match now {
+            Standing::GivenUp => _ = gone.insert(id.to_string()),
+            Standing::Absent => absent.push(id),
+            Standing::AsBefore => {}
+        }
+    }
+    drop(reading);
+    if !absent.is_empty() {
+        // An expiry names what it deletes before it does, and leaves a tombstone before that plan goes.
+        let list = look.patiently(|| look.archive.list_plans()).await?;
+        for id in absent {
+            let deleted = list.plans.iter().any(|stored| stored.plan.deletes(&id));
+            if deleted || matches!(standing(look, &id).await, Standing::GivenUp) {
+                gone.insert(id.to_string());
+                continue;
+            }
+            let expected = "the manifest of a backup, which was there a moment ago and which no expiry deleted";
+            let hurts = BTreeSet::from([id.to_string()]);
+            look.blame(&look.archive.names.backup(id.as_str()), expected, Trouble::missing(), hurts);
+        }
+    }
+    shelf.numbers.retain(|id, _| !gone.contains(id));
+    match &look.options.only {
+        Some(only) if gone.contains(only.as_str()) => Err(unknown(only)),
+        _ => Ok(gone),
+    }
+}
+
+/// What stands under a backup's name by now.
+enum Standing {
+    GivenUp,
+    Absent,
+    /// Or it cannot be told.
+    AsBefore,
+}
+
+async fn standing(look: &Look<'_>, id: &BackupId) -> Standing {
+    match look.patient(id.as_str(), || look.archive.backup(id)).await {
+        Ok(None) => Standing::Absent,
+        Ok(Some(Backup::GivenUp(_))) => Standing::GivenUp,
+        _ => Standing::AsBefore,
+    }
 }
 
 /// Finds backups whose manifest is gone although nobody deleted them: other objects of theirs are there, and something says that they were complete.

@@ -15,8 +15,7 @@ use super::{Options, Progress, Stage};
 use crate::archive::Archive;
 use crate::backoff::Backoff;
 use crate::error::{Error, Kind, Result};
-use crate::seal::content::manifest::Backup;
-use crate::seal::content::{BackupId, Malformed};
+use crate::seal::content::Malformed;
 use crate::seal::header::{KeyClass, ObjectKind};
 use crate::seal::opener::{OpenFailed, open_index};
 
@@ -202,28 +201,14 @@ impl<'a> Look<'a> {
     }
 
     /// Backups that were deleted while this ran are hurt by nothing.
-    pub async fn forget_vanished(&mut self, shelf: &Shelf) {
-        let mut gone = BTreeSet::new();
-        let problems = std::mem::take(&mut self.book().problems);
-        let suspects: BTreeSet<String> = problems.iter().flat_map(|problem| problem.hurts.iter().cloned()).collect();
-        for id in suspects.into_iter().filter(|id| shelf.number(id).is_some()) {
-            let Ok(parsed) = BackupId::parse(&id) else { continue };
-            let now = self.patient(&id, || self.archive.backup(&parsed)).await;
-            // An expiry leaves a tombstone where the manifest was.
-            if matches!(now, Ok(None | Some(Backup::GivenUp(_)))) {
-                gone.insert(id);
-            }
-        }
-        let mut kept = Vec::new();
-        for mut problem in problems {
+    pub fn forget(&self, gone: &BTreeSet<String>) {
+        let mut book = self.book();
+        book.problems.retain_mut(|problem| {
             let blamed = !problem.hurts.is_empty();
             problem.hurts.retain(|id| !gone.contains(id));
             problem.limits.retain(|id| !gone.contains(id));
-            if !blamed || !problem.hurts.is_empty() {
-                kept.push(problem);
-            }
-        }
-        self.book().problems = kept;
+            !blamed || !problem.hurts.is_empty()
+        });
     }
 
     pub fn report(&self, shelf: &Shelf, stored: Stored, left_over: LeftOver, took: Duration) -> Report {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! manifests → maps (each once, then as each backup reads them) → packs listed with the length that maps say
-//!   → PostgreSQL's manifests → WAL: ranges, gaps, what each backup needs → everything else that is stored
+//!   → PostgreSQL's manifests → WAL: ranges, gaps, what each backup needs → everything else that is stored → are the backups still there
 //! deep: every frame of every pack and every object with WAL opened, contents lists against pages and maps
 //! ```
 //!
@@ -75,11 +75,11 @@ pub enum Stage {
     Wal,
 }
 
-/// Looks at the archive. An error means that nothing can be said: a listing that fails, a key that opens nothing, a backup that is not there. Everything
+/// Looks at the archive. An error means that nothing can be said: a listing that fails, a key that opens nothing, one backup that is none. Everything
 /// else is in the report.
 pub async fn verify(archive: &Archive, options: &Options) -> Result<Report> {
     let clock = Instant::now();
-    let mut look = Look::new(archive, options);
+    let look = Look::new(archive, options);
     let mut shelf = backups::shelf(&look).await?;
     let present = packs::present(&look).await?;
     backups::lost(&look, &mut shelf, &present).await?;
@@ -95,7 +95,8 @@ pub async fn verify(archive: &Archive, options: &Options) -> Result<Report> {
     if options.only.is_none() {
         others::look(&look).await?;
     }
-    look.forget_vanished(&shelf).await;
+    let gone = backups::vanished(&look, &mut shelf).await?;
+    look.forget(&gone);
     let report = look.report(&shelf, stored, left_over, clock.elapsed());
     look.demand_key(&report)?;
     Ok(report)
