@@ -148,3 +148,39 @@ fn a_plan_stands_while_a_deletion_of_its_run_is_in_doubt() {
         assert!(!world.memory.has(&pack) && world.archive.list_plans().await.unwrap().plans.is_empty());
     });
 }
+
+/// The last backup was deleted by force: that it is none any more is known, and what it left goes as it does with any other. Where nothing is known, the folder of
+/// backups may be missing.
+#[test]
+fn what_the_last_backup_left_goes_without_force() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        let last = world.back_up(1).await;
+        let left = |world: &World, folder: &str| world.memory.names().iter().filter(|n| n.contains(folder)).count();
+        let gone = World::over(world.memory.copy(), world.known.clone());
+        let forced = ExpireOptions { force: true, ..world.options(&[&last], 1_000) };
+        let (_, outcome) = world.expire(forced).await.unwrap();
+        assert!(outcome.deleted == [last.clone()] && outcome.blocked.is_none(), "{outcome:?}");
+        assert!(left(&world, "/packs/") > 0 && left(&world, "/maps/") > 0);
+        world.memory.pass(Duration::from_secs(1_000));
+        let (proposal, outcome) = world.expire(world.options(&[], 1_000)).await.unwrap();
+        assert!(proposal.blocked.is_none() && outcome.blocked.is_none() && !outcome.unfinished, "{outcome:?}");
+        assert_eq!((left(&world, "/packs/"), left(&world, "/maps/")), (0, 0));
+
+        // By hand, and nothing tells of it.
+        gone.memory.remove(&gone.archive.names.backup(last.as_str()));
+        let before = gone.memory.names().len();
+        gone.memory.pass(STALE + LIFE);
+        let (proposal, outcome) = gone.expire(gone.options(&[], 0)).await.unwrap();
+        assert!(
+            matches!(&proposal.blocked, Some((Kind::Retention, text)) if text.contains(last.as_str())),
+            "{proposal:?}"
+        );
+        assert!(outcome.given_up.is_empty() && gone.memory.names().len() >= before, "{outcome:?}");
+        let forced = ExpireOptions { force: true, ..gone.options(&[], 0) };
+        for _ in 0..2 {
+            gone.expire(forced.clone()).await.unwrap();
+        }
+        assert_eq!((left(&gone, "/packs/"), left(&gone, "/maps/")), (0, 0));
+    });
+}

@@ -248,8 +248,8 @@ pub struct ExpireArgs {
     /// Only say what would go, what would stay, and what that frees
     #[arg(long)]
     pub plan: bool,
-    /// Delete also the last complete backup, and one whose manifest is damaged
-    #[arg(long, requires = "backup")]
+    /// Delete also the last complete backup, and one whose manifest is damaged; free space also where no complete backup is seen
+    #[arg(long)]
     pub force: bool,
     /// How long what a deleted backup stored stays, for restores that are running
     #[arg(long, value_name = "TIME", default_value = "24h", env = "WALRECV_DELETE_DELAY")]

@@ -100,6 +100,10 @@ async fn agreed() -> Result<bool> {
 
 /// The run is done; but is what was asked for?
 fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, args: &ExpireArgs) -> Result<()> {
+    if let Some((kind @ Kind::Retention, problem)) = blocked {
+        return Err(Error::new(*kind, problem.clone())
+            .hint("see whether the folder `backups` of this cluster is all there before you use force"));
+    }
     if let Some((kind, problem)) = blocked {
         let text = format!("nothing can be swept while a backup cannot be read or is missing: {problem}");
         return Err(Error::new(*kind, text)

@@ -36,7 +36,7 @@ pub const TOMBSTONE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub struct ExpireOptions {
     /// Backups to delete; without any, what earlier runs began is finished.
     pub backups: Vec<BackupId>,
-    /// Also where no complete backup is left, and where a manifest is damaged.
+    /// Also where no complete backup is left or seen, and where a manifest is damaged.
     pub force: bool,
     pub delete_delay: Duration,
     pub intent_stale: Duration,

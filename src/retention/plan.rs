@@ -131,12 +131,16 @@ impl View {
         !self.backups.contains_key(id) && !self.plans.iter().any(|stored| stored.plan.deletes(id))
     }
 
-    /// Why nothing may be given up or swept: where maps are there and not one backup is seen, the folder of backups may be missing.
+    /// Why nothing may be given up or swept: where no complete backup is seen, and maps are there of one of which nothing tells that it is none any more, the
+    /// folder of backups may be missing.
     pub fn bare(&self, force: bool) -> Option<(Kind, String)> {
-        let text =
-            "no complete backup is seen, so nothing is given up and no space is freed; --force does it all the same";
-        let mapped = self.parts.values().flatten().any(|part| matches!(part.what, BackupPart::Map(_)));
-        (!force && mapped && self.complete().next().is_none()).then(|| (Kind::Retention, text.to_owned()))
+        let mapped = |parts: &Vec<Part>| parts.iter().any(|part| matches!(part.what, BackupPart::Map(_)));
+        let mut whose = self.parts.iter().filter(|(id, parts)| mapped(parts) && self.has_nothing(id)).map(|(id, _)| id);
+        let id = whose.next().filter(|_| !force && self.complete().next().is_none())?;
+        let text = format!(
+            "no complete backup is seen, and {id} has left maps, so nothing is given up and no space is freed; --force does it all the same"
+        );
+        Some((Kind::Retention, text))
     }
 
     /// Every id of which anything is there.
