@@ -129,7 +129,7 @@ impl Taking {
 
         // Announced: now look.
         let look = self.archive.look_before_reuse(parent.as_ref()).await?;
-        if parent.is_some() && look.parent.is_none() {
+        if parent.is_some() && look.parent.is_err() {
             self.with(|known| known.figures.parent_refused += 1);
         }
         let orphan = orphan.filter(|id| !look.plans.names(id));
@@ -137,7 +137,7 @@ impl Taking {
             Some(orphan) => self.packs_of(orphan).await?,
             None => BTreeSet::new(),
         };
-        let parent = look.parent;
+        let parent = look.parent.ok();
         let base = parent.as_ref().map(|p| self.with(|known| known.data[&p.id].clone())).unwrap_or_default();
         let changed = self.store_changes(&base, orphan.as_ref(), &usable).await?;
         let mut data = base.clone();

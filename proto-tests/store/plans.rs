@@ -60,8 +60,8 @@ fn a_backup_reuses_nothing_that_a_plan_names_or_may_name() {
         }
         let allowed = async |n: u16| {
             let look = archive.look_before_reuse(Some(&id(n))).await.unwrap();
-            assert_eq!(look.parent.as_ref().is_some_and(|m| m.id == id(n)), look.parent.is_some());
-            look.parent.is_some()
+            assert_eq!(look.parent.as_ref().is_ok_and(|m| m.id == id(n)), look.parent.is_ok());
+            look.parent.is_ok()
         };
         assert!(archive.list_plans().await.unwrap().plans.is_empty());
         assert!(allowed(1).await && allowed(2).await && allowed(3).await);
@@ -76,6 +76,8 @@ fn a_backup_reuses_nothing_that_a_plan_names_or_may_name() {
         assert_eq!(plans, [second, first.clone()], "oldest first");
         assert_eq!(list.plans[1].modified, taken);
         assert!(!allowed(1).await && !allowed(2).await && allowed(3).await);
+        let why = archive.look_before_reuse(Some(&id(1))).await.unwrap().parent.unwrap_err();
+        assert!(why.contains(first.id.as_str()), "{why}");
         assert!(list.names(&id(7)) && !list.names(&id(3)));
 
         // The manifest is read after the plans: what was deleted by a plan that is finished is no parent.
@@ -83,7 +85,7 @@ fn a_backup_reuses_nothing_that_a_plan_names_or_may_name() {
         assert!(allowed(1).await);
         archive.repo.delete(&archive.names.backup(id(1).as_str())).await.unwrap();
         assert!(!allowed(1).await);
-        assert!(archive.look_before_reuse(None).await.unwrap().parent.is_none());
+        assert!(archive.look_before_reuse(None).await.unwrap().parent.is_err());
 
         // A plan under another's name, one that is none, one that another secret sealed: each may name everything.
         let wrong = archive.names.plan(PlanId::new(Timestamp::UNIX_EPOCH, [0; 8]).as_str());
@@ -95,6 +97,8 @@ fn a_backup_reuses_nothing_that_a_plan_names_or_may_name() {
         assert!(allowed(3).await);
         store(&archive, &archive.names.plan("odd"), Bytes::from_static(b"no object")).await;
         assert!(!allowed(3).await);
+        let why = archive.look_before_reuse(Some(&id(3))).await.unwrap().parent.unwrap_err();
+        assert!(why.contains(&archive.names.plan("odd")) && why.contains("not a plan's name"), "{why}");
         assert_eq!(stranger(&archive).list_plans().await.unwrap().unreadable.len(), 2);
     });
 }

@@ -72,7 +72,6 @@ impl Archive {
         }
         match list.unreadable.pop().filter(|_| !found.is_empty()) {
             None => Ok(Lost::Known(found)),
-            Some((_, error)) if error.is_transient() => Err(error),
             Some((name, error)) => {
                 Ok(Lost::Unclear(found, error.context(format!("an unfinished plan cannot be read ({name})"))))
             }

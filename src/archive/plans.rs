@@ -36,7 +36,21 @@ pub struct PlanList {
 impl PlanList {
     /// Whether anything of this backup may be going to be deleted.
     pub fn names(&self, id: &BackupId) -> bool {
-        !self.unreadable.is_empty() || self.plans.iter().any(|stored| stored.plan.names(id))
+        self.why(id).is_some()
+    }
+
+    /// Why that may be, in words.
+    pub fn why(&self, id: &BackupId) -> Option<String> {
+        if let Some((name, error)) = self.unreadable.first() {
+            let same = error.to_string();
+            let said =
+                same.strip_prefix(name.as_str()).map_or(same.as_str(), |rest| rest.trim_start_matches([':', ' ']));
+            return Some(format!(
+                "the plan of an expiry, {name}, cannot be read: it may be deleting backup {id}: {said}"
+            ));
+        }
+        let stored = self.plans.iter().find(|stored| stored.plan.names(id))?;
+        Some(format!("an expiry may be deleting backup {id}: plan {} names it", stored.plan.id))
     }
 }
 
@@ -45,12 +59,12 @@ impl PlanList {
 pub struct Look {
     /// Ask [`PlanList::names`] before the packs of an interrupted backup are used, and list those packs after this look.
     pub plans: PlanList,
-    /// The parent's manifest, where it may be used.
-    pub parent: Option<Manifest>,
+    /// The parent's manifest, or why it cannot be used.
+    pub parent: std::result::Result<Manifest, String>,
 }
 
 impl Archive {
-    /// Reads every plan. Only a failing listing fails the whole.
+    /// Reads every plan. A store that fails, for a listing or for one plan, fails the whole; a plan that is damaged, or sealed with another key, does not.
     pub async fn list_plans(&self) -> Result<PlanList> {
         let prefix = format!("{}/plans", self.names.root());
         let listed = self.repo.list(&prefix).await.context("cannot list the plans of expiries")?;
@@ -65,6 +79,9 @@ impl Archive {
                 Ok(Some(plan)) => list.plans.push(StoredPlan { plan, modified }),
                 // Finished since it was listed.
                 Ok(None) => {}
+                Err(error) if error.is_transient() && !error.is_of_the_disk() => {
+                    return Err(error.context(format_args!("the plan of an expiry, {name}, cannot be read")));
+                }
                 Err(error) => list.unreadable.push((name, error)),
             }
         }
@@ -97,12 +114,14 @@ impl Archive {
     /// listed first and the manifest is read after that, in this order.
     pub async fn look_before_reuse(&self, parent: Option<&BackupId>) -> Result<Look> {
         let plans = self.list_plans().await?;
-        let free = parent.filter(|id| !plans.names(id));
-        let parent = match free {
-            None => None,
-            Some(id) => match self.backup(id).await? {
-                Some(Backup::Complete(manifest)) => Some(*manifest),
-                _ => None,
+        let parent = match parent {
+            None => Err("no backup was named".to_owned()),
+            Some(id) => match plans.why(id) {
+                Some(why) => Err(why),
+                None => match self.backup(id).await? {
+                    Some(Backup::Complete(manifest)) => Ok(*manifest),
+                    _ => Err(format!("backup {id} was deleted")),
+                },
             },
         };
         Ok(Look { plans, parent })

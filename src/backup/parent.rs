@@ -255,8 +255,12 @@ pub fn everything(sent: &str, stored: &str) -> String {
 /// The look after the announcement: only now is it known that nobody deletes what the parent needs. The inner error is why it cannot be built on.
 pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Result<Result<Chosen, String>> {
     let Reuse { id, files, cache, due } = reuse;
-    let Some(manifest) = archive.look_before_reuse(Some(&id)).await?.parent else {
-        return Ok(Err(format!("an expiry may be deleting backup {id}")));
+    let manifest = match archive.look_before_reuse(Some(&id)).await?.parent {
+        Ok(manifest) => manifest,
+        Err(why) => {
+            tracing::warn!("backup {id} is not built on: {why}");
+            return Ok(Err(why));
+        }
     };
     let files = match files {
         Some(files) => Ok(files),
