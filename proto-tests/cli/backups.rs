@@ -433,3 +433,36 @@ fn a_second_backup_is_told_who_is_at_work() {
     assert!(lines.iter().any(|l| l["event"] == "serving" && l["slot"] == SLOT), "{lines:?}");
     assert!(output.json()["id"].is_string());
 }
+
+/// From the moment that its manifest stands in the repository it is a backup: whoever stops the command then does not give it up.
+#[test]
+fn a_signal_that_comes_when_the_backup_is_complete_does_not_give_it_up() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    let site = Site::new(&server);
+    site.backup();
+    let cluster = std::fs::read_dir(site.repository().join("clusters/main")).expect("a folder").next();
+    let cluster = cluster.expect("an incarnation").expect("an incarnation").path();
+    // That the backup is complete is noted there, too, which takes ten seconds to fail.
+    let alive = cluster.join("alive");
+    std::fs::remove_dir_all(&alive).expect("remove the signs of life");
+    std::os::unix::fs::symlink(site.places.join("nowhere/at/all"), &alive).expect("a link to nowhere");
+    let manifests = || std::fs::read_dir(cluster.join("backups")).expect("backups").count();
+    for twice in [false, true] {
+        let before = manifests();
+        let running = site.walrecv(&["backup", "--output", "json"]).spawn();
+        wait_for("the manifest", PATIENCE, || (manifests() > before).then_some(()));
+        running.signal(Signal::TERM);
+        if twice {
+            std::thread::sleep(Duration::from_millis(500));
+            running.signal(Signal::TERM);
+            let output = running.wait(Duration::from_secs(8)).expect_code(130);
+            assert!(output.stderr.contains("not known") && !output.stderr.contains("given up"), "{}", output.stderr);
+        } else {
+            let backup = running.wait(Duration::from_secs(40)).expect_code(0).json();
+            assert!(backup["id"].is_string(), "{backup}");
+        }
+    }
+    let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(listed["backups"].as_array().map(Vec::len), Some(3), "{listed}");
+}

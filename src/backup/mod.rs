@@ -142,6 +142,8 @@ pub enum Progress {
     Mapping { files: u64 },
     /// The archive has to reach the stop position.
     WaitingForWal { durable: Option<Lsn>, needed: Lsn },
+    /// The manifest is on its way to the repository: from here on the backup may be complete, whoever stops this.
+    Completing,
 }
 
 /// A finished backup.

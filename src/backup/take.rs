@@ -42,7 +42,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(10);
 
 /// Takes a base backup of the server into the archive. The archive must be followed by a receiver: `Kind::Slot` when it is not. Dropping the future
-/// ends the backup and leaves no manifest.
+/// ends the backup and leaves no manifest, until [`Progress::Completing`] has been told: then there may be one.
 ///
 /// Errors: another server is `Kind::Diverged`; a backup already running on this host `Kind::Busy`; what was received and is not what the
 /// server's manifest says `Kind::Corrupt`; WAL that does not arrive at the end `Kind::Slot`, WAL with a hole `Kind::Gap`.
@@ -208,6 +208,7 @@ async fn copy(
     manifest.sizes.stored = stored + mapped;
     demand_intent(archive, &id, options.put_limit).await?;
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
+    options.tell(Progress::Completing);
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
     let completed = options.state_dir.as_deref().map(|dir| Completed::of(dir, archive));
     // It is a backup already, whatever becomes of this.

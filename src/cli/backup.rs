@@ -1,6 +1,8 @@
 //! `walrecv backup`: a base backup now. Where no receiver streams the cluster, its WAL is streamed here.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -10,7 +12,7 @@ use super::progress::Teller;
 use super::receive::{options as receiver_options, place};
 use super::{list, output};
 use crate::archive::Archive;
-use crate::backup::{BackupOptions, Outcome, take_with};
+use crate::backup::{BackupOptions, Outcome, Progress, take_with};
 use crate::config::settings;
 use crate::daemon::stand_in::{Service, StandIn};
 use crate::error::{Error, Kind, Result};
@@ -30,19 +32,20 @@ struct Ready {
     options: BackupOptions,
     stand_in: StandIn,
     teller: Arc<Teller>,
+    /// The manifest is on its way.
+    completing: Arc<AtomicBool>,
 }
 
 pub async fn run(common: &Common, args: &BackupArgs) -> Result<()> {
     let mut signals = Signals::new()?;
-    let interrupted = |name| Error::new(Kind::Interrupted, format!("interrupted by {name}: the backup is given up"));
     let ready = tokio::select! {
         ready = prepare(common, args) => ready?,
         name = signals.next() => return Err(interrupted(name)),
     };
-    let Ready { archive, writer, server, options, stand_in, teller } = &ready;
-    let taken = tokio::select! {
-        taken = take_with(archive, writer.clone(), server, options, stand_in) => taken,
-        name = signals.next() => Err(interrupted(name)),
+    let Ready { archive, writer, server, options, stand_in, teller, completing } = &ready;
+    let taken = {
+        let taking = pin!(take_with(archive, writer.clone(), server, options, stand_in));
+        until_signal(taking, &mut signals, completing).await
     };
     teller.clear();
     // Whatever became of the backup, WAL that was received is kept. A second signal does not wait for that.
@@ -52,6 +55,33 @@ pub async fn run(common: &Common, args: &BackupArgs) -> Result<()> {
     };
     report(common, args, &taken?, &service);
     Ok(())
+}
+
+/// A signal ends a backup as long as that is not complete. While its manifest is on its way it may be, so what becomes of that is waited for; a second signal does not.
+async fn until_signal(
+    mut taking: Pin<&mut impl Future<Output = Result<Outcome>>>,
+    signals: &mut Signals,
+    completing: &AtomicBool,
+) -> Result<Outcome> {
+    let name = tokio::select! {
+        taken = &mut taking => return taken,
+        name = signals.next() => name,
+    };
+    if !completing.load(Ordering::Relaxed) {
+        return Err(interrupted(name));
+    }
+    tokio::select! {
+        taken = &mut taking => taken,
+        name = signals.next() => Err(Error::new(
+            Kind::Interrupted,
+            format!("interrupted by {name} while the manifest was being stored: whether the backup is complete is not known"),
+        )
+        .hint("`walrecv list` tells.")),
+    }
+}
+
+fn interrupted(name: &str) -> Error {
+    Error::new(Kind::Interrupted, format!("interrupted by {name}: the backup is given up"))
 }
 
 async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
@@ -69,6 +99,8 @@ async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
     };
     let teller = Arc::new(Teller::new(common, args, &context.cluster.name));
     let (shown, told) = (teller.clone(), teller.clone());
+    let completing = Arc::new(AtomicBool::new(false));
+    let last = completing.clone();
     let options = BackupOptions {
         label: args.label.clone(),
         fast_checkpoint: args.checkpoint == "fast",
@@ -78,7 +110,10 @@ async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
         full_every: context.cluster.full_every,
         compression,
         state_dir: Some(context.settings.state_dir.clone()),
-        progress: Some(Arc::new(move |progress| shown.progress(progress))),
+        progress: Some(Arc::new(move |progress| {
+            last.fetch_or(progress == Progress::Completing, Ordering::Relaxed);
+            shown.progress(progress);
+        })),
         ..BackupOptions::default()
     };
     let mut receiver = receiver_options(&context)?;
@@ -87,7 +122,7 @@ async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
         receiver.on_gap = OnGap::NewRange;
     }
     let stand_in = StandIn::new(archive.clone(), receiver, place(&context)?, move |what| told.told(&what));
-    Ok(Ready { archive, writer, server, options, stand_in, teller })
+    Ok(Ready { archive, writer, server, options, stand_in, teller, completing })
 }
 
 /// `none`, `lz4`, `zstd` or `zstd:LEVEL`.

@@ -176,6 +176,7 @@ fn phase(progress: &Progress) -> &'static str {
         Progress::Copying { .. } => "copying",
         Progress::Mapping { .. } => "mapping",
         Progress::WaitingForWal { .. } => "waiting-for-wal",
+        Progress::Completing => "completing",
     }
 }
 
@@ -195,6 +196,7 @@ fn text(progress: &Progress) -> String {
         Progress::WaitingForWal { durable, needed } => {
             format!("waiting for WAL: the archive has {}, the backup needs {needed}", has(durable))
         }
+        Progress::Completing => "storing the manifest".to_owned(),
     }
 }
 
@@ -236,7 +238,7 @@ fn as_json(phase: &str, progress: &Progress, elapsed: Duration) -> Value {
             value["seconds_left"] = pace.and_then(|(_, left)| left).into();
         }
         Progress::Mapping { files } => value["files"] = (*files).into(),
-        Progress::Checkpoint => {}
+        Progress::Checkpoint | Progress::Completing => {}
     }
     value
 }
