@@ -188,6 +188,27 @@ fn of_two_backups_that_began_in_one_second_the_later_one_is_the_newest() {
     });
 }
 
+/// A host whose clock was ahead for one backup: the backups after it are newer all the same.
+#[test]
+fn backups_stand_in_the_order_of_what_they_hold_and_not_of_clocks() {
+    let dir = TempDir::new("backups-of-clocks");
+    let archive = archive(&local(&dir), 1, false);
+    runtime().block_on(async {
+        let taken = |n, timeline: u32, stop: u64, hours: i64| {
+            let plain = manifest(&archive, &id(n));
+            let started_at = plain.started_at + jiff::SignedDuration::from_hours(hours);
+            let (stop, stop_timeline) = (Lsn(stop), TimelineId(timeline));
+            Manifest { started_at, stop, stop_timeline, ..plain }
+        };
+        let order =
+            [taken(1, 1, 50 << 20, 0), taken(2, 1, 60 << 20, 9000), taken(3, 1, 70 << 20, 2), taken(4, 2, 65 << 20, 1)];
+        for (salt, manifest) in [3, 1, 4, 2].iter().zip(&order) {
+            put(&archive, &manifest.id, ObjectKind::Manifest, &manifest.encode(), *salt).await;
+        }
+        assert_eq!(archive.list_backups().await.unwrap().complete, order);
+    });
+}
+
 #[test]
 fn what_a_deep_check_found_hurt_stays_so_until_the_next_one() {
     let dir = TempDir::new("checks");

@@ -18,7 +18,7 @@ const AT_ONCE: usize = 8;
 /// Everything under `backups/`.
 #[derive(Debug, Default)]
 pub struct BackupList {
-    /// Complete backups, oldest first.
+    /// Complete backups, oldest first, as [`by_position`] says.
     pub complete: Vec<Manifest>,
     pub given_up: Vec<Tombstone>,
     /// Objects that stand there and cannot be read, with the reason: never hidden, since a backup may be behind each.
@@ -55,8 +55,7 @@ impl Archive {
                 Err(error) => list.unreadable.push((name, error)),
             }
         }
-        // Names tell seconds: two of one second stand in any order there.
-        list.complete.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
+        list.complete.sort_by(by_position);
         list.given_up.sort_by(|a, b| a.id.cmp(&b.id));
         list.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(list)

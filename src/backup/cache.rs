@@ -98,7 +98,7 @@ impl Shelf {
         let Ok(listing) = std::fs::read_dir(&self.folder) else { return Vec::new() };
         let names = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let mut ids: Vec<_> = names.filter_map(|name| BackupId::parse(name.split_once('.')?.0).ok()).collect();
-        ids.sort_unstable();
+        ids.sort_unstable_by(BackupId::by_start);
         ids.dedup();
         ids.reverse();
         ids

@@ -22,7 +22,7 @@ use crate::seal::header::ObjectKind;
 use crate::seal::key::WriterKeys;
 
 /// The dead runs whose packs the next backup may use, once it has announced that it does: those of this `state_dir`, whose lock the caller holds, and
-/// begun after the newest complete backup (what older ones had stored was used, or has changed since), and sealed for the same identity. Where everything
+/// begun after the newest complete backup (by where they begin: what older ones had stored was used, or has changed since), and sealed for the same identity. Where everything
 /// is to be stored, only those that were to store everything too. Whatever goes wrong here costs space and time, and stops no backup.
 pub async fn runs(archive: &Archive, ring: &WriterRing, options: &BackupOptions) -> Vec<BackupId> {
     // Without a state_dir no run knows which others were its own.
@@ -45,7 +45,7 @@ pub async fn runs(archive: &Archive, ring: &WriterRing, options: &BackupOptions)
 fn ids(listed: &[Listed]) -> Vec<BackupId> {
     let mut ids: Vec<BackupId> =
         listed.iter().filter_map(|entry| BackupId::parse(entry.name.rsplit('/').next()?).ok()).collect();
-    ids.sort();
+    ids.sort_by(BackupId::by_start);
     ids
 }
 
@@ -79,7 +79,7 @@ pub(super) async fn give_up(
     let listed = archive.repo.list(&prefix).await.context("cannot list the intents of backups")?;
     let mut dead = Vec::new();
     let begun: BTreeSet<BackupId> =
-        ids(&listed).into_iter().filter(|id| newest.is_none_or(|newest| id > newest)).collect();
+        ids(&listed).into_iter().filter(|id| newest.is_none_or(|newest| id.by_start(newest).is_gt())).collect();
     let lost = archive.lost(begun.clone(), [], noted).await?.known()?;
     for (id, why) in &lost {
         tracing::error!(

@@ -84,9 +84,8 @@ pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
 /// The timeline on which a backup was taken: `id`, or else the newest one. What `--target-timeline current` means.
 pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<TimelineId> {
     let backups = stock::complete_backups(archive).await?;
-    let named = backups.iter().filter(|m| id.is_none_or(|id| m.id.as_str() == id));
-    let newest = named.max_by_key(|m| m.stopped_at).map(|m| m.stop_timeline);
-    newest.ok_or_else(|| {
+    let newest = backups.iter().rfind(|m| id.is_none_or(|id| m.id.as_str() == id));
+    newest.map(|m| m.stop_timeline).ok_or_else(|| {
         let which = id.map(|id| format!(" {id}")).unwrap_or_default();
         Error::new(Kind::Target, format!("the archive has no complete backup{which}"))
             .hint("walrecv list shows the backups")

@@ -46,7 +46,11 @@ pub struct Space<'a> {
 pub fn due(parent: Space<'_>, now: Timestamp, every: Duration) -> Option<Due> {
     let Space { started, survivors: last, sizes } = parent;
     let since = now.duration_since(last);
-    if since.unsigned_abs() >= every && !since.is_negative() {
+    if since.is_negative() {
+        // It would not be due before real time has caught up with a clock that was ahead.
+        return Some(Due { why: format!("space was last brought back at {last}, which is yet to come"), shreds: true });
+    }
+    if since.unsigned_abs() >= every {
         let hours = every.as_secs() / 3600;
         let why = format!("space was last brought back at {last}, which is due every {hours} hours");
         return Some(Due { why, shreds: true });
@@ -148,7 +152,8 @@ mod tests {
         assert_eq!(after(hour, 1400, at + hour), None, "28 % dead");
         let week_over = after(hour, 1400, at + week).unwrap();
         assert!(week_over.why.contains("every 168 hours") && week_over.shreds);
-        assert_eq!(after(hour, 1400, at - week - hour), None, "a clock that was set back");
+        let ahead = after(hour, 1400, at - hour).unwrap();
+        assert!(ahead.why.contains("yet to come") && ahead.shreds, "a clock that was ahead");
         let dead = after(hour, 1450, at + hour).unwrap();
         assert!(dead.why.contains("31 %") && !dead.shreds);
         assert_eq!(after(Duration::ZERO, 1450, at + hour), None, "not twice in a row");

@@ -82,6 +82,9 @@ async fn holes(archive: &Archive, seen: Option<&Seen>, report: &mut Report) -> R
     Ok(())
 }
 
+/// Seconds by which the clocks of two hosts may differ without a word.
+const CLOCKS: f64 = 5.0;
+
 async fn backups(archive: &Archive, report: &mut Report) -> Result<()> {
     const CHECK: &str = "backups";
     let list = archive.list_backups().await?;
@@ -91,9 +94,13 @@ async fn backups(archive: &Archive, report: &mut Report) -> Result<()> {
     match list.complete.last() {
         None => report.warn(CHECK, "none: WAL alone restores nothing", "take one with `walrecv backup`"),
         Some(newest) => {
-            let age = Timestamp::now().duration_since(newest.started_at).as_secs_f64().max(0.0);
+            let age = Timestamp::now().duration_since(newest.started_at).as_secs_f64();
             let (count, id) = (list.complete.len(), &newest.id);
-            report.ok(CHECK, format!("{count}, the newest is {id}, begun {} ago", output::seconds(age)));
+            let begun = match age < -CLOCKS {
+                true => format!("begun {} from now by the clock of its host", output::seconds(-age)),
+                false => format!("begun {} ago", output::seconds(age.max(0.0))),
+            };
+            report.ok(CHECK, format!("{count}, the newest is {id}, {begun}"));
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The name of a base backup: when and where it began, and four random digits.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -46,6 +47,12 @@ impl BackupId {
         Some((time, TimelineId(timeline), Lsn(start), random))
     }
 
+    /// The order in which backups began, by what they name of WAL: a clock that was ahead for one of them changes nothing. That of names is the order of clocks.
+    pub fn by_start(&self, other: &BackupId) -> Ordering {
+        let start = |id: &BackupId| (id.timeline(), id.start());
+        start(self).cmp(&start(other)).then_with(|| self.cmp(other))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -70,6 +77,15 @@ impl fmt::Display for BackupId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_was_ahead_makes_no_backup_the_newest() {
+        let id = |second, timeline, start| {
+            BackupId::new(Timestamp::from_second(second).unwrap(), TimelineId(timeline), Lsn(start), 1)
+        };
+        let order = [id(9, 1, 10), id(3, 1, 20), id(4, 1, 20), id(1, 2, 5)];
+        assert!(order.is_sorted_by(|a, b| a.by_start(b).is_lt()) && !order.is_sorted());
+    }
 
     #[test]
     fn names_come_back_and_sort_by_time() {
