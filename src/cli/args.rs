@@ -223,7 +223,7 @@ pub struct BackupArgs {
     /// Limit of the server's sending rate, in kB/s (32 to 1048576)
     #[arg(long, value_name = "KB/S", value_parser = clap::value_parser!(u32).range(32..=1048576))]
     pub max_rate: Option<u32>,
-    /// Let the server send everything, even where it could send only what changed (17 and later)
+    /// Have everything sent and store everything, compared with nothing; of interrupted backups only what a --full one left is used
     #[arg(long)]
     pub full: bool,
     /// none, lz4, zstd or zstd:LEVEL

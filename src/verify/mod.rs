@@ -112,7 +112,7 @@ pub fn refusal(report: &Report) -> Option<Error> {
         Outcome::Corrupt => (
             Kind::Corrupt,
             format!("{problems}: something that is stored is missing or damaged"),
-            "Bring the named objects back from another copy of the repository, or take a new backup now, with --full.",
+            "Bring the named objects back from another copy of the repository, or take a new backup now: it builds on nothing that a noted check found hurt.",
         ),
         Outcome::Gap => (
             Kind::Gap,
