@@ -18,7 +18,6 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use common::Options;
 use database::{PAGE, ROWS_ON_A_PAGE, database};
@@ -157,10 +156,10 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         if let Some(receiver) = self.receiver.take() {
-            receiver.terminate(Duration::from_secs(30));
+            receiver.terminate();
         }
         let drop = format!("SELECT pg_drop_replication_slot('{}')", self.slot);
-        wait_for("the slot to be free", Duration::from_secs(20), || {
+        wait_for("the slot to be free", || {
             let mut psql = Command::new(self.bin.join("psql"));
             psql.args([&self.conninfo, "-c", &drop]).stdout(Stdio::null()).stderr(Stdio::null());
             psql.status().is_ok_and(|s| s.success()).then_some(())

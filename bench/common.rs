@@ -6,7 +6,6 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use walrecv::pg::MajorVersion;
 
@@ -130,7 +129,7 @@ pub fn walrecv(
 
 /// A slot that holds WAL from here on; an old one of this name goes as soon as its walsender has noticed that its client has.
 pub fn fresh_slot(server: &Server, slot: &str) {
-    wait_for("the slot to be free", Duration::from_secs(20), || {
+    wait_for("the slot to be free", || {
         let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ";
         server.try_sql(&format!("{drop}'{slot}'")).ok()
     });

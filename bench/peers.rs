@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use walrecv::pg::MajorVersion;
 
@@ -113,15 +112,13 @@ pub fn barman_backup(server: &Server, temp: &TempDir, out: &Path) -> Sample {
     server.wait_sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'barman'", "t");
     // It makes a backup only where it has seen one archived segment.
     measure(run(&["switch-wal", "--force", "bench"]));
-    wait_for("barman to archive", Duration::from_secs(30), || {
+    wait_for("barman to archive", || {
         let _ = run(&["archive-wal", "bench"]).stderr(Stdio::null()).status();
         run(&["check", "bench"]).stderr(Stdio::null()).status().is_ok_and(|s| s.success()).then_some(())
     });
     let sample = measure(run(&["backup", "bench"]));
     let _ = run(&["receive-wal", "--stop", "bench"]).stderr(Stdio::null()).status();
     let _ = receiver.wait();
-    wait_for("the slot to be free", Duration::from_secs(20), || {
-        server.try_sql("SELECT pg_drop_replication_slot('barman')").ok()
-    });
+    wait_for("the slot to be free", || server.try_sql("SELECT pg_drop_replication_slot('barman')").ok());
     sample
 }

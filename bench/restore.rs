@@ -20,7 +20,6 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use common::Options;
 use database::{PAGE, database};
@@ -192,10 +191,8 @@ fn walrecv_backup(server: &Server, temp: &TempDir, name: &str, url: &str, env: &
     let active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
     server.wait_sql(&active, "t");
     run(&["backup", "--config", &config, "--compression", "lz4"]).run().expect_code(0);
-    receiver.terminate(Duration::from_secs(30));
-    wait_for("the slot to be free", Duration::from_secs(20), || {
-        server.try_sql(&format!("SELECT pg_drop_replication_slot('{slot}')")).ok()
-    });
+    receiver.terminate();
+    wait_for("the slot to be free", || server.try_sql(&format!("SELECT pg_drop_replication_slot('{slot}')")).ok());
     config
 }
 

@@ -178,9 +178,7 @@ fn run(server: &Server, receiver: &str, options: &Options, end: Lsn) -> Sample {
     let mut sample = measure(command);
     sample.stored_bytes = size_of(&out);
     // The walsender notices that its client has gone a moment later.
-    support::wait_for("the slot to be free", Duration::from_secs(20), || {
-        server.try_sql("SELECT pg_drop_replication_slot('bench_run')").ok()
-    });
+    support::wait_for("the slot to be free", || server.try_sql("SELECT pg_drop_replication_slot('bench_run')").ok());
     sample
 }
 

@@ -6,11 +6,9 @@ use rustix::process::Signal;
 use walrecv::pg::MajorVersion;
 
 use crate::site::{SLOT, Site, end, wait_durable};
-use crate::support::server::Stop;
+use crate::support::server::{Held, Stop};
 use crate::support::walrecv::Running;
 use crate::support::{Server, require_servers, wait_for};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A site whose configuration names no slot.
 fn without_slot(server: &Server) -> Site {
@@ -28,16 +26,17 @@ fn slots(server: &Server) -> String {
     server.sql("select coalesce(string_agg(slot_name || ' ' || coalesce(active_pid::text, 'free'), ','), '') from pg_replication_slots")
 }
 
-/// A backup that takes several seconds, and copies.
-fn slow(site: &Site, server: &Server, args: &[&str]) -> Running {
-    slower(site, server, "4096", args)
+/// A backup that copies; the server goes on sending it with the end of the second value.
+fn held(site: &Site, server: &Server, args: &[&str]) -> (Running, Held) {
+    let running = slow(site, server, "4096", args);
+    (running, server.hold("select pid from pg_stat_replication where state = 'backup'"))
 }
 
-/// As [`slow`], with so many kB a second.
-fn slower(site: &Site, server: &Server, rate: &str, args: &[&str]) -> Running {
+/// A backup that copies so many kB a second.
+fn slow(site: &Site, server: &Server, rate: &str, args: &[&str]) -> Running {
     let mut running = site.walrecv(&["backup", "--max-rate", rate, "--progress"]).args(args).spawn();
-    running.wait_logged("cop", PATIENCE);
-    wait_for("the server to send a backup", PATIENCE, || {
+    running.wait_logged("cop");
+    wait_for("the server to send a backup", || {
         (server.sql("select count(*) from pg_stat_replication where state = 'backup'") == "1").then_some(())
     });
     running
@@ -102,17 +101,17 @@ fn where_there_is_no_slot_a_temporary_one_holds_the_wal_back() {
         let server = stuck.start();
         let site = without_slot(&server);
         rows(&server, "before", 20_000);
-        let running = slow(&site, &server, &["--output", "json"]);
+        let (running, held) = held(&site, &server, &["--output", "json"]);
         let sql = "select count(*) from pg_replication_slots where temporary and active and restart_lsn is not null";
         assert_eq!(server.sql(sql), "1", "{version}: {}", slots(&server));
         rows(&server, "during", 1000);
         server.switch_wal();
-        let begun = Instant::now();
-        let output = running.wait(PATIENCE).expect_code(0);
-        assert!(begun.elapsed() < Duration::from_secs(40), "{version}: nothing waits for the server's archiving");
+        drop(held);
+        // Nothing waits for the server's archiving, which never ends.
+        let output = running.wait().expect_code(0);
         let backup = output.json();
         assert_eq!(backup["wal_streamed_here"]["temporary"], true, "{backup}");
-        wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+        wait_for("the slot to go", || slots(&server).is_empty().then_some(()));
         listed(&site, 1);
         let copy = site.land(&server, "latest", &["--latest"]);
         assert_eq!(copy.value("select count(*) from during"), "1000", "{version}");
@@ -132,7 +131,7 @@ fn a_configured_slot_that_is_missing_is_not_made() {
     let output = site.walrecv(&["backup"]).run().expect_code(0);
     assert!(output.stderr.contains("does not exist") && output.stderr.contains("temporary slot"), "{}", output.stderr);
     assert!(output.stdout.contains("temporary slot"), "{}", output.stdout);
-    wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+    wait_for("the slot to go", || slots(&server).is_empty().then_some(()));
     let quiet = site.walrecv(&["backup", "--quiet"]).run().expect_code(0);
     assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
     listed(&site, 2);
@@ -154,7 +153,7 @@ fn without_sql_an_archive_that_stands_still_is_the_sign() {
     rows(&server, "u", 1000);
     let backup = site.backup();
     assert_eq!(backup["wal_streamed_here"]["temporary"], true, "{backup}");
-    wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+    wait_for("the slot to go", || slots(&server).is_empty().then_some(()));
     listed(&site, 2);
 }
 
@@ -168,12 +167,13 @@ fn a_receiver_that_dies_in_the_middle_is_stood_in_for() {
         let receiver = site.receive(&[]);
         rows(&server, "before", 1000);
         wait_durable(&server, server.lsn());
-        let running = slow(&site, &server, &[]);
+        let (running, held) = held(&site, &server, &[]);
         assert!(!running.stderr().contains("streaming WAL here"), "{version}");
         receiver.kill();
         rows(&server, "during", 1000);
         server.switch_wal();
-        let output = running.wait(PATIENCE).expect_code(0);
+        drop(held);
+        let output = running.wait().expect_code(0);
         assert!(output.stderr.contains(&format!("streaming WAL here on slot {SLOT}")), "{version}: {}", output.stderr);
         assert_eq!(slots(&server), format!("{SLOT} free"), "{version}");
         let copy = site.land(&server, "latest", &["--latest"]);
@@ -227,26 +227,28 @@ fn a_lost_connection_of_the_temporary_slot_is_made_again_or_ends_the_backup() {
     edit(&site, |text| text.replace("[clusters.main]", "[clusters.main]\non_gap = \"stop\""));
     rows(&server, "before", 20_000);
     let cut = "select count(pg_terminate_backend(pid)) from pg_stat_replication where state <> 'backup'";
-    let running = slow(&site, &server, &[]);
+    let (running, copies) = held(&site, &server, &[]);
     assert_ne!(server.sql(cut), "0");
     rows(&server, "during", 1000);
-    let output = running.wait(PATIENCE).expect_code(0);
+    drop(copies);
+    let output = running.wait().expect_code(0);
     assert!(output.stderr.contains("connecting again"), "{}", output.stderr);
 
-    let running = slow(&site, &server, &[]);
+    let (running, copies) = held(&site, &server, &[]);
     // It comes to itself when the server has removed what the slot held.
     running.signal(Signal::STOP);
+    drop(copies);
     server.sql(cut);
-    wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+    wait_for("the slot to go", || slots(&server).is_empty().then_some(()));
     for _ in 0..10 {
         server.switch_wal();
         server.sql("checkpoint");
     }
     running.signal(Signal::CONT);
-    let output = running.wait(PATIENCE).expect_code(18);
+    let output = running.wait().expect_code(18);
     assert!(output.stderr.contains("removed"), "{}", output.stderr);
     listed(&site, 1);
-    wait_for("the slot to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+    wait_for("the slot to go", || slots(&server).is_empty().then_some(()));
 }
 
 #[test]
@@ -254,17 +256,19 @@ fn a_signal_ends_backup_and_stream_and_leaves_no_slot() {
     require_servers!(MajorVersion::V17);
     let server = Server::start(MajorVersion::V17);
     let site = without_slot(&server);
-    let running = slow(&site, &server, &[]);
+    // The server does not answer, and is not waited for.
+    let (running, copies) = held(&site, &server, &[]);
     running.signal(Signal::INT);
-    let begun = Instant::now();
-    let output = running.wait(PATIENCE).expect_code(130);
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}: {}", begun.elapsed(), output.stderr);
-    wait_for("everybody to go", PATIENCE, || {
+    running.wait().expect_code(130);
+    drop(copies);
+    wait_for("everybody to go", || {
         (slots(&server).is_empty() && server.sql("select count(*) from pg_stat_replication") == "0").then_some(())
     });
     // A kill leaves it to the server to notice.
-    slow(&site, &server, &[]).kill();
-    wait_for("everybody to go", PATIENCE, || slots(&server).is_empty().then_some(()));
+    let (running, copies) = held(&site, &server, &[]);
+    running.kill();
+    drop(copies);
+    wait_for("everybody to go", || slots(&server).is_empty().then_some(()));
     listed(&site, 0);
     site.backup();
     listed(&site, 1);
@@ -276,14 +280,16 @@ fn a_server_that_goes_away_in_the_middle_ends_the_backup() {
         require_servers!(version);
         let mut server = Server::start(version);
         let site = without_slot(&server);
-        let running = slow(&site, &server, &[]);
-        let begun = Instant::now();
+        let (running, held) = held(&site, &server, &[]);
         if version == MajorVersion::V13 {
             server.kill9();
+            drop(held);
         } else {
+            drop(held);
             server.stop(Stop::Fast);
         }
-        let output = running.wait(PATIENCE).expect_code(17);
+        let begun = Instant::now();
+        let output = running.wait().expect_code(17);
         assert!(begun.elapsed() < Duration::from_secs(20), "{version}: {:?}", begun.elapsed());
         assert!(output.stderr.contains("walrecv: error"), "{version}: {}", output.stderr);
         listed(&site, 0);
@@ -325,13 +331,14 @@ fn a_standby_that_is_promoted_or_sees_torn_pages_gives_no_backup() {
         standby.wait_sql("select count(*) from t", "1000");
         let site = without_slot(&standby);
         // Written without images of pages, and replayed in the middle of the backup.
-        let running = slow(&site, &standby, &[]);
+        let (running, copies) = held(&site, &standby, &[]);
         primary.sql("alter system set full_page_writes = off");
         primary.sql("select pg_reload_conf()");
         primary.wait_sql("show full_page_writes", "off");
         rows(&primary, "torn", 1000);
         standby.wait_sql("select count(*) from torn", "1000");
-        let output = running.wait(PATIENCE).expect_code(17);
+        drop(copies);
+        let output = running.wait().expect_code(17);
         assert!(output.stderr.contains("full_page_writes = on"), "{version}: {}", output.stderr);
         primary.sql("alter system reset full_page_writes");
         primary.sql("select pg_reload_conf()");
@@ -343,9 +350,10 @@ fn a_standby_that_is_promoted_or_sees_torn_pages_gives_no_backup() {
         standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'"), "t");
         standby.sql("checkpoint");
 
-        let running = slow(&site, &standby, &[]);
+        let (running, copies) = held(&site, &standby, &[]);
         standby.promote();
-        let output = running.wait(PATIENCE).expect_code(17);
+        drop(copies);
+        let output = running.wait().expect_code(17);
         assert!(output.stderr.contains("became a primary"), "{version}: {}", output.stderr);
         listed(&site, 0);
         site.backup();
@@ -362,7 +370,7 @@ fn relations_that_change_while_they_are_copied() {
     for name in ["dropped", "emptied", "rewritten", "grown", "cut"] {
         rows(&server, name, 40_000);
     }
-    let running = slower(&site, &server, "256", &["--server-compression", "zstd"]);
+    let running = slow(&site, &server, "256", &["--server-compression", "zstd"]);
     server.sql("drop table dropped");
     server.sql("truncate emptied");
     server.sql("vacuum full rewritten");
@@ -370,7 +378,7 @@ fn relations_that_change_while_they_are_copied() {
     server.sql("delete from cut where n > 100");
     server.sql("vacuum cut");
     server.sql("create table new as select 1 as n");
-    running.wait(PATIENCE * 2).expect_code(0);
+    running.wait().expect_code(0);
     let copy = site.land(&server, "latest", &["--latest"]);
     let count = |table: &str| copy.value(&format!("select count(*) from {table}"));
     let counts = ["emptied", "rewritten", "grown", "cut", "new"].map(count);
@@ -419,12 +427,13 @@ fn a_second_backup_is_told_who_is_at_work() {
     require_servers!(MajorVersion::V16);
     let server = Server::start(MajorVersion::V16);
     let site = Site::new(&server);
-    let running = slow(&site, &server, &["--label", "the first", "--output", "json"]);
+    let (running, held) = held(&site, &server, &["--label", "the first", "--output", "json"]);
     let refused = site.walrecv(&["backup"]).run().expect_code(11);
     for said in [&format!("process {}", running.pid()), "since", "the first"] {
         assert!(refused.stderr.contains(said), "{said:?} is not said: {}", refused.stderr);
     }
-    let output = running.wait(PATIENCE).expect_code(0);
+    drop(held);
+    let output = running.wait().expect_code(0);
     // Progress for scripts, on standard error; the result alone on standard output.
     let lines: Vec<serde_json::Value> = output.stderr.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
     let copying = lines.iter().filter(|l| l["phase"] == "copying");

@@ -1,7 +1,5 @@
 //! `walrecv catalog`: beside a receiver, after it, and when its file is gone or wrong.
 
-use std::time::Duration;
-
 use walrecv::catalog::path_in;
 use walrecv::pg::MajorVersion;
 
@@ -16,7 +14,7 @@ fn the_catalog_is_kept_compared_and_made_again() {
     let path = path_in(&site.etc().join("walrecv-state"), "main");
     let catalog = |what: &str| site.walrecv(&["catalog", what, "--output", "json"]).run();
     let mut receiver = site.receive(&[]);
-    receiver.wait_logged("streaming", Duration::from_secs(20));
+    receiver.wait_logged("streaming");
     let write = |rounds: u32| {
         for _ in 0..rounds {
             server.sql("select txid_current(), pg_logical_emit_message(true, 'x', repeat('y', 5000))");
@@ -59,8 +57,6 @@ fn the_catalog_is_kept_compared_and_made_again() {
     site.walrecv(&["list"]).run().expect_code(0);
     let receiver = site.receive(&[]);
     write(1);
-    wait_for("the catalog to be made again", Duration::from_secs(30), || {
-        (path.exists() && catalog("verify").code() == 0).then_some(())
-    });
+    wait_for("the catalog to be made again", || (path.exists() && catalog("verify").code() == 0).then_some(()));
     end(receiver);
 }

@@ -30,7 +30,7 @@ fn restored(version: MajorVersion, bucket: Option<&str>) {
     server.wait_sql(waiting, &WRITERS.to_string());
     // Read at its start: it flushes at every commit.
     let receiver = site.receive(&[]);
-    ledger.wait_for_more(50, Duration::from_secs(60));
+    ledger.wait_for_more(50);
     wait_durable(&server, server.lsn());
     std::thread::sleep(Duration::from_millis(seed.below(1000)));
     if seed.below(2) == 0 {

@@ -27,7 +27,7 @@ impl Shop {
     fn new(server: Server) -> Shop {
         let site = Site::new(&server);
         let mut receiver = site.receive(&["--flush-interval", "200ms"]);
-        receiver.wait_logged("streaming timeline", Duration::from_secs(20));
+        receiver.wait_logged("streaming timeline");
         server.sql("create table orders (id int primary key, note text)");
         server.sql("insert into orders select n, repeat('x', 100) from generate_series(1, 2000) n");
         site.backup();
@@ -156,17 +156,15 @@ fn an_interrupted_drill_leaves_nothing_and_a_killed_one_is_cleared_by_the_next()
             let lock = fs::read_to_string(shop.work.path().join(folder).join("data/postmaster.pid")).ok()?;
             lock.contains("ready").then_some(())
         };
-        wait_for("a scratch server", Duration::from_secs(180), up);
+        wait_for("a scratch server", up);
         std::thread::sleep(Duration::from_millis(500));
         running
     };
     for signal in [Signal::INT, Signal::TERM] {
         let running = begin();
         running.signal(signal);
-        assert_eq!(running.wait(Duration::from_secs(60)).code(), 130);
-        wait_for("the last process to go", Duration::from_secs(30), || {
-            entries(shop.work.path()).is_empty().then_some(())
-        });
+        assert_eq!(running.wait().code(), 130);
+        wait_for("the last process to go", || entries(shop.work.path()).is_empty().then_some(()));
         shop.nothing_is_left();
     }
     begin().kill();
@@ -197,7 +195,7 @@ fn a_recovery_that_stands_still_is_given_up() {
     };
     let pid = rustix::process::Pid::from_raw(held).expect("a process");
     rustix::process::kill_process(pid, Signal::STOP).expect("it is held");
-    let output = running.wait(Duration::from_secs(120)).expect_code(1);
+    let output = running.wait().expect_code(1);
     assert!(output.stderr.contains("has replayed nothing for"), "{}", output.stderr);
     assert_eq!(check(&output.json(), "the drill itself"), "failed");
     shop.nothing_is_left();
@@ -224,7 +222,7 @@ fn a_drill_does_not_touch_production() {
         .start();
     let site = Site::new(&server);
     let mut receiver = site.receive(&[]);
-    receiver.wait_logged("every commit waits", Duration::from_secs(20));
+    receiver.wait_logged("every commit waits");
     server.sql("create table news (id int primary key)");
     let from = format!("{} dbname=postgres", publisher.conninfo("postgres"));
     server.sql(&format!("create subscription s connection '{from}' publication p with (copy_data = off)"));

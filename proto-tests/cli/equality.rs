@@ -1,7 +1,5 @@
 //! What `wal-fetch` gives equals, byte for byte, what `pg_receivewal` wrote beside it, on every version.
 
-use std::time::Duration;
-
 use walrecv::pg::{MajorVersion, SegmentName, SegmentSize, TimelineId};
 
 use crate::site::{Site, end, wait_durable};
@@ -66,7 +64,7 @@ fn compare(version: MajorVersion, segment_mb: u32, rounds: u32) {
     while number <= size.segment_before(done) {
         let name = SegmentName::new(TimelineId(1), number, size).to_string();
         let theirs = beside.dir.join(&name);
-        wait_for(&format!("pg_receivewal to finish {name}"), Duration::from_secs(30), || theirs.exists().then_some(()));
+        wait_for(&format!("pg_receivewal to finish {name}"), || theirs.exists().then_some(()));
         let mut fetch = Walrecv::new(["wal-fetch", &name, "fetched"]).by_postgres().dir(&pgdata);
         // Half by the environment, half by the option.
         fetch =

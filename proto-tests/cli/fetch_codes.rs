@@ -146,7 +146,7 @@ fn away(site: &Site, pgdata: &Path, first: &str) {
     leaves_with(ABSENT, call(pgdata, &[first, "away", "--config", &config, "--standby-wait", "300ms"]));
     let waiting = call(pgdata, &[first, "away", "--config", &config, "--standby-wait", "60s"]).spawn();
     std::thread::sleep(Duration::from_millis(700));
-    let output = waiting.terminate(Duration::from_secs(5));
+    let output = waiting.terminate();
     assert_eq!((output.status.signal(), output.code()), (Some(Signal::TERM.as_raw()), 143), "{}", output.stderr);
     fs::remove_file(pgdata.join("standby.signal")).expect("remove a signal file");
     fs::rename(&aside, site.repository()).expect("move the repository back");

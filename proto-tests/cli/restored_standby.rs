@@ -1,14 +1,10 @@
 //! A standby that is made from the repository alone, and the targets that are seldom asked for.
 
-use std::time::Duration;
-
 use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::user::as_postgres;
 use crate::support::{Client, Server, free_port, require_servers, wait_for};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn insert(server: &Server, from: u32, to: u32) {
     server.sql(&format!("insert into story select generate_series({from}, {to})"));
@@ -45,7 +41,7 @@ impl<'a> Standby<'a> {
     }
 
     fn wait(&self, sql: &str, expected: &str) {
-        wait_for(&format!("{sql}: {expected}"), PATIENCE, || (self.value(sql) == expected).then_some(()));
+        wait_for(&format!("{sql}: {expected}"), || (self.value(sql) == expected).then_some(()));
     }
 }
 
@@ -89,7 +85,7 @@ fn a_standby_from_the_archive_streams_on_and_can_be_promoted() {
         "it is production's: nothing is neutralised"
     );
     let prefetched = site.data("standby").join("pg_wal/walrecv");
-    wait_for("what was fetched ahead to go", PATIENCE, || (!prefetched.exists()).then_some(()));
+    wait_for("what was fetched ahead to go", || (!prefetched.exists()).then_some(()));
     end(receiver);
 }
 

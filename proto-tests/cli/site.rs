@@ -1,7 +1,6 @@
 //! One installation of walrecv: a folder with its configuration and one with its repository, used as user `postgres`.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use walrecv::pg::Lsn;
 
@@ -9,7 +8,6 @@ use crate::support::walrecv::{Output, Running};
 use crate::support::{Client, Moto, Server, TempDir, Walrecv, wait_for};
 
 pub const SLOT: &str = "walrecv_main";
-const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Site {
     pub places: TempDir,
@@ -76,7 +74,7 @@ impl Site {
     /// Streams until the value goes.
     pub fn receive(&self, args: &[&str]) -> Running {
         let mut running = self.walrecv(&["receive"]).args(args).spawn();
-        running.wait_logged("streaming timeline", PATIENCE);
+        running.wait_logged("streaming timeline");
         running
     }
 
@@ -110,7 +108,7 @@ pub fn wait_durable(server: &Server, end: Lsn) {
     let sql = format!(
         "select coalesce(bool_or(flush_lsn >= '{end}'), false) from pg_stat_replication where application_name = 'walrecv'"
     );
-    wait_for(&format!("{end} to be durable"), PATIENCE, || (server.sql(&sql) == "t").then_some(()));
+    wait_for(&format!("{end} to be durable"), || (server.sql(&sql) == "t").then_some(()));
 }
 
 /// A restored scratch server that walrecv has started; stopped when it goes.
@@ -161,5 +159,5 @@ impl Drop for Copy {
 
 /// Ends a receiver as its supervisor would.
 pub fn end(receiver: Running) -> Output {
-    receiver.terminate(Duration::from_secs(20)).expect_code(0)
+    receiver.terminate().expect_code(0)
 }

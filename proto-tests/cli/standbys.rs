@@ -1,8 +1,6 @@
 //! A failover to a standby whose `restore_command` is `wal-fetch`: it replays what only the archive has, and keeps what only it has. No acknowledged row is lost,
 //! whichever of the two was further when the primary died.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 use walrecv::pg::{Lsn, MajorVersion};
 
@@ -11,8 +9,6 @@ use crate::support::ledger::missing;
 use crate::support::server::Stop;
 use crate::support::walrecv::{Running, path};
 use crate::support::{Ledger, Server, require_servers, wait_for};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the archive stands beside the standby when the primary dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,18 +67,18 @@ impl Pair {
     /// Brings archive and standby to where they shall stand, with more commits that only one of them is told of; then the primary dies under load.
     fn lose_primary(&mut self, archive: Archive, ledger: &Ledger) {
         match archive {
-            Archive::Level => ledger.wait_for_more(200, PATIENCE),
+            Archive::Level => ledger.wait_for_more(200),
             Archive::Ahead => {
                 // It would fetch from the archive at once: what it has is to stay behind until the primary is gone.
                 set(&self.standby, "wal_retrieve_retry_interval", "1h");
                 set(&self.standby, "primary_conninfo", "");
                 self.standby.wait_sql("select count(*) from pg_stat_wal_receiver", "0");
-                ledger.wait_for_more(200, PATIENCE);
+                ledger.wait_for_more(200);
                 assert!(self.standby.lsn() < flushed(&self.primary, "walrecv"), "the archive is to be ahead");
             }
             Archive::Behind => {
                 self.receiver.signal(Signal::STOP);
-                ledger.wait_for_more(200, PATIENCE);
+                ledger.wait_for_more(200);
                 let (walrecv, s2) = (flushed(&self.primary, "walrecv"), flushed(&self.primary, "s2"));
                 assert!(walrecv < s2, "the archive is to be behind: {walrecv}, {s2}");
             }
@@ -103,7 +99,7 @@ impl Pair {
         let durable = status["clusters"][0]["positions"]["durable"].as_str().expect("a position").parse::<Lsn>();
         let durable = durable.expect("an LSN");
         let replayed = || (self.standby.lsn() >= durable).then_some(());
-        wait_for(&format!("the standby to replay up to {durable}"), PATIENCE, replayed);
+        wait_for(&format!("the standby to replay up to {durable}"), replayed);
     }
 }
 
@@ -185,12 +181,12 @@ fn a_rewound_primary_comes_back_with_every_row() {
     set(&pair.standby, "synchronous_standby_names", "walrecv");
     rewind(&mut pair);
     let second = Ledger::builder().writers(3).first_id(1_000_000).start(&pair.standby);
-    second.wait_for_more(100, PATIENCE);
+    second.wait_for_more(100);
     pair.primary.wait_sql("select count(*) > 0 from ledger where id > 1000000", "t");
     // Cut off from its new upstream: the rest it has from the archive alone.
     set(&pair.primary, "primary_conninfo", "");
     pair.primary.wait_sql("select count(*) from pg_stat_wal_receiver", "0");
-    second.wait_for_more(100, PATIENCE);
+    second.wait_for_more(100);
     pair.standby.kill9();
     told.extend(second.stop());
     // A restart asks the archive for all that it has.
@@ -222,5 +218,5 @@ fn rewind(pair: &mut Pair) {
     std::fs::write(data.join("postgresql.auto.conf"), own).expect("write postgresql.auto.conf");
     std::fs::write(data.join("standby.signal"), "").expect("write standby.signal");
     crate::support::user::give_to_postgres(&data.join("standby.signal"));
-    wait_for("the rewound server to start", PATIENCE, || pair.primary.try_start_again().ok());
+    wait_for("the rewound server to start", || pair.primary.try_start_again().ok());
 }

@@ -1,16 +1,12 @@
 //! What `walrecv status` says of receivers that run, that have ended, and that never began; and many clusters in one process.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 use serde_json::Value;
-use walrecv::pg::MajorVersion;
+use walrecv::pg::{Lsn, MajorVersion};
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::walrecv::Running;
 use crate::support::{Server, Walrecv, require_servers, wait_for};
-
-const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The only cluster, and the exit code.
 fn status(site: &Site, args: &[&str]) -> (Value, i32) {
@@ -24,7 +20,7 @@ fn status(site: &Site, args: &[&str]) -> (Value, i32) {
 /// Waits until the cluster is in a state, and everything that it was asked to be.
 fn wait_state(site: &Site, args: &[&str], wanted: impl Fn(&Value) -> bool) -> (Value, i32) {
     let mut last = Value::Null;
-    let found = wait_for("a state", PATIENCE, || {
+    let found = wait_for("a state", || {
         let (cluster, code) = status(site, args);
         last = cluster.clone();
         if std::env::var_os("WALRECV_SHOW").is_some() {
@@ -34,6 +30,10 @@ fn wait_state(site: &Site, args: &[&str], wanted: impl Fn(&Value) -> bool) -> (V
     });
     assert!(found.0["cluster"].is_string(), "{last}");
     found
+}
+
+fn durable(cluster: &Value) -> Lsn {
+    cluster["positions"]["durable"].as_str().and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 fn number(value: &Value) -> f64 {
@@ -52,19 +52,23 @@ fn a_receiver_is_seen_streaming_without_its_server_and_dead() {
     let receiver = site.receive(&["--flush-interval", "200ms"]);
     server.sql("create table t as select 1");
     wait_durable(&server, server.lsn());
-    let quiet = |cluster: &Value| cluster["behind"]["seconds"] == 0.0 && cluster["complete_through"].is_string();
+    // The server writes a little now and then by itself.
+    let quiet = |cluster: &Value| {
+        let positions = &cluster["positions"];
+        let caught_up =
+            positions["durable"] == positions["verified"] && positions["server"] == server.lsn().to_string();
+        caught_up && cluster["behind"]["seconds"] == 0.0 && cluster["complete_through"].is_string()
+    };
     let (streaming, code) = wait_state(&site, &[], quiet);
     assert_eq!((streaming["state"].as_str(), code), (Some("streaming"), 0), "{streaming}");
     assert_eq!(
         (&streaming["behind"]["bytes"], &streaming["behind"]["oldest_commit_seconds"]),
         (&0.into(), &Value::Null)
     );
-    assert_eq!(streaming["positions"]["durable"], streaming["positions"]["verified"]);
-    assert_eq!(streaming["positions"]["server"], server.lsn().to_string());
     assert_eq!((&streaming["server"]["version"], &streaming["server"]["standby"]), (&17.into(), &false.into()));
     let recent = &streaming["time_to_durable"]["recent"];
-    assert!(number(&recent["count"]) >= 1.0 && number(&recent["p50"]) < 5000.0, "{recent}");
-    assert!(number(&streaming["clock_skew_seconds"]).abs() < 1.0, "both clocks are this host's");
+    assert!(number(&recent["count"]) >= 1.0 && number(&recent["p50"]) < 60_000.0, "{recent}");
+    assert!(number(&streaming["clock_skew_seconds"]).abs() < 30.0, "both clocks are this host's");
     assert_eq!(
         (&streaming["process"]["command"], number(&streaming["process"]["pid"])),
         (&"receive".into(), f64::from(receiver.pid()))
@@ -89,13 +93,13 @@ fn a_receiver_is_seen_streaming_without_its_server_and_dead() {
     server.sql("insert into t values (2)");
     let (again, _) = wait_state(&site, &[], |cluster| cluster["state"] == "streaming");
     assert!(number(&again["reconnects"]) >= 1.0, "{again}");
-    wait_durable(&server, server.lsn());
-    let durable = server.lsn().to_string();
+    let written = server.lsn();
+    wait_durable(&server, written);
 
     receiver.kill();
     let (dead, code) = status(&site, &[]);
     assert_eq!((dead["state"].as_str(), code), (Some("not_running"), 1), "{dead}");
-    assert_eq!(dead["positions"]["durable"], durable, "the repository knows");
+    assert!(durable(&dead) >= written, "the repository knows: {dead}");
     assert!(number(&dead["behind"]["seconds"]) < 60.0 && dead["since"].is_string(), "{dead}");
     let leftover = || std::fs::read_dir(site.etc().join("walrecv-state/status")).expect("a folder").count();
     let last = &dead["last_run"];
@@ -200,7 +204,7 @@ fn what_the_last_receiver_knew_is_told_without_it_and_without_the_repository() {
         "do $$ begin loop begin perform pg_terminate_backend(active_pid) from pg_replication_slots where active; \
          perform pg_drop_replication_slot('walrecv_main'); return; exception when object_in_use then null; end; end loop; end $$",
     );
-    receiver.wait(Duration::from_secs(30)).expect_code(18);
+    receiver.wait().expect_code(18);
     let (failed, _) = status(&site, &[]);
     let last = &failed["last_run"];
     assert_eq!(last["ending"], "failed", "{last}");
@@ -218,13 +222,13 @@ fn add_cluster(site: &Site, name: &str, server: &Server, slot: &str) {
 
 fn start_all(site: &Site) -> Running {
     let mut running = site.walrecv(&["run"]).spawn();
-    running.wait_logged("main: streaming timeline", PATIENCE);
+    running.wait_logged("main: streaming timeline");
     running
 }
 
 fn ended(running: Running, signal: Signal, code: i32) -> String {
     running.signal(signal);
-    running.wait(Duration::from_secs(20)).expect_code(code).stderr
+    running.wait().expect_code(code).stderr
 }
 
 #[test]
@@ -253,10 +257,11 @@ fn one_cluster_that_fails_leaves_the_others_alone() {
     let pids: Vec<&Value> = all["clusters"].as_array().expect("a list").iter().map(|c| &c["process"]["pid"]).collect();
     assert_eq!(pids, [running.pid(), running.pid()]);
     second.sql("create table t as select 1");
-    wait_durable(&second, second.lsn());
+    let written = second.lsn();
+    wait_durable(&second, written);
     ended(running, Signal::INT, 0);
     let (one, _) = status(&site, &["--cluster", "second"]);
-    assert_eq!(one["positions"]["durable"], second.lsn().to_string());
+    assert!(durable(&one) >= written, "{one}");
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn a_followed_server_gives_a_backup_with_all_its_wal() {
         let receiving = Receiving::start(options_of(&server), vault.place());
         receiving.wait_streaming();
         let ledger = Ledger::builder().writers(2).start(&server);
-        ledger.wait_for_more(50, Duration::from_secs(60));
+        ledger.wait_for_more(50);
         let place = vault.place();
         let written = Archive { keys: place.reader.clone(), ..vault.archive(&server) };
         let target = conninfo(&server.conninfo("postgres"));
@@ -202,7 +202,7 @@ fn every_file_can_be_read_back_from_map_and_packs() {
         fill(&server, &fixture.places);
         // Pages change and files grow while they are sent.
         let ledger = Ledger::builder().writers(2).start(&server);
-        ledger.wait_for_more(50, Duration::from_secs(60));
+        ledger.wait_for_more(50);
         let told = Arc::new(Mutex::new(Vec::new()));
         let tell = told.clone();
         let options = BackupOptions {

@@ -18,10 +18,9 @@ use walrecv::seal::content::manifest::Manifest;
 
 use super::backup::{Always, Fixture, check_against_server_manifest};
 use super::net::{conninfo, run};
-use crate::support::{Server, require_servers};
+use crate::support::{PATIENCE, Server, require_servers};
 
 const VERSION: MajorVersion = MajorVersion::V15;
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// What becomes of attempts to create an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +73,7 @@ impl Moody {
     }
 
     async fn store(&self, name: &str, parts: &[Bytes]) -> Result<Answer> {
-        match self.honest.put_once(name, parts, &|_| Found::Different, LIMIT).await {
+        match self.honest.put_once(name, parts, &|_| Found::Different, PATIENCE).await {
             Ok(_) => Ok(Answer::Created),
             Err(error) if error.kind() == Kind::Diverged => Ok(Answer::Taken),
             Err(error) => Err(error),

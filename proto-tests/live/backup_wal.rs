@@ -53,9 +53,8 @@ fn a_server_that_was_set_back_gives_no_backup() {
         // As every writer sees it: without the identity.
         let archive = Archive { keys: place.reader.clone(), ..vault.archive(&server) };
         let target = conninfo(&server.conninfo("postgres"));
-        let stalled = BackupOptions { wal_stall: Duration::from_secs(5), ..BackupOptions::default() };
-        let backup = || run(take(&archive, place.writer.clone(), &target, &stalled));
-        let good = backup().expect("a backup of the first history");
+        let backup = |options| run(take(&archive, place.writer.clone(), &target, &options));
+        let good = backup(BackupOptions::default()).expect("a backup of the first history");
         harness::wait_acknowledged(&server, good.manifest.stop);
         server.sql("insert into t select i, 'and more' from generate_series(1, 1000) i");
         harness::wait_acknowledged(&server, server.lsn());
@@ -66,7 +65,8 @@ fn a_server_that_was_set_back_gives_no_backup() {
         std::fs::remove_dir_all(&saved).expect("remove the copy");
         server.start_again();
         server.sql("insert into t values (2, 'another history')");
-        let error = backup().expect_err("no backup of another history");
+        let stalled = BackupOptions { wal_stall: Duration::from_secs(5), ..BackupOptions::default() };
+        let error = backup(stalled).expect_err("no backup of another history");
         assert_eq!(error.kind(), Kind::Diverged, "{error}");
         assert!(error.to_string().contains("holds other WAL"), "{error}");
         let list = run(archive.list_backups()).expect("a list");

@@ -242,9 +242,7 @@ fn the_advised_line_of_pg_hba_admits_us() {
             let old = std::fs::read_to_string(&path).expect("read pg_hba.conf");
             std::fs::write(&path, format!("{line}\n{old}")).expect("write pg_hba.conf");
             server.sql("select pg_reload_conf()");
-            crate::support::wait_for("the line to work", std::time::Duration::from_secs(10), || {
-                run(connect(&text, mode)).ok()
-            });
+            crate::support::wait_for("the line to work", || run(connect(&text, mode)).ok());
         }
     }
 }

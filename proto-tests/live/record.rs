@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
@@ -15,13 +14,12 @@ use walrecv::wire::message::{Status, StreamEvent};
 
 use crate::net::{connect, run};
 use crate::replay;
-use crate::support::install;
 use crate::support::server::{Server, Stop};
+use crate::support::{PATIENCE, install};
 use crate::transcript::{self, Turn};
 
 /// A small transaction: a table, even an empty one, would write many pages.
 const WRITE: &str = "select pg_logical_emit_message(true, 'walrecv', 'hello')";
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// A port that passes one session on and keeps what both sides said.
 struct Recorder {
@@ -200,18 +198,18 @@ fn stream() {
         c.create_slot("walrecv", false, true).await.expect("a slot");
         let mut position = c.identify_system().await.expect("identity").position;
         c.start_replication(Some("walrecv"), position, TimelineId(1)).await.expect("a stream");
-        c.send_status(status(position, false), LIMIT).await.expect("a status");
+        c.send_status(status(position, false), PATIENCE).await.expect("a status");
         server.sql(WRITE);
         let end: Lsn = server.sql("select pg_current_wal_flush_lsn()").parse().expect("an LSN");
         let mut stop = None;
         loop {
-            match tokio::time::timeout(LIMIT, c.next_event()).await.expect("in time").expect("an event") {
+            match tokio::time::timeout(PATIENCE, c.next_event()).await.expect("in time").expect("an event") {
                 StreamEvent::Data { start, bytes, .. } => position = start + bytes.len() as u64,
                 StreamEvent::Keepalive { .. } => {}
                 StreamEvent::Ended { shutdown } => break assert!(shutdown),
                 other => panic!("{other:?}"),
             }
-            c.send_status(status(position, position >= end && stop.is_none()), LIMIT).await.expect("a status");
+            c.send_status(status(position, position >= end && stop.is_none()), PATIENCE).await.expect("a status");
             if position >= end && stop.is_none() {
                 server.signal(rustix::process::Signal::INT);
                 stop = Some(());
@@ -242,7 +240,7 @@ fn timeline() {
         }
         standby.promote();
         let (next, fork) = loop {
-            let event = tokio::time::timeout(LIMIT, c.next_event()).await.expect("in time").expect("an event");
+            let event = tokio::time::timeout(PATIENCE, c.next_event()).await.expect("in time").expect("an event");
             if let StreamEvent::EndOfTimeline { next, switch_point } = event {
                 break (next, switch_point);
             }
@@ -252,9 +250,9 @@ fn timeline() {
         assert_eq!(again, Started::NextTimeline { next, switch_point: fork });
         c.start_replication(None, fork + 8, TimelineId(1)).await.expect_err("past the fork");
         c.start_replication(None, fork, next).await.expect("a stream");
-        let first = tokio::time::timeout(LIMIT, c.next_event()).await.expect("in time").expect("an event");
+        let first = tokio::time::timeout(PATIENCE, c.next_event()).await.expect("in time").expect("an event");
         assert!(matches!(first, StreamEvent::Data { .. }));
-        c.end_stream(LIMIT).await.expect("the end of the stream");
+        c.end_stream(PATIENCE).await.expect("the end of the stream");
         if c.start_replication(None, Lsn(0x7700_0000_0000), next).await.is_ok() {
             c.next_event().await.expect_err("ahead of the end");
         }

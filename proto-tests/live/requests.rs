@@ -18,7 +18,7 @@ use walrecv::restore::{self, Options, Prepared, Target};
 use super::net::run;
 use super::restore::{Copy, Story, numbers};
 use crate::support::proxy::Proxy;
-use crate::support::{Moto, Seed, Server, moto, require_servers, rounds};
+use crate::support::{Moto, Seed, Server, moto, require_servers, rounds, wait_for};
 
 /// How long a failure lasts that is waited for.
 const WHILE: Duration = Duration::from_millis(700);
@@ -176,9 +176,10 @@ impl Scene {
                 if !plan.exists() && options.pgdata.join("recovery.signal").exists() {
                     // A prefetcher that ends takes the folder away that it leaves empty.
                     let folder = plan.parent().expect("a folder");
-                    fs::create_dir_all(folder).expect("make a folder");
+                    wait_for("the plan to be back", || {
+                        fs::create_dir_all(folder).and_then(|()| fs::write(&plan, &kept)).ok()
+                    });
                     crate::support::user::give_to_postgres(folder);
-                    fs::write(&plan, &kept).expect("put the plan back");
                     crate::support::user::give_to_postgres(&plan);
                 } else if plan.exists() {
                     fs::write(&plan, &kept).expect("put the plan back");

@@ -434,9 +434,7 @@ fn a_server_can_wait_at_its_target() {
         assert_eq!(copy.started.landed, Some(prepared.choice.landing.replayed));
         assert_eq!((copy.value("select pg_is_in_recovery()").as_str(), copy.rows()), ("t", numbers(4)));
         copy.client().query("select pg_wal_replay_resume()").expect("it goes on");
-        crate::support::wait_for("the promotion", Duration::from_secs(30), || {
-            (copy.value("select pg_is_in_recovery()") == "f").then_some(())
-        });
+        crate::support::wait_for("the promotion", || (copy.value("select pg_is_in_recovery()") == "f").then_some(()));
 
         let latest = story.prepare(Target::Latest).expect("a plan");
         let options = Options { action: Action::Shutdown, ..story.options("shutdown") };

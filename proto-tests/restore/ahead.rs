@@ -1,6 +1,5 @@
 //! Fetching ahead: what is handed over is what a direct fetch gives, whatever becomes of the prefetcher and its files.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -18,8 +17,9 @@ use crate::fetch::{Asker, Said, filled};
 use crate::support::wait_for;
 use crate::world::{MB, ONE, TWO, World, run};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const BUDGET: u64 = 3 * MB;
+/// A call waits for this long, and a little less on its own clock, for a prefetcher that has begun with what it asks for.
+const WAITED: Duration = Duration::from_millis(4900);
 
 impl Asker<'_> {
     /// With a server that runs: this process. Prefetchers are not started by themselves.
@@ -55,7 +55,7 @@ impl Asker<'_> {
     }
 
     fn wait_for(&self, expected: &[(u32, u64)]) {
-        wait_for(&format!("{expected:?} to be ready"), PATIENCE, || (self.numbers() == expected).then_some(()));
+        wait_for(&format!("{expected:?} to be ready"), || (self.numbers() == expected).then_some(()));
     }
 
     fn end(&self, prefetcher: std::thread::JoinHandle<()>) {
@@ -144,7 +144,7 @@ fn a_damaged_or_forged_file_is_never_served() {
     fs::write(asker.folder().join(format!("{}.part", ready(MB, 0).piece.name())), &whole).expect("a file");
     let begun = Instant::now();
     assert_eq!(asker.segment(ONE, 2), right);
-    assert!(begun.elapsed() < Duration::from_secs(3), "nobody is fetching: not waited for");
+    assert!(begun.elapsed() < WAITED, "nobody is fetching: not waited for");
 
     // Whole, and past the end of the plan.
     let last = world.bytes(TWO, 6);
@@ -212,7 +212,7 @@ fn one_that_hangs_is_not_waited_for_long() {
     fs::write(&part, "").expect("a file");
     let begun = Instant::now();
     assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
-    assert!((Duration::from_secs(4)..Duration::from_secs(8)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert!((WAITED..prefetch::IDLE).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     // What it was waiting for became ready.
     fs::write(&part, "").expect("a file");
     let bytes = world.bytes(ONE, 2).to_vec();
@@ -245,9 +245,7 @@ fn a_second_one_ends_at_once_and_an_idle_one_soon() {
 
     let asker = Asker::planned(&world, ONE, world.one.made.end()).serving();
     asker.segment(ONE, 1);
-    let idle = asker.prefetcher(2 * MB, Duration::from_millis(700));
-    asker.wait_for(&[(1, 2), (1, 3)]);
-    idle.join().expect("it ends");
+    asker.prefetcher(2 * MB, Duration::from_millis(700)).join().expect("it ends");
     assert!(!asker.folder().exists() && asker.pgdata.join("pg_wal/walrecv/plan.json").exists());
     // Without a server nobody fetches ahead, and nothing is written.
     fs::remove_file(asker.pgdata.join("postmaster.pid")).expect("remove");
@@ -301,7 +299,7 @@ fn what_cannot_be_fetched_is_told_to_who_asks() {
     // It comes back: so does the prefetcher to it.
     world.store(ONE, 3..=3);
     asker.segment(ONE, 2);
-    wait_for("the segment that came back", PATIENCE, || asker.numbers().contains(&(1, 3)).then_some(()));
+    wait_for("the segment that came back", || asker.numbers().contains(&(1, 3)).then_some(()));
     asker.end(prefetcher);
 }
 
@@ -342,17 +340,22 @@ fn the_budget_holds_at_every_moment() {
     let asker = Asker::planned(&world, ONE, world.one.made.end()).serving();
     asker.segment(ONE, 1);
     let prefetcher = asker.prefetcher(2 * MB, Duration::from_secs(60));
-    let mut most = BTreeSet::new();
+    let mut most = 0;
     for number in 2..=6 {
+        let mut look = || {
+            let entries = fs::read_dir(asker.folder()).into_iter().flatten();
+            let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+            most = most.max(names.filter(|name| !name.starts_with(LOCK) && !name.starts_with(ASKED)).count());
+            (most >= 2).then_some(())
+        };
+        wait_for("as much as the budget allows", &mut look);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(150) {
-            let names =
-                fs::read_dir(asker.folder()).expect("a folder").filter_map(|e| e.ok()?.file_name().into_string().ok());
-            most.insert(names.filter(|name| !name.starts_with(LOCK) && !name.starts_with(ASKED)).count());
+            look();
         }
         asker.segment(ONE, number);
     }
-    assert_eq!(most.last(), Some(&2), "{most:?}");
+    assert_eq!(most, 2);
     asker.end(prefetcher);
     let asker = Asker::planned(&world, ONE, world.one.made.end()).serving();
     asker.segment(ONE, 1);

@@ -289,7 +289,7 @@ fn a_standby_is_told_absent_after_a_while_a_recovery_is_stopped() {
     let begun = Instant::now();
     assert_eq!(standby.segment(ONE, 4), Said::Absent);
     assert!(begun.elapsed() >= Duration::from_millis(150), "it waited");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(25), "not as long as a recovery");
 
     let asker = Asker::new(&world, "recovery");
     asker.signal("recovery.signal");

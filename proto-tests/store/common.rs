@@ -5,8 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use walrecv::repo::{Found, Put, Repository};
 
-/// Long enough for everything that is going to succeed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub use crate::support::PATIENCE;
 
 /// An object as the judges of these tests see it: first byte the salt, second the claims and the content.
 pub fn object(salt: u8, claims: u8, size: usize) -> Vec<Bytes> {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -23,9 +23,8 @@ use walrecv::seal::page_hash::PageHash;
 use walrecv::seal::sealer::{Compression, Sealer};
 
 use crate::archive_pieces::writer;
-use crate::support::Seed;
+use crate::support::{PATIENCE, Seed};
 
-const LIMIT: Duration = Duration::from_secs(20);
 const PAGE: usize = 8192;
 /// Files of the data directory.
 const FILES: u64 = 7;
@@ -116,7 +115,7 @@ impl Taking {
 
     async fn put(&self, name: &str, kind: ObjectKind, number: u32, content: &[u8]) -> Result<()> {
         let claims = self.archive.claims(kind, TimelineId(0), Lsn(number.into()));
-        self.archive.put_index(&writer(), name, claims, content, LIMIT).await
+        self.archive.put_index(&writer(), name, claims, content, PATIENCE).await
     }
 
     async fn take(&mut self) -> Result<()> {
@@ -273,7 +272,7 @@ impl Taking {
         };
         self.archive
             .repo
-            .put_once(&self.archive.names.pack(self.id.as_str(), number), &[object], &judge, LIMIT)
+            .put_once(&self.archive.names.pack(self.id.as_str(), number), &[object], &judge, PATIENCE)
             .await?;
         Ok(stored)
     }
@@ -317,7 +316,7 @@ pub async fn sign(archive: &Archive, id: &BackupId, number: u32) {
     };
     let claims = archive.claims(ObjectKind::Intent, TimelineId(0), Lsn(number.into()));
     let content = intent(archive, id, Vec::new()).encode();
-    archive.put_index(&writer(), &name, claims, &content, LIMIT).await.expect("a sign");
+    archive.put_index(&writer(), &name, claims, &content, PATIENCE).await.expect("a sign");
 }
 
 fn intent(archive: &Archive, id: &BackupId, reuses: Vec<String>) -> Intent {

@@ -1,7 +1,5 @@
 //! What an expiry must not take for rubbish: backups whose manifest somebody else removed. And plans that must stand: those of deletions that failed.
 
-use std::time::Duration;
-
 use walrecv::archive::lost::COMPLETE;
 use walrecv::error::Kind;
 use walrecv::pg::{Lsn, TimelineId};
@@ -12,8 +10,7 @@ use walrecv::seal::content::manifest::Backup;
 
 use crate::archive_pieces::writer;
 use crate::expiry::{LIFE, STALE, World, runtime};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::support::PATIENCE;
 
 /// As the backup itself tells when its manifest is stored.
 fn told(world: &World, id: &BackupId) {
@@ -31,7 +28,7 @@ async fn found_whole(world: &World, id: &BackupId) {
         hurt: Vec::new(),
         unknown: Vec::new(),
     };
-    world.archive.put_event(&writer(), What::Verified(check), LIMIT).await.expect("an event");
+    world.archive.put_event(&writer(), What::Verified(check), PATIENCE).await.expect("an event");
 }
 
 /// Two backups, the second of which builds on the first.

@@ -131,9 +131,10 @@ impl Ledger {
     }
 
     /// Waits until `more` further commits have been acknowledged.
-    pub fn wait_for_more(&self, more: usize, limit: Duration) {
+    #[track_caller]
+    pub fn wait_for_more(&self, more: usize) {
         let wanted = self.count() + more;
-        wait_for(&format!("{wanted} acknowledged commits"), limit, || (self.count() >= wanted).then_some(()));
+        wait_for(&format!("{wanted} acknowledged commits"), || (self.count() >= wanted).then_some(()));
     }
 
     /// Ends the writers and returns what was acknowledged. A writer whose commit hangs (synchronous replication without

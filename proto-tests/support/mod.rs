@@ -32,6 +32,8 @@ pub use server::{Auth, Server, Stop};
 pub use temp::TempDir;
 pub use walrecv::Walrecv;
 
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Ends the test, and says so, where a server of this version is not installed. With `CI=true` it fails instead.
@@ -64,20 +66,31 @@ pub fn soaks() -> bool {
     std::env::var_os("WALRECV_SOAK").is_some_and(|v| !v.is_empty() && v != "0")
 }
 
-/// Asks every 20 ms until `probe` gives a value. Panics, naming `what`, after `limit`.
-pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+/// For what is going to come: longer than a busy machine takes for anything, since only what never comes takes so long. Where coming late is the failure, a test
+/// measures that by itself.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Asks, at the end every 20 ms, until `probe` gives a value. Panics, naming `what`, after [`PATIENCE`].
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = probe() {
             return value;
         }
-        assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        std::thread::sleep((Duration::from_millis(1) + start.elapsed() / 4).min(Duration::from_millis(20)));
     }
 }
 
-/// A TCP port of 127.0.0.1 that was free a moment ago.
+/// A free TCP port of 127.0.0.1. It is given once, and is none of those that the system gives to connections, so that a server finds it free when it starts again.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind to a free port of 127.0.0.1");
-    listener.local_addr().expect("address of a bound socket").port()
+    const FIRST: u32 = 10_000;
+    const MANY: u32 = 22_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Programs that run beside each other begin at different ports.
+    let begin = std::process::id().wrapping_mul(7919);
+    let port = |_| (FIRST + begin.wrapping_add(GIVEN.fetch_add(1, Ordering::SeqCst)) % MANY) as u16;
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..MANY).map(port).find(free).expect("a free port of 127.0.0.1")
 }

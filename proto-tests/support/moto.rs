@@ -32,16 +32,21 @@ impl Moto {
 
     /// A separate one, for a test that stops it.
     pub fn start() -> Moto {
+        // It ends where another program was given its port meanwhile.
+        (0..5).find_map(|_| Moto::try_start()).expect("an S3 emulator that does not end at once")
+    }
+
+    fn try_start() -> Option<Moto> {
         let port = free_port();
         let mut command = Command::new(home().join("moto/bin/moto_server"));
         command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).stdin(Stdio::null());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start moto_server");
-        let moto = Moto { port, _guard: Guard::new(child.id()), child };
-        // Python takes seconds to load it on a busy machine.
-        wait_for("the S3 emulator", Duration::from_secs(60), || {
-            moto.request("GET", "/moto-api/").is_ok().then_some(())
+        let mut moto = Moto { port, _guard: Guard::new(child.id()), child };
+        let answers = wait_for("the S3 emulator", || {
+            let ended = moto.child.try_wait().expect("ask after the S3 emulator").is_some();
+            if ended { Some(false) } else { moto.request("GET", "/moto-api/").is_ok().then_some(true) }
         });
-        moto
+        answers.then_some(moto)
     }
 
     /// Makes a bucket (which may be there already) and returns its URL.

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use walrecv::archive::Archive;
@@ -16,7 +15,7 @@ use walrecv::seal::hash::content_hash;
 use walrecv::seal::header::{ObjectKind, RepositoryId};
 use walrecv::seal::sealer::{Compression, Sealer, seal_index};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::PATIENCE;
 
 /// The repository, with all keys.
 pub struct Shelf {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use super::install::{forbidden, skipped};
+use super::wait_for;
 
 /// Lets the process go with this value.
 pub struct Strace {
@@ -36,11 +36,7 @@ impl Strace {
             command.args(["-e", &format!("trace={}", inject.split(':').next().unwrap_or_default())]);
         }
         let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("start strace");
-        let start = Instant::now();
-        while !all_traced(pid) {
-            assert!(start.elapsed() < Duration::from_secs(20), "strace did not attach to {pid}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for(&format!("strace to attach to {pid}"), || all_traced(pid).then_some(()));
         Strace { child }
     }
 }

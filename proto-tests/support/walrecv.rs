@@ -7,16 +7,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::guard::Guard;
 use super::temp::{TempDir, base};
 use super::user::become_postgres;
-
-/// How long a command may take unless the test says otherwise.
-const PATIENCE: Duration = Duration::from_secs(120);
+use super::wait_for;
 
 /// The program, at a path that user `postgres` can run too: what a `restore_command` has to name.
 pub fn path() -> &'static Path {
@@ -121,10 +118,10 @@ impl Walrecv {
         self
     }
 
-    /// Runs it to its end; panics after two minutes.
+    /// Runs it to its end.
     #[track_caller]
     pub fn run(self) -> Output {
-        self.spawn().wait(PATIENCE)
+        self.spawn().wait()
     }
 
     /// Starts it.
@@ -176,31 +173,22 @@ impl Running {
         Some(Output { status, stdout: self.stdout(), stderr: self.stderr() })
     }
 
-    /// Waits for its end; panics after `limit`.
+    /// Waits for its end.
     #[track_caller]
-    pub fn wait(mut self, limit: Duration) -> Output {
-        let start = Instant::now();
-        loop {
-            if let Some(output) = self.try_wait() {
-                return output;
-            }
-            assert!(start.elapsed() < limit, "still running after {limit:?}: {}", self.what);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    pub fn wait(mut self) -> Output {
+        let what = format!("the end of {}", self.what);
+        wait_for(&what, || self.try_wait())
     }
 
-    /// Waits until what it has logged contains `text`; panics after `limit`, or when it ends first.
+    /// Waits until what it has logged contains `text`; panics when it ends first.
     #[track_caller]
-    pub fn wait_logged(&mut self, text: &str, limit: Duration) {
-        let start = Instant::now();
-        while !self.stderr().contains(text) {
-            assert!(start.elapsed() < limit, "'{text}' was not logged within {limit:?}");
-            if let Some(output) = self.try_wait() {
-                assert!(output.stderr.contains(text), "ended with {} before logging '{text}'", output.code());
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    pub fn wait_logged(&mut self, text: &str) {
+        wait_for(&format!("'{text}' to be logged"), || {
+            let ended = self.try_wait();
+            let logged = self.stderr().contains(text);
+            assert!(logged || ended.is_none(), "ended before logging '{text}': {ended:?}");
+            logged.then_some(())
+        });
     }
 
     /// Any signal, by process id.
@@ -214,16 +202,16 @@ impl Running {
 
     /// SIGTERM, and its end.
     #[track_caller]
-    pub fn terminate(self, limit: Duration) -> Output {
+    pub fn terminate(self) -> Output {
         self.signal(Signal::TERM);
-        self.wait(limit)
+        self.wait()
     }
 
     /// SIGKILL, and its end.
     #[track_caller]
     pub fn kill(self) -> Output {
         self.signal(Signal::KILL);
-        self.wait(PATIENCE)
+        self.wait()
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -30,14 +29,13 @@ use walrecv::seal::page_hash::{CHUNK, PageHasher};
 use walrecv::seal::sealer::{Compression, Sealed, Sealer, seal_index};
 use walrecv::seal::tail::TailSealer;
 
-use crate::support::TempDir;
 use crate::support::shelf::Shelf;
 use crate::support::wal_maker::{SYSTEM, WalMaker};
+use crate::support::{PATIENCE, TempDir};
 
 pub const MB: u64 = 1 << 20;
 const ONE: TimelineId = TimelineId(1);
 const TWO: TimelineId = TimelineId(2);
-const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

@@ -12,8 +12,6 @@ use super::kill::{nothing_is_missing, told};
 use crate::support::proxy::{Proxy, Way};
 use crate::support::{Ledger, Moto, Seed, Server, require_moto, require_servers, rounds, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(60);
-
 struct Scene {
     server: Server,
     vault: Vault,
@@ -79,7 +77,7 @@ fn a_put_whose_answer_is_lost_is_recognised_as_ours() {
     let ledger = Ledger::builder().padding(3000).start(&scene.server);
     for marker in ["/tail/", "/wal/"] {
         scene.proxy.lose_answers(marker, 3);
-        wait_for("three answers to be lost", LIMIT, || {
+        wait_for("three answers to be lost", || {
             if marker == "/wal/" {
                 scene.server.switch_wal();
             }

@@ -14,8 +14,6 @@ use super::harness::{self, Receiving, Vault};
 use super::kill::{Process, told};
 use crate::support::{Seed, Server, Stop, require_servers, rounds, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(60);
-
 /// A server whose WAL is about to cross from one group of 4 GiB into the next.
 fn server_before_a_border(version: MajorVersion) -> Server {
     let mut server = Server::builder(version).segment_size_mb(1).setting("max_wal_size", "2GB").start();
@@ -66,7 +64,7 @@ fn what_is_noted_along_the_way_is_what_the_repository_says() {
         let process = Process::start_with(&vault, &server, 100, &catalog);
         let before = told(&server);
         write(&server);
-        wait_for("the next acknowledgement", LIMIT, || (told(&server) > before).then_some(()));
+        wait_for("the next acknowledgement", || (told(&server) > before).then_some(()));
         std::thread::sleep(Duration::from_millis(seed.below(500)));
         process.kill();
     }
@@ -75,7 +73,7 @@ fn what_is_noted_along_the_way_is_what_the_repository_says() {
     harness::wait_acknowledged(&server, end);
     let group = WalGroup { timeline: TimelineId(1), first: Lsn(0) };
     assert!(end > Lsn(1 << 32), "over the border: {end}");
-    wait_for("the group summary to be noted", LIMIT, || {
+    wait_for("the group summary to be noted", || {
         noted(&path, &archive).filter(|dump| dump.groups == [(1, "0/0".to_owned())])
     });
     let warned = receiving.events().into_iter().find(|event| matches!(event, ReceiveEvent::Warning(_)));
@@ -108,12 +106,12 @@ fn groups_of_earlier_runs_are_summed_up_later() {
         write(&server);
     }
     harness::wait_acknowledged(&server, server.switch_wal());
-    wait_for("the group summary", LIMIT, stored);
+    wait_for("the group summary", stored);
     receiving.stop();
     runtime.block_on(archive.repo.delete(&name)).expect("deleted");
     let receiving = Receiving::start(harness::options(&server), vault.place());
     receiving.wait_streaming();
-    wait_for("the group summary again", LIMIT, stored);
+    wait_for("the group summary again", stored);
     receiving.stop();
 }
 
@@ -128,7 +126,7 @@ fn a_full_file_system_of_the_catalog_holds_nothing_up() {
     let path = path_in(&disk.path(), "main");
     let receiving = Receiving::start(options(&server, path.clone()), vault.place());
     harness::wait_acknowledged(&server, write(&server));
-    wait_for("the first notes", LIMIT, || noted(&path, &archive).filter(|dump| dump.objects.len() > 1));
+    wait_for("the first notes", || noted(&path, &archive).filter(|dump| dump.objects.len() > 1));
     disk.fill();
     for _ in 0..4 {
         harness::wait_acknowledged(&server, write(&server));
@@ -138,7 +136,7 @@ fn a_full_file_system_of_the_catalog_holds_nothing_up() {
         let said = events.filter_map(|event| if let ReceiveEvent::Warning(text) = event { Some(text) } else { None });
         said.filter(|text| text.contains("catalog")).collect::<Vec<_>>()
     };
-    wait_for("a warning", LIMIT, || (!warnings(&receiving).is_empty()).then_some(()));
+    wait_for("a warning", || (!warnings(&receiving).is_empty()).then_some(()));
     harness::wait_acknowledged(&server, write(&server));
     // Once each time that it begins to fail: a small note may still find room between two that do not.
     assert!(warnings(&receiving).len() <= 4, "not for every note: {:?}", warnings(&receiving));
@@ -147,7 +145,7 @@ fn a_full_file_system_of_the_catalog_holds_nothing_up() {
     let behind = noted(&path, &archive).expect("a catalog");
     assert!(behind != said_by(&archive).0, "nothing could be noted");
     disk.make_room();
-    wait_for("the catalog to be up to date", LIMIT, || {
+    wait_for("the catalog to be up to date", || {
         let repository = said_by(&archive).0;
         noted(&path, &archive).filter(|dump| *dump == repository)
     });
@@ -175,7 +173,7 @@ fn a_damaged_or_locked_catalog_holds_nothing_up() {
         let repository = said_by(&archive).0;
         noted(&path, &archive).filter(|dump| !dump.objects.is_empty() && *dump == repository).map(|_| ())
     };
-    wait_for("the catalog to be up to date", LIMIT, same);
+    wait_for("the catalog to be up to date", same);
     receiving.stop();
     // Somebody else writes it.
     let held = Catalog::write(&path, &archive.identity()).unwrap().expect("nobody has it");
@@ -186,6 +184,6 @@ fn a_damaged_or_locked_catalog_holds_nothing_up() {
         |event| matches!(event, ReceiveEvent::Warning(text) if text.contains("another process writes")),
     );
     drop(held);
-    wait_for("the catalog to be up to date again", LIMIT, same);
+    wait_for("the catalog to be up to date again", same);
     receiving.stop();
 }

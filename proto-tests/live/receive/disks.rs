@@ -14,8 +14,6 @@ use super::harness::{self, Receiving, Vault};
 use super::kill::{nothing_is_missing, told};
 use crate::support::{Server, TempDir, install, require_servers, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(60);
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileSystem {
     /// In an image file, through a loop device.
@@ -154,7 +152,7 @@ impl Scene {
     fn write_until_stalled(&self, receiving: &Receiving) -> Lsn {
         let stalls = || receiving.events().iter().filter(|e| matches!(e, ReceiveEvent::Stalled { .. })).count();
         let before = stalls();
-        wait_for("a stall", LIMIT, || {
+        wait_for("a stall", || {
             self.write(2000);
             (stalls() > before).then_some(())
         });

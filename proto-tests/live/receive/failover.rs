@@ -1,7 +1,5 @@
 //! Failovers as they happen: several hosts, no slot on the new primary, back again after pg_rewind, cascades, forks close together.
 
-use std::time::Duration;
-
 use walrecv::archive::Archive;
 use walrecv::error::Kind;
 use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
@@ -9,8 +7,6 @@ use walrecv::receive::{AfterFailover, OnGap, ReceiveEvent, ReceiveOptions};
 
 use super::harness::{self, Receiving, Vault};
 use crate::support::{Server, Stop, require_servers, wait_for};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn caught_up(primary: &Server, standby: &Server) {
     let end = primary.sql("select pg_current_wal_flush_lsn()");
@@ -315,7 +311,7 @@ fn two_forks_in_one_segment_and_one_at_its_border() {
     eprintln!("fork at {fork}, border at {border}");
     let receiving = Receiving::start(harness::options(&four), vault.place());
     four.sql("insert into t values (4, 'on timeline 4')");
-    wait_for("the slot to be made", PATIENCE, || {
+    wait_for("the slot to be made", || {
         (four.sql("select count(*) from pg_replication_slots where active") == "1").then_some(())
     });
     let end = acknowledged_now(&four);

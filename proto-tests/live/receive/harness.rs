@@ -25,11 +25,13 @@ use walrecv::seal::sealer::Compression;
 use walrecv::stats::StreamStats;
 
 use crate::support::proxy::Proxy;
-use crate::support::{Server, TempDir, wait_for};
+use crate::support::{PATIENCE, Server, TempDir, wait_for};
 
 pub const CLUSTER: &str = "main";
 pub const SLOT: &str = "walrecv";
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A server gives up a receiver that is silent after 10 s (the `wal_sender_timeout` of our sessions). A stop that took less waited for nobody, where the
+/// receiver's own limits are longer or far shorter.
+pub const NOT_HELD_UP: Duration = Duration::from_secs(9);
 
 pub fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
@@ -222,10 +224,9 @@ impl Receiving {
     /// Waits until it ends by itself.
     #[track_caller]
     pub fn end(self) -> Result<ReceiveReport> {
-        let limit = tokio::time::Duration::from_secs(60);
         let events = self.events.clone();
         let task = self.task;
-        match self.runtime.block_on(async { tokio::time::timeout(limit, task).await }) {
+        match self.runtime.block_on(async { tokio::time::timeout(PATIENCE, task).await }) {
             Ok(joined) => joined.expect("the receiver does not panic"),
             Err(_) => panic!("the receiver did not end: {:#?}", events.lock()),
         }
@@ -241,7 +242,7 @@ pub fn acknowledged(server: &Server) -> Lsn {
 /// Waits until everything up to `lsn` was acknowledged.
 #[track_caller]
 pub fn wait_acknowledged(server: &Server, lsn: Lsn) {
-    wait_for(&format!("{lsn} to be acknowledged"), PATIENCE, || (acknowledged(server) >= lsn).then_some(()));
+    wait_for(&format!("{lsn} to be acknowledged"), || (acknowledged(server) >= lsn).then_some(()));
 }
 
 /// The stored bytes of a segment; whether they are complete.

@@ -81,7 +81,7 @@ fn a_lost_slot_is_never_streamed_on_and_made_anew_where_that_is_wanted() {
         let vault = Vault::new();
         let tail = first_run(&server, &vault);
         forget(&server, 8);
-        wait_for("the slot to be lost", Duration::from_secs(20), || {
+        wait_for("the slot to be lost", || {
             forget(&server, 1);
             lost(&server).then_some(())
         });
@@ -126,7 +126,7 @@ fn without_sql_a_lost_slot_is_told_from_its_missing_position() {
     let vault = Vault::new();
     first_run(&server, &vault);
     forget(&server, 8);
-    wait_for("the slot to be lost", Duration::from_secs(20), || {
+    wait_for("the slot to be lost", || {
         forget(&server, 1);
         lost(&server).then_some(())
     });
@@ -157,7 +157,7 @@ fn a_slot_that_was_idle_for_too_long_leaves_no_hole_while_the_wal_is_there() {
     let vault = Vault::new();
     first_run(&server, &vault);
     std::thread::sleep(Duration::from_millis(1500));
-    wait_for("the slot to be invalid", Duration::from_secs(20), || {
+    wait_for("the slot to be invalid", || {
         forget(&server, 1);
         lost(&server).then_some(())
     });
@@ -232,7 +232,7 @@ fn a_slot_that_is_lost_while_nothing_can_be_stored_ends_the_run() {
         store.away(true);
         server.sql("insert into t values (2)");
         receiving.wait_event("a stall", |e| matches!(e, ReceiveEvent::Stalled { .. }));
-        wait_for("the slot to be lost", Duration::from_secs(20), || {
+        wait_for("the slot to be lost", || {
             forget(&server, 1);
             lost(&server).then_some(())
         });

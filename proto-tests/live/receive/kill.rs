@@ -13,8 +13,6 @@ use super::harness::{self, Vault};
 use crate::support::guard::Guard;
 use crate::support::{Ledger, Seed, Server, TempDir, require_servers, rounds, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(30);
-
 /// Said before the microseconds that the longest flush or put so far took.
 const LONGEST: &str = "longest flush or put: ";
 
@@ -160,7 +158,7 @@ fn killed_under_load(version: MajorVersion, flush_ms: u64, kills: u32) {
     for round in 0..kills {
         let mut process = Process::start(&vault, &server, flush_ms);
         let before = told(&server);
-        wait_for("the next acknowledgement", LIMIT, || {
+        wait_for("the next acknowledgement", || {
             assert!(process.is_running(), "round {round}: the receiver ended by itself");
             (told(&server) > before).then_some(())
         });

@@ -68,7 +68,7 @@ fn thousands_of_flushes_leave_few_pieces() {
     let receiving = Receiving::start(options, place());
     commits(&server, 100);
     // The new run's pieces hold all that the earlier ones did.
-    wait_for("the earlier run's pieces to go", Duration::from_secs(20), || {
+    wait_for("the earlier run's pieces to go", || {
         let names = store.names();
         (!earlier.iter().any(|name| names.contains(name))).then_some(())
     });
@@ -77,6 +77,6 @@ fn thousands_of_flushes_leave_few_pieces() {
     commits(&server, 1);
     harness::wait_acknowledged(&server, end);
     nothing_is_missing(&archive, &server, from, end);
-    wait_for("the tails to go with their segment", Duration::from_secs(20), || (tails(&store) < 10).then_some(()));
+    wait_for("the tails to go with their segment", || (tails(&store) < 10).then_some(()));
     receiving.stop();
 }

@@ -18,7 +18,7 @@ fn a_tail_that_is_being_written_is_never_damaged() {
     let receiving = Receiving::start(options, vault.place());
     receiving.wait_streaming();
     let ledger = Ledger::builder().writers(2).padding(6000).start(&server);
-    ledger.wait_for_more(20, Duration::from_secs(30));
+    ledger.wait_for_more(20);
     let (archive, runtime) = (vault.archive(&server), harness::runtime());
     let size = archive.names.segment_size;
     let mut tails = 0;

@@ -193,7 +193,7 @@ fn a_torn_tail_is_received_again() {
     let number = size.segment_before(end);
     let (runtime, archive) = (harness::runtime(), vault.archive(&server));
     // Its tail is acknowledged before the object is made.
-    let stored = wait_for("the complete segment", Duration::from_secs(30), || {
+    let stored = wait_for("the complete segment", || {
         let (stored, complete) = harness::segment(&runtime, &archive, TimelineId(1), number);
         complete.then_some(stored)
     });

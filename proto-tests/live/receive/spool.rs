@@ -15,8 +15,6 @@ use super::loss::kept;
 use crate::support::proxy::Proxy;
 use crate::support::{Ledger, Moto, Server, TempDir, require_moto, require_servers, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(60);
-
 /// The spool's files, in the order of their names; whoever is not their owner may reach none of them.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -62,7 +60,7 @@ impl Scene {
             ("VAULT_URL", Moto::shared().bucket(bucket)),
             ("VAULT_ENDPOINT", format!("http://127.0.0.1:{}", line.port)),
             ("VAULT_SPOOL", root.display().to_string()),
-            ("VAULT_STALL_MS", "1500".to_owned()),
+            ("VAULT_STALL_MS", "4000".to_owned()),
         ];
         Scene { server, vault: Vault::new(), line, root, _temp: temp, place, from }
     }
@@ -86,17 +84,17 @@ impl Scene {
         let first = self.files();
         let ended = self.server.switch_wal();
         harness::wait_acknowledged(&self.server, ended);
-        wait_for("the files of the first segment to go", LIMIT, || {
+        wait_for("the files of the first segment to go", || {
             (!self.files().iter().any(|file| first.contains(file))).then_some(())
         });
     }
 
     /// Over the end of a segment, which then is in the spool whole, and for longer than the limit on stalls.
     fn commits_go_on(&self, ledger: &Ledger, process: &Process) {
-        ledger.wait_for_more(50, LIMIT);
+        ledger.wait_for_more(50);
         self.server.switch_wal();
-        std::thread::sleep(Duration::from_secs(4));
-        ledger.wait_for_more(50, LIMIT);
+        std::thread::sleep(Duration::from_secs(6));
+        ledger.wait_for_more(50);
         let state = "select state, write_lsn - flush_lsn > 100000, write_lsn, flush_lsn from pg_stat_replication";
         let state = self.server.sql(state);
         assert!(state.contains("streaming|t"), "{state}: {}", process.said());
@@ -112,9 +110,9 @@ fn commits_outlive_server_and_receiver_while_the_bucket_hangs() {
     let (archive, process) = (scene.archive(), scene.receive());
     scene.server.wait_sql("select count(*) from pg_stat_replication where sync_state = 'sync'", "1");
     let ledger = Ledger::builder().writers(2).padding(300).pause(Duration::from_millis(2)).start(&scene.server);
-    ledger.wait_for_more(50, LIMIT);
+    ledger.wait_for_more(50);
     scene.end_a_segment();
-    ledger.wait_for_more(20, LIMIT);
+    ledger.wait_for_more(20);
     scene.line.stall(true);
     let flushed = told(&scene.server);
     scene.commits_go_on(&ledger, &process);
@@ -134,7 +132,7 @@ fn commits_outlive_server_and_receiver_while_the_bucket_hangs() {
 
     // Nobody answers but the bucket.
     let process = scene.receive();
-    wait_for("the spool to be empty", LIMIT, || scene.files().is_empty().then_some(()));
+    wait_for("the spool to be empty", || scene.files().is_empty().then_some(()));
     let (after, end) = kept(&archive, MajorVersion::V18, scene.from);
     let lost = answered.difference(&after).count();
     assert_eq!(lost, 0, "of {} commits that were answered; the bucket ends at {end}", answered.len());
@@ -147,7 +145,7 @@ fn commits_outlive_server_and_receiver_while_the_bucket_hangs() {
     harness::wait_acknowledged(&scene.server, back);
     let (again, end) = kept(&archive, MajorVersion::V18, scene.from);
     assert!(answered.is_subset(&again) && end >= back, "{}", process.said());
-    wait_for("what the spool had to go", LIMIT, || {
+    wait_for("what the spool had to go", || {
         let listed = harness::runtime().block_on(archive.repo.list(&archive.names.root())).expect("list");
         (!listed.iter().any(|entry| entry.name.ends_with(".open"))).then_some(())
     });
@@ -173,7 +171,7 @@ fn a_spool_that_fails_leaves_everything_to_the_bucket() {
     let receiving = harness::Receiving::start(options, place);
     receiving.wait_streaming();
     let ledger = Ledger::builder().start(&server);
-    ledger.wait_for_more(20, LIMIT);
+    ledger.wait_for_more(20);
     ledger.stop();
     let warned =
         |event: &ReceiveEvent| matches!(event, ReceiveEvent::Warning(text) if text.contains("cannot write the spool"));
@@ -196,7 +194,7 @@ fn a_server_is_left_once_memory_is_full_and_the_spool_is_read_back_by_nobody() {
     let repo = harness::open_bucket(&url, &format!("http://127.0.0.1:{}", line.port));
     let mut options = harness::options(&server);
     (options.memory, options.spool_dir) = (6 << 20, Some(root.clone()));
-    (options.flush_interval, options.stall_timeout) = (Duration::from_millis(100), Duration::from_millis(1500));
+    (options.flush_interval, options.stall_timeout) = (Duration::from_millis(100), Duration::from_secs(4));
     let receiving = harness::Receiving::start(options, Place { repo, ..vault.place() });
     receiving.wait_streaming();
     server.sql("create table t (x text)");
@@ -207,8 +205,8 @@ fn a_server_is_left_once_memory_is_full_and_the_spool_is_read_back_by_nobody() {
     server.sql(little);
     let (written, end) =
         ("select min(write_lsn) from pg_stat_replication where application_name = 'walrecv'", server.lsn());
-    wait_for("the spool to have it", LIMIT, || (server.sql(written).parse::<Lsn>().ok()? >= end).then_some(()));
-    std::thread::sleep(Duration::from_secs(3));
+    wait_for("the spool to have it", || (server.sql(written).parse::<Lsn>().ok()? >= end).then_some(()));
+    std::thread::sleep(Duration::from_secs(6));
     assert!(!receiving.saw(stalled) && told(&server) < end, "the spool has everything");
     server.sql("insert into t select string_agg(gen_random_uuid()::text, '') from generate_series(1, 600000) i group by i % 9000");
     receiving.wait_event("a stall", stalled);

@@ -11,8 +11,6 @@ use super::kill::{nothing_is_missing, told};
 use crate::support::proxy::Proxy;
 use crate::support::{Ledger, Moto, Server, Stop, require_moto, require_servers, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(60);
-
 /// A bucket behind a proxy that can hang.
 struct Storage {
     vault: Vault,
@@ -55,16 +53,16 @@ fn commits_go_on(version: MajorVersion, names: &str, bucket: &str, limit: Durati
     let states = "select count(*) from pg_stat_replication where sync_state in ('sync', 'potential', 'quorum')";
     server.wait_sql(states, "2");
     let ledger = Ledger::builder().start(&server);
-    ledger.wait_for_more(20, LIMIT);
+    ledger.wait_for_more(20);
     storage.proxy.stall(true);
     // Longer than it takes walrecv to leave.
     std::thread::sleep(Duration::from_secs(5));
-    ledger.wait_for_more(20, LIMIT);
+    ledger.wait_for_more(20);
     assert!(receiving.saw(|e| matches!(e, ReceiveEvent::Stalled { .. })), "{:#?}", receiving.events());
     nothing_is_missing(&storage.archive(&server), &server, from, harness::acknowledged(&server));
     storage.proxy.stall(false);
     server.wait_sql(states, "2");
-    ledger.wait_for_more(20, LIMIT);
+    ledger.wait_for_more(20);
     let entries = ledger.stop();
     let longest = entries.iter().map(|e| e.latency).max().unwrap_or_default();
     println!("{names}: the longest of {} commits took {longest:?}", entries.len());
@@ -123,7 +121,7 @@ fn stop_while_storage_hangs(version: MajorVersion, mode: Stop, of_standby: bool,
     let stopped = standby.as_mut().unwrap_or(&mut primary);
     let took = stopped.stop(mode);
     println!("{mode:?} stop of a {}, {lag} bytes behind: {took:?}", if of_standby { "standby" } else { "primary" });
-    assert!(took < Duration::from_secs(6), "{mode:?} stop took {took:?}: {:#?}", receiving.events());
+    assert!(took < harness::NOT_HELD_UP, "{mode:?} stop took {took:?}: {:#?}", receiving.events());
     storage.proxy.stall(false);
     stopped.start_again();
     harness::wait_acknowledged(stopped, end.parse().expect("an LSN"));
@@ -159,11 +157,12 @@ fn a_demoted_primary_is_followed_as_a_standby() {
     let vault = Vault::new();
     let mut options = harness::options(&old);
     options.flush_interval = Duration::from_millis(300);
+    options.shutdown_grace = Duration::from_secs(60);
     let receiving = Receiving::start(options, vault.place());
     receiving.wait_streaming();
     old.sql("insert into t values (1)");
     let took = old.stop(Stop::Fast);
-    assert!(took < Duration::from_secs(4), "the demotion waited {took:?}");
+    assert!(took < harness::NOT_HELD_UP, "the demotion waited {took:?}");
     new.promote();
     let conninfo = new.conninfo("postgres");
     let conf = old.data_dir().join("postgresql.auto.conf");
@@ -178,9 +177,9 @@ fn a_demoted_primary_is_followed_as_a_standby() {
     let two = TimelineId(2);
     receiving
         .wait_event("the new timeline", |e| matches!(e, ReceiveEvent::Streaming { timeline, .. } if *timeline == two));
-    wait_for("the new timeline's rows to be acknowledged", LIMIT, || (told(&old) >= end).then_some(()));
+    wait_for("the new timeline's rows to be acknowledged", || (told(&old) >= end).then_some(()));
     let took = old.stop(Stop::Fast);
-    assert!(took < Duration::from_secs(4), "the stop of the standby took {took:?}");
+    assert!(took < harness::NOT_HELD_UP, "the stop of the standby took {took:?}");
     let (runtime, archive) = (harness::runtime(), vault.archive(&new));
     let size = archive.names.segment_size;
     let number = size.segment_before(end);
@@ -231,7 +230,7 @@ fn the_list_of_synchronous_standbys_is_read_again_while_streaming() {
     harness::create_slot(&server);
     let vault = Vault::new();
     let mut options = harness::options(&server);
-    options.flush_interval = Duration::from_secs(30);
+    options.flush_interval = Duration::from_secs(600);
     let receiving = Receiving::start(options, vault.place());
     receiving.wait_streaming();
     list(&server, "walrecv");
@@ -239,14 +238,12 @@ fn the_list_of_synchronous_standbys_is_read_again_while_streaming() {
     let held_up = |e: &ReceiveEvent| matches!(e, ReceiveEvent::Warning(text) if text.contains("synchronized_standby_slots names this slot"));
     receiving.wait_event("that logical slots wait for it", held_up);
     let ledger = Ledger::builder().start(&server);
-    ledger.wait_for_more(10, LIMIT);
+    ledger.wait_for_more(10);
     let entries = ledger.stop();
     let longest = entries.iter().skip(1).map(|e| e.latency).max().unwrap_or_default();
-    assert!(longest < Duration::from_secs(1), "a commit took {longest:?}");
+    assert!(longest < Duration::from_secs(60), "a commit took {longest:?}");
     list(&server, "");
-    wait_for("that it is no longer listed", LIMIT + Duration::from_secs(10), || {
-        receiving.saw(|e| *e == ReceiveEvent::Synchronous(false)).then_some(())
-    });
+    wait_for("that it is no longer listed", || receiving.saw(|e| *e == ReceiveEvent::Synchronous(false)).then_some(()));
     let before = server.lsn();
     harness::wait_acknowledged(&server, before);
     server.sql("create table nobody_waits_for (id int)");

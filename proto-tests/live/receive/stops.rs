@@ -25,11 +25,12 @@ fn stop_and_come_back(version: MajorVersion, load: bool) {
     let mut server = Server::start(version);
     harness::create_slot(&server);
     let vault = Vault::new();
-    let receiving = Receiving::start(harness::options(&server), vault.place());
+    let options = ReceiveOptions { shutdown_grace: Duration::from_secs(60), ..harness::options(&server) };
+    let receiving = Receiving::start(options, vault.place());
     receiving.wait_streaming();
     for (round, mode) in MODES.into_iter().enumerate() {
         let ledger = Ledger::builder().writers(2).first_id(1 + round as u64 * 1_000_000).start(&server);
-        ledger.wait_for_more(50, Duration::from_secs(20));
+        ledger.wait_for_more(50);
         // A smart stop waits for the sessions of the load, whoever streams.
         let ledger = if load && mode != Stop::Smart {
             Some(ledger)
@@ -38,16 +39,10 @@ fn stop_and_come_back(version: MajorVersion, load: bool) {
             None
         };
         let took = server.stop(mode);
-        assert!(
-            took < Duration::from_secs(4),
-            "{mode:?} stop with load {load} took {took:?}: {:#?}",
-            receiving.events()
-        );
+        assert!(took < harness::NOT_HELD_UP, "{mode:?} stop with load {load} took {took:?}: {:#?}", receiving.events());
         drop(ledger);
         server.start_again();
-        wait_for("the receiver to come back", Duration::from_secs(20), || {
-            (times_streaming(&receiving) > round + 1).then_some(())
-        });
+        wait_for("the receiver to come back", || (times_streaming(&receiving) > round + 1).then_some(()));
         server.sql("create table if not exists after_stop (id int); insert into after_stop values (1)");
         harness::wait_acknowledged(&server, server.lsn());
     }
@@ -87,7 +82,7 @@ fn a_stop_does_not_wait_for_a_receiver_under_load() {
     stop_and_come_back(MajorVersion::V18, true);
 }
 
-/// Far behind: the backlog needs minutes, the server is left after the grace. With one walsender there is no second connection on which a stop shows; then it is
+/// Far behind: the backlog needs for ever, the server is left after the grace. With one walsender there is no second connection on which a stop shows; then it is
 /// known by the server's letting nobody in any more.
 #[test]
 fn a_stop_does_not_wait_for_a_receiver_that_is_far_behind() {
@@ -110,16 +105,18 @@ fn a_stop_does_not_wait_for_a_receiver_that_is_far_behind() {
         store.delay(Duration::from_millis(1500));
         let mut options = harness::options(&server);
         options.shutdown_grace = Duration::from_secs(2);
+        options.stall_timeout = Duration::from_secs(600);
         options.memory = 4 << 20;
         let place = walrecv::receive::Place { repo: store.repository(), ..vault.place() };
         let receiving = Receiving::start(options, place);
         receiving.wait_event("a first segment", |e| matches!(e, ReceiveEvent::SegmentStored { .. }));
+        store.delay(Duration::from_secs(600));
         let behind = server.lsn().since(harness::acknowledged(&server));
         assert!(behind > 50 << 20, "only {behind} bytes behind");
         let took = server.stop(mode);
         // It asks again every 10 s at the latest.
-        let limit = if walsenders == "1" { 16 } else { 6 };
-        assert!(took < Duration::from_secs(limit), "{mode:?} stop took {took:?}: {:#?}", receiving.events());
+        let limit = if walsenders == "1" { harness::NOT_HELD_UP * 3 } else { harness::NOT_HELD_UP };
+        assert!(took < limit, "{mode:?} stop took {took:?}: {:#?}", receiving.events());
         // Fast again, everything arrives.
         store.delay(Duration::ZERO);
         server.start_again();
@@ -139,6 +136,7 @@ fn a_stalled_receiver_leaves_and_comes_back_when_something_can_be_put() {
     let mut options = harness::options(&server);
     options.stall_timeout = Duration::from_secs(2);
     options.flush_interval = Duration::from_millis(100);
+    options.shutdown_grace = Duration::from_secs(60);
     let receiving = Receiving::start(options, walrecv::receive::Place { repo: store.repository(), ..vault.place() });
     receiving.wait_streaming();
     server.sql("create table t (id int); insert into t values (1)");
@@ -148,7 +146,7 @@ fn a_stalled_receiver_leaves_and_comes_back_when_something_can_be_put() {
     server.sql("insert into t values (2)");
     let commit = server.lsn();
     receiving.wait_event("a stall", |e| matches!(e, ReceiveEvent::Stalled { .. }));
-    wait_for("the receiver to leave", Duration::from_secs(5), || (!streaming(&server)).then_some(()));
+    wait_for("the receiver to leave", || (!streaming(&server)).then_some(()));
     assert!(harness::acknowledged(&server) < commit, "acknowledged without a store");
     std::thread::sleep(Duration::from_secs(2));
     assert!(!streaming(&server), "came back although nothing can be put");
@@ -159,14 +157,14 @@ fn a_stalled_receiver_leaves_and_comes_back_when_something_can_be_put() {
     let end = server.switch_wal();
     server.sql("insert into t values (3)");
     harness::wait_acknowledged(&server, end);
-    wait_for("the pieces to go", Duration::from_secs(5), || {
+    wait_for("the pieces to go", || {
         let size = harness::segment_size_of(&server);
         let segment = walrecv::pg::SegmentName::new(TimelineId(1), size.segment_before(end), size).to_string();
         (!store.names().iter().any(|n| n.contains("/tail/") && n.contains(&segment))).then_some(())
     });
     let (report, took) = receiving.stop();
     assert_eq!(report.behind, 0);
-    assert!(took < Duration::from_secs(3), "stopping took {took:?}");
+    assert!(took < Duration::from_secs(30), "stopping took {took:?}");
 }
 
 #[test]
@@ -177,7 +175,7 @@ fn a_synchronous_standby_is_answered_at_every_commit() {
     let vault = Vault::new();
     let mut options = harness::options(&server);
     // It is listed, so the interval counts for nothing.
-    options.flush_interval = Duration::from_secs(30);
+    options.flush_interval = Duration::from_secs(600);
     let receiving = Receiving::start(options, vault.place());
     receiving.wait_streaming();
     for level in ["on", "remote_write", "remote_apply"] {
@@ -188,7 +186,7 @@ fn a_synchronous_standby_is_answered_at_every_commit() {
             ));
         }
         let took = started.elapsed();
-        assert!(took < Duration::from_secs(5), "20 commits with {level} took {took:?}");
+        assert!(took < Duration::from_secs(60), "20 commits with {level} took {took:?}");
     }
     let (report, _) = receiving.stop();
     assert_eq!(report.behind, 0);

