@@ -1,5 +1,7 @@
 //! What an expiry must not take for rubbish: backups whose manifest somebody else removed. And plans that must stand: those of deletions that failed.
 
+use std::time::Duration;
+
 use walrecv::archive::lost::COMPLETE;
 use walrecv::error::Kind;
 use walrecv::pg::{Lsn, TimelineId};
