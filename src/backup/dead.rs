@@ -22,8 +22,8 @@ use crate::seal::header::ObjectKind;
 use crate::seal::key::WriterKeys;
 
 /// The dead runs whose packs the next backup may use, once it has announced that it does: those of this `state_dir`, whose lock the caller holds, and
-/// begun after the newest complete backup (by where they begin: what older ones had stored was used, or has changed since), and sealed for the same identity. Where everything
-/// is to be stored, only those that were to store everything too. Whatever goes wrong here costs space and time, and stops no backup.
+/// begun behind the newest complete backup (what older ones had stored was used, or has changed since), and sealed for the same identity. Where
+/// everything is to be stored, only those that were to store everything too. Whatever goes wrong here costs space and time, and stops no backup.
 pub async fn runs(archive: &Archive, ring: &WriterRing, options: &BackupOptions) -> Vec<BackupId> {
     // Without a state_dir no run knows which others were its own.
     let Some(dir) = options.state_dir.clone() else { return Vec::new() };

@@ -57,7 +57,8 @@ pub async fn run(common: &Common, args: &BackupArgs) -> Result<()> {
     Ok(())
 }
 
-/// A signal ends a backup as long as that is not complete. While its manifest is on its way it may be, so what becomes of that is waited for; a second signal does not.
+/// A signal ends a backup as long as that is not complete. While its manifest is on its way it may be, so what becomes of that is waited for; a second signal
+/// ends that, too.
 async fn until_signal(
     mut taking: Pin<&mut impl Future<Output = Result<Outcome>>>,
     signals: &mut Signals,
