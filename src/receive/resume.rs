@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::object::Place;
 use crate::archive::inventory::{Inventory, NEWEST, TimelineStock};
 use crate::pg::{Lsn, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
 use crate::seal::content::event::Hole;
@@ -136,7 +137,9 @@ fn archive_end(server: &ServerView<'_>, known: &Known<'_>) -> Option<ArchiveEnd>
     if let Some(hole) = crossed.filter(|h| h.to > switch_point && h.to_timeline == timeline).min_by_key(|h| h.from) {
         return Some(ArchiveEnd { timeline, lsn: hole.from.align_down(size.bytes()), dead_branch: None });
     }
-    let partial_end = known.partial_ends.get(&timeline).copied().unwrap_or_default();
+    // It says nothing of what lies below: an object before it may have been the slower put.
+    let joined = Place::of(switch_point, timeline, size).start <= end;
+    let partial_end = known.partial_ends.get(&timeline).copied().filter(|_| joined).unwrap_or_default();
     if end.max(partial_end) < switch_point {
         return Some(ArchiveEnd { timeline, lsn: end, dead_branch: None });
     }
@@ -152,11 +155,12 @@ fn archive_end(server: &ServerView<'_>, known: &Known<'_>) -> Option<ArchiveEnd>
 /// from nothing, and what is missing below its lowest segment was promised to nobody.
 pub fn stored_end(stock: &TimelineStock, size: SegmentSize, from: Option<Lsn>, fork: Option<Lsn>) -> Option<Lsn> {
     let floor = from.map_or(SegmentNumber(0), |lsn| size.segment_of(lsn));
+    let fork = fork.filter(|_| from.is_none()).map(|fork| size.segment_of(fork));
+    let from_fork = |lowest: SegmentNumber| fork.map_or(lowest, |fork| fork.min(lowest));
     let mut complete = stock.complete.range(floor..);
     let first_missing = match (complete.next(), complete.next_back().or(stock.complete.last())) {
         (Some(&lowest), Some(&highest)) => {
-            let first = fork.filter(|_| from.is_none()).map_or(lowest, |fork| size.segment_of(fork).min(lowest));
-            let in_flight = SegmentNumber(highest.0.saturating_sub(PUTS_IN_FLIGHT)).max(first);
+            let in_flight = SegmentNumber(highest.0.saturating_sub(PUTS_IN_FLIGHT)).max(from_fork(lowest));
             (in_flight.0..=highest.0 + 1).map(SegmentNumber).find(|n| !stock.complete.contains(n))
         }
         _ => {
@@ -165,7 +169,8 @@ pub fn stored_end(stock: &TimelineStock, size: SegmentSize, from: Option<Lsn>, f
                 stock.partial.range(floor..).next(),
                 stock.tails.range(floor..).next().map(|(number, _)| number),
             ];
-            begun.into_iter().flatten().min().copied()
+            // However far above the fork they are: puts of objects that are not settled hold up no piece of a tail.
+            begun.into_iter().flatten().min().copied().map(from_fork)
         }
     }?;
     let part_bytes = OBJECT_BYTES.min(size.bytes());
@@ -290,6 +295,54 @@ mod tests {
             "an old one is not asked for"
         );
         assert_eq!(with(&[], &[6], SlotPosition::NoSlot), (2, 7 * MIB), "what was there before it was expired");
+    }
+
+    /// A killed run handed on the last segment before the fork and the end of the timeline together.
+    #[test]
+    fn the_end_of_a_timeline_says_nothing_of_the_segment_before_it() {
+        let two = history(2, &[(1, 8 * MIB + 100)]);
+        let end = [(1, 8 * MIB + 100)];
+        let go = |stored: &[u64], slot| start(&two, 20 * MIB, slot, vec![(1, stock(stored))], &end);
+        assert_eq!(go(&[5, 6], SlotPosition::NoSlot), (1, 7 * MIB));
+        assert_eq!(go(&[5, 6], SlotPosition::At(Lsn(12 * MIB))), (1, 7 * MIB), "made anew on the new primary");
+        assert_eq!(go(&[5, 6], SlotPosition::Unknown), (1, 5 * MIB));
+        assert_eq!(go(&[5, 6, 7], SlotPosition::NoSlot), (2, 8 * MIB));
+        // It is all there is: the archive began in the segment of the fork.
+        let mut only = TimelineStock::default();
+        only.partial.insert(SegmentNumber(8));
+        assert_eq!(start(&two, 20 * MIB, SlotPosition::NoSlot, vec![(1, only)], &end), (2, 8 * MIB));
+        // Of a segment in parts it is the part that counts.
+        let fork = 4 * 64 * MIB + 40 * MIB;
+        let (two, ends) = (history(2, &[(1, fork)]), [(TimelineId(1), Lsn(fork))].into());
+        for (parts, expected) in [(vec![0], (1, fork - 24 * MIB)), (vec![0, 1], (2, fork - 40 * MIB))] {
+            let mut large = stock(&[3]);
+            large.parts.insert(SegmentNumber(4), parts.into_iter().collect());
+            large.partial.insert(SegmentNumber(4));
+            let stored = inventory(vec![(1, large)]);
+            let known = Known { inventory: &stored, partial_ends: &ends, holes: &[] };
+            let view = ServerView { segment_size: size(64), ..server(&two, fork + 100 * MIB, SlotPosition::NoSlot) };
+            let start = decide(&view, &known);
+            assert_eq!((start.timeline.0, start.lsn.0), expected);
+        }
+    }
+
+    #[test]
+    fn a_timeline_of_which_no_segment_is_complete_is_received_from_its_fork_on() {
+        let two = history(2, &[(1, 5 * MIB + 100)]);
+        let mut tail = TimelineStock::default();
+        tail.tails.insert(SegmentNumber(9), vec!["tail".to_owned()]);
+        let mut end = TimelineStock::default();
+        end.partial.insert(SegmentNumber(6));
+        let end_of_one = [(1, 5 * MIB + 100)];
+        for stored in [tail.clone(), end] {
+            let timelines = vec![(1, stock(&[3, 4])), (2, stored)];
+            assert_eq!(start(&two, 20 * MIB, SlotPosition::NoSlot, timelines, &end_of_one), (2, 5 * MIB));
+        }
+        // Nor does it where the timeline before was expired, or behind a hole.
+        assert_eq!(start(&two, 20 * MIB, SlotPosition::NoSlot, vec![(2, tail.clone())], &[]), (2, 9 * MIB));
+        let view = server(&two, 20 * MIB, SlotPosition::NoSlot);
+        let given_up = [hole((1, 5 * MIB), (2, 9 * MIB))];
+        assert_eq!(decided(&view, vec![(1, stock(&[3, 4])), (2, tail)], &given_up).lsn, Lsn(9 * MIB));
     }
 
     #[test]
