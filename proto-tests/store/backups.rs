@@ -16,7 +16,7 @@ use walrecv::seal::sealer::{Compression, seal_index};
 
 use crate::archive_pieces::{archive, store, stranger, writer};
 use crate::common::runtime;
-use crate::support::TempDir;
+use crate::support::{PATIENCE, TempDir};
 
 pub fn id(random: u16) -> BackupId {
     let time = jiff::Timestamp::from_second(1_769_824_800).unwrap();
@@ -147,8 +147,7 @@ fn wal_reaches_along_the_history() {
         assert_eq!(reaches(TimelineId(1), Lsn(at(12, 0).0 - 1)).await, Some(at(12, 0)));
         // Timeline 2 left timeline 1 inside segment 12.
         let history = format!("1\t{}\tpromoted\n", at(12, 500));
-        let limit = Duration::from_secs(5);
-        archive.put_history(&writer(), TimelineId(2), history.as_bytes(), limit).await.unwrap();
+        archive.put_history(&writer(), TimelineId(2), history.as_bytes(), PATIENCE).await.unwrap();
         for number in 12..=14 {
             fake(2, number).await;
         }
@@ -221,7 +220,7 @@ fn what_a_deep_check_found_hurt_stays_so_until_the_next_one() {
             let outcome = if hurt.is_empty() { Outcome::Ok } else { Outcome::Corrupt };
             let (problems, whole, hurt, unknown) = (hurt.len() as u64, ids(whole), ids(hurt), ids(unknown));
             let what = What::Verified(Verified { deep, only: None, outcome, problems, whole, hurt, unknown });
-            of.put_event(&writer(), what, Duration::from_secs(10)).await.unwrap();
+            of.put_event(&writer(), what, PATIENCE).await.unwrap();
         };
         let hurt = async |most| archive.found_hurt(most).await.unwrap().into_iter().collect::<Vec<_>>();
         // Names of events tell the second.
@@ -263,7 +262,7 @@ fn the_last_drill_is_that_of_the_cluster_itself() {
                 host: String::new(),
                 user: String::new(),
             });
-            of.put_event(&writer(), what, Duration::from_secs(10)).await.unwrap();
+            of.put_event(&writer(), what, PATIENCE).await.unwrap();
         };
         assert!(archive.last_drill().await.unwrap().is_none());
         drill(&archive, "own").await;

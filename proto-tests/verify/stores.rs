@@ -20,7 +20,7 @@ use walrecv::verify::{Flaw, Options, Report, State, refusal, verify};
 
 use crate::damage::check;
 use crate::shop::{Shop, run};
-use crate::support::Seed;
+use crate::support::{PATIENCE, Seed};
 
 /// Another store, read only, some of whose reads fail.
 struct Failing {
@@ -167,7 +167,7 @@ fn a_gap_is_told_and_one_that_was_recorded_is_no_news() {
         to: fourth.end(),
         reason: "the slot was lost".into(),
     };
-    let noted = shop.archive().put_event(&shop.keys, What::Hole(hole), Duration::from_secs(5));
+    let noted = shop.archive().put_event(&shop.keys, What::Hole(hole), PATIENCE);
     run(noted).expect("an event");
     let report = check(shop.archive(), false);
     assert_eq!((report.outcome, report.recorded_holes.len()), (Outcome::Ok, 1), "{:?}", report.problems);
@@ -237,7 +237,7 @@ fn what_is_no_backup_is_not_looked_at_by_name() {
     };
     let claims = shop.archive().claims(ObjectKind::Tombstone, TimelineId(0), Lsn(0));
     let (name, content) = (names.backup(id.as_str()), tombstone.encode());
-    run(shop.archive().put_index(&shop.keys, &name, claims, &content, Duration::from_secs(5))).expect("a tombstone");
+    run(shop.archive().put_index(&shop.keys, &name, claims, &content, PATIENCE)).expect("a tombstone");
     assert!(refused(shop.archive()).contains("deleted by a test"));
 }
 
@@ -255,7 +255,7 @@ fn announce_deletion(shop: &Shop, id: &BackupId) {
         host: String::new(),
         user: String::new(),
     };
-    run(shop.archive().put_plan(&shop.keys, &plan, Duration::from_secs(5))).expect("a plan");
+    run(shop.archive().put_plan(&shop.keys, &plan, PATIENCE)).expect("a plan");
 }
 
 #[test]

@@ -37,8 +37,9 @@ impl Storage {
     }
 }
 
-/// With `names` as `synchronous_standby_names`, commits go on through the other standby within `limit` when walrecv's storage hangs.
-fn commits_go_on(version: MajorVersion, names: &str, bucket: &str, limit: Duration) {
+/// With `names` as `synchronous_standby_names`, commits go on through the other standby when walrecv's storage hangs, each within `limit`. Walrecv leaves after
+/// `stall`.
+fn commits_go_on(version: MajorVersion, names: &str, bucket: &str, stall: Duration, limit: Duration) {
     let server = Server::builder(version).setting("wal_keep_size", "1GB").start();
     harness::create_slot(&server);
     let from = harness::acknowledged(&server);
@@ -46,7 +47,7 @@ fn commits_go_on(version: MajorVersion, names: &str, bucket: &str, limit: Durati
     let other = server.standby().setting("cluster_name", "s2").setting("wal_receiver_status_interval", "1s").start();
     let storage = Storage::new(bucket);
     let mut options = harness::options(&server);
-    options.stall_timeout = Duration::from_secs(2);
+    options.stall_timeout = stall;
     server.sql(&format!("alter system set synchronous_standby_names = '{names}'"));
     server.sql("select pg_reload_conf()");
     let receiving = storage.receive(options);
@@ -55,10 +56,8 @@ fn commits_go_on(version: MajorVersion, names: &str, bucket: &str, limit: Durati
     let ledger = Ledger::builder().start(&server);
     ledger.wait_for_more(20);
     storage.proxy.stall(true);
-    // Longer than it takes walrecv to leave.
-    std::thread::sleep(Duration::from_secs(5));
+    receiving.wait_event("a stall", |e| matches!(e, ReceiveEvent::Stalled { .. }));
     ledger.wait_for_more(20);
-    assert!(receiving.saw(|e| matches!(e, ReceiveEvent::Stalled { .. })), "{:#?}", receiving.events());
     nothing_is_missing(&storage.archive(&server), &server, from, harness::acknowledged(&server));
     storage.proxy.stall(false);
     server.wait_sql(states, "2");
@@ -78,15 +77,18 @@ fn commits_go_on(version: MajorVersion, names: &str, bucket: &str, limit: Durati
 fn commits_go_on_through_the_second_of_two_standbys_while_storage_hangs() {
     require_servers!(MajorVersion::V18);
     require_moto!();
-    // The limit for no progress (2 s), the next look at it (1 s), the other one's next report (1 s), and a busy machine.
-    commits_go_on(MajorVersion::V18, "FIRST 1 (walrecv, s2)", "first-one", Duration::from_secs(6));
+    // The limit for no progress, the next look at it (1 s), the other one's next report (1 s), and a busy machine: not for as long as storage hangs.
+    let (stall, limit) = (Duration::from_secs(2), Duration::from_secs(30));
+    commits_go_on(MajorVersion::V18, "FIRST 1 (walrecv, s2)", "first-one", stall, limit);
 }
 
 #[test]
 fn commits_go_on_through_any_other_standby_while_storage_hangs() {
     require_servers!(MajorVersion::V15);
     require_moto!();
-    commits_go_on(MajorVersion::V15, "ANY 1 (walrecv, s2)", "any-one", Duration::from_millis(1500));
+    // None of them waited for walrecv to leave.
+    let (stall, limit) = (Duration::from_secs(7), Duration::from_secs(5));
+    commits_go_on(MajorVersion::V15, "ANY 1 (walrecv, s2)", "any-one", stall, limit);
 }
 
 /// Stops the server that is streamed from while storage hangs, before walrecv would leave by itself.
