@@ -93,6 +93,14 @@ fn drills(version: MajorVersion) {
     let listed = shop.site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
     assert_eq!((&listed["last_drill"]["passed"], &listed["last_drill"]["backup"]), (&true.into(), &told["backup"]));
 
+    // What it measured tells how long a restore may take.
+    let plan = shop.site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run().expect_code(0).json();
+    let (laying, recovery) = (&plan["estimate"]["laying_seconds"], &plan["estimate"]["recovery_seconds"]);
+    assert!(laying.as_f64() > Some(0.0) && recovery.as_f64() > Some(0.0), "{plan:#}");
+    assert!(plan["stored_bytes"].as_u64() > Some(0) && plan["stored_bytes"].as_u64() < plan["backup_bytes"].as_u64());
+    let text = shop.site.walrecv(&["restore", "--latest", "--plan"]).run().expect_code(0).stdout;
+    assert!(text.contains("estimate     ") && text.contains("as fast as the drill of"), "{text}");
+
     // The end is not reached by every random time, and never what the backup had is missing.
     let within = "select count(*) between 2000 and 2100 from orders";
     let random = ["drill", "--target-time", "random", "--seed", "7", "--assert", within, "--skip", "amcheck"];

@@ -112,13 +112,35 @@ impl Archive {
 
     /// The newest drill of this archive; one that cannot be opened tells nothing.
     pub async fn last_drill(&self) -> Result<Option<(Timestamp, Drill)>> {
+        self.newest_drill(1, &|_| true).await
+    }
+
+    /// The newest one that has measured how fast a backup is laid and WAL is replayed, among the newest `most` of this archive.
+    pub async fn last_measured(&self, most: usize) -> Result<Option<(Timestamp, Drill)>> {
+        self.newest_drill(most, &|drill| drill.measured.is_some()).await
+    }
+
+    async fn newest_drill(
+        &self,
+        most: usize,
+        counts: &(dyn Fn(&Drill) -> bool + Sync),
+    ) -> Result<Option<(Timestamp, Drill)>> {
         let read =
             |name: String| async move { Ok::<_, Error>(self.repo.get(&name).await?.map(|object| (name, object))) };
         let mut reading = stream::iter(self.event_names("drill").await?.into_iter().map(read)).buffered(AT_ONCE);
+        let mut looked = 0;
         while let Some(found) = reading.next().await {
             let Some((name, object)) = found? else { continue };
             match self.open_event(&name, &object) {
-                Ok(Some(Event { at, what: What::Drill(drill), .. })) => return Ok(Some((at, drill))),
+                Ok(Some(Event { at, what: What::Drill(drill), .. })) => {
+                    if counts(&drill) {
+                        return Ok(Some((at, drill)));
+                    }
+                    looked += 1;
+                    if looked >= most {
+                        break;
+                    }
+                }
                 Ok(_) => {}
                 Err(error) => tracing::warn!("{error}"),
             }

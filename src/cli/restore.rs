@@ -66,10 +66,11 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
 
 async fn prepare(archive: &Archive, wanted: &Wanted, args: &RestoreArgs) -> Result<Prepared> {
     let prepared = restore::prepare(archive, wanted).await?;
-    match args.databases.as_slice() {
-        [] => Ok(prepared),
-        names => prepared.only(archive, &|there| only::called(names, there)).await,
-    }
+    let prepared = match args.databases.as_slice() {
+        [] => prepared,
+        names => prepared.only(archive, &|there| only::called(names, there)).await?,
+    };
+    prepared.weighed(archive).await
 }
 
 /// The target that was asked for (clap made sure that there is one); a standby has none.
@@ -199,12 +200,11 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
     for leg in &plan.timelines {
         output::line(format!("timeline     {}: from {} to {}", leg.timeline, leg.begin, leg.end));
     }
+    let stored = plan.stored_bytes.map_or_else(String::new, |bytes| format!("{} of packs, ", output::bytes(bytes)));
     let wal = output::bytes(plan.wal_bytes);
-    output::line(format!(
-        "to fetch     {} of files, {wal} of WAL in {} segments",
-        output::bytes(plan.backup_bytes),
-        plan.wal_segments
-    ));
+    output::line(format!("to fetch     {stored}{} segments of WAL ({wal} before compression)", plan.wal_segments));
+    output::line(format!("to lay       {} in {} files", output::bytes(plan.backup_bytes), plan.files));
+    show_estimate(plan);
     plan.databases.iter().for_each(show_databases);
     match &plan.landing.last_commit {
         Some(commit) => output::line(format!(
@@ -217,6 +217,12 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
         "             at {} on timeline {}: {}",
         plan.landing.lsn, plan.landing.timeline, plan.landing.stop
     ));
+    if let Some(next) = &plan.landing.next_commit {
+        output::line(format!(
+            "not there    from the commit of transaction {} at {} on, LSN {}",
+            next.xid, next.time, next.lsn
+        ));
+    }
     for made in &plan.new_tablespaces {
         output::line(format!(
             "tablespace   {} at {}, made after the backup ({}): recovery makes it there, no mapping sends it elsewhere",
@@ -230,6 +236,19 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn show_estimate(plan: &Plan) {
+    match &plan.estimate {
+        Some(estimate) => output::line(format!(
+            "estimate     {} to lay, {} to recover, as fast as the drill of {} on {}",
+            output::seconds(estimate.laying_seconds),
+            output::seconds(estimate.recovery_seconds),
+            estimate.measured_at,
+            estimate.host
+        )),
+        None => output::line("estimate     none: no drill has measured as much yet (walrecv drill does)"),
+    }
 }
 
 fn show_databases(databases: &DatabasesShown) {

@@ -102,7 +102,7 @@ async fn run(
     (watch.stage)("restoring");
     let said = |line: &str| (watch.stage)(line);
     let server = setup.raise(archive, access, &prepared, watch.moved, &said).await?;
-    report.rto(planning, &server);
+    report.rto(planning, &prepared, &server);
     let checked = examine(&server, demands, watch, report).await;
     (watch.stage)("removing");
     // An error in between removes it as well.

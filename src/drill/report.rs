@@ -9,8 +9,8 @@ use super::{Demands, Point, age};
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::restore::scratch::ScratchServer;
-use crate::restore::{Plan, Prepared};
-use crate::seal::content::event::Drill;
+use crate::restore::{Plan, Prepared, replayed};
+use crate::seal::content::event::{Drill, Measured};
 
 /// How a check ended, with what was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub struct Drilled {
     pub remarks: Vec<String>,
     #[serde(skip)]
     at: Timestamp,
+    #[serde(skip)]
+    measured: Option<Measured>,
 }
 
 impl Drilled {
@@ -92,6 +94,7 @@ impl Drilled {
             checks: Vec::new(),
             remarks: Vec::new(),
             at,
+            measured: None,
         }
     }
 
@@ -111,8 +114,14 @@ impl Drilled {
         self.plan = Some(prepared.plan.clone());
     }
 
-    pub(super) fn rto(&mut self, planning: Duration, server: &ScratchServer) {
+    pub(super) fn rto(&mut self, planning: Duration, prepared: &Prepared, server: &ScratchServer) {
         let (laying, recovery) = (server.laying, server.started.took);
+        self.measured = Some(Measured {
+            laid_bytes: server.restored.bytes,
+            laying_milliseconds: laying.as_millis() as u64,
+            wal_bytes: replayed(&prepared.choice),
+            recovery_milliseconds: recovery.as_millis() as u64,
+        });
         self.rto_planning_seconds = Some(planning.as_secs_f64());
         self.rto_laying_seconds = Some(laying.as_secs_f64());
         self.rto_recovery_seconds = Some(recovery.as_secs_f64());
@@ -196,6 +205,7 @@ impl Drilled {
             milliseconds: self.milliseconds,
             host,
             user,
+            measured: self.measured,
         }
     }
 }

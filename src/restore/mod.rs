@@ -33,6 +33,7 @@ mod spaces;
 pub mod start;
 pub mod stock;
 pub mod target;
+mod weigh;
 pub mod windows;
 
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ pub use only::{Only, Pick};
 pub use plan_file::Access;
 pub use report::Plan;
 pub use target::{Action, Target};
+pub use weigh::replayed;
 
 pub use crate::archive::path;
 

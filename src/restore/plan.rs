@@ -74,6 +74,8 @@ pub enum Stop {
 pub struct Landing {
     /// The last commit that is replayed; `None` when none follows the backup's redo point.
     pub last_commit: Option<Commit>,
+    /// The first commit that is not replayed, as far as was looked.
+    pub next_commit: Option<Commit>,
     /// Commits replayed since the backup's redo point.
     pub commits: u64,
     /// End of the last record that is replayed.
@@ -118,6 +120,7 @@ pub struct Walk {
     replayed: Lsn,
     last_record: Lsn,
     last_commit: Option<Commit>,
+    next_commit: Option<Commit>,
     commits: u64,
     complete_through: Option<PgTime>,
     known: Vec<Heartbeat>,
@@ -138,6 +141,7 @@ impl Walk {
             replayed: redo,
             last_record: redo,
             last_commit: None,
+            next_commit: None,
             commits: 0,
             complete_through: None,
             known: Vec::new(),
@@ -210,6 +214,7 @@ impl Walk {
         };
         Ok(Landing {
             last_commit: self.last_commit,
+            next_commit: self.next_commit,
             commits: self.commits,
             replayed: end,
             last_record: self.last_record,
@@ -292,12 +297,13 @@ impl Walk {
     }
 
     fn look_past(&mut self, record: &Seen) {
+        let Note::Commit { xid, time, .. } = record.note else { return };
+        let commit = Commit { xid, time, start: record.start, end: record.end };
+        self.next_commit.get_or_insert(commit);
         let Target::Time { time: target, inclusive } = self.target else { return };
-        if let Note::Commit { xid, time, .. } = record.note {
-            let wanted = time < target || (inclusive && time == target);
-            if wanted && self.missed.len() < LISTED_MISSED {
-                self.missed.push(Commit { xid, time, start: record.start, end: record.end });
-            }
+        let wanted = time < target || (inclusive && time == target);
+        if wanted && self.missed.len() < LISTED_MISSED {
+            self.missed.push(commit);
         }
     }
 }

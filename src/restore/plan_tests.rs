@@ -259,3 +259,33 @@ fn a_backup_that_may_hold_later_commits_is_not_taken_for_a_time() {
     assert!(!refused(time(100, true), 200), "a commit at the target follows: all before it are older");
     assert!(!refused(Target::Lsn { lsn: record(3).0, inclusive: true }, 200), "positions need no clock");
 }
+
+/// Whoever reads the plan sees both sides of the landing.
+#[test]
+fn the_first_commit_that_is_not_there_is_named() {
+    let notes = [Note::Other, Note::Other, Note::Other, commit(7, 1), abort(8, 2), commit(9, 3), commit(10, 4)];
+    let next = |target| run(&notes, target).unwrap().next_commit.map(|commit| commit.xid);
+    assert_eq!(next(Target::Time { time: PgTime(1), inclusive: true }), Some(9), "an abort stops it, and is no commit");
+    assert_eq!(next(Target::Xid { xid: 9, inclusive: false }), Some(9));
+    assert_eq!(next(Target::Xid { xid: 9, inclusive: true }), Some(10));
+    assert_eq!((next(Target::Xid { xid: 10, inclusive: true }), next(Target::Latest)), (None, None));
+}
+
+/// Where they lie inside the data directory recovery harms nobody, and what lies behind the stop is not made.
+#[test]
+fn tablespaces_that_are_made_on_the_way_are_told() {
+    let made = |oid, location: &[u8]| Note::TablespaceMade { oid, location: location.to_vec() };
+    let notes = [
+        made(5, b"/early"),
+        made(6, b""),
+        Note::Other,
+        commit(7, 1),
+        made(8, b"/on/the way"),
+        commit(9, 3),
+        made(10, b"/x"),
+    ];
+    let told = |target| run(&notes, target).unwrap().tablespaces.iter().map(|one| one.oid).collect::<Vec<_>>();
+    assert_eq!(told(Target::Xid { xid: 9, inclusive: true }), [5, 8]);
+    assert_eq!(told(Target::Xid { xid: 7, inclusive: true }), [5]);
+    assert_eq!(told(Target::Latest), [5, 8, 10]);
+}

@@ -7,6 +7,7 @@ use crate::pg::xact::PgTime;
 fn landing(stop: Stop) -> Landing {
     Landing {
         last_commit: None,
+        next_commit: None,
         commits: 0,
         replayed: Lsn(0x300),
         last_record: Lsn(0x2F0),

@@ -22,6 +22,10 @@ pub struct Plan {
     pub target_timeline: u32,
     /// Bytes of the files that are laid.
     pub backup_bytes: u64,
+    /// Bytes of the repository that hold them; `None` where the maps were not read for it.
+    pub stored_bytes: Option<u64>,
+    /// By what a drill has measured; `None` where none has measured as much.
+    pub estimate: Option<EstimateShown>,
     /// Where only some databases are restored.
     pub databases: Option<DatabasesShown>,
     pub files: u64,
@@ -47,6 +51,16 @@ pub struct DatabasesShown {
     pub pages: u64,
     /// The WAL changes rows of `pg_database`: some database may have another name at the target than here.
     pub renamed: bool,
+}
+
+/// How long it may take, on a host and a path to the repository like those of the drill.
+#[derive(Clone, Debug, Serialize)]
+pub struct EstimateShown {
+    pub laying_seconds: f64,
+    pub recovery_seconds: f64,
+    /// When the drill ended.
+    pub measured_at: String,
+    pub host: String,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -93,6 +107,8 @@ pub struct TablespaceShown {
 pub struct LandingShown {
     /// `None` when nothing was committed between the backup's redo point and the stop.
     pub last_commit: Option<CommitShown>,
+    /// The first commit that is not there any more, as far as was looked: often the one at which recovery stops.
+    pub next_commit: Option<CommitShown>,
     pub commits_replayed: u64,
     /// End of the last record that is replayed.
     pub lsn: String,
@@ -133,12 +149,15 @@ impl Plan {
                 .collect(),
             target_timeline: target_timeline.0,
             backup_bytes: manifest.sizes.total,
+            stored_bytes: None,
+            estimate: None,
             databases: None,
             files: manifest.sizes.files,
             wal_segments,
             wal_bytes: wal_segments * size.bytes(),
             landing: LandingShown {
                 last_commit: landing.last_commit.map(commit),
+                next_commit: landing.next_commit.map(commit),
                 commits_replayed: landing.commits,
                 lsn: landing.replayed.to_string(),
                 timeline: landing.timeline.0,

@@ -144,6 +144,19 @@ pub struct Drill {
     pub milliseconds: u64,
     pub host: String,
     pub user: String,
+    /// `None` where it did not come to that, and in what earlier versions wrote.
+    #[serde(default)]
+    pub measured: Option<Measured>,
+}
+
+/// How fast a backup was laid and its WAL replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    pub laid_bytes: u64,
+    pub laying_milliseconds: u64,
+    /// From the backup's redo point to the landing.
+    pub wal_bytes: u64,
+    pub recovery_milliseconds: u64,
 }
 
 impl What {
@@ -228,6 +241,7 @@ mod tests {
             milliseconds: 2,
             host: "h".to_owned(),
             user: "u".to_owned(),
+            measured: Some(Measured { laid_bytes: 3, laying_milliseconds: 4, wal_bytes: 5, recovery_milliseconds: 6 }),
         };
         let others = [What::Hole(hole), What::CorruptWal(corrupt), What::Expiry(expired), What::Drill(drill)];
         for what in others.into_iter().chain(verified) {
