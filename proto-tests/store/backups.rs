@@ -261,6 +261,7 @@ fn the_last_drill_is_that_of_the_cluster_itself() {
                 milliseconds: 1,
                 host: String::new(),
                 user: String::new(),
+                measured: None,
             });
             of.put_event(&writer(), what, PATIENCE).await.unwrap();
         };
