@@ -50,6 +50,8 @@ mod set_back;
 mod shapes;
 #[path = "cli/site.rs"]
 mod site;
+#[path = "cli/stalled.rs"]
+mod stalled;
 #[path = "cli/standbys.rs"]
 mod standbys;
 #[path = "cli/status.rs"]

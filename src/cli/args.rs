@@ -445,6 +445,9 @@ pub struct RestoreArgs {
     /// Start the server and wait until it has reached the target
     #[arg(long)]
     pub start: bool,
+    /// With --start: wait no longer, and leave the server as it is, when recovery has replayed nothing for so long; 0: for ever
+    #[arg(long, value_name = "TIME", default_value = "30min")]
+    pub stall_limit: String,
     /// With --start: a server of its own socket and port that nobody else reaches
     #[arg(long, requires = "start")]
     pub scratch: bool,

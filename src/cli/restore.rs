@@ -1,6 +1,7 @@
 //! `walrecv restore`: plan, lay back, and on request start the server and wait for the target.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -10,6 +11,7 @@ use super::context::Context;
 use super::show::BAD_PAGES;
 use super::{output, target};
 use crate::archive::Archive;
+use crate::config::duration;
 use crate::error::{Error, Kind, Result};
 use crate::pg::MajorVersion;
 use crate::restore::only::{self, Database};
@@ -37,6 +39,8 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
         return show_plan(common, &prepare(&archive, &wanted, args).await?.plan);
     }
     let options = options(common, &archive.names.cluster, context.settings.config_path.as_path(), args)?;
+    let patience = duration::parse(&args.stall_limit)
+        .map_err(|problem| Error::new(Kind::Usage, format!("--stall-limit: {problem}")))?;
     let prepared = prepare(&archive, &wanted, args).await?;
     restore::check(&prepared, &options)?;
     let programs = if args.start { Some(programs(&prepared, args)?) } else { None };
@@ -58,7 +62,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     }
     elsewhere(&restored, programs.is_some())?;
     let started = match programs {
-        Some(programs) => Some(start(&archive.names, &prepared, &options, programs).await?),
+        Some(programs) => Some(start(&archive.names, &prepared, &options, programs, patience).await?),
         None => None,
     };
     show_end(common, &prepared, &restored, started.as_ref(), &options)
@@ -165,13 +169,14 @@ async fn start(
     prepared: &Prepared,
     options: &Options,
     programs: Programs,
+    patience: Duration,
 ) -> Result<Started> {
     let start = Start {
         pgdata: options.pgdata.clone(),
         programs,
         account: options.account.clone(),
         action: options.action,
-        patience: None,
+        patience: (!patience.is_zero()).then_some(patience),
     };
     start.probe(
         &options.program,
