@@ -7,7 +7,7 @@ mod catalog;
 #[path = "receive/damage.rs"]
 mod damage;
 #[path = "receive/disks.rs"]
-mod disks;
+pub mod disks;
 #[path = "receive/equality.rs"]
 mod equality;
 #[path = "receive/failing.rs"]

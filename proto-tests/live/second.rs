@@ -1,5 +1,7 @@
 //! Backups after the first one, of real servers that send everything: they store what changed, and each is whole.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use walrecv::backup::{BackupOptions, Outcome};
@@ -10,6 +12,7 @@ use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
 
 use super::backup::{Always, Fixture, check_against_server_manifest, fill};
 use super::net::run;
+use super::receive::disks::{Disk, FileSystem};
 use crate::support::{Server, require_servers};
 
 /// A backup with a `state_dir`, read back and compared with the server's own manifest. Says what it stored of files, before compression.
@@ -112,6 +115,59 @@ fn a_parent_whose_packs_are_gone_is_not_built_on() {
         assert_eq!((&alone.parent, alone.sizes.reused, alone.transfer), (&None, 0, Transfer::Full), "{said}");
         parent = alone;
     }
+}
+
+/// A folder of another file system under a second name, until this goes.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(from: &Path, to: PathBuf) -> Bound {
+        let mounted = Command::new("mount").arg("--bind").args([from, &to]).status().expect("run mount");
+        assert!(mounted.success());
+        Bound(to)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// The disk of the page hashes is full: the backup is complete without them, leaves none that are cut, and the next one is compared with those of the one before.
+#[test]
+fn page_hashes_that_cannot_be_written_cost_no_backup() {
+    let version = MajorVersion::V16;
+    require_servers!(version);
+    let Some(disk) = Disk::new(FileSystem::Tmpfs, 1) else { return };
+    let server = Server::builder(version).setting("autovacuum", "off").start();
+    let fixture = Fixture::new(&server);
+    server.sql("create table t as select n, repeat(md5(n::text), 10) from generate_series(1, 20000) n");
+    server.sql("vacuum freeze");
+    let folder = fixture.places.join("state").join(format!("pages-main-{}", "07".repeat(16)));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let _bound = Bound::new(&disk.path(), folder.clone());
+    let held = || {
+        let names = std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+        let names = names.filter_map(|name| name.into_string().ok()).filter(|name| name != "ballast");
+        names.map(|name| name.split('.').next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let of = |outcome: &Outcome| vec![outcome.manifest.id.to_string(); 2];
+    let first = next_backup(&fixture, &server, version);
+    assert_eq!(held(), of(&first));
+    disk.fill();
+    for _ in 0..2 {
+        server.sql("insert into t select 1, 'x'");
+        let unkept = next_backup(&fixture, &server, version);
+        let sizes = &unkept.manifest.sizes;
+        assert_eq!(unkept.manifest.parent.as_ref(), Some(&first.manifest.id));
+        assert!(sizes.changed * 10 < sizes.reused, "{sizes:?}");
+        assert_eq!(held(), of(&first));
+    }
+    disk.make_room();
+    let kept = next_backup(&fixture, &server, version);
+    assert_eq!(kept.manifest.parent.as_ref(), Some(&first.manifest.id));
+    assert_eq!(held(), of(&kept));
 }
 
 /// An expiry is going to delete this backup.
