@@ -128,8 +128,7 @@ fn every_unit_runs_a_command_that_is_accepted_and_every_timer_has_its_service() 
         let [command] = commands[..] else { panic!("{}: {commands:?}", unit.display()) };
         // The name behind the @ is a cluster's.
         let read = Cli::try_parse_from(words(&command.replace("%i", "main")));
-        assert!(read.is_ok(), "{}: {command}\n{}", unit.display(), read.err().expect("an error"));
-        let cluster = read.expect("a command").common.cluster;
+        let cluster = read.unwrap_or_else(|e| panic!("{}: {command}\n{e}", unit.display())).common.cluster;
         assert_eq!(cluster.is_some(), unit.to_string_lossy().contains('@'), "{command}");
         run.extend(words(command).get(1).cloned());
     }
