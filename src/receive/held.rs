@@ -47,7 +47,8 @@ impl Queue {
 
     /// Bytes in memory, at most.
     pub fn memory(&self) -> u64 {
-        self.0.iter().map(|held| held.object.memory()).sum()
+        let rest = |held: &Held| held.rest.as_ref().map_or(0, Rest::memory);
+        self.0.iter().map(|held| held.object.memory() + rest(held)).sum()
     }
 
     /// Whether one is still being sealed beside the stream at the end of the next one: that is waited for, since they must not pile up.

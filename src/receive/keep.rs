@@ -337,10 +337,12 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether somebody waits for a flush, and has waited so long that it goes before what else has arrived.
+    /// Whether somebody waits for a flush, and has waited so long that it goes before what else has arrived; under a stream that never pauses nobody would
+    /// be told that one is due.
     pub fn is_late(&self) -> bool {
-        let oldest = self.open.as_ref().and_then(|open| open.oldest);
-        self.config.flush_interval.is_zero() && oldest.is_some_and(|oldest| oldest.elapsed() >= LATE)
+        let due = [self.tail_due(), self.spool_due()].into_iter().flatten().min();
+        let grace = if self.config.flush_interval.is_zero() { LATE } else { Duration::ZERO };
+        due.is_some_and(|due| due + grace <= Instant::now())
     }
 
     /// An error when the tail can be written no more.

@@ -51,6 +51,13 @@ pub struct Rest {
     bytes: Vec<u8>,
 }
 
+impl Rest {
+    /// Bytes that it holds in memory: a copy, since the object's own buffer is used again.
+    pub fn memory(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+}
+
 impl Spool {
     pub fn new(archive: Archive, compression: Compression, root: PathBuf, start: Lsn) -> Spool {
         let maker = TailMaker::spool(archive, compression, root);

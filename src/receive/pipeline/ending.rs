@@ -24,7 +24,8 @@ impl Pipeline {
 
     /// Works on until more is durable than `before`, or nothing is left to put, or only the server can bring that about. Cancel safe.
     pub async fn progress(&mut self, before: Lsn) -> Result<Option<Refused>> {
-        let waits = |p: &Pipeline| !(p.is_over() || p.is_quiet() && p.only_compares());
+        let only_server = |p: &Pipeline| p.only_compares() || p.puts.is_empty() && p.ledger.only_lacks_comparison();
+        let waits = |p: &Pipeline| !(p.is_over() || p.is_quiet() && only_server(p));
         while self.ledger.durable() <= before && waits(self) {
             if let Turn::Refused(refused) = self.turn().await? {
                 return Ok(Some(refused));
