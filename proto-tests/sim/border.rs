@@ -202,6 +202,30 @@ fn a_record_whose_head_the_server_has_let_go_of_is_taken_as_it_is_and_that_is_sa
     );
 }
 
+/// A run begins at the border, which a record crosses, and what it receives of that differs from what is stored: once.
+async fn differs_once(world: &Arc<World>) {
+    let process = world.processes()[0].clone().expect("it runs");
+    process.life.kill();
+    let damage = |at| {
+        world.cluster.change(|state| {
+            let current = state.current;
+            state.branches[current].damaged = at;
+        });
+    };
+    damage(Some(Lsn(2 * SEGMENT + 300)));
+    let mut looks = 0;
+    while !world.trace.last().contains("is received once more") {
+        looks += 1;
+        assert!(looks < 60_000, "{}", world.trace.last());
+        // Before it asks again.
+        sleep(Duration::from_micros(100)).await;
+    }
+    damage(None);
+    write(world, 100_000);
+    acknowledged(world).await;
+    assert!(!world.trace.last().contains(" fails: "), "{}", world.trace.last());
+}
+
 /// The end of a record that began before the start has no check of its own but the comparison with what is stored: what differs there may have been damaged on
 /// its way, and is received once more before it counts as another history.
 #[test]
@@ -213,26 +237,29 @@ fn bytes_that_differ_once_are_received_again() {
             write(&world, 900_000);
             write(&world, 300_000);
             acknowledged(&world).await;
-            let process = world.processes()[0].clone().expect("it runs");
-            process.life.kill();
-            let damage = |at| {
-                world.cluster.change(|state| {
-                    let current = state.current;
-                    state.branches[current].damaged = at;
-                });
-            };
-            damage(Some(Lsn(2 * SEGMENT + 300)));
-            let mut looks = 0;
-            while !world.trace.last().contains("is received once more") {
-                looks += 1;
-                assert!(looks < 60_000, "{}", world.trace.last());
-                // Before it asks again.
-                sleep(Duration::from_micros(100)).await;
-            }
-            damage(None);
-            write(&world, 100_000);
+            differs_once(&world).await;
+        },
+    );
+}
+
+/// The same where the whole segment is stored: it is compared at its end.
+#[test]
+fn a_segment_that_differs_once_is_received_again() {
+    quiet_world_with(
+        |plan| plan.flush_interval = Duration::from_millis(100),
+        |world: Arc<World>| async move {
+            write(&world, 900_000);
+            write(&world, 300_000);
+            fill_segment(&world, 901, 100_000);
             acknowledged(&world).await;
-            assert!(!world.trace.last().contains(" fails: "), "{}", world.trace.last());
+            // As a crash of the server leaves it.
+            world.cluster.change(|state| {
+                if let Some(slot) = &mut state.slot {
+                    let saved = Some(Lsn(2 * SEGMENT + 500_000));
+                    (slot.restart, slot.saved) = (saved, saved);
+                }
+            });
+            differs_once(&world).await;
         },
     );
 }

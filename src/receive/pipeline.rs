@@ -442,7 +442,10 @@ impl Pipeline {
         Ok(Turn::Moved)
     }
 
-    fn put_done(&mut self, done: Done) -> Result<Turn> {
+    fn put_done(&mut self, mut done: Done) -> Result<Turn> {
+        if let Some(differs) = done.differs.take() {
+            return Ok(Turn::Refused(Refused::Differs(differs)));
+        }
         if let Some(durable) = done.durable {
             self.stored(done.item.from(), durable);
         }

@@ -10,6 +10,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::GIVE_UP;
+use super::compare::Differs;
 use super::object::{Object, object_bytes};
 use super::tail::Piece;
 use crate::archive::cluster::check_cluster_file;
@@ -73,6 +74,8 @@ pub struct Done {
     pub durable: Option<DurableLsn>,
     /// What stands there is the copy of another run.
     pub equal: bool,
+    /// What stands there is another run's, whole, and has other bytes.
+    pub differs: Option<Differs>,
 }
 
 /// The puts of one pipeline.
@@ -222,12 +225,17 @@ impl Shared {
                 Ok(((durable, put), true)) => {
                     self.proven.store(true, Ordering::SeqCst);
                     self.stats.put(item.size(), begun.elapsed(), Instant::now());
-                    return Ok(Done { item, durable: Some(durable), equal: put == Put::Equal });
+                    return Ok(Done { item, durable: Some(durable), equal: put == Put::Equal, differs: None });
                 }
                 Err(error) if error.is_transient() => self.trouble(error),
                 Err(error) if error.kind() == Kind::Diverged => match self.is_other_end(&item).await {
-                    Ok(true) => return Ok(Done { item, durable: None, equal: false }),
-                    Ok(false) => return Err(error),
+                    Ok(true) => return Ok(Done { item, durable: None, equal: false, differs: None }),
+                    Ok(false) => {
+                        let Item::Object(object) = &item else { return Err(error) };
+                        let (from, to) = (object.summary.start, object.summary.end);
+                        let differs = Some(Differs { name: object.name.clone(), from, to });
+                        return Ok(Done { item, durable: None, equal: false, differs });
+                    }
                     Err(problem) if problem.is_transient() => self.trouble(problem),
                     Err(problem) => return Err(problem),
                 },
