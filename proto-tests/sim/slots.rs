@@ -9,6 +9,7 @@ use walrecv::pg::Lsn;
 use super::cluster::{Phase, SEGMENT};
 use super::disk::DiskFaults;
 use super::tails::{acknowledged, quiet_world_with, write};
+use super::walsender::NetFaults;
 use super::world::{Plan, World};
 
 fn flushes_soon(plan: &mut Plan) {
@@ -80,5 +81,66 @@ fn a_slot_that_was_made_in_vain_is_dropped_again() {
         let trace = world.trace.last();
         assert!(trace.contains("SlotCreated"), "{trace}");
         assert!(trace.contains("DROP_REPLICATION_SLOT") && world.cluster.state().slot.is_none(), "{trace}");
+    });
+}
+
+/// Nothing can be stored, and the server has let go of what comes next, and of what is in memory: that is stored before anybody looks where the hole begins.
+#[test]
+fn what_is_in_memory_at_a_gap_is_stored_before_the_hole_is_measured() {
+    let with_gaps = |plan: &mut Plan| {
+        flushes_soon(plan);
+        plan.gaps = true;
+    };
+    quiet_world_with(with_gaps, |world: Arc<World>| async move {
+        write(&world, 300_000);
+        acknowledged(&world).await;
+        world.disk.set_faults(DiskFaults { full: true, ..DiskFaults::default() });
+        for _ in 0..2 {
+            write(&world, 600_000);
+            sleep(Duration::from_secs(1)).await;
+        }
+        let received = world.cluster.state().end();
+        world.cluster.crash(Phase::Down);
+        (0..3).for_each(|_| write(&world, 900_000));
+        world.cluster.change(|state| {
+            state.removed = state.end().align_down(SEGMENT);
+            state.phase = Phase::Up;
+        });
+        sleep(Duration::from_secs(5)).await;
+        assert!(!world.trace.last().contains("Hole"), "nothing can be stored: {}", world.trace.last());
+        world.disk.set_faults(DiskFaults::default());
+        acknowledged(&world).await;
+        let trace = world.trace.last();
+        let hole = trace.lines().find(|line| line.contains("Hole(")).unwrap_or_else(|| panic!("no hole: {trace}"));
+        assert!(hole.contains(&format!("from: {received:?}")), "not from {received}: {hole}\n{trace}");
+    });
+}
+
+/// A slot that is lost is dropped and made anew. A stop in between waits for that: from then on nobody would hold WAL back.
+#[test]
+fn a_stop_leaves_no_server_without_a_slot() {
+    let with_gaps = |plan: &mut Plan| {
+        flushes_soon(plan);
+        plan.gaps = true;
+    };
+    quiet_world_with(with_gaps, |world: Arc<World>| async move {
+        write(&world, 300_000);
+        acknowledged(&world).await;
+        world.network.set_faults(NetFaults { delay: 40, ..NetFaults::default() });
+        world.cluster.forget(false, 100_000);
+        let mut looks = 0;
+        while !world.trace.last().contains("server: DROP_REPLICATION_SLOT") {
+            looks += 1;
+            assert!(looks < 600_000, "{}", world.trace.last());
+            sleep(Duration::from_micros(100)).await;
+        }
+        assert!(world.cluster.state().slot.is_none());
+        let process = world.processes()[0].clone().expect("it runs");
+        process.stop.send_replace(true);
+        while world.processes()[0].as_ref().is_some_and(|other| other.life.id() == process.life.id()) {
+            sleep(Duration::from_micros(100)).await;
+        }
+        assert!(world.cluster.state().slot.is_some(), "{}", world.trace.last());
+        acknowledged(&world).await;
     });
 }

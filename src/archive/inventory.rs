@@ -98,6 +98,20 @@ impl Archive {
         Ok(inventory)
     }
 
+    /// The newest timeline after `than` of which any WAL is stored, and where its last segment begins of which any is. Two listings where there is none.
+    pub async fn newer_timeline(&self, than: TimelineId) -> Result<Option<(TimelineId, Lsn)>> {
+        let root = self.names.root();
+        let mut folders = self.repo.folders(&format!("{root}/tail")).await?;
+        folders.extend(self.repo.folders(&format!("{root}/wal")).await?);
+        if !folders.iter().filter_map(|folder| TimelineId::from_folder(folder)).any(|timeline| timeline > than) {
+            return Ok(None);
+        }
+        let inventory = self.newest(|_| Lsn(u64::MAX)).await?;
+        let mut newer = inventory.timelines.keys().rev().copied().take_while(|timeline| *timeline > than);
+        let size = self.names.segment_size;
+        Ok(newer.find_map(|timeline| Some((timeline, inventory.last(timeline)?.start(size)))))
+    }
+
     /// The groups of a timeline of which anything is stored, in order.
     pub async fn groups(&self, timeline: TimelineId) -> Result<Vec<WalGroup>> {
         let folders = self.repo.folders(&self.names.timeline_folder(timeline)).await?;

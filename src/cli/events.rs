@@ -201,7 +201,8 @@ pub fn as_json(event: &ReceiveEvent) -> Value {
         ReceiveEvent::Watching { sql } => json!({ "event": "watching", "sql": sql }),
         ReceiveEvent::Streaming { timeline, from, slot, standby, lags } => json!({
             "event": "streaming", "timeline": timeline.0, "from": from.to_string(), "slot": slot, "standby": standby,
-            "lags_behind": lags.as_ref().map(|lags| lags.upto.to_string()) }),
+            "lags_behind": lags.as_ref().map(|lags| lags.upto.to_string()),
+            "lags_behind_timeline": lags.as_ref().map(|lags| lags.timeline.0) }),
         ReceiveEvent::StandingBy { slot, holder } => {
             json!({ "event": "standing_by", "slot": slot, "holder_pid": holder })
         }

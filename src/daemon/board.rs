@@ -73,10 +73,17 @@ impl Known {
         let (lags, _) = self.lags.as_ref().filter(|(_, since)| now.saturating_duration_since(*since) >= PATIENCE)?;
         let why =
             lags.instead_of.as_ref().map(|why| format!("; another host was of no use: {why}")).unwrap_or_default();
-        let upto = lags.upto;
-        Some(format!(
-            "the server is behind {upto}, which is stored already: nothing new is before it is past that{why}"
-        ))
+        let Lags { timeline, upto, .. } = lags;
+        Some(match self.timeline {
+            Some(own) if own < timeline.0 => {
+                format!(
+                    "the server is on timeline {own}, and timeline {timeline} is stored already, from a newer primary{why}"
+                )
+            }
+            _ => format!(
+                "the server is behind {upto}, which is stored already: nothing new is before it is past that{why}"
+            ),
+        })
     }
 
     fn enter(&mut self, state: State) {
@@ -162,9 +169,9 @@ impl Board {
                 known.warning = Some(Remark { at: rfc3339(Timestamp::now()), text: text.clone() });
             }
             // About once a second, whether anything moves or not.
-            ReceiveEvent::Durable { server_end, .. } => {
+            ReceiveEvent::Durable { timeline, server_end, .. } => {
                 let now = Instant::now();
-                known.lags.take_if(|(lags, _)| lags.upto <= *server_end);
+                known.lags.take_if(|(lags, _)| (lags.timeline, lags.upto) <= (*timeline, *server_end));
                 let behind = self.behind(&known, now);
                 known.trend.look(now, Some(behind).filter(|behind| self.needs_to_catch_up(behind)));
             }
@@ -401,8 +408,8 @@ mod tests {
     async fn a_server_that_lags_needs_attention_until_it_has_caught_up() {
         let board = board();
         let lagging = |why: Option<&str>| {
-            let lags = Some(Lags { upto: Lsn(5000), instead_of: why.map(str::to_owned) });
             let timeline = TimelineId(1);
+            let lags = Some(Lags { timeline, upto: Lsn(5000), instead_of: why.map(str::to_owned) });
             board.see(&ReceiveEvent::Streaming { timeline, from: Lsn(0), slot: None, standby: true, lags });
         };
         lagging(None);
@@ -426,6 +433,28 @@ mod tests {
         streaming(&board);
         tokio::time::advance(PATIENCE).await;
         assert_eq!(state(&board), (State::Streaming, true));
+    }
+
+    /// However far it is on its own way.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_on_an_older_timeline_than_is_stored_needs_attention() {
+        let (board, timeline) = (board(), TimelineId(1));
+        let lags = Some(Lags { timeline: TimelineId(2), upto: Lsn(5000), instead_of: Some("refused".to_owned()) });
+        streaming(&board);
+        board.see(&ReceiveEvent::Streaming { timeline, from: Lsn(0), slot: None, standby: false, lags });
+        tokio::time::advance(PATIENCE).await;
+        let durable = |timeline: u32| {
+            let (timeline, server_end) = (TimelineId(timeline), Lsn(9000));
+            board.see(&ReceiveEvent::Durable { timeline, durable: Lsn(1), verified: Lsn(1), server_end });
+            state(&board)
+        };
+        assert_eq!(durable(1), (State::Streaming, false));
+        let problem = board.report().problem.expect("what is wrong");
+        assert!(
+            problem.contains("on timeline 1, and timeline 2 is stored") && problem.contains("refused"),
+            "{problem}"
+        );
+        assert_eq!(durable(2), (State::Streaming, true));
     }
 
     fn state(board: &Board) -> (State, bool) {

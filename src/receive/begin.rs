@@ -1,6 +1,5 @@
 //! Before the first byte: the slot is fit to hold WAL, and the place to begin is known.
 
-use super::check::Refused;
 use super::index::{Feed, Index};
 use super::observe::ReceiveEvent;
 use super::patience::unless_stalled;
@@ -8,12 +7,12 @@ use super::pipeline::{Begin, Pipeline};
 use super::prepare;
 use super::recover::recover;
 use super::resume::{SlotPosition, Start};
-use super::run::{Run, corrupt};
+use super::run::{Run, received_again};
 use super::server::{Server, Unfit, answered};
 use super::slot::{self, SlotRow};
 use super::{AfterFailover, OnGap};
 use crate::archive::Archive;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::pg::{Lsn, MajorVersion, TimelineId};
 
 /// A slot that this run made and has streamed nothing on yet.
@@ -45,16 +44,22 @@ impl Run {
             None if may_be_lost && server.version >= MajorVersion::V16 => Unfit::Lost(slot::lost(&name, None)),
             None => return Ok(()),
         };
+        if server.is_outdated() {
+            let (Unfit::Missing(error) | Unfit::Lost(error)) = unfit;
+            return Err(self.leave_outdated(server, &error));
+        }
         let inventory = archive.newest(|_| server.identity.position).await?;
         let on_path = |timeline: &&TimelineId| server.history.begin_of(**timeline).is_some();
         let stored = inventory.timelines.keys().any(|timeline| on_path(&timeline));
         let new_timeline = stored && !inventory.timelines.contains_key(&server.identity.timeline);
         let anew = self.options.on_gap == OnGap::NewRange;
+        let mut midway = None;
         let reason = match unfit {
             // Nothing was acknowledged on it: it waits for its first use.
             Unfit::Lost(_) if may_be_lost && !stored => return Ok(()),
             Unfit::Lost(error) if !anew => return Err(error),
             Unfit::Lost(error) => {
+                midway = Some(self.renewing.clone().lock_owned().await);
                 let still_lost = |row: &SlotRow, sql| if sql { row.is_lost() } else { row.restart_lsn.is_none() };
                 slot::drop_stale(&mut server.stream, &name, still_lost).await?;
                 error.to_string()
@@ -71,7 +76,9 @@ impl Run {
             Unfit::Missing(error) if !anew => return Err(error),
             Unfit::Missing(error) => error.to_string(),
         };
-        self.make_slot(server, &name, reason).await
+        let made = self.make_slot(server, &name, reason).await;
+        drop(midway);
+        made
     }
 
     /// Creates the slot with reserved WAL, and looks where it stands.
@@ -157,25 +164,16 @@ impl Run {
         let work = async { if over { pipeline.finish().await } else { pipeline.settle().await } };
         match unless_stalled(work, self.observer.stats(), self.options.stall_timeout).await.transpose()? {
             None => return Ok(false),
-            Some(Some(refused)) => return Err(self.refused_at_home(&refused).await),
+            Some(Some(refused)) => {
+                self.refused_meanwhile(refused).await?;
+                return Err(received_again());
+            }
             Some(None) => {}
         }
         if over {
             pipeline.tidy().await;
         }
         Ok(true)
-    }
-
-    /// Its thread has ended. What is received again needs another one.
-    async fn refused_at_home(&mut self, refused: &Refused) -> Error {
-        let error = corrupt(refused);
-        if let Some(pipeline) = self.pipeline.take_if(|_| error.is_transient()) {
-            if let Refused::Headless { start, .. } = refused {
-                self.begin_below = Some((pipeline.timeline(), *start));
-            }
-            pipeline.abandon().await;
-        }
-        error
     }
 
     /// Where a record ends at the start whose head no run has checked, the start moves to the segment before. On another timeline that head was checked, or

@@ -16,7 +16,7 @@ use super::{GIVE_UP, OnGap, check::Refused, prepare};
 use crate::archive::Archive;
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::Conninfo;
-use crate::pg::{Lsn, SegmentName, SystemIdentifier, TimelineId};
+use crate::pg::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId};
 use crate::seal::content::event::{CorruptWal, Hole, What};
 
 /// How often the forecast for the slot is told as a warning, while nothing is stored.
@@ -41,7 +41,11 @@ impl Run {
         {
             // The start was lowered to be safe, and the server has let go of that much, which is stored: the slot stands further up.
             let next = (whole(asked) + size.bytes()).min(whole(end));
+            let (timeline, next) = reachable(server, (timeline, next), size).await?;
             return self.begin_at(archive, server, timeline, next).await;
+        }
+        if server.is_outdated() {
+            return Err(self.leave_outdated(server, &error));
         }
         if self.lagging.resign(&error) {
             // It was taken in place of one that lags: that one may still have what is missing here.
@@ -50,9 +54,10 @@ impl Run {
         // What lies before its fork is the timeline before.
         let fork = server.history.begin_of(timeline).unwrap_or_default();
         let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked).max(fork);
-        if whole(from) > asked {
+        let next = reachable(server, (timeline, whole(from)), size).await?;
+        if next > (timeline, asked) {
             // Up to there everything is stored, if only in tails: nothing is missing where the server still has that segment.
-            return self.begin_at(archive, server, timeline, whole(from)).await;
+            return self.begin_at(archive, server, next.0, next.1).await;
         }
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;
@@ -69,6 +74,7 @@ impl Run {
                     (SlotPosition::At(lsn), now) => now == Some(lsn),
                     (_, now) => now.is_none_or(|now| whole(now) <= asked),
                 };
+                let _midway = self.renewing.clone().lock_owned().await;
                 slot::drop_stale(&mut server.stream, &name, unmoved).await?;
                 self.make_slot(server, &name, format!("the server has no WAL from {from} on any more")).await?;
                 match server.slot {
@@ -205,9 +211,58 @@ impl GivingUp {
     }
 }
 
+/// See [`within`]. A server that was asked long ago may be past that by now.
+async fn reachable(server: &mut Server, at: (TimelineId, Lsn), size: SegmentSize) -> Result<(TimelineId, Lsn)> {
+    if at.1 > server.identity.position {
+        server.identity.position = answered("IDENTIFY_SYSTEM", server.stream.identify_system()).await?.position;
+    }
+    Ok(within(&server.history, server.identity.position, at, size))
+}
+
+/// Where a server can be asked, to go on at a place: a timeline that it left by then goes on in the next one, with the segment of the fork; past its own end
+/// it has nothing, and what is stored there is compared once it has come so far.
+fn within(
+    history: &TimelineHistory,
+    position: Lsn,
+    (timeline, start): (TimelineId, Lsn),
+    size: SegmentSize,
+) -> (TimelineId, Lsn) {
+    let whole = |lsn: Lsn| lsn.align_down(size.bytes());
+    match history.switch_point_of(timeline) {
+        Some(fork) if start > fork => (history.timeline_at(fork), whole(fork)),
+        Some(_) => (timeline, start),
+        None => (timeline, start.min(whole(position))),
+    }
+}
+
 /// WAL that the server has removed: says from where on, and what to do.
 fn gone(error: Error, from: Lsn) -> Error {
     Error::new(Kind::Slot, format!("the archive needs WAL from {from} on, which the server has removed: {error}")).hint(
         "Everything before is safe. Set on_gap = \"new-range\" to go on behind the hole, then take a new backup (docs/guide/gaps.md).",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::timeline::Ancestor;
+
+    #[test]
+    fn a_server_is_not_asked_past_a_fork_nor_past_its_end() {
+        const MIB: u64 = 1 << 20;
+        let size = SegmentSize::new(MIB).expect("a size");
+        let left = |timeline, at| Ancestor { timeline: TimelineId(timeline), switch_point: Lsn(at) };
+        let fork = 8 * MIB + 100;
+        let history = TimelineHistory { timeline: TimelineId(3), ancestors: vec![left(1, fork), left(2, 20 * MIB)] };
+        let go = |timeline, start| {
+            let (timeline, start) = within(&history, Lsn(30 * MIB + 9), (TimelineId(timeline), Lsn(start)), size);
+            (timeline.0, start.0)
+        };
+        assert_eq!(go(1, 8 * MIB), (1, 8 * MIB));
+        assert_eq!(go(1, 9 * MIB), (2, 8 * MIB), "a dead branch goes on there");
+        assert_eq!(go(2, 20 * MIB), (2, 20 * MIB), "where it ends the server says what comes next");
+        assert_eq!(go(2, 25 * MIB), (3, 20 * MIB));
+        assert_eq!(go(3, 30 * MIB), (3, 30 * MIB));
+        assert_eq!(go(3, 33 * MIB), (3, 30 * MIB), "it lags");
+    }
 }

@@ -1,19 +1,52 @@
 //! The end of a run: what was received becomes durable within the grace, and the last words are said, to the server and to the catalog.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::ReceiveReport;
 use super::index::Note;
 use super::observe::ReceiveEvent;
-use super::run::{Next, Run, corrupt};
+use super::run::{Next, Run};
 use super::server::Server;
+use super::stream::asked_to_stop;
 use crate::catalog::Fact;
 use crate::error::{Error, Result};
 
 /// How long a stop waits for the server to answer our CopyDone.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A stop, as work sees it that is not cut off between dropping a slot and making it anew: nobody would hold WAL back from then on.
+pub(super) struct Halt {
+    stop: watch::Receiver<bool>,
+    renewing: Arc<Mutex<()>>,
+    grace: Duration,
+}
+
+impl Halt {
+    pub(super) fn of(run: &Run) -> Halt {
+        Halt { stop: run.stop.clone(), renewing: run.renewing.clone(), grace: run.options.shutdown_grace }
+    }
+
+    /// What `work` comes to; `None`: a stop came first.
+    pub(super) async fn unless_asked<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        tokio::select! {
+            done = &mut work => return Some(done),
+            () = asked_to_stop(&mut self.stop) => {}
+        }
+        tokio::select! {
+            biased;
+            // Nobody holds it, or it is free again: nothing is half done.
+            _ = self.renewing.lock() => None,
+            done = &mut work => Some(done),
+            () = tokio::time::sleep(self.grace) => None,
+        }
+    }
+}
 
 impl Run {
     /// Asked to stop while connected: what was received becomes durable and is reported, within the grace.
@@ -21,8 +54,13 @@ impl Run {
         let stop_by = self.stop_by();
         if let Some(pipeline) = &mut self.pipeline {
             // Too slow a repository leaves bytes behind; the slot has them.
-            if let Ok(settled) = tokio::time::timeout_at(stop_by, pipeline.settle()).await {
-                settled?.map_or(Ok(()), |refused| Err(corrupt(&refused)))?;
+            if let Ok(settled) = tokio::time::timeout_at(stop_by, pipeline.settle()).await
+                && let Some(refused) = settled?
+            {
+                // Whether it is the server's the next run finds out, which receives it once more.
+                self.observer.warn(format!("{refused}: nothing of it is acknowledged"));
+                self.pipeline = None;
+                return Ok(Next::Stop);
             }
             let (status, words_by) = (pipeline.ledger.complete(), Instant::now() + FAREWELL);
             if server.stream.send_status(status, FAREWELL).await.is_ok() {

@@ -30,7 +30,8 @@ pub struct SlotHealth {
 /// A server that is streamed for want of a better one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lags {
-    /// So much is stored, or was received, already.
+    /// So much is stored, or was received, already: of this timeline, which may be newer than the server's.
+    pub timeline: TimelineId,
     pub upto: Lsn,
     /// Why another host that may have it is not streamed.
     pub instead_of: Option<String>,
@@ -56,7 +57,7 @@ pub enum ReceiveEvent {
         slot: Option<String>,
         /// The server is in recovery: what is told of it is as of the standby.
         standby: bool,
-        /// It is behind what is stored: until it has caught up nothing new is.
+        /// It is behind what is stored, or on an older timeline: until it has caught up nothing new is.
         lags: Option<Lags>,
     },
     /// Another receiver has the slot: this one waits for it, with one idle connection. Told once, until it streams.

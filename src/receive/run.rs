@@ -1,8 +1,9 @@
 //! One run: connect, decide where to begin, stream, follow the timeline, and come back after every loss that may pass.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -11,6 +12,7 @@ use super::check::Refused;
 use super::follow::Followed;
 use super::index::Index;
 use super::lag::Lagging;
+use super::leave::Halt;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::Pipeline;
 use super::resume::SlotPosition;
@@ -84,6 +86,8 @@ pub struct Run {
     pub(super) away: Option<(Instant, Option<Lsn>)>,
     /// At most one: the slot is being dropped and made anew.
     pub(super) giving_up: JoinSet<()>,
+    /// Held from before a slot is dropped until it is made anew: see [`Halt`].
+    pub(super) renewing: Arc<Mutex<()>>,
     /// Commits waited for this receiver when that was last known.
     pub(super) synchronous: bool,
     /// A stop waits no longer than that.
@@ -127,6 +131,7 @@ impl Run {
             warned: None,
             away: None,
             giving_up: JoinSet::new(),
+            renewing: Arc::default(),
             synchronous: false,
             stop_by: None,
             lagging: Lagging::default(),
@@ -194,8 +199,7 @@ impl Run {
             server = connecting => server?,
             refused = tend(&mut self.pipeline) => {
                 let goes_on = self.refused_meanwhile(refused?).await?;
-                let again = || Error::new(Kind::Server, "what was received has to be received again").transient();
-                return if goes_on { Err(again()) } else { Ok(None) };
+                return if goes_on { Err(received_again()) } else { Ok(None) };
             }
             () = asked_to_stop(&mut self.stop) => return Ok(None),
         };
@@ -276,12 +280,9 @@ impl Run {
     }
 
     async fn serve_until_error(&mut self, server: &mut Server) -> Result<Next> {
-        let mut stop = self.stop.clone();
-        let begun = tokio::select! {
-            begun = self.begin_with(server) => begun?,
-            () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
-        };
-        let Some(archive) = begun else { return Ok(Next::AwaitRepository) };
+        let mut halt = Halt::of(self);
+        let Some(begun) = halt.unless_asked(self.begin_with(server)).await else { return Ok(Next::Stop) };
+        let Some(archive) = begun? else { return Ok(Next::AwaitRepository) };
         (self.away, self.let_go) = (None, None);
         loop {
             let end = match self.stream(server).await {
@@ -289,25 +290,30 @@ impl Run {
                 Err(error) if error.kind() == Kind::Gap && self.begin_below.is_some() => {
                     return self.do_without_head(error).await;
                 }
-                Err(error) if error.kind() == Kind::Gap && self.is_news() => return self.begin_again(error).await,
+                Err(error) if error.kind() == Kind::Gap && self.is_news() => {
+                    // What was received is in no server any more, and what is in memory in no archive.
+                    let Some(home) = halt.unless_asked(self.bring_home(false)).await else { return Ok(Next::Stop) };
+                    if home? {
+                        return self.begin_again(error).await;
+                    }
+                    self.gone_at = None;
+                    return Ok(Next::AwaitRepository);
+                }
                 // Removed WAL: the only `Kind::Gap` that a server's answer has.
                 Err(error) if error.kind() == Kind::Gap => {
-                    let stored = tokio::select! {
-                        outcome = self.at_a_gap(&archive, server, error) => outcome?,
-                        () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
-                    };
-                    if stored {
-                        continue;
+                    let gap = self.at_a_gap(&archive, server, error);
+                    let Some(stored) = halt.unless_asked(gap).await else { return Ok(Next::Stop) };
+                    if !stored? {
+                        return Ok(Next::AwaitRepository);
                     }
-                    return Ok(Next::AwaitRepository);
+                    continue;
                 }
                 // Where nothing tells beforehand whether there is a slot (13 and 14 without SQL), the attempt does.
                 Err(error) if slot::is_missing(&error) && !self.is_found(server) => {
                     server.unfit = Some(Unfit::Missing(error));
-                    tokio::select! {
-                        outcome = self.ready_slot(&archive, server) => outcome?,
-                        () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
-                    }
+                    let ready = self.ready_slot(&archive, server);
+                    let Some(ready) = halt.unless_asked(ready).await else { return Ok(Next::Stop) };
+                    ready?;
                     continue;
                 }
                 // It was there a moment ago: another receiver makes it anew, or has done so.
@@ -320,11 +326,9 @@ impl Run {
             };
             match end {
                 End::Timeline { next, switch_point } => {
-                    let followed = tokio::select! {
-                        outcome = self.follow(&archive, server, next, switch_point) => outcome?,
-                        () = asked_to_stop(&mut stop) => return Ok(Next::Stop),
-                    };
-                    if !followed {
+                    let follow = self.follow(&archive, server, next, switch_point);
+                    let Some(followed) = halt.unless_asked(follow).await else { return Ok(Next::Stop) };
+                    if !followed? {
                         return Ok(Next::AwaitRepository);
                     }
                 }
@@ -389,6 +393,7 @@ impl Run {
     /// All that has to be known and stored before the first byte is asked for; `None` where nothing can be. What it waits for, a stop does not.
     async fn begin_with(&mut self, server: &mut Server) -> Result<Option<Archive>> {
         let archive = self.archive(server).await?;
+        self.demand_newest(&archive, server).await?;
         self.followed.store_all(&archive, &self.place.writer, server, &self.observer).await?;
         self.ready_slot(&archive, server).await?;
         Ok(self.continue_or_begin(&archive, server).await?.then_some(archive))
@@ -523,13 +528,18 @@ impl Run {
     }
 
     /// The same while there is no connection; `false` when asked to stop.
-    async fn refused_meanwhile(&mut self, refused: Refused) -> Result<bool> {
+    pub(super) async fn refused_meanwhile(&mut self, refused: Refused) -> Result<bool> {
         let Some(archive) = self.archive.clone() else { return Err(corrupt(&refused)) };
         match self.receive_again(&archive, refused).await? {
             Next::Stop => Ok(false),
             Next::Again(_) | Next::AwaitRepository => Ok(true),
         }
     }
+}
+
+/// What was received so far is of no use: the server is asked for it once more.
+pub(super) fn received_again() -> Error {
+    Error::new(Kind::Server, "what was received has to be received again").transient()
 }
 
 /// The next sign of a server that was left; never without one.

@@ -28,9 +28,9 @@ fn waits(in_vain: u32) -> (Duration, Duration) {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     pub system: SystemIdentifier,
-    /// The one that is streamed: an older one is a dead branch, or lags too.
+    /// The newest one that is known: an older one is a dead branch, or lags too.
     pub timeline: TimelineId,
-    /// The end of what is stored, or was received.
+    /// The end of what is stored of that, or was received.
     pub upto: Lsn,
 }
 

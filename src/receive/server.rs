@@ -11,7 +11,7 @@ use super::slot;
 use super::vigil::Vigil;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
-use crate::pg::{Lsn, MajorVersion, SegmentSize, TimelineHistory};
+use crate::pg::{Lsn, MajorVersion, SegmentSize, TimelineHistory, TimelineId};
 use crate::wire::command::{HistoryFile, Identity};
 
 /// A walsender whose receiver is gone frees its slot after so long. Statuses go out every second, so nothing else depends on it.
@@ -42,7 +42,14 @@ pub struct Server {
     /// In recovery: what it holds says nothing of its primary.
     pub standby: bool,
     /// It was taken for want of a better one, although so much is stored or was received already.
-    pub behind: Option<Lsn>,
+    pub behind: Option<Ahead>,
+}
+
+/// What is stored, or was received, and the server does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ahead {
+    pub timeline: TimelineId,
+    pub upto: Lsn,
 }
 
 /// No question to a server may wait longer: a server that hangs must not hang its receiver.
@@ -166,6 +173,11 @@ fn tell_watching(second: Option<&Second>, problem: Option<Error>, access: &Acces
 }
 
 impl Server {
+    /// Whether it was taken although it is on an older timeline than somebody else was.
+    pub fn is_outdated(&self) -> bool {
+        self.behind.is_some_and(|ahead| ahead.timeline > self.identity.timeline)
+    }
+
     /// Asks whether the server is in recovery, and whether commits wait for `receiver`: before each stream, since a standby may have been promoted.
     pub async fn look_at_role(&mut self, receiver: &str) -> Result<()> {
         // 13 has no setting that says just that; a primary where sessions are read-only by default is taken for a standby, which costs its heartbeats.
@@ -330,7 +342,7 @@ async fn history(stream: &mut Connection, identity: &Identity) -> Result<(Timeli
 }
 
 /// A history file as the server sent it.
-pub fn parse_history(timeline: crate::pg::TimelineId, content: &[u8]) -> Result<TimelineHistory> {
+pub fn parse_history(timeline: TimelineId, content: &[u8]) -> Result<TimelineHistory> {
     TimelineHistory::parse(timeline, content)
         .map_err(|e| Error::new(Kind::Corrupt, "the server's history file is invalid").caused_by(e))
 }

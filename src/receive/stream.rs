@@ -239,9 +239,9 @@ impl<'a> Stream<'a> {
         if self.is_in_the_way() {
             return self.leave().await;
         }
-        let end = self.pipeline.ledger.server_end();
+        let (timeline, end) = (self.pipeline.timeline(), self.pipeline.ledger.server_end());
         // It has caught up.
-        self.scout.take_if(|scout| scout.wanted.upto <= end);
+        self.scout.take_if(|scout| (scout.wanted.timeline, scout.wanted.upto) <= (timeline, end));
         if !self.pipeline.has_room() {
             // Nothing is read while the queue is full, so silence says nothing.
             self.heard = Instant::now();

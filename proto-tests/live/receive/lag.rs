@@ -177,6 +177,68 @@ fn a_host_that_lags_is_left_for_a_better_one_that_comes_back() {
     receiving.stop();
 }
 
+fn reconnects(text: &'static str) -> impl Fn(&ReceiveEvent) -> bool {
+    move |event| matches!(event, ReceiveEvent::Reconnecting { why, .. } if why.contains(text))
+}
+
+/// The old primary is there again after a failover, first in the connection string and without a slot: the new one is streamed. While that cannot be reached
+/// the old one ends nothing; with a slot it is better than nothing, and it is said that another timeline is stored.
+#[test]
+fn a_primary_that_comes_back_does_not_keep_the_archive_from_the_new_one() {
+    require_servers!(MajorVersion::V17);
+    let mut one = Server::builder(MajorVersion::V17).setting("wal_keep_size", "200MB").start();
+    one.sql("create table t (id int)");
+    harness::create_slot(&one);
+    let two = one.standby().start();
+    let vault = Vault::new();
+    let list = |other: u16| {
+        let hosts = format!("host=127.0.0.1,127.0.0.1 port={},{other} target_session_attrs=read-write", one.port());
+        let text = format!("{hosts} user=postgres sslmode=disable");
+        ReceiveOptions { flush_interval: Duration::from_millis(100), ..harness::options_for(&text) }
+    };
+    let (both, old_only) = (list(two.port()), list(free_port()));
+    let write = |server: &Server| -> Lsn {
+        server.sql("insert into t select generate_series(1, 100)");
+        server.lsn()
+    };
+    let receiving = Receiving::start(both.clone(), vault.place());
+    receiving.wait_streaming();
+    let end = write(&one);
+    harness::wait_acknowledged(&one, end);
+    two.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{end}'"), "t");
+    one.kill9();
+    two.promote();
+    harness::wait_acknowledged(&two, write(&two));
+    receiving.stop();
+    one.start_again();
+    one.sql("select pg_drop_replication_slot('walrecv')");
+    write(&one);
+
+    let streams = |timeline: u32, behind: Option<u32>| {
+        move |event: &ReceiveEvent| match event {
+            ReceiveEvent::Streaming { timeline: found, lags, .. } => {
+                (found.0, lags.as_ref().map(|lags| lags.timeline.0)) == (timeline, behind)
+            }
+            _ => false,
+        }
+    };
+    let receiving = Receiving::start(both, vault.place());
+    receiving.wait_event("the new primary", streams(2, None));
+    assert!(
+        receiving.saw(reconnects("timeline 2 is stored already: the next host is tried")),
+        "{:#?}",
+        receiving.events()
+    );
+    harness::wait_acknowledged(&two, write(&two));
+    receiving.stop();
+
+    let receiving = Receiving::start(old_only, vault.place());
+    receiving.wait_event("no refusal", reconnects("of no use: "));
+    harness::create_slot(&one);
+    receiving.wait_event("the old primary", streams(1, Some(2)));
+    receiving.stop();
+}
+
 /// The same address leads to another host, which has less than what was received already.
 #[test]
 fn a_host_that_lags_behind_what_was_received_is_begun_anew() {
