@@ -248,6 +248,10 @@ fn no_kind_of_index_hides_a_truncation_and_nothing_is_blamed_for_a_lock() {
     let hidden = parts["not_asked_for"].as_u64().expect("a number");
     let shown = parts["found"].as_array().expect("a list").len() as u64;
     assert!(hidden > 0 && hidden + shown == told["found"].as_array().expect("a list").len() as u64, "{parts:#}");
+    // Of a time that nothing is stored of nothing is said to have been well.
+    let later = site.walrecv(&["find", "--from", "2100-01-01"]).run().expect_code(15);
+    assert!(later.stderr.contains("before the window"), "{}", later.stderr);
     let text = ask(&["--table", "parts"]).stdout;
+    assert!(text.contains("complete through 20"), "{text}");
     assert!(text.contains(&format!("{hidden} more were found")), "{text}");
 }

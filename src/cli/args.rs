@@ -359,9 +359,7 @@ pub struct ExtractArgs {
 /// A check that a drill leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Skip {
-    /// pg_amcheck (13: bt_index_check)
     Amcheck,
-    /// pg_checksums
     Checksums,
 }
 
@@ -388,8 +386,8 @@ pub struct DrillArgs {
     /// Fail where it takes longer until the restored server answers [default: drill.rto]
     #[arg(long, value_name = "TIME")]
     pub rto: Option<String>,
-    /// A check to leave out; may be given several times
-    #[arg(long, value_name = "CHECK")]
+    /// A check to leave out: amcheck (on 13 bt_index_check) or checksums; may be given several times
+    #[arg(long, value_name = "CHECK", hide_possible_values = true)]
     pub skip: Vec<Skip>,
     /// Write the report to this file, as JSON
     #[arg(long, value_name = "FILE")]

@@ -12,7 +12,7 @@ use super::output::{self, PG_EPOCH_UNIX_MICROS};
 use super::target;
 use crate::config::duration;
 use crate::error::{Error, Kind, Result};
-use crate::find::{self, Book, Search, Searched, Wish};
+use crate::find::{self, Book, Known, Search, Searched, Wish};
 use crate::pg::TimelineId;
 use crate::pg::xact::PgTime;
 
@@ -20,7 +20,8 @@ use crate::pg::xact::PgTime;
 const LAST: &str = "2h";
 
 pub async fn run(common: &Common, args: &FindArgs) -> Result<()> {
-    let wish = wish(args, Timestamp::now())?;
+    let now = Timestamp::now();
+    let wish = wish(args, now)?;
     let context = Context::open_with(common, args.identity_file.as_deref()).await?;
     let archive = context.archive(context.content_ring().await?).await?;
     let mut backups = archive.list_backups().await?;
@@ -49,7 +50,8 @@ pub async fn run(common: &Common, args: &FindArgs) -> Result<()> {
         output::Format::Json => output::json(&json(&told, wish)),
         output::Format::Text => print(&told, wish),
     }
-    refusal(&searched)
+    refusal(&searched)?;
+    behind(&searched, wish, PgTime(now.as_microsecond() - PG_EPOCH_UNIX_MICROS))
 }
 
 fn wish(args: &FindArgs, now: Timestamp) -> Result<Wish> {
@@ -83,7 +85,7 @@ fn bar() -> ProgressBar {
 }
 
 fn print(told: &Told<'_>, wish: Wish) {
-    let Searched { tallied, path, from, to, bytes, missing } = told.searched;
+    let Searched { tallied, path, from, to, bytes, missing, complete_through } = told.searched;
     let until = if wish.to == PgTime(i64::MAX) { "the end".to_owned() } else { target::show(wish.to) };
     output::line(format!("window   {} to {until}", target::show(wish.from)));
     output::line(format!(
@@ -92,6 +94,8 @@ fn print(told: &Told<'_>, wish: Wish) {
         path.target(),
         tallied.commits
     ));
+    let known = complete_through.map_or("an unknown moment".to_owned(), target::show);
+    output::line(format!("complete through {known}: what was done later is not stored yet"));
     for hole in missing {
         output::line(format!("MISSING  WAL from {} to {}: what was done there is not known", hole.from, hole.to));
     }
@@ -118,7 +122,7 @@ fn print(told: &Told<'_>, wish: Wish) {
 }
 
 fn json(told: &Told<'_>, wish: Wish) -> Value {
-    let Searched { tallied, path, from, to, bytes, missing } = told.searched;
+    let Searched { tallied, path, from, to, bytes, missing, complete_through } = told.searched;
     let time = |time: PgTime| output::moment(time).map(output::rfc3339);
     let holes = missing.iter().map(|hole| json!({ "from": hole.from.to_string(), "to": hole.to.to_string() }));
     json!({
@@ -129,12 +133,28 @@ fn json(told: &Told<'_>, wish: Wish) -> Value {
         "wal_to": to.to_string(),
         "wal_bytes": bytes,
         "commits": tallied.commits,
+        "complete_through": complete_through.and_then(time),
         "missing": holes.collect::<Vec<_>>(),
         "counts_too_low": tallied.overflowed,
         "left_out": tallied.left_out,
         "not_asked_for": told.hidden(),
         "found": told.shown().into_iter().map(|finding| told.json(finding)).collect::<Vec<_>>(),
     })
+}
+
+/// A window of which nothing is stored yet says nothing; one whose end is not stored yet says too little.
+fn behind(searched: &Searched, wish: Wish, now: PgTime) -> Result<()> {
+    let through = searched.complete_through.map_or("an unknown moment".to_owned(), target::show);
+    let text = format!("the archive is known to be complete through {through} only");
+    let hint = "what was done later is not known: see walrecv status, and whether a receiver streams";
+    match find::known(searched.complete_through, wish, now) {
+        Known::Whole => Ok(()),
+        Known::Begin => {
+            output::note(format!("warning: {text}; {hint}"));
+            Ok(())
+        }
+        Known::Nothing => Err(Error::new(Kind::Gap, format!("{text}, which is before the window")).hint(hint)),
+    }
 }
 
 /// What is not stored may hide what is looked for.

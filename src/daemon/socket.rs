@@ -126,8 +126,7 @@ async fn ask(state_dir: &Path, tidy: bool) -> Result<Vec<Document>> {
                     private::forget(&path);
                 }
             }
-            // Gone meanwhile.
-            Ok(Err(error)) if error.kind() == ErrorKind::NotFound => {}
+            Ok(Err(error)) if is_gone(error.kind()) => {}
             Ok(Err(error)) => return Err(failed(error)),
             Err(_) => {
                 let text = format!("the receiver behind {} does not answer", path.display());
@@ -137,6 +136,11 @@ async fn ask(state_dir: &Path, tidy: bool) -> Result<Vec<Document>> {
         }
     }
     Ok(documents)
+}
+
+/// Whether the process has ended meanwhile: in good order, or by a signal in the middle of its answer.
+fn is_gone(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
 }
 
 async fn read(path: &Path) -> std::io::Result<Document> {

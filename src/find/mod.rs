@@ -10,6 +10,7 @@ mod tally;
 mod window;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 
@@ -26,12 +27,16 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::pg::change;
 use crate::pg::record::Record;
 use crate::pg::scan::{ScanConfig, WalScanner};
+use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
 use crate::seal::content::manifest::Manifest;
 
 /// WAL that is read before it is looked at, and the most segments of it.
 const AHEAD: u64 = 64 << 20;
 const MOST_AHEAD: u64 = 8;
+
+/// How far a receiver that is at work may be behind, heartbeats included.
+const BEHIND: Duration = Duration::from_secs(150);
 
 /// Where to look.
 pub struct Search<'a> {
@@ -60,6 +65,30 @@ pub struct Searched {
     pub to: Lsn,
     pub bytes: u64,
     pub missing: Vec<Missing>,
+    /// The archive has everything through this moment: by a heartbeat, or by the newest commit that was seen. `None` where neither is there.
+    pub complete_through: Option<PgTime>,
+}
+
+/// What the archive can know of a window of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    Whole,
+    /// What was done in its last part is not stored yet.
+    Begin,
+    /// Nothing was stored when it began.
+    Nothing,
+}
+
+/// What an archive that is complete through a moment knows of a window that ends with `to`, looked at when it is `now`. A receiver that is at work is a little
+/// behind, and heartbeats are not stored all the time.
+pub fn known(complete_through: Option<PgTime>, wish: Wish, now: PgTime) -> Known {
+    let Some(through) = complete_through else { return Known::Nothing };
+    let fresh = through.0.saturating_add(BEHIND.as_micros() as i64) >= wish.to.0.min(now.0);
+    match through < wish.from {
+        true if !fresh || wish.from > now => Known::Nothing,
+        _ if fresh => Known::Whole,
+        _ => Known::Begin,
+    }
 }
 
 /// Reads the window. `Kind::Corrupt` for WAL that is damaged; WAL that is missing is told in the result.
@@ -98,7 +127,9 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
     drop(reading);
     let missing = std::mem::take(&mut reader.missing);
     let tallied = reader.tally.map(Tally::finish).unwrap_or_default();
-    Ok(Searched { tallied, path: (*path).clone(), from: first.start(size), to: end, bytes, missing })
+    let beat = archive.complete_through(path.target()).await?.map(|beat| beat.time);
+    let complete_through = beat.max(tallied.newest);
+    Ok(Searched { tallied, path: (*path).clone(), from: first.start(size), to: end, bytes, missing, complete_through })
 }
 
 /// The timelines to read along.
@@ -182,4 +213,29 @@ fn version(content: &[u8]) -> Result<MajorVersion> {
     magic
         .and_then(MajorVersion::from_wal_magic)
         .ok_or_else(|| Error::new(Kind::Corrupt, "it does not begin with a page of WAL of PostgreSQL 13 to 18"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_all_clear_is_given_for_a_time_of_which_nothing_is_stored() {
+        const MINUTE: i64 = 60_000_000;
+        let (now, open) = (PgTime(1000 * MINUTE), i64::MAX);
+        let asked = |through: Option<i64>, from: i64, to: i64| {
+            let wish = Wish { from: PgTime(from), to: PgTime(to), rows: 1, largest: 0 };
+            known(through.map(|through| PgTime(through * MINUTE)), wish, now)
+        };
+        // A receiver that is at work, also in a short window.
+        assert_eq!(asked(Some(999), 880 * MINUTE, open), Known::Whole);
+        assert_eq!(asked(Some(998), 999 * MINUTE, open), Known::Whole);
+        // One that ended some time ago; a window that ended before that.
+        assert_eq!(asked(Some(950), 880 * MINUTE, open), Known::Begin);
+        assert_eq!(asked(Some(950), 880 * MINUTE, 949 * MINUTE), Known::Whole);
+        assert_eq!(asked(Some(950), 960 * MINUTE, open), Known::Nothing);
+        // A window that has not begun.
+        assert_eq!(asked(Some(999), 2000 * MINUTE, open), Known::Nothing);
+        assert_eq!(asked(None, 880 * MINUTE, open), Known::Nothing);
+    }
 }

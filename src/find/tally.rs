@@ -111,6 +111,7 @@ pub struct Tally {
     left_out: u64,
     overflowed: bool,
     commits: u64,
+    newest: Option<PgTime>,
 }
 
 /// What it came to.
@@ -124,6 +125,8 @@ pub struct Tallied {
     pub overflowed: bool,
     /// Commits within the window.
     pub commits: u64,
+    /// Of the newest commit or abort, within the window or not.
+    pub newest: Option<PgTime>,
 }
 
 impl Tally {
@@ -140,6 +143,7 @@ impl Tally {
             left_out: 0,
             overflowed: false,
             commits: 0,
+            newest: None,
         }
     }
 
@@ -271,6 +275,7 @@ impl Tally {
             let part = self.take(xid);
             all.join(part);
         }
+        self.newest = self.newest.max(Some(ending.time));
         let within = (self.wish.from..=self.wish.to).contains(&ending.time);
         if ending.abort || !within {
             return;
@@ -409,6 +414,7 @@ impl Tally {
         let mut found = self.found;
         found.extend(self.largest.into_values());
         found.sort_by_key(|one| one.lsn);
-        Tallied { found, left_out: self.left_out, overflowed: self.overflowed, commits: self.commits }
+        let Tally { left_out, overflowed, commits, newest, .. } = self;
+        Tallied { found, left_out, overflowed, commits, newest }
     }
 }
