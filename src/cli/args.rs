@@ -304,8 +304,8 @@ pub struct ScratchArgs {
     /// Where the folder of the scratch server is made, which goes at the end [default: state_dir; for root /var/tmp]
     #[arg(long, value_name = "DIR", env = "WALRECV_WORK_DIR")]
     pub work_dir: Option<PathBuf>,
-    /// PostgreSQL's programs, of the backup's major version
-    #[arg(long, value_name = "DIR")]
+    /// PostgreSQL's programs, of the backup's major version [default: /usr/lib/postgresql/N/bin, /usr/pgsql-N/bin, the PATH]
+    #[arg(long, value_name = "DIR", env = "WALRECV_PG_BINDIR")]
     pub pg_bindir: Option<PathBuf>,
     /// System user that shall own the files and run the server, when walrecv is root [default: postgres]
     #[arg(long, value_name = "USER")]
@@ -334,7 +334,7 @@ pub struct ExtractArgs {
     /// Timeline to follow: a decimal number, current (the one of the backup) or latest (the newest that continues a backup's) [default: latest]
     #[arg(long, value_name = "TLI")]
     pub target_timeline: Option<String>,
-    /// Backup to start from [default: the newest that can reach the target]
+    /// Backup to start from: its id, the beginning of it, or latest [default: the newest that can reach the target]
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
     /// Table, view or sequence: orders, public.orders, or '"Odd Name"'; may be given several times [default: all of --database]
@@ -422,7 +422,7 @@ pub struct RestoreArgs {
     /// With --standby: the slot that it uses there
     #[arg(long, requires = "primary_conninfo", value_name = "NAME")]
     pub primary_slot: Option<String>,
-    /// Backup to start from [default: the newest that can reach the target]
+    /// Backup to start from: its id, the beginning of it, or latest [default: the newest that can reach the target]
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
     /// Directory to restore into: absent, empty, or left by an interrupted restore, which is gone on with
@@ -452,8 +452,8 @@ pub struct RestoreArgs {
     /// Port of the scratch server: it has no TCP, so this only names its socket [default: 5432]
     #[arg(long, requires = "scratch", value_name = "PORT")]
     pub port: Option<u16>,
-    /// PostgreSQL's programs, of the backup's major version
-    #[arg(long, value_name = "DIR")]
+    /// PostgreSQL's programs, of the backup's major version [default: /usr/lib/postgresql/N/bin, /usr/pgsql-N/bin, the PATH]
+    #[arg(long, value_name = "DIR", env = "WALRECV_PG_BINDIR")]
     pub pg_bindir: Option<PathBuf>,
     /// System user that shall own the files and run the server, when walrecv is root [default: postgres]
     #[arg(long, value_name = "USER")]

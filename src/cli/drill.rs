@@ -25,10 +25,7 @@ pub async fn run(common: &Common, args: &DrillArgs) -> Result<()> {
     let setup = scratch::setup(common, &context, &args.scratch)?;
     let (access, ring) = context.content_access().await?;
     let archive = context.archive(ring).await?;
-    let backup = match &args.backup {
-        Some(text) => Some(show::choose(&archive, text).await?.to_string()),
-        None => None,
-    };
+    let backup = show::chosen(&archive, args.backup.as_ref()).await?;
     let ticker = Ticker::new();
     let say = |text: &str| ticker.say(text);
     let moved = |done: u64, total: u64| ticker.moved(done, total);

@@ -14,10 +14,7 @@ pub async fn run(common: &Common, args: &ExtractArgs) -> Result<()> {
     let setup = scratch::setup(common, &context, &args.scratch)?;
     let (access, ring) = context.content_access().await?;
     let archive = context.archive(ring).await?;
-    let backup = match &args.backup {
-        Some(text) => Some(show::choose(&archive, text).await?.to_string()),
-        None => None,
-    };
+    let backup = show::chosen(&archive, args.backup.as_ref()).await?;
     let timeline = target::timeline(&archive, args.target_timeline.as_deref(), backup.as_deref()).await?;
     let ticker = Ticker::new();
     ticker.say("planning");

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::{Common, RestoreArgs};
 use super::context::Context;
-use super::show::BAD_PAGES;
+use super::show::{self, BAD_PAGES};
 use super::{output, target};
 use crate::archive::Archive;
 use crate::config::duration;
@@ -30,11 +30,10 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     let context = Context::open_with(common, args.identity_file.as_deref()).await?;
     let (access, ring) = context.content_access().await?;
     let archive = context.archive(ring).await?;
-    let wanted = Wanted {
-        target: wanted_target(args)?,
-        timeline: target::timeline(&archive, args.target_timeline.as_deref(), args.backup.as_deref()).await?,
-        backup: args.backup.clone(),
-    };
+    let target = wanted_target(args)?;
+    let backup = show::chosen(&archive, args.backup.as_ref()).await?;
+    let timeline = target::timeline(&archive, args.target_timeline.as_deref(), backup.as_deref()).await?;
+    let wanted = Wanted { target, timeline, backup };
     if args.plan {
         return show_plan(common, &prepare(&archive, &wanted, args).await?.plan);
     }

@@ -77,6 +77,14 @@ pub async fn choose(archive: &Archive, text: &str) -> Result<BackupId> {
     }
 }
 
+/// As [`choose`], where one may be named.
+pub async fn chosen(archive: &Archive, text: Option<&String>) -> Result<Option<String>> {
+    match text {
+        Some(text) => Ok(Some(choose(archive, text).await?.to_string())),
+        None => Ok(None),
+    }
+}
+
 fn unknown(text: &str) -> Error {
     Error::new(Kind::Usage, format!("there is no backup {text:?}")).hint("`walrecv list` shows the backups")
 }

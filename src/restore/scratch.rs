@@ -166,7 +166,8 @@ impl Setup {
         match ahead::free(&self.work_dir) {
             Some(free) if free < needed => {
                 let place = self.work_dir.display();
-                let text = format!("{place} has {free} bytes left, a scratch server needs about {needed}");
+                let text =
+                    format!("{place} has {} MiB left, a scratch server needs about {} MiB", free >> 20, needed >> 20);
                 Err(Error::new(Kind::Failed, text).hint("name a place with more room with --work-dir"))
             }
             _ => Ok(()),

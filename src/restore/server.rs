@@ -90,7 +90,10 @@ impl Programs {
     ) -> Result<Programs> {
         let candidates: Vec<PathBuf> = match folder {
             Some(folder) => vec![folder.to_path_buf()],
-            None => std::iter::once(PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")))
+            // Where the packages of Debian and of the RPM repositories of PostgreSQL have them.
+            None => [format!("/usr/lib/postgresql/{version}/bin"), format!("/usr/pgsql-{version}/bin")]
+                .into_iter()
+                .map(PathBuf::from)
                 .chain(search_path.iter().flat_map(std::env::split_paths))
                 .collect(),
         };
@@ -130,14 +133,20 @@ pub fn run(mut command: Command, what: &str) -> Result<Output> {
     ended(output, what)
 }
 
-/// The output of a command that has ended well; of any other an error with the last that it said.
+/// The output of a command that has ended well; of any other an error with what it said of it.
 pub fn ended(output: Output, what: &str) -> Result<Output> {
     if output.status.success() {
         return Ok(output);
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().lines().last().unwrap_or("nothing");
-    Err(Error::new(Kind::Failed, format!("{what} ended with {}, saying: {said}", output.status)))
+    Err(Error::new(Kind::Failed, format!("{what} ended with {}, saying: {}", output.status, essence(&said))))
+}
+
+/// The line that says what went wrong: hints, details and a place in SQL stand behind it. Where none is marked as an error, the last.
+fn essence(said: &str) -> &str {
+    let marks = |line: &&str| ["ERROR:", "FATAL:", "PANIC:", "error:"].iter().any(|mark| line.contains(mark));
+    let lines = || said.trim().lines();
+    lines().find(marks).or(lines().last()).unwrap_or("nothing").trim()
 }
 
 /// Whether a process stands in a directory, of which this is device and inode. Every process of a server stays in its data directory (`ChangeToDataDir`), and in
@@ -149,6 +158,16 @@ pub fn stands_in(pid: u32, place: (u64, u64)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_what_a_program_said_the_error_is_told() {
+        let psql =
+            "ERROR:  relation \"nosuch\" does not exist\nLINE 1: select 1 from nosuch\n                      ^\n";
+        assert_eq!(essence(psql), "ERROR:  relation \"nosuch\" does not exist");
+        let own = "walrecv: error: cannot open /r/walrecv.json\nhint: Let the user that walrecv runs as read there.\n";
+        assert_eq!(essence(own), "walrecv: error: cannot open /r/walrecv.json");
+        assert_eq!((essence("one\ntwo\n"), essence(" \n")), ("two", "nothing"));
+    }
 
     #[test]
     fn versions_as_the_programs_print_them() {
