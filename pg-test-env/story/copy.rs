@@ -35,7 +35,7 @@ impl Copy {
         // From here on a server may be running, so that it has to go whatever happens next.
         let stop = StopOnFailure { pgdata: &pgdata, pg_ctl: &bin.join("pg_ctl"), armed: true };
         story.walrecv(&args);
-        wait_for("the restored server to answer", Duration::from_secs(10), || {
+        wait_for("the restored server to answer", || {
             let mut client = Client::connect(&pgdata.join("walrecv-scratch"), PORT, "postgres", "postgres").ok()?;
             client.query("select count(*) from ledger").ok()
         });

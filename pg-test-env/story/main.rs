@@ -121,7 +121,7 @@ fn lose(story: &mut Story) -> Lost {
     let wal_from = stream(story);
     story.screen.step("A base backup, while pgbench and the ledger write");
     let load = story.production.load(1);
-    load.ledger.wait_for_more(10, Duration::from_secs(30));
+    load.ledger.wait_for_more(10);
     let config = story.config.clone();
     story.walrecv(&["backup", "--config", &config]);
     let (before, target) = measured_load(story, load);
@@ -130,7 +130,7 @@ fn lose(story: &mut Story) -> Lost {
     story.production.server.sql("drop table invoices");
     let next = before.keys().last().map_or(1, |id| id + 1);
     let load = story.production.load(next);
-    load.ledger.wait_for_more(10, Duration::from_secs(30));
+    load.ledger.wait_for_more(10);
     std::thread::sleep(AFTER);
     let data_bytes = story.production.data_bytes();
 
@@ -165,7 +165,7 @@ fn stream(story: &mut Story) -> Lsn {
     story.screen.command(&args);
     let begun = Instant::now();
     let mut receiver = Walrecv::new(&args).dir(&story.folder).spawn();
-    receiver.wait_logged("streaming timeline", Duration::from_secs(30));
+    receiver.wait_logged("streaming timeline");
     for line in receiver.stderr().lines() {
         println!("   | {line}");
     }
@@ -266,7 +266,7 @@ fn sizes(story: &mut Story, lost: &Lost) {
     story.screen.step("The receiver ends, the repository is weighed");
     let receiver = story.receiver.take().expect("a receiver");
     let begun = Instant::now();
-    let output = receiver.terminate(Duration::from_secs(30));
+    let output = receiver.terminate();
     story.screen.check(output.code() == 0, format!("SIGTERM ends the receiver in {}", seconds(begun.elapsed())));
 
     let cluster = walrecv_folder(story);

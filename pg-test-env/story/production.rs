@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use walrecv::pg::{Lsn, MajorVersion};
 
@@ -13,7 +13,6 @@ use crate::support::{Server, wait_for};
 
 /// Rows of the table that is dropped by accident.
 const INVOICES: u32 = 50_000;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Acknowledged commits by id: when each was committed, in microseconds since 1970, as the server says.
 pub type Acknowledged = BTreeMap<u64, i64>;
@@ -104,7 +103,7 @@ impl Production {
     /// Waits until all that the server has written is durable in the repository.
     pub fn wait_streamed(&self) -> Lsn {
         let end = self.server.lsn();
-        wait_for("the receiver to have all WAL", PATIENCE, || self.streamed().filter(|lsn| *lsn >= end))
+        wait_for("the receiver to have all WAL", || self.streamed().filter(|lsn| *lsn >= end))
     }
 
     /// Size of the data directory, without its WAL.

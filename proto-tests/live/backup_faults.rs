@@ -143,6 +143,7 @@ struct Scene {
     fixture: Fixture,
     store: Moody,
     rows: u32,
+    put_limit: Duration,
 }
 
 impl Scene {
@@ -152,7 +153,7 @@ impl Scene {
         let store = Moody { honest: fixture.archive.repo.clone(), mood: Arc::default(), died: Arc::default() };
         fixture.archive.repo = Repository::with_backend("test://moody", Box::new(store.clone()));
         server.sql("create table t as select n, repeat(md5(n::text), 20) t from generate_series(1, 1000) n");
-        Scene { server, fixture, store, rows: 0 }
+        Scene { server, fixture, store, rows: 0, put_limit: BackupOptions::default().put_limit }
     }
 
     /// So that there is something to store.
@@ -163,7 +164,7 @@ impl Scene {
 
     fn options(&self) -> BackupOptions {
         let state_dir = Some(self.fixture.places.join("state"));
-        BackupOptions { state_dir, put_limit: Duration::from_millis(600), ..Default::default() }
+        BackupOptions { state_dir, put_limit: self.put_limit, ..Default::default() }
     }
 
     fn complete(&self) -> Vec<Manifest> {
@@ -204,7 +205,7 @@ impl Scene {
 #[test]
 fn whatever_cannot_be_stored_is_named_and_leaves_no_backup() {
     require_servers!(VERSION);
-    let mut scene = Scene::new();
+    let mut scene = Scene { put_limit: Duration::from_millis(600), ..Scene::new() };
     for word in ["/intents/", "/packs/", "/maps/", "/manifests/", "/backups/", "/alive/"] {
         for harm in [Harm::Refused, Harm::Away, Harm::Unheard] {
             let before = scene.complete();
@@ -249,7 +250,8 @@ fn a_backup_that_dies_at_any_request_is_none_and_the_next_one_is_whole() {
             }
             let next = scene.take().unwrap_or_else(|e| panic!("after {name:?}, {arrives}: {e}")).manifest;
             // The dead one did not hurt what it would have built on.
-            assert!(next.parent.as_ref() == found.last().map(|m| &m.id), "{name:?}, {arrives}: {:?}", next.parent);
+            let (parent, why) = (&next.parent, &next.why_full);
+            assert!(parent.as_ref() == found.last().map(|m| &m.id), "{name:?}, {arrives}: {parent:?}, {why:?}");
             scene.demand_whole();
             places.push(name);
         }
