@@ -3,7 +3,10 @@
 //! An old tail counts for nothing towards the acknowledgement, but its bytes must be the bytes that arrive now: a server that sends something else under the
 //! same timeline and position has another history. Every frame of a tail carries a running keyed hash, so no private key is needed.
 
+use super::ReceiveOptions;
+use crate::archive::Archive;
 use crate::pg::Lsn;
+use crate::repo::names::WalObject;
 use crate::seal::hash::ContentHasher;
 use crate::seal::key::RepositorySecret;
 
@@ -32,6 +35,14 @@ pub struct Differs {
     pub name: String,
     pub from: Lsn,
     pub to: Lsn,
+}
+
+impl Differs {
+    /// Whether a restart would pass over it: a run begins behind what is stored complete, unless a slot that lasts stands before that.
+    pub fn is_passed_over(&self, archive: &Archive, options: &ReceiveOptions) -> bool {
+        let complete = matches!(archive.parse(&self.name), Some(WalObject::Segment { .. } | WalObject::Partial { .. }));
+        complete && (options.slot.is_none() || options.temporary_slot)
+    }
 }
 
 /// Compares a stream that begins at one position with all old tails that begin at or after it.

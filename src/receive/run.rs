@@ -471,7 +471,7 @@ impl Run {
     }
 
     /// WAL that fails its checks may have been damaged on the way: it is received once more, as after a restart. In the same segment again, it is the server's.
-    /// So it is where it differs from what is stored: the end of a record that began before the start has no other check than the comparison.
+    /// So it is where it differs from what is stored, where a restart compares it again: the end of a record that began before the start has no other check.
     async fn receive_again(&mut self, archive: &Archive, refused: Refused) -> Result<Next> {
         let Some(pipeline) = self.pipeline.take() else { return Ok(Next::Again(None)) };
         let at = match &refused {
@@ -491,10 +491,10 @@ impl Run {
         // Bytes that have become durable since were good: then these are two accidents. What differs from what is stored is no accident twice.
         let invalid = matches!(refused, Refused::Invalid(_));
         let good = pipeline.ledger.durable().min(pipeline.ledger.verified());
-        let was_good = |last: Lsn| invalid && good > last;
-        let again = self.refused_at.replace((timeline, at)).is_some_and(|(on, last)| {
-            on == timeline && size.segment_of(last) == size.segment_of(at) && !was_good(last)
-        });
+        let same = |last| size.segment_of(last) == size.segment_of(at) && !(invalid && good > last);
+        let before = self.refused_at.replace((timeline, at)).is_some_and(|(on, last)| on == timeline && same(last));
+        let again =
+            before || matches!(&refused, Refused::Differs(differs) if differs.is_passed_over(archive, &self.options));
         tokio::select! {
             () = pipeline.abandon() => {}
             () = asked_to_stop(&mut self.stop) => return Ok(Next::Stop),
