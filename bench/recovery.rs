@@ -206,7 +206,7 @@ impl Bench {
         fs::write(&auto, text).expect("write the settings");
         give_to_postgres(&auto);
         let _ = Command::new("sync").status();
-        let log = self.temp.join("log");
+        let log = self.temp.join("server.log");
         let file = fs::File::create(&log).expect("make a log");
         let mut postgres = as_postgres(self.server.bin_dir().join("postgres"));
         postgres.args(["-c", "log_destination=stderr", "-c", "log_min_messages=log"]);
