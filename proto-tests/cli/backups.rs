@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use walrecv::pg::MajorVersion;
+use walrecv::pg::{Lsn, MajorVersion};
 
 use crate::site::{SLOT, Site, end, wait_durable};
 use crate::support::server::{Held, Stop};
+use crate::support::strace::{self, Strace};
 use crate::support::walrecv::Running;
 use crate::support::{Server, require_servers, wait_for};
 
@@ -215,6 +216,42 @@ fn wal_that_is_gone_before_a_backup_is_a_hole_that_is_told() {
     assert_eq!(copy.value("select count(*) from lost"), "1000");
 }
 
+/// Rows that were loaded then are in no WAL; recovery ends in an error there, and 13 goes on without them where nobody may read meanwhile.
+#[test]
+fn wal_that_was_written_under_minimal_leads_nowhere() {
+    for version in [MajorVersion::V13, MajorVersion::V17] {
+        require_servers!(version);
+        let mut server = Server::builder(version).setting("wal_keep_size", "1GB").setting("autovacuum", "off").start();
+        let site = without_slot(&server);
+        server.sql("create table story as select 1 as n");
+        let first = site.backup()["id"].as_str().expect("an id").to_owned();
+        server.sql("insert into story values (2)");
+        let before = server.sql("select clock_timestamp()");
+        std::thread::sleep(Duration::from_millis(20));
+        let mut under = |level: &str, senders: &str| {
+            server.sql(&format!("alter system set wal_level = {level}"));
+            server.sql(&format!("alter system set max_wal_senders = {senders}"));
+            server.stop(Stop::Fast);
+            server.start_again();
+            server.sql("insert into story values (3)");
+        };
+        under("minimal", "0");
+        under("replica", "10");
+        let after = server.lsn();
+        site.backup();
+        let plan = |aim: &[&str]| site.restore(&server, "none", aim).arg("--plan").run();
+        let lsn = after.to_string();
+        for aim in [&["--latest", "--backup", &first][..], &["--target-lsn", &lsn], &["--target-time", &before]] {
+            let refused = plan(aim).expect_code(19).stderr;
+            assert!(refused.contains("wal_level = minimal"), "{version} {aim:?}: {refused}");
+            let last =
+                refused.split_once("--target-lsn ").and_then(|(_, rest)| rest.split_once(' ')).expect("an LSN").0;
+            plan(&["--target-lsn", last, "--exclusive"]).expect_code(0);
+        }
+        plan(&["--latest"]).expect_code(0);
+    }
+}
+
 /// The temporary slot goes with its connection. What the server still has is streamed on; what it has removed meanwhile ends the backup.
 #[test]
 fn a_lost_connection_of_the_temporary_slot_is_made_again_or_ends_the_backup() {
@@ -318,6 +355,45 @@ fn a_standby_of_a_quiet_primary_is_backed_up_with_its_wal() {
         listed(&site, 1);
         let copy = site.land(&standby, "latest", &["--latest"]);
         assert_eq!(copy.value("select count(*) from u"), "10", "{version}");
+    }
+}
+
+/// pg_control is the last file that is copied; what the standby writes until the backup is stopped belongs to the backup, and recovery is consistent before.
+#[test]
+fn a_standby_that_goes_on_while_it_is_backed_up_is_consistent_before_the_end() {
+    if !strace::possible() {
+        return;
+    }
+    for version in [MajorVersion::V13, MajorVersion::V17] {
+        require_servers!(version);
+        let primary = Server::start(version);
+        rows(&primary, "t", 1000);
+        // What it removes meanwhile it cannot send.
+        let standby = primary.standby().setting("hot_standby", "on").setting("wal_keep_size", "1GB").start();
+        standby.wait_sql("select count(*) from t", "1000");
+        let site = without_slot(&standby);
+        let control = standby.data_dir().join("global/pg_control");
+        let slow = Strace::attach(standby.pid(), "read,pread64:delay_exit=2000000:when=1", Some(&control));
+        let mut running = site.walrecv(&["backup", "--output", "json"]).spawn();
+        let mut count = 0;
+        let backup = loop {
+            if let Some(output) = running.try_wait() {
+                break output.expect_code(0).json();
+            }
+            count += 1;
+            primary.sql(&format!("create table t{count} as select generate_series(1, 100) n"));
+            primary.sql("checkpoint");
+            standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{}'", primary.lsn()), "t");
+            standby.sql("checkpoint");
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        drop(slow);
+        let copy = site.land(&standby, "immediate", &["--target-immediate"]);
+        let (plan, started) = (&copy.told["plan"], &copy.told["started"]);
+        assert_eq!(started["landed"], plan["landing"]["lsn"], "{version}");
+        let lsn = |value: &serde_json::Value| value.as_str().and_then(|text| text.parse().ok()).unwrap_or(Lsn(0));
+        let (landed, stop) = (lsn(&plan["landing"]["lsn"]), lsn(&plan["backup"]["stop_lsn"]));
+        assert!(Lsn(0) < landed && landed < stop, "{version}: {landed} {stop} {backup}");
     }
 }
 

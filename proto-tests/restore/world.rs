@@ -165,6 +165,7 @@ pub fn manifest(start: Lsn, stop: Lsn) -> Manifest {
             max_wal_senders: 10,
             max_prepared_transactions: 0,
             max_locks_per_transaction: 64,
+            min_recovery_point: Lsn(0),
             track_commit_timestamp: true,
         },
         bad_pages: Vec::new(),

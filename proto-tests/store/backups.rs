@@ -35,6 +35,7 @@ pub fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
         max_wal_senders: 10,
         max_prepared_transactions: 0,
         max_locks_per_transaction: 64,
+        min_recovery_point: Lsn(0),
         track_commit_timestamp: false,
     };
     let at = jiff::Timestamp::from_second(1_769_824_800).unwrap();

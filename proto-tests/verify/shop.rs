@@ -470,6 +470,7 @@ impl Shop {
                 max_wal_senders: 10,
                 max_prepared_transactions: 0,
                 max_locks_per_transaction: 64,
+                min_recovery_point: Lsn(0),
                 track_commit_timestamp: true,
             },
             bad_pages: Vec::new(),

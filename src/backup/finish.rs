@@ -150,6 +150,7 @@ fn facts(control: &ControlFile) -> ControlFacts {
         control_version: control.control_version,
         catalog_version: control.catalog_version,
         data_checksum_version: control.data_checksum_version,
+        min_recovery_point: control.min_recovery_point,
         relation_segment_pages: control.relation_segment_pages,
         wal_level: parameters.wal_level,
         max_connections: parameters.max_connections,

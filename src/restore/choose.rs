@@ -51,6 +51,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     let mut passed_over = elsewhere(backups, &candidates, wanted, &path);
     // A newer backup was read from here to the end without meeting the target: it can only lie before.
     let mut until = None;
+    let mut minimal = None;
     for manifest in &candidates {
         let route = Route { archive, inventory, path: &path, version: version(manifest)? };
         let walk = Walk::new(wanted.target.clone(), origin(manifest)).knowing(known.clone());
@@ -77,11 +78,12 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
             Refusal::WalEndsEarly { end, .. } if matches!(wanted.target, Target::Latest) => {
                 return Err(cut_off(manifest, *end, hole));
             }
+            Refusal::Minimal { at } => minimal = minimal.or(Some(*at)),
             _ => {}
         }
         passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole) });
     }
-    Err(unreachable(&wanted.target, &candidates, &passed_over))
+    Err(unreachable(&wanted.target, &candidates, &passed_over, minimal))
 }
 
 /// What is known of times at which nothing was committed on this path.
@@ -152,7 +154,8 @@ fn origin(manifest: &Manifest) -> Origin {
     Origin {
         redo: manifest.start,
         checkpoint: manifest.checkpoint,
-        consistent_at: manifest.stop,
+        consistent_at: manifest.consistent(),
+        stored_to: manifest.stop,
         stopped_at: PgTime::from_unix_micros(manifest.stopped_at.as_microsecond()),
     }
 }
@@ -198,8 +201,11 @@ fn why(refusal: &Refusal, hole: Option<SegmentName>) -> String {
             format!("it may hold commits after the target{when}")
         }
         Refusal::NotReached { end, .. } => format!("the target is not met from there to {end}{missing}"),
-        Refusal::WalEndsEarly { end, consistent_at } => {
-            format!("its WAL ends at {end}, before the backup is consistent at {consistent_at}{missing}")
+        Refusal::WalEndsEarly { end, stored_to } => {
+            format!("its WAL ends at {end}, before the end of the backup at {stored_to}{missing}")
+        }
+        Refusal::Minimal { at } => {
+            format!("the server went on under wal_level = minimal at {at}, past which nothing can be recovered")
         }
     }
 }
@@ -254,10 +260,15 @@ fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) ->
 }
 
 /// No backup leads there.
-fn unreachable(target: &Target, candidates: &[&Manifest], passed_over: &[PassedOver]) -> Error {
+fn unreachable(target: &Target, candidates: &[&Manifest], passed_over: &[PassedOver], minimal: Option<Lsn>) -> Error {
     let reasons: Vec<_> = passed_over.iter().map(|p| format!("backup {}: {}", p.backup, p.why)).collect();
     let message = format!("{} cannot be reached; {}", target.describe(), reasons.join("; "));
     let earliest = candidates.iter().min_by_key(|m| m.stop);
+    if let Some(at) = minimal {
+        return Error::new(Kind::Target, message).hint(format!(
+            "--target-lsn {at} --exclusive is the last moment before that; later ones need a backup that was taken after it"
+        ));
+    }
     let hint = match (target, earliest) {
         (Target::Name(_) | Target::Xid { .. }, _) => "walrecv list shows from when to when can be restored".to_owned(),
         (_, Some(m)) => format!(

@@ -10,6 +10,8 @@ use crate::seal::content::heartbeat::Heartbeat;
 
 /// Commits at or before a target time that lie after the stop are listed up to this many.
 const LISTED_MISSED: usize = 20;
+/// `WAL_LEVEL_MINIMAL` (`access/xlog.h`).
+const MINIMAL: i32 = 0;
 
 /// A checked record as the rules see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +32,10 @@ pub struct Origin {
     pub redo: Lsn,
     /// Start of the checkpoint record of that redo point.
     pub checkpoint: Lsn,
-    /// End of the backup: recovery is consistent no earlier.
+    /// Recovery is consistent no earlier: the end of the backup, or before it where that is a standby's.
     pub consistent_at: Lsn,
+    /// End of the backup: its WAL was stored to here.
+    pub stored_to: Lsn,
     /// When the backup was complete, by the clock of the host that took it.
     pub stopped_at: PgTime,
 }
@@ -105,7 +109,10 @@ pub enum Refusal {
     /// `complete_through`: up to where it is known that nothing is missing.
     NotReached { last_commit: Option<Commit>, end: Lsn, complete_through: Option<PgTime> },
     /// WAL ends before the end of the backup.
-    WalEndsEarly { end: Lsn, consistent_at: Lsn },
+    WalEndsEarly { end: Lsn, stored_to: Lsn },
+    /// The record at `at` says that the server went on under `wal_level = minimal`: what was done then is not all in WAL, and recovery ends in an error
+    /// (`CheckRequiredParameterValues`; 13 goes on where nobody may read meanwhile, with tables that lack rows).
+    Minimal { at: Lsn },
 }
 
 /// Follows a recovery from one backup, record by record.
@@ -125,6 +132,8 @@ pub struct Walk {
     complete_through: Option<PgTime>,
     known: Vec<Heartbeat>,
     stop: Option<Stop>,
+    /// Start of the record that no recovery goes past.
+    minimal: Option<Lsn>,
     missed: Vec<Commit>,
     looked: Lsn,
     tablespaces: Vec<MadeTablespace>,
@@ -146,6 +155,7 @@ impl Walk {
             complete_through: None,
             known: Vec::new(),
             stop: None,
+            minimal: None,
             missed: Vec::new(),
             looked: redo,
             tablespaces: Vec::new(),
@@ -158,14 +168,15 @@ impl Walk {
         self
     }
 
+    /// Whether it is decided how this recovery ends.
     pub fn stopped(&self) -> bool {
-        self.stop.is_some()
+        self.stop.is_some() || self.minimal.is_some()
     }
 
     /// The next record in order. After the stop, records are only looked through for commits that the stop leaves out.
     pub fn see(&mut self, record: &Seen) {
         self.looked = record.end;
-        if self.stop.is_some() {
+        if self.stopped() {
             return self.look_past(record);
         }
         if record.start == self.origin.checkpoint {
@@ -180,6 +191,10 @@ impl Walk {
             self.stop = Some(Stop::Before { start: record.start, end: record.end });
             return self.look_past(record);
         }
+        if matches!(&record.note, Note::ParameterChange(new) if new.wal_level == MINIMAL) {
+            self.minimal = Some(record.start);
+            return;
+        }
         self.replay(record);
         if self.stops_after(record) {
             self.stop = Some(Stop::After { start: record.start, end: record.end });
@@ -188,7 +203,10 @@ impl Walk {
 
     /// The landing, when WAL ends here or enough was seen. `timeline` is the path's last one with WAL up to here.
     pub fn finish(self, timeline: TimelineId) -> Result<Landing, Refusal> {
-        let (end, consistent_at) = (self.replayed, self.origin.consistent_at);
+        let (end, consistent_at, stored_to) = (self.replayed, self.origin.consistent_at, self.origin.stored_to);
+        if let Some(at) = self.minimal {
+            return Err(Refusal::Minimal { at });
+        }
         let stop = match self.stop {
             Some(Stop::Before { start, .. }) if end < consistent_at => {
                 return Err(Refusal::BeforeConsistency { at: start, consistent_at });
@@ -198,7 +216,8 @@ impl Walk {
             }
             Some(_) if !self.backup_is_older() => return Err(Refusal::NotBefore { began: self.began }),
             Some(stop) => stop,
-            None if end < consistent_at => return Err(Refusal::WalEndsEarly { end, consistent_at }),
+            // Consistent or not: WAL that was there is gone, and its end is not the end of what was committed.
+            None if end < stored_to => return Err(Refusal::WalEndsEarly { end, stored_to }),
             None => match self.end_of_wal() {
                 Some(_) if !self.backup_is_older() => return Err(Refusal::NotBefore { began: self.began }),
                 Some(stop) => stop,

@@ -1,6 +1,7 @@
 //! Table tests of the stopping rules: a little WAL, a target, and where the server ends.
 
 use super::*;
+use crate::pg::xact::Parameters;
 
 /// Records of 16 bytes from LSN 0x100 on; the backup is consistent at the end of the third.
 const REDO: Lsn = Lsn(0x100);
@@ -31,8 +32,11 @@ fn run_from(notes: &[Note], target: Target, began: i64) -> Result<Landing, Refus
 fn run_knowing(notes: &[Note], target: Target, began: i64, known: &[(Lsn, i64)]) -> Result<Landing, Refusal> {
     let stopped_at = PgTime(began + 300);
     let known = known.iter().map(|(lsn, time)| Heartbeat { lsn: *lsn, time: PgTime(*time) }).collect();
-    let origin = Origin { redo: REDO, checkpoint: REDO, consistent_at: CONSISTENT, stopped_at };
-    let mut walk = Walk::new(target, origin).knowing(known);
+    let origin = Origin { redo: REDO, checkpoint: REDO, consistent_at: CONSISTENT, stored_to: CONSISTENT, stopped_at };
+    run_after(notes, Walk::new(target, origin).knowing(known), began)
+}
+
+fn run_after(notes: &[Note], mut walk: Walk, began: i64) -> Result<Landing, Refusal> {
     for (index, note) in notes.iter().enumerate() {
         let start = Lsn(REDO.0 + 0x10 * index as u64);
         let transaction = matches!(note, Note::Commit { .. } | Note::Abort { .. });
@@ -213,6 +217,47 @@ fn immediate_stops_before_the_record_after_the_backup() {
 }
 
 #[test]
+fn a_backup_of_a_standby_is_consistent_before_its_end_and_its_wal_must_be_there_all_the_same() {
+    let origin = Origin {
+        redo: REDO,
+        checkpoint: REDO,
+        consistent_at: record(0).1,
+        stored_to: CONSISTENT,
+        stopped_at: PgTime(-10_000_000),
+    };
+    let run = |records: usize, target| run_after(&history()[..records], Walk::new(target, origin), -20_000_000);
+    let landing = run(7, Target::Immediate).unwrap();
+    assert_eq!((landing.stop, landing.replayed), (before(1), record(0).1));
+    assert_eq!(run(7, Target::Lsn { lsn: record(1).0, inclusive: true }).unwrap().stop, after(1));
+    let refusal = run(2, Target::Latest).unwrap_err();
+    assert_eq!(refusal, Refusal::WalEndsEarly { end: record(1).1, stored_to: CONSISTENT });
+}
+
+#[test]
+fn no_recovery_goes_past_the_record_that_says_minimal() {
+    let level = |wal_level| {
+        Note::ParameterChange(Parameters {
+            max_connections: 100,
+            max_worker_processes: 8,
+            max_wal_senders: 10,
+            max_prepared_transactions: 0,
+            max_locks_per_transaction: 64,
+            wal_level,
+        })
+    };
+    let mut wal = history();
+    wal.insert(5, level(1));
+    wal.insert(5, level(0));
+    let refused = Err(Refusal::Minimal { at: record(5).0 });
+    for target in [Target::Latest, time(250, true), Target::Lsn { lsn: record(5).0, inclusive: true }] {
+        assert_eq!(run(&wal, target.clone()), refused, "{target:?}");
+    }
+    assert_eq!(lands(&wal, Target::Lsn { lsn: record(5).0, inclusive: false }).1, before(5));
+    wal.remove(5);
+    assert!(run(&wal, Target::Latest).is_ok());
+}
+
+#[test]
 fn latest_takes_everything_and_says_what_is_needed() {
     let landing = run(&history(), Target::Latest).unwrap();
     assert_eq!((landing.last_commit.map(|c| c.xid), landing.commits, landing.stop), (Some(13), 4, Stop::EndOfWal));
@@ -244,7 +289,7 @@ fn a_stop_before_the_end_of_the_backup_is_refused() {
 fn wal_that_ends_inside_the_backup_is_refused_whatever_the_target() {
     for target in [Target::Latest, Target::Immediate, time(10, true)] {
         let refusal = run(&history()[..2], target).unwrap_err();
-        assert_eq!(refusal, Refusal::WalEndsEarly { end: record(1).1, consistent_at: CONSISTENT });
+        assert_eq!(refusal, Refusal::WalEndsEarly { end: record(1).1, stored_to: CONSISTENT });
     }
 }
 

@@ -278,6 +278,7 @@ pub(in crate::backup) fn manifest_of(id: &BackupId) -> Manifest {
         max_wal_senders: 10,
         max_prepared_transactions: 0,
         max_locks_per_transaction: 64,
+        min_recovery_point: Lsn(0),
         track_commit_timestamp: false,
     };
     Manifest {

@@ -43,7 +43,7 @@ pub struct Manifest {
     /// Redo position of the starting checkpoint: WAL is needed from here.
     #[serde(with = "shown")]
     pub start: Lsn,
-    /// WAL is needed up to here: recovery is consistent no earlier.
+    /// WAL is needed up to here. Where recovery is consistent is told by [`Manifest::consistent`].
     #[serde(with = "shown")]
     pub stop: Lsn,
     #[serde(with = "text::timeline")]
@@ -160,6 +160,9 @@ pub struct ControlFacts {
     pub catalog_version: u32,
     /// 0: pages carry no checksums.
     pub data_checksum_version: u32,
+    /// `minRecoveryPoint`: from here on recovery of a standby's backup is consistent. 0/0: the server was not in recovery.
+    #[serde(with = "shown", default)]
+    pub min_recovery_point: Lsn,
     /// Pages in a file of a relation (`RELSEG_SIZE`).
     #[serde(default = "usual_segment")]
     pub relation_segment_pages: u32,
@@ -221,6 +224,14 @@ impl Manifest {
             return Ok(manifest);
         };
         Err(Malformed::new("manifest", problem))
+    }
+
+    /// Where recovery is consistent: after the end-of-backup record, which is the last of the backup; of a standby's backup, which has none, at the
+    /// `minRecoveryPoint` of its pg_control. The server tells that again when it stops the backup, and by then it may have gone on
+    /// (`do_pg_backup_stop`, `xlog.c`; `CheckRecoveryConsistency`, `xlogrecovery.c`).
+    pub fn consistent(&self) -> Lsn {
+        let least = self.control.min_recovery_point;
+        if self.from_standby && least != Lsn(0) { least.max(self.start) } else { self.stop }
     }
 
     /// `None` for a version that this program does not know; never after [`Manifest::decode`].
