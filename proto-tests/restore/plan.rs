@@ -189,6 +189,39 @@ fn what_cannot_be_reached_is_refused_with_what_can() {
 }
 
 #[test]
+fn a_timeline_whose_history_is_gone_is_not_passed_over() {
+    let world = World::new();
+    world.store_all();
+    std::fs::remove_file(world.shelf.file(&world.shelf.archive.names.history(TWO))).expect("a stored history");
+    for wanted in [None, Some(TWO)] {
+        let error = plan(&world, Target::Latest, wanted).expect_err("where timeline 2 comes from is not known");
+        assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+        assert!(error.to_string().contains("timeline 2") && error.advice().is_some(), "{error}");
+    }
+    let old = plan(&world, Target::Latest, Some(ONE)).expect("a plan for the timeline that was named");
+    assert_eq!(last(&old), *world.one.commits.last().expect("a commit"));
+}
+
+/// The history of the last timeline tells the whole way: a server asks for no other, but for that of the timeline where it ends.
+#[test]
+fn a_timeline_between_needs_its_history_only_where_recovery_ends() {
+    let world = World::new();
+    world.store(ONE, 1..=4);
+    world.store(TWO, 4..=7);
+    let end = world.two.made.end();
+    let three = TimelineId(3);
+    run(world.shelf.put_history(three, format!("1\t{}\tx\n2\t{end}\ty\n", world.fork).as_bytes()));
+    let before_the_fork = world.one.last_before(Lsn(3 * MB));
+    let choice = plan(&world, time(before_the_fork.xid), None).expect("a plan");
+    assert_eq!((last(&choice), choice.landing.timeline), (before_the_fork, ONE));
+    let error = plan(&world, Target::Latest, None).expect_err("it would end on timeline 2");
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+    assert!(error.to_string().contains("timeline 2"), "{error}");
+    world.store_history();
+    assert_eq!(plan(&world, Target::Latest, None).expect("a plan").landing.timeline, TWO);
+}
+
+#[test]
 fn damage_is_named() {
     let world = World::new();
     world.store_all();

@@ -357,7 +357,9 @@ fn histories_are_told_once() {
             assert_eq!(error.kind(), Kind::Corrupt);
             assert!(error.to_string().contains(name), "{error}");
         }
-        assert_eq!(inventory.demand_history(TimelineId(9)).unwrap(), None);
+        assert_eq!(inventory.demand_history(TimelineId(9)).unwrap_err().kind(), Kind::Corrupt, "a server refuses it");
+        assert!(inventory.demand_history(TimelineId(1)).unwrap().ancestors.is_empty());
+        assert!(inventory.demand_sound(TimelineId(9)).is_ok(), "a later one may tell of it");
         // With another secret nothing is known: that is no damage.
         assert_eq!(stranger(&archive).inventory().await.unwrap_err().kind(), Kind::Key);
     });

@@ -30,16 +30,22 @@ pub struct Inventory {
     /// Timelines whose stored history is damaged, or one that PostgreSQL would refuse, and what is wrong with it. Whoever needs to know where
     /// such a timeline comes from must not go on: see [`Inventory::demand_history`].
     pub damaged: BTreeMap<TimelineId, String>,
+    /// Timelines after the first of which WAL is stored and no history, which is stored before any WAL: the same holds for these.
+    pub missing: BTreeSet<TimelineId>,
 }
 
 impl Archive {
     /// Lists `wal/` and `tail/` and reads all history files.
     pub async fn inventory(&self) -> Result<Inventory> {
         let (mut inventory, histories) = self.stock().await?;
-        for timeline in histories {
+        // A listing is no snapshot: what it did not show is asked for by name.
+        let of_wal = inventory.timelines.keys().copied().filter(|timeline| *timeline > TimelineId(1));
+        let timelines: BTreeSet<TimelineId> = of_wal.chain(histories).collect();
+        for timeline in timelines {
             match self.parsed_history(timeline).await {
                 Ok(Some(history)) => _ = inventory.histories.insert(timeline, history),
-                // Gone since it was listed: expired.
+                Ok(None) if inventory.timelines.contains_key(&timeline) => _ = inventory.missing.insert(timeline),
+                // Gone since it was listed.
                 Ok(None) => {}
                 Err(error) if error.kind() == Kind::Corrupt => {
                     inventory.damaged.insert(timeline, error.to_string());
@@ -157,16 +163,26 @@ impl Inventory {
         last.0 - first.0 >= NEWEST
     }
 
-    /// The history of a timeline; `None` when no file is stored. `Kind::Corrupt` when the one that is stored is damaged.
-    pub fn demand_history(&self, timeline: TimelineId) -> Result<Option<&TimelineHistory>> {
-        match self.damaged.get(&timeline) {
-            Some(problem) => Err(Error::new(
-                Kind::Corrupt,
-                format!("where timeline {timeline} comes from is not known: {problem}"),
-            )
-            .hint("Restore the file from another copy of the repository, or name a timeline that does not need it.")),
-            None => Ok(self.histories.get(&timeline)),
+    /// Where a timeline comes from. `Kind::Corrupt` when its stored history is damaged, or none is stored: only the first one has none, and the server
+    /// itself refuses any other without (`validateRecoveryParameters` of xlogrecovery.c).
+    pub fn demand_history(&self, timeline: TimelineId) -> Result<TimelineHistory> {
+        self.demand_sound(timeline)?;
+        match self.histories.get(&timeline) {
+            Some(history) => Ok(history.clone()),
+            None if timeline <= TimelineId(1) => Ok(TimelineHistory::root(timeline)),
+            None => Err(not_known(timeline, &not_stored(timeline))),
         }
+    }
+
+    /// Refuses a damaged history; none at all may do where that of a later timeline tells the way.
+    pub fn demand_sound(&self, timeline: TimelineId) -> Result<()> {
+        self.damaged.get(&timeline).map_or(Ok(()), |problem| Err(not_known(timeline, problem)))
+    }
+
+    /// Timelines of which something is stored and that nobody knows the way to, with the reason.
+    pub fn unknown(&self) -> impl Iterator<Item = (TimelineId, String)> {
+        let damaged = self.damaged.iter().map(|(timeline, problem)| (*timeline, problem.clone()));
+        damaged.chain(self.missing.iter().map(|timeline| (*timeline, not_stored(*timeline))))
     }
 
     /// Whether anything of this segment is stored.
@@ -208,4 +224,14 @@ impl Inventory {
             [stock.complete.first(), stock.parts.keys().next(), stock.partial.first(), stock.tails.keys().next()];
         ends.into_iter().flatten().min().copied()
     }
+}
+
+fn not_stored(timeline: TimelineId) -> String {
+    format!("wal/{:08X}.history is not stored, although a receiver stores it before any WAL", timeline.0)
+}
+
+fn not_known(timeline: TimelineId, problem: &str) -> Error {
+    Error::new(Kind::Corrupt, format!("where timeline {timeline} comes from is not known: {problem}")).hint(
+        "Restore the file from another copy of the repository, let `walrecv receive` store it from a server that has it, or name a timeline that does not need it.",
+    )
 }

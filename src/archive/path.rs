@@ -78,7 +78,8 @@ impl Path {
 }
 
 /// The path to `wanted`, or to the newest timeline on which a backup of `backups` (timeline and end of each) lies.
-/// `known` are the timelines of which WAL or a history is stored. `None` when no backup lies on the path; an error when a history that decides is damaged.
+/// `known` are the timelines of which WAL or a history is stored. `None` when no backup lies on the path; an error when a history that decides is damaged or
+/// missing.
 pub fn choose(
     inventory: &Inventory,
     known: &BTreeSet<TimelineId>,
@@ -86,8 +87,7 @@ pub fn choose(
     wanted: Option<TimelineId>,
 ) -> Result<Option<Path>> {
     let carried = |timeline: TimelineId| -> Result<Option<Path>> {
-        let history = inventory.demand_history(timeline)?.cloned();
-        let path = Path::of(&history.unwrap_or_else(|| TimelineHistory::root(timeline)));
+        let path = Path::of(&inventory.demand_history(timeline)?);
         Ok(backups.iter().any(|(timeline, end)| path.holds(*timeline, *end)).then_some(path))
     };
     let candidates: Vec<TimelineId> = match wanted {

@@ -1,5 +1,7 @@
 //! `walrecv list`: the backups, and how far each can be restored.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -9,10 +11,11 @@ use super::show::BAD_PAGES;
 use super::{output, show};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
+use crate::archive::path::Path;
 use crate::catalog::{Catalog, path_in};
 use crate::error::Result;
 use crate::pg::xact::PgTime;
-use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
 use crate::repo::names::{PART_BYTES, parts_of};
 use crate::restore::stock;
 use crate::seal::content::event::{Drill, Hole, Verified};
@@ -36,7 +39,7 @@ pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
     let archive = context.archive(context.index_ring()?).await?;
     let inventory = archive.inventory().await?;
-    for (timeline, problem) in &inventory.damaged {
+    for (timeline, problem) in inventory.unknown() {
         output::note(format!("warning: windows do not go on into timeline {timeline}: {problem}"));
     }
     let catalog = noted(&context, &archive);
@@ -111,6 +114,9 @@ fn tell_bad_pages(windows: &[Window]) {
 /// The window of one backup alone.
 pub(super) async fn window_of(context: &Context, archive: &Archive, manifest: Manifest) -> Result<Window> {
     let inventory = archive.inventory().await?;
+    if let Err(problem) = inventory.demand_history(manifest.stop_timeline) {
+        output::note(format!("warning: it cannot be restored: {problem}"));
+    }
     let catalog = noted(context, archive);
     window(&Shelf { archive, inventory: &inventory, catalog: catalog.as_ref() }, manifest).await
 }
@@ -134,20 +140,11 @@ pub(super) fn noted(context: &Context, archive: &Archive) -> Option<Catalog> {
 
 async fn window(shelf: &Shelf<'_>, manifest: Manifest) -> Result<Window> {
     let Shelf { archive, inventory, .. } = shelf;
-    let mut end = None;
-    let (mut timeline, mut from) = (manifest.timeline, manifest.start);
-    // Along each child that continues where its parent was left, the newest first.
-    while let Some(reached) = archive.contiguous_in(inventory, timeline, from).await? {
-        end = Some((timeline, reached));
-        let child = inventory.histories.values().rev().find_map(|history| {
-            let last = history.ancestors.last().filter(|a| a.timeline == timeline)?;
-            (last.switch_point >= from && last.switch_point <= reached).then_some((history.timeline, last.switch_point))
-        });
-        match child {
-            Some((next, fork)) => (timeline, from) = (next, fork.max(from)),
-            None => break,
-        }
-    }
+    let end = match inventory.demand_history(manifest.stop_timeline) {
+        Ok(own) => end_of(shelf, &Path::of(&own), &manifest).await?,
+        // No restore takes it, whatever WAL there is.
+        Err(_) => None,
+    };
     let newest = match end {
         Some((timeline, reached)) => newest_commit(shelf, timeline, manifest.start, reached).await?,
         None => None,
@@ -160,6 +157,35 @@ async fn window(shelf: &Shelf<'_>, manifest: Manifest) -> Result<Window> {
         None => None,
     };
     Ok(Window { manifest, end, newest, complete })
+}
+
+/// How far the WAL goes on from a backup, along each child that continues where its parent was left, the newest first. `own` is the way to where it ended.
+async fn end_of(shelf: &Shelf<'_>, own: &Path, manifest: &Manifest) -> Result<Option<(TimelineId, Lsn)>> {
+    let (mut timeline, mut from, mut end) = (manifest.timeline, manifest.start, None);
+    while let Some(reached) = shelf.archive.contiguous_in(shelf.inventory, timeline, from).await? {
+        end = Some((timeline, reached));
+        let stop = (manifest.stop_timeline, manifest.stop);
+        match next_leg(&shelf.inventory.histories, own, stop, (timeline, from, reached)) {
+            Some((child, fork)) => (timeline, from) = (child, fork.max(from)),
+            None => break,
+        }
+    }
+    Ok(end)
+}
+
+/// The newest child of a timeline of which `from` up to `reached` is stored, and where it left. One that left before the end of the backup does not continue it:
+/// as a restore has it, the child's path must hold that end, or lead to it.
+fn next_leg(
+    histories: &BTreeMap<TimelineId, TimelineHistory>,
+    own: &Path,
+    stop: (TimelineId, Lsn),
+    (timeline, from, reached): (TimelineId, Lsn, Lsn),
+) -> Option<(TimelineId, Lsn)> {
+    histories.values().rev().find_map(|history| {
+        let fork = history.ancestors.last().filter(|last| last.timeline == timeline)?.switch_point;
+        let leads = own.leg(history.timeline).is_some() || Path::of(history).holds(stop.0, stop.1);
+        (leads && (from..=reached).contains(&fork)).then_some((history.timeline, fork))
+    })
 }
 
 /// The newest commit or abort time that summaries of complete segments tell of, looking back from the end.
@@ -378,5 +404,42 @@ fn timeline_json(inventory: &Inventory, timeline: TimelineId, archive: &Archive)
     let name = |number: Option<SegmentNumber>| {
         number.map(|n| SegmentName::new(timeline, n, archive.names.segment_size).to_string())
     };
-    json!({ "timeline": timeline.0, "first": name(inventory.first(timeline)), "last": name(inventory.last(timeline)) })
+    let problem = inventory.unknown().find(|(unknown, _)| *unknown == timeline).map(|(_, problem)| problem);
+    json!({ "timeline": timeline.0, "first": name(inventory.first(timeline)), "last": name(inventory.last(timeline)), "problem": problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::timeline::Ancestor;
+
+    #[test]
+    fn a_fork_inside_a_backup_does_not_continue_it() {
+        let history = |timeline: u32, ancestors: &[(u32, u64)]| {
+            let ancestor =
+                |(timeline, at): &(u32, u64)| Ancestor { timeline: TimelineId(*timeline), switch_point: Lsn(*at) };
+            let timeline = TimelineId(timeline);
+            (timeline, TimelineHistory { timeline, ancestors: ancestors.iter().map(ancestor).collect() })
+        };
+        let histories: BTreeMap<_, _> =
+            [history(2, &[(1, 500)]), history(3, &[(1, 300)]), history(4, &[(1, 500), (2, 600)])].into();
+        let own = |timeline: u32| match histories.get(&TimelineId(timeline)) {
+            Some(history) => Path::of(history),
+            None => Path::of(&TimelineHistory::root(TimelineId(timeline))),
+        };
+        let next = |stop: (u32, u64), at: (u32, u64, u64)| {
+            let at = (TimelineId(at.0), Lsn(at.1), Lsn(at.2));
+            next_leg(&histories, &own(stop.0), (TimelineId(stop.0), Lsn(stop.1)), at)
+                .map(|(child, fork)| (child.0, fork.0))
+        };
+        assert_eq!(next((1, 300), (1, 100, 900)), Some((3, 300)), "it left at the very end of the backup");
+        assert_eq!(next((1, 400), (1, 100, 900)), Some((2, 500)), "timeline 3 left before the backup ended");
+        assert_eq!(next((1, 501), (1, 100, 900)), None);
+        assert_eq!(next((1, 400), (1, 100, 499)), None, "the WAL does not reach the fork");
+        // A standby was promoted during the backup, twice.
+        assert_eq!(next((2, 550), (1, 200, 900)), Some((2, 500)), "timeline 3 left timeline 1 on another way");
+        assert_eq!(next((2, 550), (2, 500, 900)), Some((4, 600)));
+        assert_eq!(next((4, 700), (1, 200, 900)), Some((2, 500)));
+        assert_eq!(next((4, 700), (2, 500, 900)), Some((4, 600)));
+    }
 }

@@ -36,7 +36,7 @@ pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
     let archive = context.archive(context.index_ring()?).await?;
     let inventory = archive.inventory().await?;
-    for (timeline, problem) in &inventory.damaged {
+    for (timeline, problem) in inventory.unknown() {
         output::note(format!("warning: where timeline {timeline} comes from is not known: {problem}"));
     }
     let manifests = stock::complete_backups(&archive).await?;

@@ -28,7 +28,7 @@ use crate::pg::change;
 use crate::pg::record::Record;
 use crate::pg::scan::{ScanConfig, WalScanner};
 use crate::pg::xact::PgTime;
-use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
+use crate::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineId};
 use crate::seal::content::manifest::Manifest;
 
 /// WAL that is read before it is looked at, and the most segments of it.
@@ -146,8 +146,7 @@ fn path_of(inventory: &Inventory, search: &Search<'_>) -> Result<Path> {
         let which = search.timeline.map(|timeline| format!(" of timeline {timeline}")).unwrap_or_default();
         Error::new(Kind::Target, format!("no WAL{which} is stored")).hint("walrecv list shows what is stored")
     })?;
-    let history = inventory.demand_history(timeline)?.cloned();
-    Ok(Path::of(&history.unwrap_or_else(|| TimelineHistory::root(timeline))))
+    Ok(Path::of(&inventory.demand_history(timeline)?))
 }
 
 /// Segments in, records to the tally.

@@ -62,6 +62,8 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
                 return Err(gap(hole, &landing));
             }
             Ok(landing) => {
+                // Recovery ends there, and the server takes no timeline but the first without its history.
+                inventory.demand_history(landing.timeline)?;
                 let way_round = super::spaces::way_round(backups, manifest, &path, &landing);
                 let (manifest, path) = ((*manifest).clone(), path.clone());
                 return Ok(Choice { manifest, path, landing, passed_over, parameters, way_round });
@@ -133,9 +135,9 @@ fn candidates<'a>(
         Error::new(Kind::Target, format!("no complete backup lies on the way to {timeline}"))
             .hint("walrecv list shows the timelines of the backups")
     })?;
-    // The server asks for the history of every timeline on its way.
+    // The server asks for the history of every timeline on its way; the last one tells of all.
     for leg in &path.legs {
-        inventory.demand_history(leg.timeline)?;
+        inventory.demand_sound(leg.timeline)?;
     }
     candidates.retain(|m| path.holds(m.stop_timeline, m.stop));
     candidates.sort_by_key(|m| std::cmp::Reverse((m.stop, m.start)));

@@ -108,7 +108,10 @@ pub fn reaches(
     size: SegmentSize,
 ) -> Vec<Reach> {
     let of = |timeline: &TimelineId| {
-        let history = histories.get(timeline).cloned().unwrap_or_else(|| TimelineHistory::root(*timeline));
+        let known = histories.get(timeline).cloned();
+        // Without its history no restore follows any but the first.
+        let backups = if known.is_some() || *timeline <= TimelineId(1) { backups } else { &[] };
+        let history = known.unwrap_or_else(|| TimelineHistory::root(*timeline));
         let fork = history.ancestors.last().map(|ancestor| (ancestor.timeline, ancestor.switch_point));
         let begin = fork.map_or(Lsn(0), |(_, at)| at);
         let own = stored.get(timeline).into_iter().flatten().filter(|stretch| stretch.to > begin);

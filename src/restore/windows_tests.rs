@@ -60,6 +60,9 @@ fn a_window_begins_at_the_end_of_its_first_backup_and_ends_at_a_hole() {
     assert_eq!(holes(&found[0]), [(4096, 5120)]);
     assert_eq!(found[0].fork, None);
     assert_eq!(shown(&reaches(&stored, &BTreeMap::new(), &[], size())), [(1, vec![])]);
+    // No restore follows a timeline whose history is not there.
+    let two = BTreeMap::from([(TimelineId(2), stored[&TimelineId(1)].clone())]);
+    assert_eq!(shown(&reaches(&two, &BTreeMap::new(), &[backup(2, 1100 * KB, 1200 * KB)], size())), [(2, vec![])]);
 }
 
 #[test]
