@@ -12,3 +12,5 @@ mod shop;
 mod stats;
 #[path = "verify/stores.rs"]
 mod stores;
+#[path = "verify/whole.rs"]
+mod whole;

@@ -102,7 +102,31 @@ fn a_server_that_is_in_order_before_and_after_first_use() {
         let text = site.walrecv(&["check"]).run().expect_code(0).stdout;
         assert!(text.contains("warn  slot ") && text.contains("→ start `walrecv receive`"), "{text}");
         assert!(text.contains(" failed\n"), "{text}");
+        if version == VERSIONS[0] {
+            keys_that_are_not_there(&site);
+        }
     }
+}
+
+fn keys_that_are_not_there(site: &Site) {
+    let config = std::fs::read_to_string(site.config()).expect("a configuration");
+    let key = site.etc().join("walrecv-identity.txt");
+    std::fs::rename(&key, site.etc().join("away")).expect("the private key");
+    says(&check(site, 12), "keys to restore", "fail", "private key");
+    let without: String =
+        config.lines().filter(|l| !l.starts_with("identity_file")).map(|l| format!("{l}\n")).collect();
+    write(&site.config(), &without);
+    says(&check(site, 0), "keys to restore", "warn", "no private key is configured");
+    // The folder of an identity is no key.
+    for folder in
+        std::fs::read_dir(site.repository().join("keys")).expect("keys").map(|folder| folder.expect("a folder").path())
+    {
+        for file in std::fs::read_dir(folder).expect("files").map(|file| file.expect("a file").path()) {
+            std::fs::remove_file(file).expect("a key file");
+        }
+    }
+    let refused = site.walrecv(&["check"]).run().expect_code(12).stderr;
+    assert!(refused.contains("no key file of the configured identity"), "{refused}");
 }
 
 #[test]

@@ -55,6 +55,18 @@ impl Shelf {
         Arc::new(ReaderRing::new(self.id, self.keys.secret.clone(), None).expect("a ring"))
     }
 
+    /// The public key of the repository identity.
+    pub fn identity(&self) -> &str {
+        &self.keys.public
+    }
+
+    /// Name and content of a key file for a new recipient.
+    pub fn key_file(&self) -> (String, Bytes) {
+        let recipient = setup::Recipient::Age(setup::generate_recipient().1);
+        let (name, file) = setup::wrap_for(&self.keys, &recipient).expect("a key file");
+        (format!("keys/{}/{name}.age", setup::short_name(&self.keys.public)), file)
+    }
+
     /// What a restore leaves for `wal-fetch`.
     pub fn access(&self) -> Access {
         Access {

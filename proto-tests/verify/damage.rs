@@ -98,11 +98,11 @@ fn everything(repo: &Repository) -> BTreeMap<String, Bytes> {
     names.into_iter().map(|listed| (listed.name.clone(), get(repo, &listed.name))).collect()
 }
 
-fn get(repo: &Repository, name: &str) -> Bytes {
+pub fn get(repo: &Repository, name: &str) -> Bytes {
     run(repo.get(name)).expect("a read").unwrap_or_else(|| panic!("{name} is there"))
 }
 
-fn replace(repo: &Repository, name: &str, bytes: Bytes) {
+pub fn replace(repo: &Repository, name: &str, bytes: Bytes) {
     run(repo.delete(name)).expect("a delete");
     put(repo, name, &[bytes]);
 }
@@ -113,7 +113,7 @@ pub fn check(archive: &Archive, deep: bool) -> Report {
 }
 
 /// The problems, for messages.
-fn told(report: &Report) -> String {
+pub fn told(report: &Report) -> String {
     let lines = report.problems.iter().map(|p| {
         format!(
             "{:?} {}: expected {}, found {}, hurts {:?}, limits {:?}",
@@ -124,7 +124,7 @@ fn told(report: &Report) -> String {
 }
 
 /// A problem that names the object: itself, the folder of its parts, or (WAL that is gone) its segment.
-fn names(report: &Report, object: &str) -> bool {
+pub fn names(report: &Report, object: &str) -> bool {
     let leaf = object.rsplit('/').next().unwrap_or_default();
     let folder = object.rsplit_once('/').map_or("", |(folder, _)| folder);
     report.problems.iter().any(|p| p.object == object || p.object == folder || (p.object.contains(leaf) && kind(object) == "segment"))

@@ -1,6 +1,7 @@
 //! The backups of a cluster: their manifests, and the tombstones of those that were given up.
 
 use std::cmp::Ordering;
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 
@@ -14,6 +15,8 @@ use crate::seal::opener::{OpenFailed, open_index, read_header};
 
 /// Manifests read at the same time.
 const AT_ONCE: usize = 8;
+/// Whoever must know all backups looks again after so long where some could not be read for the moment.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Everything under `backups/`.
 #[derive(Debug, Default)]
@@ -23,6 +26,17 @@ pub struct BackupList {
     pub given_up: Vec<Tombstone>,
     /// Objects that stand there and cannot be read, with the reason: never hidden, since a backup may be behind each.
     pub unreadable: Vec<(String, Error)>,
+}
+
+impl BackupList {
+    /// The objects that cannot be read and bear a backup's name.
+    pub fn unread(&self) -> impl Iterator<Item = (BackupId, &Error)> {
+        self.unreadable.iter().filter_map(|(name, error)| Some((id_in(name)?, error)))
+    }
+}
+
+fn id_in(name: &str) -> Option<BackupId> {
+    BackupId::parse(name.rsplit('/').next().unwrap_or_default()).ok()
 }
 
 /// The order of backups by where they end, which no host's clock can change: the newest timeline last, as a restore without a target takes it.
@@ -59,6 +73,21 @@ impl Archive {
         list.given_up.sort_by(|a, b| a.id.cmp(&b.id));
         list.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(list)
+    }
+
+    /// The newest complete backup by [`by_position`]. An object that cannot be read may be a newer one: then nobody can tell, and that is the error.
+    pub async fn newest_backup(&self) -> Result<Option<Manifest>> {
+        let mut list = self.list_backups().await?;
+        if list.unread().any(|(_, error)| error.is_transient()) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            list = self.list_backups().await?;
+        }
+        match list.unreadable.into_iter().find(|(name, _)| id_in(name).is_some()) {
+            None => Ok(list.complete.pop()),
+            Some((name, error)) => Err(error
+                .context(format_args!("which backup is the newest is not known, since {name} cannot be read"))
+                .hint("name the backup that you mean by its id, as `walrecv list` shows it")),
+        }
     }
 
     /// Part `part` of the map that `backup` wrote, opened. A part that is not there is `Kind::Corrupt`: only what a manifest names is asked for.

@@ -184,7 +184,8 @@ pub async fn repository_file(repo: &Repository) -> Result<RepositoryFile> {
 async fn known_identity(settings: &Settings, repo: &Repository) -> Result<()> {
     let Some(identity) = settings.identity.as_deref() else { return Ok(()) };
     let folder = setup::short_name(identity);
-    if repo.folders("keys").await?.contains(&folder) {
+    // A folder may be left where its files are gone.
+    if repo.list(&format!("keys/{folder}")).await?.iter().any(|file| file.name.ends_with(".age")) {
         return Ok(());
     }
     Err(Error::new(Kind::Key, format!("the repository has no key file of the configured identity (keys/{folder})"))

@@ -55,7 +55,7 @@ pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
 /// The backup that is meant: an id, a beginning that no other id has, or `latest`.
 pub async fn choose(archive: &Archive, text: &str) -> Result<BackupId> {
     if text == "latest" {
-        let newest = archive.list_backups().await?.complete.pop();
+        let newest = archive.newest_backup().await?;
         return newest.map(|manifest| manifest.id).ok_or_else(|| {
             Error::new(Kind::Usage, "there is no complete backup").hint("take one with `walrecv backup`")
         });

@@ -34,6 +34,7 @@ pub async fn run(common: &Common, args: &VerifyArgs) -> Result<()> {
     let options = Options {
         deep: args.deep,
         only,
+        identity: context.settings.identity.clone(),
         jobs: usize::from(args.jobs),
         patience,
         progress: Some(Arc::new(move |progress| tell(&shown, progress))),

@@ -50,6 +50,7 @@ pub use weigh::replayed;
 pub use crate::archive::path;
 
 use crate::archive::Archive;
+use crate::archive::backups::BackupList;
 use crate::disk::lay::Ground;
 use crate::error::{Error, Kind, Result};
 use crate::pg::TimelineId;
@@ -76,17 +77,34 @@ impl Prepared {
 
 /// Chooses the backup and computes the landing. Reads the archive, changes nothing.
 pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
-    let backups = stock::complete_backups(archive).await?;
+    let list = stock::backups(archive).await?;
     let inventory = archive.inventory().await?;
-    let choice = choose::choose(archive, &inventory, &backups, wanted).await?;
+    let choice = choose::choose(archive, &inventory, &list.complete, wanted).await?;
+    if wanted.timeline.is_none() && wanted.backup.is_none() {
+        demand_no_newer(&list, choice.path.target())?;
+    }
     let plan = Plan::of(&choice, &wanted.target, archive.names.segment_size);
     Ok(Prepared { choice, target: wanted.target.clone(), plan, only: None })
 }
 
+/// On which timeline the newest backup lies decides where a restore goes that names none: one that cannot be read must not be passed over in silence.
+fn demand_no_newer(list: &BackupList, chosen: TimelineId) -> Result<()> {
+    let Some((id, error)) = list.unread().find(|(id, _)| id.timeline() > chosen) else { return Ok(()) };
+    let text = format!(
+        "backup {id} of timeline {} cannot be read, and without it this would go to timeline {chosen}: {error}",
+        id.timeline()
+    );
+    Err(Error::new(error.kind(), text).hint(format!(
+        "Put it back from another copy of the repository, or say `--target-timeline {chosen}` if that is what you want."
+    )))
+}
+
 /// The timeline on which a backup was taken: `id`, or else the newest one. What `--target-timeline current` means.
 pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<TimelineId> {
-    let backups = stock::complete_backups(archive).await?;
-    let newest = backups.iter().rfind(|m| id.is_none_or(|id| m.id.as_str() == id));
+    let newest = match id {
+        None => archive.newest_backup().await?,
+        Some(id) => stock::complete_backups(archive).await?.into_iter().find(|m| m.id.as_str() == id),
+    };
     newest.map(|m| m.stop_timeline).ok_or_else(|| {
         let which = id.map(|id| format!(" {id}")).unwrap_or_default();
         Error::new(Kind::Target, format!("the archive has no complete backup{which}"))
@@ -161,5 +179,20 @@ mod tests {
         for bad in ["", "/a", "a=/b", "/a=b", "=", "/a="] {
             assert_eq!(parse_mapping(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_backup_of_a_newer_timeline_that_cannot_be_read_is_not_passed_over() {
+        let name = "clusters/main/1-16/backups/20260131T020000Z-00000002-0000000003000028-1a2b";
+        let unreadable = vec![
+            (name.to_owned(), Error::new(Kind::Repository, "a bad sector")),
+            ("clusters/main/1-16/backups/notes.txt".to_owned(), Error::new(Kind::Corrupt, "no backup's name")),
+        ];
+        let list = BackupList { unreadable, ..BackupList::default() };
+        let error = demand_no_newer(&list, TimelineId(1)).unwrap_err();
+        assert!(error.kind() == Kind::Repository && error.to_string().contains("a bad sector"), "{error}");
+        assert!(error.advice().is_some_and(|hint| hint.contains("--target-timeline 1")));
+        // WAL leads past it from an older one.
+        assert!(demand_no_newer(&list, TimelineId(2)).is_ok());
     }
 }

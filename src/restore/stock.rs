@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::archive::Archive;
+use crate::archive::backups::BackupList;
 pub use crate::archive::refused;
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
@@ -13,6 +14,11 @@ use crate::seal::opener;
 
 /// All complete backups, oldest first. One that cannot be read is named in the log; when there is no other, it is the error.
 pub async fn complete_backups(archive: &Archive) -> Result<Vec<Manifest>> {
+    backups(archive).await.map(|list| list.complete)
+}
+
+/// As [`complete_backups`], with what could not be read.
+pub async fn backups(archive: &Archive) -> Result<BackupList> {
     let mut list = archive.list_backups().await?;
     if list.complete.is_empty() && !list.unreadable.is_empty() {
         let (name, error) = list.unreadable.remove(0);
@@ -21,7 +27,7 @@ pub async fn complete_backups(archive: &Archive) -> Result<Vec<Manifest>> {
     for (name, error) in &list.unreadable {
         tracing::warn!("{name} cannot be read and is passed over: {error}");
     }
-    Ok(list.complete)
+    Ok(list)
 }
 
 /// Fetches and opens an object of the index class that a backup cannot be restored without.

@@ -1,7 +1,7 @@
 //! Floor 5: is what the repository holds whole? Reads back and changes nothing.
 //!
 //! ```text
-//! manifests → maps (each once, then as each backup reads them) → packs listed with the length that maps say
+//! manifests → key files → maps (each once, then as each backup reads them) → packs listed with the length that maps say
 //!   → PostgreSQL's manifests → WAL: ranges, gaps, what each backup needs → everything else that is stored → are the backups still there
 //! deep: every frame of every pack and every object with WAL opened, contents lists against pages and maps
 //! ```
@@ -12,6 +12,7 @@
 mod backups;
 mod bits;
 mod census;
+mod keys;
 mod look;
 mod maps;
 mod others;
@@ -39,6 +40,8 @@ pub struct Options {
     pub deep: bool,
     /// Only this backup and the WAL from its start to its stop.
     pub only: Option<BackupId>,
+    /// The public key of the repository identity, whose key files are looked at; `None`: nothing is encrypted.
+    pub identity: Option<String>,
     /// Objects that are read side by side; each takes up to 40 MiB while it is opened.
     pub jobs: usize,
     /// How long one object is asked for while the store fails.
@@ -49,7 +52,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { deep: false, only: None, jobs: 4, patience: Duration::from_secs(30), progress: None }
+        Options { deep: false, only: None, identity: None, jobs: 4, patience: Duration::from_secs(30), progress: None }
     }
 }
 
@@ -81,6 +84,9 @@ pub async fn verify(archive: &Archive, options: &Options) -> Result<Report> {
     let clock = Instant::now();
     let look = Look::new(archive, options);
     let mut shelf = backups::shelf(&look).await?;
+    if let Some(identity) = &options.identity {
+        keys::look(&look, &shelf, identity).await?;
+    }
     let present = packs::present(&look).await?;
     backups::lost(&look, &mut shelf, &present).await?;
     let census = maps::walk(&look, &shelf).await;

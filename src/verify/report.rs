@@ -101,6 +101,8 @@ pub struct Checked {
     pub wal_objects: u64,
     pub tails: u64,
     pub histories: u64,
+    /// Files that wrap the repository identity.
+    pub key_files: u64,
     pub group_summaries: u64,
     /// Events, intents, tombstones, plans, heartbeats, cluster file.
     pub others: u64,

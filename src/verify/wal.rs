@@ -139,7 +139,12 @@ impl Look<'_> {
 async fn stock(look: &Look<'_>, shelf: &Shelf, first: bool) -> Result<Inventory> {
     let archive = look.archive;
     let (mut inventory, histories) = look.patiently(|| archive.stock()).await.context("cannot list the WAL")?;
-    for timeline in histories {
+    // What a restore will ask for is looked for by name, listed or not.
+    let stops = shelf.manifests.iter().map(|manifest| manifest.stop_timeline);
+    let of_wal = inventory.timelines.keys().copied().filter(|_| look.options.only.is_none());
+    let wanted = stops.chain(of_wal).filter(|timeline| *timeline > TimelineId(1));
+    let timelines: BTreeSet<TimelineId> = wanted.chain(histories).collect();
+    for timeline in timelines {
         let name = archive.names.history(timeline);
         let (claims, keys) = (archive.claims(ObjectKind::History, timeline, Lsn(0)), archive.keys.clone());
         let whole_name = name.clone();
@@ -159,14 +164,6 @@ async fn stock(look: &Look<'_>, shelf: &Shelf, first: bool) -> Result<Inventory>
                     bad_history(look, shelf, &name, timeline, trouble);
                 }
             }
-        }
-    }
-    if first && look.options.only.is_none() {
-        let told = |timeline: &TimelineId| {
-            timeline.0 == 1 || inventory.histories.contains_key(timeline) || inventory.damaged.contains_key(timeline)
-        };
-        for timeline in inventory.timelines.keys().filter(|timeline| !told(timeline)) {
-            bad_history(look, shelf, &archive.names.history(*timeline), *timeline, Trouble::missing());
         }
     }
     Ok(inventory)

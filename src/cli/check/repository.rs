@@ -49,11 +49,14 @@ async fn keys(context: &Context, report: &mut Report) {
                 .hint("correct `identity` in the configuration: walrecv would write what this key cannot open"),
         ),
         Ok(_) => report.ok("keys to restore", "the configured private key opens the repository identity"),
-        Err(error) => report.warn(
-            "keys to restore",
-            format!("not on this host ({error})"),
-            "a host that only writes needs none; make sure that another place has one",
-        ),
+        Err(_) if context.settings.identity_file.is_none() && context.settings.passphrase_file.is_none() => report
+            .warn(
+                "keys to restore",
+                "no private key is configured on this host",
+                "a host that only writes needs none; make sure that another place has one",
+            ),
+        // One is meant to open the repository from here, and does not.
+        Err(error) => report.fail("keys to restore", &error),
     }
 }
 

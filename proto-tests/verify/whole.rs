@@ -1,0 +1,95 @@
+//! What a check must not overlook beside single objects: who can open the repository, the way to a timeline, which backup is meant.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use walrecv::error::Kind;
+use walrecv::pg::TimelineId;
+use walrecv::seal::content::BackupId;
+use walrecv::seal::content::event::Outcome;
+use walrecv::verify::{Options, Report, State, verify};
+
+use crate::damage::{get, names, replace, told};
+use crate::shop::{Shop, put, run};
+
+const PATIENCE: Duration = Duration::from_millis(50);
+
+fn outcome(report: &Report) -> (Outcome, Vec<State>) {
+    (report.outcome, report.backups.iter().map(|verdict| verdict.state).collect())
+}
+
+/// Who can open the repository is looked at with the backups, of which each is worth nothing without.
+#[test]
+fn key_files_are_looked_at() {
+    let shop = Shop::new();
+    let repo = &shop.archive().repo;
+    let identity = Some(shop.shelf.identity().to_owned());
+    let verified = |only: Option<BackupId>| {
+        let options = Options { only, identity: identity.clone(), patience: PATIENCE, ..Options::default() };
+        run(verify(shop.archive(), &options)).expect("a report")
+    };
+    let report = verified(None);
+    assert_eq!(outcome(&report), (Outcome::Corrupt, vec![State::Hurt; 2]), "none is there: {}", told(&report));
+    let one = verified(Some(shop.backups[0].manifest.id.clone()));
+    assert_eq!(outcome(&one), (Outcome::Corrupt, vec![State::Hurt]));
+
+    let (first, file) = shop.shelf.key_file();
+    put(repo, &first, std::slice::from_ref(&file));
+    let report = verified(None);
+    assert_eq!((report.outcome, report.checked.key_files), (Outcome::Ok, 1), "{}", told(&report));
+    let line = file.iter().position(|byte| *byte == b'\n').expect("a first line");
+    for bad in [file.slice(..file.len() - 1), file.slice(..line), Bytes::new(), Bytes::from_static(b"a key\n")] {
+        replace(repo, &first, bad);
+        let report = verified(None);
+        assert_eq!(outcome(&report), (Outcome::Corrupt, vec![State::Hurt; 2]), "{}", told(&report));
+        assert!(names(&report, &first), "{}", told(&report));
+    }
+    // Another recipient can still open it: told, and no backup is lost.
+    let (second, file) = shop.shelf.key_file();
+    put(repo, &second, &[file]);
+    let report = verified(None);
+    assert_eq!(outcome(&report), (Outcome::Corrupt, vec![State::Whole; 2]), "{}", told(&report));
+}
+
+/// A server refuses to recover to a timeline without its history, so a check of one backup alone must miss it too.
+#[test]
+fn one_backup_is_not_whole_without_the_history_of_its_timeline() {
+    let shop = Shop::new();
+    let archive = shop.archive();
+    let two = TimelineId(2);
+    let fork = run(archive.parsed_history(two)).expect("a read").expect("a history").ancestors[0].switch_point;
+    // A backup of a standby that was promoted meanwhile.
+    let mut manifest = shop.backups[1].manifest.clone();
+    manifest.id = BackupId::new(manifest.started_at, manifest.timeline, manifest.start, 0x77);
+    (manifest.stop_timeline, manifest.stop, manifest.server_manifest) = (two, fork + 8192, None);
+    shop.put_manifest(&manifest);
+    let verified = || {
+        let options = Options { only: Some(manifest.id.clone()), patience: PATIENCE, ..Options::default() };
+        run(verify(archive, &options)).expect("a report")
+    };
+    let sound = verified();
+    assert_eq!(outcome(&sound), (Outcome::Ok, vec![State::Whole]), "{}", told(&sound));
+    run(archive.repo.delete(&archive.names.history(two))).expect("a delete");
+    let harmed = verified();
+    assert_eq!(outcome(&harmed), (Outcome::Corrupt, vec![State::Hurt]), "{}", told(&harmed));
+    assert!(names(&harmed, &archive.names.history(two)), "{}", told(&harmed));
+}
+
+#[test]
+fn which_backup_is_the_newest_is_not_guessed() {
+    let shop = Shop::new();
+    let archive = shop.archive();
+    let newest = || run(archive.newest_backup());
+    let id = shop.backups[1].manifest.id.clone();
+    assert_eq!(newest().expect("all can be read").expect("a backup").id, id);
+    let stray = format!("{}/backups/notes.txt", archive.names.root());
+    put(&archive.repo, &stray, &[Bytes::from_static(b"no backup")]);
+    assert_eq!(newest().expect("a stray file is none").expect("a backup").id, id);
+    let name = archive.names.backup(id.as_str());
+    let mut bytes = get(&archive.repo, &name).to_vec();
+    *bytes.last_mut().expect("bytes") ^= 1;
+    replace(&archive.repo, &name, bytes.into());
+    let error = newest().expect_err("the older one is not what was asked for");
+    assert!(error.kind() == Kind::Corrupt && error.to_string().contains(id.as_str()), "{error}");
+    assert!(error.advice().is_some_and(|hint| hint.contains("by its id")), "{error}");
+}
