@@ -6,6 +6,8 @@ mod alarms;
 mod archive_refusals;
 #[path = "cli/backups.rs"]
 mod backups;
+#[path = "cli/before.rs"]
+mod before;
 #[path = "cli/catalog.rs"]
 mod catalog;
 #[path = "cli/check.rs"]

@@ -43,6 +43,10 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     let prepared = prepare(&archive, &wanted, args).await?;
     restore::check(&prepared, &options)?;
     let programs = if args.start { Some(programs(&prepared, args)?) } else { None };
+    if args.start && !args.scratch {
+        restore::demand_free_port(&archive, &prepared).await?;
+    }
+    restore::rehearse(&archive, access.clone(), &prepared, &options).await?;
     if common.output == output::Format::Text {
         show_plan(common, &prepared.plan)?;
     }

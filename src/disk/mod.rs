@@ -12,6 +12,7 @@ pub mod lay;
 pub mod lock;
 pub mod medium;
 pub mod private;
+pub mod room;
 pub mod scratch;
 pub mod sorted;
 pub mod staged;

@@ -212,7 +212,7 @@ fn settings(
     Ok(conf)
 }
 
-async fn plan_file(archive: &Archive, access: Access, prepared: &Prepared) -> Result<PlanFile> {
+pub(super) async fn plan_file(archive: &Archive, access: Access, prepared: &Prepared) -> Result<PlanFile> {
     let (path, landing) = (&prepared.choice.path, &prepared.choice.landing);
     let mut histories = BTreeSet::new();
     for leg in &path.legs {

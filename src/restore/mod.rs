@@ -8,6 +8,7 @@ pub mod choose;
 mod configure;
 pub mod decide;
 pub mod fetch;
+mod fits;
 mod ground;
 pub mod hand_over;
 mod keep;
@@ -19,10 +20,12 @@ pub mod only;
 mod pack;
 pub mod plan;
 pub mod plan_file;
+mod port;
 pub mod prefetch;
 mod pulse;
 pub mod recovering;
 pub mod recovery;
+mod rehearse;
 pub mod report;
 pub mod scan;
 pub mod scratch;
@@ -36,6 +39,7 @@ pub mod target;
 mod weigh;
 pub mod windows;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -43,6 +47,8 @@ pub use choose::{Choice, Wanted};
 pub use configure::{Options, Restored};
 pub use only::{Only, Pick};
 pub use plan_file::Access;
+pub use port::demand_free as demand_free_port;
+pub use rehearse::rehearse;
 pub use report::Plan;
 pub use target::{Action, Target};
 pub use weigh::replayed;
@@ -54,6 +60,7 @@ use crate::archive::backups::BackupList;
 use crate::disk::lay::Ground;
 use crate::error::{Error, Kind, Result};
 use crate::pg::TimelineId;
+use crate::seal::content::map::File;
 
 /// A restore that is known to lead to its target.
 #[derive(Clone, Debug)]
@@ -62,6 +69,10 @@ pub struct Prepared {
     pub target: Target,
     /// The same for people and scripts.
     pub plan: Plan,
+    /// Bytes that are written, by the tablespace's object id, 0 for the data directory; known once it was weighed.
+    pub laid: BTreeMap<u32, u64>,
+    /// `postgresql.auto.conf` and `postgresql.conf`, as far as the backup has them; known with these.
+    pub configuration: Vec<File>,
     /// `None`: all databases.
     pub only: Option<Arc<Only>>,
 }
@@ -84,7 +95,14 @@ pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
         demand_no_newer(&list, choice.path.target())?;
     }
     let plan = Plan::of(&choice, &wanted.target, archive.names.segment_size);
-    Ok(Prepared { choice, target: wanted.target.clone(), plan, only: None })
+    Ok(Prepared {
+        choice,
+        target: wanted.target.clone(),
+        plan,
+        laid: BTreeMap::new(),
+        configuration: Vec::new(),
+        only: None,
+    })
 }
 
 /// On which timeline the newest backup lies decides where a restore goes that names none: one that cannot be read must not be passed over in silence.
@@ -112,9 +130,9 @@ pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<Timeline
     })
 }
 
-/// Everything that can be refused before a byte is copied: directories, tablespaces, paths, a server at work.
-pub fn check(prepared: &Prepared, options: &Options) -> Result<Ground> {
-    ground::look(prepared, options)
+/// Everything that can be refused before a byte is copied: directories, tablespaces, paths, a server at work, too little room. Changes nothing.
+pub fn check(prepared: &Prepared, options: &Options) -> Result<()> {
+    fits::demand(prepared, &ground::look(prepared, options)?)
 }
 
 /// Lays the backup back and writes the recovery settings and the plan. The target directories must be absent, empty, or left by an

@@ -240,7 +240,7 @@ fn parameters(needed: &Parameters, current: &str) -> Vec<Neutralised> {
 }
 
 /// An included file may say anything.
-fn includes(current: &str) -> bool {
+pub(super) fn includes(current: &str) -> bool {
     current.lines().any(|line| line.trim_start().starts_with("include"))
 }
 

@@ -24,7 +24,13 @@ pub fn demand_no_mapping(prepared: &Prepared, options: &Options) -> Result<()> {
     for made in prepared.choice.landing.tablespaces.iter().filter(|made| !of_backup(made)) {
         if options.tablespaces.iter().any(|(from, _)| *from == place(made)) {
             let message = format!("no mapping holds for {}", place(made).display());
-            return Err(refused(Kind::Usage, prepared, made, message, "leave that mapping out"));
+            return Err(refused(
+                Kind::Usage,
+                prepared,
+                made,
+                message,
+                "leave that mapping out and make that path an empty directory of the server's user",
+            ));
         }
     }
     Ok(())

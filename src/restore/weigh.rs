@@ -1,6 +1,6 @@
 //! What a restore costs: the stored bytes that it fetches, and the time that it may take, by what was measured in this archive.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::only::Only;
@@ -20,7 +20,8 @@ const TOO_SMALL: u64 = 16;
 impl Prepared {
     /// The same, its plan with what it costs. Reads the backup's maps, and the newest drills.
     pub async fn weighed(self, archive: &Archive) -> Result<Prepared> {
-        let stored_bytes = stored(archive, &self.choice.manifest, self.only.as_deref()).await?;
+        let Needed { bytes: stored_bytes, laid, configuration, .. } =
+            needed(archive, &self.choice.manifest, self.only.as_deref()).await?;
         // No restore fails for want of an estimate: whoever restores may not even be allowed to read events.
         let drill = archive.last_measured(DRILLS).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "what drills have measured cannot be read");
@@ -31,7 +32,7 @@ impl Prepared {
             Some(EstimateShown { laying_seconds, recovery_seconds, measured_at: at.to_string(), host: drill.host })
         });
         let plan = Plan { stored_bytes: Some(stored_bytes), estimate, ..self.plan };
-        Ok(Prepared { plan, ..self })
+        Ok(Prepared { plan, laid, configuration, ..self })
     }
 }
 
@@ -52,30 +53,39 @@ fn scaled(bytes: u64, of: u64, milliseconds: u64) -> Option<f64> {
     known.then(|| milliseconds as f64 / 1000.0 * (bytes as f64 / of as f64))
 }
 
-/// The frames that hold what is laid, and the contents list of each pack.
-async fn stored(archive: &Archive, manifest: &Manifest, only: Option<&Only>) -> Result<u64> {
+/// What is laid, and the frames that hold it.
+async fn needed(archive: &Archive, manifest: &Manifest, only: Option<&Only>) -> Result<Needed> {
     let mut needed = Needed::default();
     let mut see = |file: File| {
+        if matches!(file.path.as_slice(), b"postgresql.conf" | b"postgresql.auto.conf") {
+            needed.configuration.push(file.clone());
+        }
         if lay::is_laid(&file.path) || file.path == lay::CONTROL {
             needed.file(&only.and_then(|only| only.reduced(&file)).map_or(file, |(reduced, _)| reduced));
         }
     };
     archive.each_file(manifest, &mut see).await?;
-    Ok(needed.bytes)
+    Ok(needed)
 }
 
-/// Which frames of each pack were counted.
 #[derive(Default)]
 struct Needed {
+    /// Which frames of each pack were counted.
     packs: HashMap<(String, u32), Vec<bool>>,
+    /// Of these frames, and of the contents list of each pack.
     bytes: u64,
+    /// As in [`Prepared::laid`].
+    laid: BTreeMap<u32, u64>,
+    configuration: Vec<File>,
 }
 
 impl Needed {
     fn file(&mut self, file: &File) {
+        let unit = file.kind.unit().map_or(1, |unit| unit.bytes());
         for run in &file.runs {
             let Source::Pack { pack, frame, .. } = &run.source else { continue };
             self.frame(pack, *frame);
+            *self.laid.entry(tablespace(&file.path)).or_default() += run.count * unit;
         }
     }
 
@@ -91,6 +101,12 @@ impl Needed {
             self.bytes += len(frame);
         }
     }
+}
+
+/// The object id of the tablespace that a path of the data directory leads to, else 0.
+fn tablespace(path: &[u8]) -> u32 {
+    let oid = path.strip_prefix(b"pg_tblspc/").and_then(|rest| rest.split(|b| *b == b'/').next());
+    oid.and_then(|oid| std::str::from_utf8(oid).ok()?.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -119,6 +135,12 @@ mod tests {
         let mut needed = Needed::default();
         needed.file(&File { path: b"base/1/2".to_vec(), kind, size: 0, mode: 0, mtime: 0, link, runs });
         assert_eq!(needed.bytes, 1 + 10 + 1 + 100);
+        let placed = [(b"pg_tblspc/16384/PG_15/1/2".as_slice(), 16384), (b"pg_tblspc/x", 0), (b"base/1/2", 0)];
+        assert!(placed.iter().all(|(path, oid)| tablespace(path) == *oid));
+        // Zeros are holes.
+        let written: u64 = needed.laid.values().sum();
+        assert_eq!(needed.laid.into_iter().collect::<Vec<_>>(), [(0, written)]);
+        assert_eq!(written, 4 * crate::pg::data_page::PAGE as u64);
     }
 
     #[test]
