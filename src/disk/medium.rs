@@ -85,7 +85,8 @@ pub trait Medium: Send + Sync + fmt::Debug {
         self.look(path).map(|seen| seen.identity())
     }
 
-    /// Names and forms in a directory, symbolic links not followed, in no order.
+    /// Names and forms in a directory, symbolic links not followed, in no order. "Not found" is said of the directory alone: what goes while it is listed is
+    /// left out.
     fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Form)>>;
 }
 
@@ -140,7 +141,7 @@ impl Medium for Disk {
     fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn Handle>> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)?;
         match file.try_lock() {
-            // A file system without locks: the age of the file has to do.
+            // A file system without locks: nobody can tell that it is held, and so nobody takes it for left over.
             Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => {
                 let _ = fs::remove_file(path);
                 Err(e)
@@ -193,7 +194,7 @@ impl Medium for Disk {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Form)>> {
         let entries = fs::read_dir(dir)?;
-        entries.map(|entry| entry.and_then(|entry| Ok((entry.file_name(), form(entry.file_type()?))))).collect()
+        still_there(entries.map(|entry| entry.and_then(|entry| Ok((entry.file_name(), form(entry.file_type()?))))))
     }
 }
 
@@ -239,6 +240,12 @@ impl Handle for File {
     }
 }
 
+/// Of the entries of a directory those that have not gone. Where a file system does not tell forms in its listing (NFS, XFS without `ftype`) each is asked for,
+/// and one that has gone by then must not make the whole directory look as if it were not there.
+fn still_there(entries: impl Iterator<Item = io::Result<(OsString, Form)>>) -> io::Result<Vec<(OsString, Form)>> {
+    entries.filter(|entry| !matches!(entry, Err(error) if error.kind() == ErrorKind::NotFound)).collect()
+}
+
 fn seen(meta: &Metadata) -> io::Result<Seen> {
     let form = form(meta.file_type());
     Ok(Seen { form, len: meta.len(), modified: meta.modified()?, device: meta.dev(), inode: meta.ino() })
@@ -254,7 +261,21 @@ fn form(kind: fs::FileType) -> Form {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
+
+    #[test]
+    fn what_goes_while_a_directory_is_listed_takes_nothing_else_along() {
+        let entry = |name: &str| Ok((OsString::from(name), Form::File));
+        let failed = |code| Err(io::Error::from_raw_os_error(code));
+        let found = still_there([entry("a"), failed(Errno::NOENT.raw_os_error()), entry("b")].into_iter()).unwrap();
+        assert_eq!(found, [entry("a").unwrap(), entry("b").unwrap()]);
+        let unreadable = still_there([entry("a"), failed(Errno::IO.raw_os_error()), entry("b")].into_iter());
+        assert_eq!(unreadable.unwrap_err().raw_os_error(), Some(Errno::IO.raw_os_error()));
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Disk.list(&folder.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
 
     #[test]
     fn a_file_is_identified_by_whatever_name_as_by_a_look_at_it() {
