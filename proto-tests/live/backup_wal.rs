@@ -1,7 +1,5 @@
 //! The WAL of a backup: of the server that was backed up, and durable, or there is no backup.
 
-use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -10,7 +8,6 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use walrecv::archive::Archive;
 use walrecv::backup::{BackupOptions, WalWatch, take};
-use walrecv::disk::medium::{Disk, Form, Handle, Identity, Medium, Seen};
 use walrecv::error::{Kind, Result};
 use walrecv::pg::{Lsn, MajorVersion, SegmentName, TimelineId};
 use walrecv::repo::Repository;
@@ -18,7 +15,7 @@ use walrecv::repo::Repository;
 use super::backup::Fixture;
 use super::net::{conninfo, run};
 use super::receive::harness::{self, Receiving, Vault};
-use crate::support::{Server, Stop, require_servers};
+use crate::support::{Call, HookedDisk, Server, Stop, require_servers};
 
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("run cp");
@@ -74,99 +71,6 @@ fn a_server_that_was_set_back_gives_no_backup() {
     }
 }
 
-/// The operating system's disk, and in which order names came into being and were synced.
-#[derive(Clone, Debug, Default)]
-struct Watched(Arc<Mutex<Vec<Call>>>);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Call {
-    Sync(PathBuf),
-    Link(PathBuf),
-}
-
-#[derive(Debug)]
-struct WatchedFile(Box<dyn Handle>, PathBuf, Watched);
-
-impl Watched {
-    fn note(&self, call: Call) {
-        self.0.lock().expect("a lock").push(call);
-    }
-
-    fn watch(&self, opened: io::Result<Box<dyn Handle>>, path: &Path) -> io::Result<Box<dyn Handle>> {
-        opened.map(|file| Box::new(WatchedFile(file, path.to_path_buf(), self.clone())) as Box<dyn Handle>)
-    }
-}
-
-impl Medium for Watched {
-    fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn Handle>> {
-        self.watch(Disk.create(path, mode), path)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
-        self.watch(Disk.open(path), path)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.note(Call::Link(to.to_path_buf()));
-        Disk.link(from, to)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Disk.rename(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        Disk.remove_file(path)
-    }
-
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        Disk.create_dir(path)
-    }
-
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        Disk.remove_dir(path)
-    }
-
-    fn look(&self, path: &Path) -> io::Result<Seen> {
-        Disk.look(path)
-    }
-
-    fn identify(&self, path: &Path) -> io::Result<Identity> {
-        Disk.identify(path)
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Form)>> {
-        Disk.list(dir)
-    }
-}
-
-impl Handle for WatchedFile {
-    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
-        self.0.write_at(bytes, at)
-    }
-
-    fn read_at(&self, at: u64, len: u64) -> io::Result<Vec<u8>> {
-        self.0.read_at(at, len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        self.2.note(Call::Sync(self.1.clone()));
-        self.0.sync_all()
-    }
-
-    fn look(&self) -> io::Result<Seen> {
-        self.0.look()
-    }
-
-    fn try_lock(&self) -> io::Result<bool> {
-        self.0.try_lock()
-    }
-}
-
 /// A receiver that has written what the backup needs, and has not synced it yet.
 struct Unsynced {
     archive: Archive,
@@ -198,11 +102,16 @@ fn what_was_seen_of_wal_is_synced_before_the_backup_counts() {
     require_servers!(MajorVersion::V17);
     let server = Server::start(MajorVersion::V17);
     let mut fixture = Fixture::new(&server);
-    let (root, watched) = (fixture.places.join("repository"), Watched::default());
-    fixture.archive.repo = Repository::in_directory(root.clone(), Arc::new(watched.clone()));
+    let (root, calls) = (fixture.places.join("repository"), Arc::new(Mutex::new(Vec::new())));
+    let noted = calls.clone();
+    let watched = HookedDisk::new(move |call| {
+        noted.lock().expect("a lock").push(call);
+        Ok(())
+    });
+    fixture.archive.repo = Repository::in_directory(root.clone(), Arc::new(watched));
     let watch = Unsynced { archive: fixture.archive.clone(), root: root.clone(), asked: Mutex::new((0, Vec::new())) };
     let outcome = fixture.take(&server, &BackupOptions::default(), &watch).expect("a backup");
-    let calls = watched.0.lock().expect("a lock").clone();
+    let calls = calls.lock().expect("a lock").clone();
     let manifest = root.join(fixture.archive.names.backup(outcome.manifest.id.as_str()));
     let counts = calls.iter().position(|call| *call == Call::Link(manifest.clone())).expect("a manifest");
     let (asked, written) = &*watch.asked.lock().expect("a lock");

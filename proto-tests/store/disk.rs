@@ -16,7 +16,7 @@ use walrecv::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
 use walrecv::repo::Repository;
 
 use crate::common::{joined, no_env, object, put, runtime};
-use crate::support::TempDir;
+use crate::support::{Call, HookedDisk, TempDir};
 
 const CLAIM: (SystemIdentifier, TimelineId, Lsn) = (SystemIdentifier(5), TimelineId(2), Lsn(0x1234));
 
@@ -125,6 +125,24 @@ fn leftovers_of_crashes_are_cleaned_and_never_listed() {
     assert_eq!(durable::clean_staging(&Disk, dir.path(), Duration::ZERO).unwrap(), 2);
     assert_eq!(names(&dir.join("wal/x")), BTreeSet::from(["object".to_owned()]));
     assert_eq!(durable::clean_staging(&Disk, &dir.join("nowhere"), Duration::ZERO).unwrap(), 0);
+}
+
+/// Nobody can be asked there whether a file is still wanted; that must not end the job that cleans either.
+#[test]
+fn where_files_have_no_locks_nothing_is_taken_for_left_over() {
+    let dir = TempDir::new("disk");
+    let left = dir.join(".staging-1-2-3");
+    fs::write(&left, "half").unwrap();
+    let refuse = |code: i32| {
+        HookedDisk::new(move |call| match call {
+            Call::Lock(_) => Err(std::io::Error::from_raw_os_error(code)),
+            _ => Ok(()),
+        })
+    };
+    assert_eq!(durable::clean_staging(&refuse(95), dir.path(), Duration::ZERO).unwrap(), 0, "EOPNOTSUPP");
+    assert!(left.exists());
+    assert!(durable::clean_staging(&refuse(5), dir.path(), Duration::ZERO).is_err(), "EIO");
+    assert_eq!(durable::clean_staging(&Disk, dir.path(), Duration::ZERO).unwrap(), 1);
 }
 
 /// Emptied tail folders go, other folders stay.

@@ -8,6 +8,7 @@ pub mod builder;
 pub mod client;
 pub mod clock;
 pub mod guard;
+pub mod hooked_disk;
 pub mod install;
 pub mod ledger;
 pub mod moto;
@@ -24,6 +25,7 @@ pub mod walrecv;
 
 pub use client::Client;
 pub use clock::Clock;
+pub use hooked_disk::{Call, HookedDisk};
 pub use install::servers_present;
 pub use ledger::Ledger;
 pub use moto::Moto;

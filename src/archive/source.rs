@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::join::Run;
 use super::tails::{Damage, Tail};
 use super::{Archive, refused};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Class, Error, Kind, Result};
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::repo::names::{PART_BYTES, WalObject, parse_wal_object, parts_of};
 use crate::seal::content::summary::Summary;
@@ -66,8 +66,10 @@ impl Archive {
     /// Of a segment that should be complete, without a listing.
     async fn settle_whole(&self, segment: SegmentName) -> Result<()> {
         for (name, _) in self.objects_of(segment) {
-            if self.repo.settle(&name).await.is_err() {
-                return self.settle_segment(segment).await;
+            match self.repo.settle(&name).await {
+                Err(error) if error.class() == Class::Unsynced => return Err(error),
+                Err(_) => return self.settle_segment(segment).await,
+                Ok(()) => {}
             }
         }
         Ok(())
@@ -79,6 +81,8 @@ impl Archive {
         loop {
             // What is gone since it was listed has made room for something that is durable: look again.
             match self.settle_listed(segment).await {
+                // A second sync would answer success without having written anything.
+                Err(error) if error.class() == Class::Unsynced => return Err(error),
                 Err(_) if left > 0 => left -= 1,
                 settled => return settled,
             }

@@ -167,7 +167,7 @@ fn clean_one(medium: &dyn Medium, path: &Path, older_than: Duration) -> Result<b
     let look = || -> io::Result<bool> {
         let file = medium.open(path)?;
         let age = SystemTime::now().duration_since(file.look()?.modified).unwrap_or_default();
-        let abandoned = age >= older_than && file.try_lock()?;
+        let abandoned = age >= older_than && unheld(&*file)?;
         if abandoned {
             medium.remove_file(path)?;
         }
@@ -176,6 +176,15 @@ fn clean_one(medium: &dyn Medium, path: &Path, older_than: Duration) -> Result<b
     match look() {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
         other => other.map_err(|e| failed("cannot delete staging file", path, e)),
+    }
+}
+
+/// Whether nobody holds a staging file. Where a file system has no locks nothing tells that, so what stands there stays: a little space, and the job that cleans
+/// goes on.
+fn unheld(file: &dyn Handle) -> io::Result<bool> {
+    match file.try_lock() {
+        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(false),
+        answer => answer,
     }
 }
 
