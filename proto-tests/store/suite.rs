@@ -20,6 +20,7 @@ async fn suite(repo: &Repository) {
     deleted(repo).await;
     odd_names(repo).await;
     big(repo).await;
+    too_big(repo).await;
 }
 
 async fn created_once(repo: &Repository) {
@@ -122,6 +123,22 @@ async fn deleted(repo: &Repository) {
     }
     assert_eq!(put(repo, name, 2, 2, PATIENCE).await.unwrap(), Put::Created, "the name is free again");
     repo.delete("clusters/never/was").await.unwrap();
+}
+
+/// Of an object that walrecv cannot have stored nothing is read, whoever stored it. Its first bytes and its size can be looked at.
+async fn too_big(repo: &Repository) {
+    let name = "keys/identity/recipient.age";
+    let content = Bytes::from(vec![7; (1 << 20) + 1]);
+    repo.put_once(name, std::slice::from_ref(&content), &judge(0, 1), PATIENCE).await.unwrap();
+    let error = repo.get(name).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+    assert!(error.to_string().contains("has 1048577 bytes"), "{error}");
+    assert_eq!(repo.head(name).await.unwrap().unwrap().size, 1_048_577);
+    assert_eq!(repo.get_range(name, 0..10).await.unwrap().unwrap(), content.slice(..10));
+    repo.delete(name).await.unwrap();
+    repo.put_once(name, &[content.slice(1..)], &judge(0, 1), PATIENCE).await.unwrap();
+    assert_eq!(repo.get(name).await.unwrap().unwrap(), content.slice(1..));
+    repo.delete(name).await.unwrap();
 }
 
 async fn odd_names(repo: &Repository) {

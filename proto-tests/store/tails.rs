@@ -7,10 +7,12 @@ use bytes::Bytes;
 use walrecv::archive::Archive;
 use walrecv::archive::read::SegmentBytes;
 use walrecv::error::{Error, Kind};
+use walrecv::pg::Lsn;
+use walrecv::pg::xact::PgTime;
 use walrecv::seal::header::ObjectKind;
 use walrecv::seal::opener::read_header;
 
-use crate::archive_pieces::{archive, pieces, sealed, segment, store, tail, wal, write_tail_file};
+use crate::archive_pieces::{TIMELINE, archive, pieces, sealed, segment, store, tail, wal, write_tail_file};
 use crate::common::{no_env, runtime};
 use crate::faults::{Hooked, Memory};
 use crate::support::{Seed, TempDir};
@@ -97,6 +99,53 @@ fn where_a_tail_with_a_damaged_header_begins_is_not_believed() {
         }
     }
     assert!(wrong_starts > 0);
+}
+
+/// What a piece's name says of it is compared with what is in it, by those who cannot open it too.
+#[test]
+fn a_piece_that_begins_elsewhere_than_its_name_says_is_damaged() {
+    let memory = Arc::new(Memory::default());
+    let repo = Hooked::repository(memory.clone(), |_, _| {});
+    let (reader, receiver) = (archive(&repo, 1, true), archive(&repo, 1, false));
+    let name = segment(&reader, 1);
+    let (_, second) = pieces(&reader, name, 0, &wal(40_000, 1), 20_000, "r").swap_remove(1);
+    memory.set(&reader.names.tail_piece(name, 0, 40_000, "r"), second);
+    let read = runtime().block_on(reader.read_segment(name, None)).unwrap_err();
+    assert_eq!(read.kind(), Kind::Corrupt, "{read}");
+    let measured = runtime().block_on(receiver.end_in(name)).unwrap_err();
+    assert_eq!(measured.kind(), Kind::Corrupt, "{measured}");
+}
+
+/// A file of 100 GiB under the name of a tail, a piece, a heartbeat, a segment: damage like any other, found without reading it.
+#[test]
+fn what_is_too_long_to_be_wal_is_damaged_and_fills_no_memory() {
+    let dir = TempDir::new("tails");
+    let repo = walrecv::repo::Repository::open(&format!("file://{}", dir.path().display()), &no_env).unwrap();
+    let (reader, receiver) = (archive(&repo, 1, true), archive(&repo, 1, false));
+    let content = wal(MIB, 1);
+    let at = |number| segment(&reader, number);
+    let forge = |name: &str| {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::File::create(path).unwrap().set_len(100 << 30).unwrap();
+    };
+    forge(&reader.names.tail_piece(at(1), 0, 50_000, "forged"));
+    forge(&reader.names.tail_open(at(2), "forged"));
+    forge(&reader.names.segment(at(3), None));
+    forge(&reader.names.partial(at(4)));
+    forge(&reader.names.heartbeat(TIMELINE, Lsn(4711), PgTime(1)));
+    runtime().block_on(async {
+        for (name, bytes) in pieces(&reader, at(1), 0, &content[..60_000], 30_000, "r") {
+            store(&reader, &name, bytes).await;
+        }
+        assert_eq!(look(&reader, &receiver, 1).await.unwrap(), (60_000, 60_000), "others hold its bytes");
+        for number in 2..=4 {
+            let error = reader.read_segment(at(number), None).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+            assert!(error.to_string().contains("has 107374182400 bytes"), "{error}");
+        }
+        assert_eq!(reader.heartbeats(TIMELINE).await.unwrap(), []);
+    });
 }
 
 /// Behind a hole nothing was acknowledged: what is damaged there takes nothing away.

@@ -99,15 +99,23 @@ impl Archive {
 
     /// What a check found; `None` where it is gone, another cluster's, or cannot be opened.
     pub(super) async fn check(&self, name: String) -> Result<Option<(Timestamp, Verified)>> {
-        let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
-        match self.open_event(&name, &object) {
-            Ok(Some(Event { at, what: What::Verified(check), .. })) => Ok(Some((at, check))),
-            Ok(_) => Ok(None),
-            Err(error) => {
-                tracing::warn!("{error}");
-                Ok(None)
-            }
-        }
+        Ok(match self.event(&name).await? {
+            Some(Event { at, what: What::Verified(check), .. }) => Some((at, check)),
+            _ => None,
+        })
+    }
+
+    /// An event whose loss does no harm; `None` where it is gone, another cluster's, or cannot be opened.
+    async fn event(&self, name: &str) -> Result<Option<Event>> {
+        let opened = match self.repo.get(name).await {
+            Ok(object) => object.map_or(Ok(None), |object| self.open_event(name, &object)),
+            Err(error) if error.kind() == Kind::Corrupt => Err(error),
+            Err(error) => return Err(error),
+        };
+        Ok(opened.unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            None
+        }))
     }
 
     /// The newest drill of this archive; one that cannot be opened tells nothing.
@@ -125,24 +133,17 @@ impl Archive {
         most: usize,
         counts: &(dyn Fn(&Drill) -> bool + Sync),
     ) -> Result<Option<(Timestamp, Drill)>> {
-        let read =
-            |name: String| async move { Ok::<_, Error>(self.repo.get(&name).await?.map(|object| (name, object))) };
+        let read = |name: String| async move { self.event(&name).await };
         let mut reading = stream::iter(self.event_names("drill").await?.into_iter().map(read)).buffered(AT_ONCE);
         let mut looked = 0;
         while let Some(found) = reading.next().await {
-            let Some((name, object)) = found? else { continue };
-            match self.open_event(&name, &object) {
-                Ok(Some(Event { at, what: What::Drill(drill), .. })) => {
-                    if counts(&drill) {
-                        return Ok(Some((at, drill)));
-                    }
-                    looked += 1;
-                    if looked >= most {
-                        break;
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => tracing::warn!("{error}"),
+            let Some(Event { at, what: What::Drill(drill), .. }) = found? else { continue };
+            if counts(&drill) {
+                return Ok(Some((at, drill)));
+            }
+            looked += 1;
+            if looked >= most {
+                break;
             }
         }
         Ok(None)

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::TimelineId;
@@ -47,11 +49,16 @@ impl Archive {
     pub async fn heartbeats(&self, timeline: TimelineId) -> Result<Vec<Heartbeat>> {
         let mut beats = Vec::new();
         for (name, named) in self.list_heartbeats(timeline).await? {
-            // Gone since it was listed: a newer one says more, and the next look finds it.
-            let Some(object) = self.repo.get(&name).await? else { continue };
+            let object = match self.repo.get(&name).await {
+                Ok(Some(object)) => Ok(object),
+                // Gone since it was listed: a newer one says more, and the next look finds it.
+                Ok(None) => continue,
+                Err(error) if error.kind() == Kind::Corrupt => Err(error),
+                Err(error) => return Err(error),
+            };
             let claims = self.claims(ObjectKind::Heartbeat, timeline, named.lsn);
-            let content = open_index(&object, &claims, &*self.keys).map_err(|problem| refused(&name, problem));
-            match content.map(|content| Heartbeat::decode(&content, named)) {
+            let open = |object: Bytes| open_index(&object, &claims, &*self.keys).map_err(|e| refused(&name, e));
+            match object.and_then(open).map(|content| Heartbeat::decode(&content, named)) {
                 Ok(Ok(beat)) => beats.push(beat),
                 Ok(Err(problem)) => tracing::warn!("{name} counts for nothing: {problem}"),
                 Err(problem) => tracing::warn!("{name} counts for nothing: {problem}"),

@@ -140,7 +140,7 @@ impl Archive {
         let mut runs: BTreeMap<([u8; 32], Lsn), (String, Marks)> = BTreeMap::new();
         let names = self.tails_of(segment).await?;
         for some in names.chunks(AT_ONCE) {
-            let read = try_join_all(some.iter().map(|name| self.repo.get(name))).await?;
+            let read = try_join_all(some.iter().map(|name| self.tail_bytes(name))).await?;
             for (name, object) in some.iter().zip(read) {
                 // Gone since it was listed, or nothing in it yet.
                 let Some(object) = object.filter(|object| object.iter().any(|byte| *byte != 0)) else { continue };
@@ -177,6 +177,17 @@ impl Archive {
             if reached >= until { Agreement::Same } else { Agreement::Unknown }
         };
         self.repo.lane().run(compare).await
+    }
+
+    /// A tail file or piece, to be compared; `None` where it is gone. One that is longer than any counts for nothing: as if it were empty.
+    pub async fn tail_bytes(&self, name: &str) -> Result<Option<Bytes>> {
+        match self.repo.get(name).await {
+            Err(problem) if problem.kind() == Kind::Corrupt => {
+                tracing::warn!(name, %problem, "a tail cannot be compared");
+                Ok(Some(Bytes::new()))
+            }
+            found => found,
+        }
     }
 
     /// Salt, start, and running hashes of a tail file or piece of a segment: of so many bytes from its start on each.

@@ -13,7 +13,7 @@ use crate::repo::names::{PART_BYTES, WalObject, parse_wal_object, parts_of};
 use crate::seal::content::summary::Summary;
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::opener::{OpenFailed, Opener, read_header};
-use crate::seal::tail::{open_piece, open_tail, piece_marks, tail_marks, tail_reach};
+use crate::seal::tail::{open_piece, open_tail, piece_extent, tail_extent, tail_reach};
 
 /// A tail file that looks damaged is read again so often, and so long after, while somebody writes to it.
 const LOOKS: u32 = 3;
@@ -132,7 +132,14 @@ impl Archive {
     /// Opens the end of a timeline inside a segment.
     pub(super) async fn open_partial(&self, segment: SegmentName) -> Result<Option<Tail<Run>>> {
         let name = self.names.partial(segment);
-        let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
+        let object = match self.repo.get(&name).await {
+            Ok(Some(object)) => object,
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == Kind::Corrupt => {
+                return Ok(Some(Tail::Damaged(Damage { span: (0, segment.size.bytes()), error })));
+            }
+            Err(error) => return Err(error),
+        };
         let opened = match self.claims_inside(segment, ObjectKind::Partial, &name, &object) {
             Ok(claims) => {
                 let offset = claims.start.since(segment.start());
@@ -190,17 +197,13 @@ impl Archive {
         let base = claims.start.since(segment.start());
         let (form, keys) = (self.parse(name), self.keys.clone());
         let piece = matches!(form, Some(WalObject::TailPiece { .. }));
-        let marks = self.repo.lane().run(move || match piece {
-            true => piece_marks(&object, &claims, &*keys),
-            false => tail_marks(&object, &claims, &*keys),
+        let measured = self.repo.lane().run(move || match piece {
+            true => piece_extent(&object, &claims, &*keys),
+            false => tail_extent(&object, &claims, &*keys).map(|extent| (0, extent.plain)),
         });
-        let marks = marks.await?.map_err(|e| refused(name, e))?;
-        let end = base + marks.last().map_or(0, |(end, _)| *end);
-        match form {
-            Some(WalObject::TailPiece { from, to, .. }) if to != end => Err(misplaced(name, from, end)),
-            Some(WalObject::TailPiece { from, .. }) => Ok((from, end)),
-            _ => Ok((base, end)),
-        }
+        let (from, to) = measured.await?.map_err(|e| refused(name, e))?;
+        self.demand_placed(name, base + from, base + to)?;
+        Ok((base + from, base + to))
     }
 
     /// What `look` finds in a tail; `None` when it is gone. A file that is being written may be seen with a later write and without an earlier one: it is
@@ -215,26 +218,30 @@ impl Archive {
         F: Future<Output = Result<T>>,
     {
         let mut left = if matches!(self.parse(name), Some(WalObject::TailOpen { .. })) { LOOKS } else { 0 };
-        let Some(mut object) = self.repo.get(name).await? else { return Ok(None) };
+        let damaged = |object: &[u8], error| {
+            let span = self.span_of_damaged(segment, name, object);
+            Ok(Some(Tail::Damaged(Damage { span, error })))
+        };
+        let mut before = None;
         loop {
-            let error = match look(object.clone()).await {
-                Err(error) if error.kind() == Kind::Corrupt => error,
-                found => return found.map(|found| Some(Tail::Sound(found))),
+            let object = match self.repo.get(name).await {
+                Ok(Some(object)) => object,
+                Ok(None) => return Ok(None),
+                // Too long to be one: nothing of it was read.
+                Err(error) if error.kind() == Kind::Corrupt => return damaged(&[], error),
+                Err(error) => return Err(error),
             };
-            if left > 0 {
-                left -= 1;
-                tokio::time::sleep(LOOK_AGAIN).await;
-                match self.repo.get(name).await? {
-                    None => return Ok(None),
-                    Some(now) if now == object => {}
-                    Some(now) => {
-                        object = now;
-                        continue;
+            match look(object.clone()).await {
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    if left == 0 || before.as_ref() == Some(&object) {
+                        return damaged(&object, error);
                     }
                 }
+                found => return found.map(|found| Some(Tail::Sound(found))),
             }
-            let span = self.span_of_damaged(segment, name, &object);
-            return Ok(Some(Tail::Damaged(Damage { span, error })));
+            left -= 1;
+            before = Some(object);
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 

@@ -106,8 +106,13 @@ impl Context {
         let private = private_key(&self.settings)?;
         let mut last = None;
         for listed in self.repo.list("keys").await? {
-            let Some(file) = self.repo.get(&listed.name).await? else { continue };
-            match private.open(&file) {
+            let opened = match self.repo.get(&listed.name).await {
+                Ok(Some(file)) => private.open(&file),
+                Ok(None) => continue,
+                Err(error) if error.kind() == Kind::Corrupt => Err(error),
+                Err(error) => return Err(error),
+            };
+            match opened {
                 // Whoever can write to the repository can add a file with an identity of his own, wrapped for our public key.
                 Ok(keys) if self.settings.identity.as_deref().map(str::trim) == Some(keys.public.as_str()) => {
                     return Ok(keys);

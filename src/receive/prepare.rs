@@ -167,7 +167,7 @@ async fn old_tails(
     let mut runs: BTreeMap<[u8; 32], OldTail> = BTreeMap::new();
     let mut read = Vec::new();
     for some in names.chunks(READS) {
-        read.extend(try_join_all(some.iter().map(|name| archive.repo.get(name))).await?);
+        read.extend(try_join_all(some.iter().map(|name| archive.tail_bytes(name))).await?);
     }
     for (name, bytes) in names.iter().zip(read) {
         let Some(bytes) = bytes else { return Ok(None) };

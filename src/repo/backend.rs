@@ -51,6 +51,14 @@ pub trait Backend: Send + Sync {
     /// The whole object, or the bytes of a range (fewer where the object ends).
     fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>>;
 
+    /// The whole object. Of one that is longer than `most` bytes nothing is taken into memory: it comes without its bytes, and with its size.
+    fn whole<'a>(&'a self, name: &'a str, most: u64) -> BoxFuture<'a, Result<Option<Piece>>> {
+        Box::pin(async move {
+            let piece = self.read(name, None).await?;
+            Ok(piece.map(|piece| if piece.size > most { Piece { bytes: Bytes::new(), ..piece } } else { piece }))
+        })
+    }
+
     /// Everything below a prefix, whole or an error, never a part.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Listed>>>;
 

@@ -80,13 +80,17 @@ impl CloudBackend {
         }
     }
 
-    async fn read_once(&self, name: &str, range: Option<Range<u64>>) -> std::result::Result<Piece, Trouble> {
+    /// One read; of an object that is longer than `most` the body is left where it is.
+    async fn read_once(&self, name: &str, range: Option<Range<u64>>, most: u64) -> std::result::Result<Piece, Trouble> {
         let path = self.path(name);
         let length = range.as_ref().map_or(LARGEST, |r| r.end.saturating_sub(r.start));
         let options = GetOptions { range: range.map(GetRange::Bounded), ..Default::default() };
         let request = async {
             let result = self.store.get_opts(&path, options).await?;
             let (meta, expected) = (result.meta.clone(), result.range.clone());
+            if meta.size > most {
+                return Ok((meta, 0..0, Bytes::new()));
+            }
             let bytes = result.bytes().await?;
             Ok((meta, expected, bytes))
         };
@@ -97,6 +101,16 @@ impl CloudBackend {
             return Err(Trouble::Error(Error::new(Kind::Repository, text).transient()));
         }
         Ok(Piece { bytes, size: meta.size, modified: meta.last_modified.into() })
+    }
+
+    /// What the answer to a read says of the object.
+    async fn found(&self, name: &str, read: std::result::Result<Piece, Trouble>) -> Result<Option<Piece>> {
+        match read {
+            Ok(piece) => Ok(Some(piece)),
+            Err(Trouble::Absent) => Ok(None),
+            Err(Trouble::NotFound(doubt)) => self.prove_absence(name, doubt).await,
+            Err(other) => Err(other.into_error()),
+        }
     }
 
     /// A "not found" that does not say what was not found may come from a proxy or a wrong endpoint: a listing that works proves it.
@@ -134,19 +148,21 @@ impl Backend for CloudBackend {
 
     fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>> {
         async move {
-            match self.read_once(name, range).await {
-                Ok(piece) => Ok(Some(piece)),
-                Err(Trouble::Absent) => Ok(None),
-                Err(Trouble::NotFound(doubt)) => self.prove_absence(name, doubt).await,
+            let begin = range.as_ref().map_or(0, |range| range.start);
+            match self.read_once(name, range, u64::MAX).await {
                 // A range that begins at or after the end: the object is there, and shorter.
                 Err(Trouble::Range) => {
-                    let whole = self.read_once(name, None).await.map_err(Trouble::into_error)?;
+                    let whole = self.read_once(name, None, begin).await.map_err(Trouble::into_error)?;
                     Ok(Some(Piece { bytes: Bytes::new(), ..whole }))
                 }
-                Err(other) => Err(other.into_error()),
+                read => self.found(name, read).await,
             }
         }
         .boxed()
+    }
+
+    fn whole<'a>(&'a self, name: &'a str, most: u64) -> BoxFuture<'a, Result<Option<Piece>>> {
+        async move { self.found(name, self.read_once(name, None, most).await).await }.boxed()
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Listed>>> {

@@ -73,14 +73,12 @@ impl Backend for LocalBackend {
     }
 
     fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>> {
-        self.run(name, move |files, path| match read_file(&*files.medium, path, range) {
-            Ok(piece) => Ok(Some(piece)),
-            // A folder, or a file where a folder would have to be: no object has this name.
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) => {
-                Ok(None)
-            }
-            Err(e) => Err(cannot("read", path, e)),
-        })
+        let range = range.unwrap_or(0..u64::MAX);
+        self.run(name, move |files, path| found(path, read_file(&*files.medium, path, range, u64::MAX)))
+    }
+
+    fn whole<'a>(&'a self, name: &'a str, most: u64) -> BoxFuture<'a, Result<Option<Piece>>> {
+        self.run(name, move |files, path| found(path, read_file(&*files.medium, path, 0..u64::MAX, most)))
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Listed>>> {
@@ -142,14 +140,29 @@ impl Backend for LocalBackend {
     }
 }
 
-fn read_file(medium: &dyn Medium, path: &Path, range: Option<Range<u64>>) -> std::io::Result<Piece> {
+/// What reading a file says of the object of that name.
+fn found(path: &Path, read: std::io::Result<Piece>) -> Result<Option<Piece>> {
+    match read {
+        Ok(piece) => Ok(Some(piece)),
+        // A folder, or a file where a folder would have to be: no object has this name.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) => {
+            Ok(None)
+        }
+        Err(e) => Err(cannot("read", path, e)),
+    }
+}
+
+/// Bytes of a file, none of one that is longer than `most`.
+fn read_file(medium: &dyn Medium, path: &Path, range: Range<u64>, most: u64) -> std::io::Result<Piece> {
     let file = medium.open(path)?;
     let seen = file.look()?;
     if seen.form == Form::Directory {
         return Err(ErrorKind::IsADirectory.into());
     }
     let size = seen.len;
-    let range = range.unwrap_or(0..u64::MAX);
+    if size > most {
+        return Ok(Piece { bytes: Bytes::new(), size, modified: seen.modified });
+    }
     let (start, end) = (range.start.min(size), range.end.min(size));
     let bytes = file.read_at(start, end.saturating_sub(start))?;
     Ok(Piece { bytes: Bytes::from(bytes), size, modified: seen.modified })

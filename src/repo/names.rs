@@ -8,6 +8,24 @@ pub const REPOSITORY_FILE: &str = "walrecv.json";
 /// Most WAL in one object: longer segments are stored in parts of this size.
 pub const PART_BYTES: u64 = 16 << 20;
 
+/// No object is longer, but for the files below: 16 MiB of plaintext in frames of some hundred bytes at least.
+const LARGEST_OBJECT: u64 = 32 << 20;
+/// A local tail file has a frame for each flush, which takes 80 bytes beside what is in it. Records end at multiples of 8 bytes, so 16 MiB of WAL may become 176
+/// MiB; the rest is room for what is preallocated.
+const LARGEST_OPEN: u64 = 256 << 20;
+/// Of what people and `age` can read: files that a key or a cluster is described in.
+const LARGEST_PLAIN: u64 = 1 << 20;
+
+/// Most bytes that an object under this name can have: a longer one was not stored by walrecv, and no reader needs to take it into memory to know that.
+pub fn largest(name: &str) -> u64 {
+    match name.rsplit('/').next().unwrap_or_default() {
+        "cluster.json" | REPOSITORY_FILE => LARGEST_PLAIN,
+        _ if name.starts_with("keys/") => LARGEST_PLAIN,
+        file if file.ends_with(".open") => LARGEST_OPEN,
+        _ => LARGEST_OBJECT,
+    }
+}
+
 /// Longest component of a name: what every file system holds, with room for the name of a staging file.
 const COMPONENT_BYTES: usize = 200;
 

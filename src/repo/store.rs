@@ -224,11 +224,16 @@ impl Repository {
         Ok((DurableLsn::witness(claim.0, claim.1, claim.2), put))
     }
 
-    /// `None` only when the store answered that the object does not exist.
+    /// `None` only when the store answered that the object does not exist. One that is longer than any of its kind ([`names::largest`]) is `Kind::Corrupt`,
+    /// and not read: whoever can write to the repository must not be able to fill a reader's memory.
     pub async fn get(&self, name: &str) -> Result<Option<Bytes>> {
         demand_name(name)?;
-        let piece = retry(|| self.inner.backend.read(name, None)).await?;
-        Ok(piece.map(|p| p.bytes))
+        let most = names::largest(name);
+        let piece = retry(|| self.inner.backend.whole(name, most)).await?;
+        match piece {
+            Some(piece) if piece.size > most => Err(too_long(name, piece.size, most)),
+            piece => Ok(piece.map(|p| p.bytes)),
+        }
     }
 
     /// The bytes of the range, shorter where the object ends; `None` as for `get`.
@@ -332,6 +337,11 @@ fn bad_url(url: &str) -> Error {
 fn conflict_without_object(name: &str) -> Error {
     Error::new(Kind::Repository, format!("the store says that {name} conflicts, but nothing is stored there"))
         .transient()
+}
+
+fn too_long(name: &str, size: u64, most: u64) -> Error {
+    Error::new(Kind::Corrupt, format!("{name} has {size} bytes, and no object of its kind has more than {most}"))
+        .hint("Find out who can write to the repository: walrecv did not store this.")
 }
 
 fn given_up(name: &str, after: Duration, last: Error) -> Error {

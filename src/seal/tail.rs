@@ -10,7 +10,8 @@ use super::key::WriterKeys;
 use super::sealer::{Compression, FRAME_BYTES};
 
 pub use super::tail_walk::{
-    PieceContent, TailContent, TailExtent, open_piece, open_tail, piece_marks, tail_extent, tail_marks, tail_reach,
+    PieceContent, TailContent, TailExtent, open_piece, open_tail, piece_extent, piece_marks, tail_extent, tail_marks,
+    tail_reach,
 };
 
 /// Fields between lengths and CRC-32C: number, first number of the flush, offset, running hash.

@@ -85,6 +85,16 @@ pub fn tail_extent(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Res
     Ok(TailExtent { sealed: found.end, plain: found.frames.last().map_or(0, TailFrame::end) })
 }
 
+/// Without the identity: which plain bytes a piece holds, from and to, counted from the claims' start.
+pub fn piece_extent(piece: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Result<(u64, u64), OpenFailed> {
+    let opener = Opener::new(piece, expected, keys, false)?;
+    let found = walk(piece, opener.preamble_len(), expected, Form::Piece)?;
+    let (Some(first), Some(last)) = (found.frames.first(), found.frames.last()) else {
+        return Err(OpenFailed::Truncated("a piece has at least one frame".into()));
+    };
+    Ok((first.extra.offset, last.end()))
+}
+
 /// As [`tail_marks`], for a piece. The ends count from the claims' start, not from the piece's first byte.
 pub fn piece_marks(piece: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Result<Vec<(u64, [u8; 32])>, OpenFailed> {
     marks(piece, expected, keys, Form::Piece)
