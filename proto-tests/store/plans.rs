@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use jiff::Timestamp;
 use walrecv::archive::Archive;
+use walrecv::error::Kind;
 use walrecv::pg::{Lsn, TimelineId};
-use walrecv::repo::Repository;
+use walrecv::repo::{ClusterNames, Repository};
 use walrecv::seal::content::BackupId;
 use walrecv::seal::content::intent::Intent;
 use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
@@ -124,5 +125,39 @@ fn intents_are_listed_and_none_is_hidden() {
         let dark: Vec<_> = list.unreadable.iter().map(|dark| dark.id.clone()).collect();
         assert_eq!(dark, [id(3)]);
         assert_eq!(archive.intent(&id(9)).await.unwrap(), None);
+    });
+}
+
+/// One system under two names makes the same claims in both: what names its cluster counts in that one alone.
+#[test]
+fn what_names_another_cluster_is_refused_in_this_one_s_folder() {
+    let dir = TempDir::new("plans");
+    let repo = Repository::open(&format!("file://{}", dir.path().display()), &|_| None).unwrap();
+    let main = archive(&repo, 1, false);
+    let names = ClusterNames { cluster: "copy".to_owned(), ..main.names.clone() };
+    let copy = Archive { names, ..main.clone() };
+    runtime().block_on(async {
+        let (id, plan) = (id(1), plan(&main, 1, &[1], &[]));
+        for archive in [&main, &copy] {
+            put(archive, &id, ObjectKind::Manifest, &manifest(&main, &id).encode(), 1).await;
+            let (intent, name) = (intent(&main, &id).encode(), archive.names.intent(id.as_str()));
+            put_sealed(archive, &name, ObjectKind::Intent, &intent, 2).await;
+            let name = archive.names.plan(plan.id.as_str());
+            put_sealed(archive, &name, ObjectKind::Plan, &plan.encode(), 3).await;
+        }
+        let backups = main.list_backups().await.unwrap();
+        assert_eq!((backups.complete.len(), backups.unreadable.len()), (1, 0));
+        assert_eq!(main.list_intents().await.unwrap().intents.len(), 1);
+        assert_eq!(main.list_plans().await.unwrap().plans.len(), 1);
+
+        let (backups, plans) = (copy.list_backups().await.unwrap(), copy.list_plans().await.unwrap());
+        let intents = copy.list_intents().await.unwrap();
+        assert_eq!((backups.complete.len(), intents.intents.len(), plans.plans.len()), (0, 0, 0));
+        let refused = backups.unreadable.iter().chain(&plans.unreadable).map(|(_, error)| error);
+        for error in refused.chain(intents.unreadable.iter().map(|dark| &dark.error)) {
+            assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+            assert!(error.to_string().contains("is of cluster \"main\""), "{error}");
+        }
+        assert_eq!((backups.unreadable.len(), intents.unreadable.len(), plans.unreadable.len()), (1, 1, 1));
     });
 }

@@ -8,8 +8,8 @@ use futures::stream::{self, StreamExt};
 use super::{Archive, refused};
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
-use crate::seal::content::BackupId;
 use crate::seal::content::manifest::{Backup, Manifest, Tombstone};
+use crate::seal::content::{BackupId, Malformed};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::{OpenFailed, open_index, read_header};
 
@@ -116,10 +116,12 @@ impl Archive {
         let expected = if kind == ObjectKind::Tombstone { kind } else { ObjectKind::Manifest };
         let claims = self.claims(expected, TimelineId(0), Lsn(0));
         let plain = open_index(object, &claims, self.keys.as_ref()).map_err(refused)?;
-        let found = match expected {
-            ObjectKind::Tombstone => Tombstone::decode(&plain, id).map(Backup::GivenUp),
-            _ => Manifest::decode(&plain, id).map(|m| Backup::Complete(Box::new(m))),
-        };
-        found.map_err(|bad| Error::new(Kind::Corrupt, bad.to_string()).context(&name))
+        let malformed = |bad: Malformed| Error::new(Kind::Corrupt, bad.to_string()).context(&name);
+        if expected == ObjectKind::Tombstone {
+            return Tombstone::decode(&plain, id).map(Backup::GivenUp).map_err(malformed);
+        }
+        let manifest = Manifest::decode(&plain, id).map_err(malformed)?;
+        self.demand_cluster(&name, &manifest.cluster)?;
+        Ok(Backup::Complete(Box::new(manifest)))
     }
 }

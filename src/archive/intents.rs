@@ -7,8 +7,8 @@ use futures::stream::{self, StreamExt};
 use super::{Archive, refused};
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
-use crate::seal::content::BackupId;
 use crate::seal::content::intent::Intent;
+use crate::seal::content::{BackupId, Malformed};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::open_index;
 
@@ -72,7 +72,9 @@ impl Archive {
         let Some(object) = self.repo.get(&name).await? else { return Ok(None) };
         let claims = self.claims(ObjectKind::Intent, TimelineId(0), Lsn(0));
         let plain = open_index(&object, &claims, self.keys.as_ref()).map_err(|failed| refused(&name, failed))?;
-        Intent::decode(&plain, id).map(Some).map_err(|bad| Error::new(Kind::Corrupt, bad.to_string()).context(&name))
+        let malformed = |bad: Malformed| Error::new(Kind::Corrupt, bad.to_string()).context(&name);
+        let intent = Intent::decode(&plain, id).map_err(malformed)?;
+        self.demand_cluster(&name, &intent.cluster).map(|()| Some(intent))
     }
 
     /// The last thing a backup asks before its manifest: where its intent is gone, it has been given up long ago, so that not even the tombstone

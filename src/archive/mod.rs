@@ -54,6 +54,17 @@ impl Archive {
         Ok(folders.iter().filter_map(|folder| ClusterNames::parse_incarnation(cluster, folder)).collect())
     }
 
+    /// Two clusters of one system under two names are two archives, and their objects make the same claims: what tells its cluster itself is held to that.
+    /// `Kind::Corrupt` where it is another one.
+    pub fn demand_cluster(&self, name: &str, cluster: &str) -> Result<()> {
+        let own = &self.names.cluster;
+        if cluster == own {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Corrupt, format!("{name} is of cluster {cluster:?}, and stands in the folder of {own:?}"))
+            .hint("Find out who changed the repository: an object is written to its own cluster's folder alone."))
+    }
+
     /// Claims that an object of this cluster must make.
     pub fn claims(&self, kind: ObjectKind, timeline: TimelineId, start: Lsn) -> Claims {
         Claims {

@@ -7,9 +7,9 @@ use futures::stream::{self, StreamExt};
 use super::{Archive, refused};
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
-use crate::seal::content::BackupId;
 use crate::seal::content::manifest::{Backup, Manifest};
 use crate::seal::content::plan::{Plan, PlanId};
+use crate::seal::content::{BackupId, Malformed};
 use crate::seal::header::ObjectKind;
 use crate::seal::key::WriterKeys;
 use crate::seal::opener::open_index;
@@ -96,7 +96,9 @@ impl Archive {
         let Some(object) = self.repo.get(name).await? else { return Ok(None) };
         let claims = self.claims(ObjectKind::Plan, TimelineId(0), Lsn(0));
         let plain = open_index(&object, &claims, self.keys.as_ref()).map_err(|failed| refused(name, failed))?;
-        Plan::decode(&plain, &id).map(Some).map_err(|bad| Error::new(Kind::Corrupt, bad.to_string()).context(name))
+        let malformed = |bad: Malformed| Error::new(Kind::Corrupt, bad.to_string()).context(name);
+        let plan = Plan::decode(&plain, &id).map_err(malformed)?;
+        self.demand_cluster(name, &plan.cluster).map(|()| Some(plan))
     }
 
     /// Announces an expiry; durable when this returns. When the store took it, by the store's own clock.

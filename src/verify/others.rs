@@ -68,7 +68,10 @@ async fn one(look: &Look<'_>, name: String, other: Other) {
             Other::Event => archive.open_event(&whole_name, &bytes).map(|_| ()).map_err(told),
             Other::Heartbeat => archive.examine_heartbeat(&whole_name, &bytes).map_err(told),
             Other::Plan => Ok(index(ObjectKind::Plan).map(|_| ())?),
-            Other::Intent(id) => Ok(Intent::decode(&index(ObjectKind::Intent)?, id).map(|_| ())?),
+            Other::Intent(id) => {
+                let intent = Intent::decode(&index(ObjectKind::Intent)?, id)?;
+                archive.demand_cluster(&whole_name, &intent.cluster).map_err(told)
+            }
         }
     };
     let expected = match other {
