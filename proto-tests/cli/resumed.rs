@@ -9,7 +9,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::user::{as_postgres, give_to_postgres};
-use crate::support::{Seed, Server, require_servers, rounds};
+use crate::support::{Seed, Server, require_servers, rounds, strace};
 
 const MARK: &str = ".walrecv-restore";
 
@@ -161,6 +161,9 @@ fn a_killed_restore_is_gone_on_with_and_never_starts_before_it_is_whole() {
     assert!(!data.join(MARK).exists() && !scene.site.data("copy space").join(MARK).exists());
     // Whole: somebody's.
     scene.restore("copy", "copy space").run().expect_code(2);
+    if strace::possible() {
+        demand_doubt(&scene);
+    }
 
     // As a kill leaves it when only pg_control is missing: the tablespace says nothing of a restore any more.
     fs::remove_file(data.join("global/pg_control")).expect("gone");
@@ -196,6 +199,25 @@ fn a_killed_restore_is_gone_on_with_and_never_starts_before_it_is_whole() {
     drop(copy);
     let found = wake(&scene, &old);
     assert_eq!(found, "80000 80000 50000");
+}
+
+/// A sync that failed took pages from the disk that memory goes on showing: the next restore keeps none of them, even if one that ended otherwise lies between.
+fn demand_doubt(scene: &Scene) {
+    let (data, space) = ("doubted", "doubted space");
+    let bad = scene.site.data(data).join("base/1/PG_VERSION");
+    let interfered = |inject| {
+        let command = scene.restore(data, space).interfered(inject, &bad);
+        command.by_postgres().dir(&scene.site.etc()).run()
+    };
+    let told = interfered("fsync:error=EIO").expect_code(1);
+    assert!(told.stderr.contains("cannot sync"), "{}", told.stderr);
+    let root = scene.site.data(data);
+    assert!(!root.join("global/pg_control").exists() && has_pages(&root.join("base/1")));
+    let told = interfered("openat:error=EACCES").expect_code(1);
+    assert!(told.stderr.contains("base/1/PG_VERSION"), "{}", told.stderr);
+    let told = scene.restore(data, space).run().expect_code(0).json();
+    assert_eq!(told["restored"]["kept"], 0, "{told}");
+    scene.demand_right(data, space);
 }
 
 /// Starts the server on what was laid, and counts rows when it has recovered.

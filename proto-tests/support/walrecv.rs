@@ -107,6 +107,17 @@ impl Walrecv {
         self
     }
 
+    /// Runs under `strace`, which interferes with calls on this file or directory, such as `fsync:error=EIO`. Call before [`Walrecv::by_postgres`].
+    pub fn interfered(self, inject: &str, path: &Path) -> Self {
+        let mut command = Command::new("strace");
+        let call = inject.split(':').next().unwrap_or_default();
+        command.args(["-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+        command.args(["-e", &format!("inject={inject}"), "-P"]).arg(path);
+        command.arg(self.command.get_program()).args(self.command.get_args()).env_clear();
+        command.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Walrecv { command }
+    }
+
     /// Runs as user `postgres`. Call before [`Walrecv::dir`], since it changes to `/`.
     pub fn by_postgres(mut self) -> Self {
         become_postgres(&mut self.command);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use walrecv::archive::Archive;
 use walrecv::archive::cluster::write_cluster_file;
-use walrecv::disk::lay::Ground;
+use walrecv::disk::lay::{Ground, Over};
 use walrecv::pg::data_page::{self, PAGE};
 use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
@@ -495,7 +495,7 @@ impl Shop {
         let place = TempDir::new("laid");
         let root = place.join("data");
         std::fs::create_dir(&root).expect("a folder");
-        let ground = Ground { root: root.clone(), tablespaces: Vec::new(), owner: None, over: false };
+        let ground = Ground { root: root.clone(), tablespaces: Vec::new(), owner: None, over: Over::Nothing };
         let laid =
             run(lay::lay(archive, &manifest, None, &ground, 2, &|_, _| (), &mut None)).map_err(|e| e.to_string())?;
         run(lay::server_manifest(archive, &manifest, &ground)).map_err(|e| e.to_string())?;

@@ -37,10 +37,20 @@ pub fn look(path: &Path) -> Result<Found> {
     if !place.is_file() || control.try_exists().map_err(|e| failed("look for", &control, e))? {
         return Ok(Found::Occupied(what));
     }
+    Ok(read(path)?.map_or(Found::Occupied(what), Found::Begun))
+}
+
+/// What the mark of a directory says, where there is one.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let place = path.join(MARK);
+    let mark = match File::open(&place) {
+        Ok(mark) => mark,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) => return Err(failed("open", &place, e)),
+    };
     let mut content = Vec::new();
-    let mark = File::open(&place).map_err(|e| failed("open", &place, e))?;
     mark.take(LONGEST).read_to_end(&mut content).map_err(|e| failed("read", &place, e))?;
-    Ok(Found::Begun(content))
+    Ok(Some(content))
 }
 
 /// `Kind::Usage` where another restore is at work in the directory.
@@ -91,15 +101,19 @@ pub fn claim(path: &Path, content: &[u8], owner: Option<Owner>) -> Result<File> 
         Err(e) => return Err(failed("open", &place, e)),
     };
     lock(&mark, path, &place)?;
-    // One write, that leaves no moment in which the mark says nothing; a longer one that was there ends in blanks.
-    let there = mark.metadata().map_err(|e| failed("look at", &place, e))?.len().min(LONGEST) as usize;
-    let mut text = content.to_vec();
-    text.resize(content.len().max(there), b' ');
-    mark.write_all_at(&text, 0).map_err(|e| failed("write", &place, e))?;
-    mark.sync_all().map_err(|e| failed("sync", &place, e))?;
+    write(&mark, content).map_err(|e| failed("write", &place, e))?;
     give(&place, owner)?;
     sync(path)?;
     Ok(mark)
+}
+
+/// Has a mark say something else, and syncs it. One write, that leaves no moment in which the mark says nothing; a longer text that was there ends in blanks.
+pub fn write(mark: &File, content: &[u8]) -> std::io::Result<()> {
+    let there = mark.metadata()?.len().min(LONGEST) as usize;
+    let mut text = content.to_vec();
+    text.resize(content.len().max(there), b' ');
+    mark.write_all_at(&text, 0)?;
+    mark.sync_all()
 }
 
 /// Whether a directory can be made or filled there, as far as one can tell beforehand: `Kind::Failed` on a read-only file system, or without the right.

@@ -26,6 +26,11 @@ pub(super) fn failed(what: &str, path: &Path, cause: std::io::Error) -> Error {
     Error::new(Kind::Failed, format!("cannot {what} {}", path.display())).caused_by(cause)
 }
 
+/// A write or a sync that failed: the kernel may have dropped what it was to put on the disk, and goes on showing it.
+fn lost(what: &str, path: &Path, cause: std::io::Error) -> Error {
+    failed(what, path, cause).unsynced()
+}
+
 /// Gives a file or directory to `owner`; without one it stays with this process's user. Links are not followed.
 pub fn give(path: &Path, owner: Option<Owner>) -> Result<()> {
     let Some(Owner { uid, gid }) = owner else { return Ok(()) };
@@ -48,6 +53,16 @@ const NEW: &str = ".walrecv-new";
 /// Bytes that are looked at together for zeros.
 const ZEROED: usize = 256 << 10;
 
+/// What stands already where a backup is laid: nothing, or an older state of the same cluster, or what an interrupted restore left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Nothing,
+    /// What is right of it is kept.
+    Kept,
+    /// It goes: a write or a sync failed there, so that what is read of it need not be what is on the disk.
+    Doubted,
+}
+
 /// Where a path of a backup goes: the data directory, or the place of a tablespace.
 #[derive(Clone, Debug)]
 pub struct Ground {
@@ -55,11 +70,15 @@ pub struct Ground {
     /// Tablespace directories by oid; their files are named `pg_tblspc/<oid>/…`.
     pub tablespaces: Vec<(u32, PathBuf)>,
     pub owner: Option<Owner>,
-    /// Something stands there that may be kept or replaced: an older state of the same cluster, or what an interrupted restore left.
-    pub over: bool,
+    pub over: Over,
 }
 
 impl Ground {
+    /// Something stands there that may be kept or replaced.
+    pub fn is_occupied(&self) -> bool {
+        self.over != Over::Nothing
+    }
+
     /// The place of a path of the backup. A path that would leave the ground is refused.
     pub fn place(&self, path: &[u8]) -> Result<PathBuf> {
         let relative = Path::new(OsStr::from_bytes(path));
@@ -79,7 +98,7 @@ impl Ground {
     /// of its own, and what the place of a tablespace is called.
     pub fn directory(&self, path: &[u8], mode: u32) -> Result<()> {
         let place = self.place(path)?;
-        if let (true, Some(there)) = (self.over, there(&place)?) {
+        if let (true, Some(there)) = (self.is_occupied(), there(&place)?) {
             let may_lead = path == b"pg_wal" || self.tablespaces.iter().any(|(_, base)| *base == place);
             if !(there.is_dir() || may_lead && place.is_dir()) {
                 std::fs::remove_file(&place).map_err(|e| failed("remove", &place, e))?;
@@ -89,15 +108,19 @@ impl Ground {
     }
 
     /// A file of `size` bytes: `false` where it is new, and none of its bytes is written (what is never written stays a hole); `true` where one stood
-    /// there, whose bytes stay as far as they go. A file with a second name may be a snapshot's too, which must not change: it is made anew.
+    /// there, whose bytes stay as far as they go. A file with a second name may be a snapshot's too, which must not change: it is made anew. What is kept is
+    /// read from the disk, not from memory, as far as the file system allows.
     pub fn file(&self, path: &[u8], size: u64, mode: u32) -> Result<bool> {
         let place = self.place(path)?;
-        let there = if self.over { there(&place)? } else { None };
-        let kept = there.as_ref().is_some_and(|there| there.is_file() && there.nlink() == 1);
+        let there = if self.is_occupied() { there(&place)? } else { None };
+        let may_stay = |there: &std::fs::Metadata| there.is_file() && there.nlink() == 1;
+        let kept = self.over == Over::Kept && there.as_ref().is_some_and(may_stay);
         let file = match &there {
             Some(_) if kept => {
                 let file = OpenOptions::new().write(true).open(&place).map_err(|e| failed("open", &place, e))?;
                 set_mode(&file, &place, mode)?;
+                // After a sync that failed, memory may show pages that are not on the disk.
+                let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
                 file
             }
             Some(there) => {
@@ -116,7 +139,7 @@ impl Ground {
     /// As [`Ground::file`], with nothing kept of what stood there.
     pub fn new_file(&self, path: &[u8], size: u64, mode: u32) -> Result<()> {
         let place = self.place(path)?;
-        if self.over && there(&place)?.is_some_and(|there| !there.is_dir()) {
+        if self.is_occupied() && there(&place)?.is_some_and(|there| !there.is_dir()) {
             std::fs::remove_file(&place).map_err(|e| failed("remove", &place, e))?;
         }
         self.file(path, size, mode).map(|_| ())
@@ -134,7 +157,7 @@ impl Ground {
             _ => {}
         }
         let mut file = create(&new, mode)?;
-        file.write_all(content).and_then(|()| file.sync_all()).map_err(|e| failed("write", &new, e))?;
+        file.write_all(content).and_then(|()| file.sync_all()).map_err(|e| lost("write", &new, e))?;
         give(&new, self.owner)?;
         std::fs::rename(&new, &place).map_err(|e| failed("rename to", &place, e))
     }
@@ -186,7 +209,7 @@ pub struct Laid {
 
 impl Laid {
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file.write_all_at(bytes, offset).map_err(|e| failed("write", &self.place, e))
+        self.file.write_all_at(bytes, offset).map_err(|e| lost("write", &self.place, e))
     }
 
     /// Fills the buffer from `offset` on.
@@ -277,9 +300,9 @@ fn above(path: &Path) -> PathBuf {
     }
 }
 
-/// Syncs one file or directory.
+/// Syncs one file or directory. One that fails is `Class::Unsynced`: what stands there counts for nothing.
 pub fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(|e| failed("sync", path, e))
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| lost("sync", path, e))
 }
 
 /// Puts a file for PostgreSQL at `path`: written under a temporary name beside it, filled up with zeros to `size`, renamed. Not synced: PostgreSQL
@@ -303,9 +326,15 @@ pub fn hand_over(path: &Path, content: &[u8], size: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Class;
 
     fn ground(root: &Path) -> Ground {
-        Ground { root: root.join("data"), tablespaces: vec![(16384, root.join("space"))], owner: None, over: false }
+        Ground {
+            root: root.join("data"),
+            tablespaces: vec![(16384, root.join("space"))],
+            owner: None,
+            over: Over::Nothing,
+        }
     }
 
     #[test]
@@ -340,7 +369,7 @@ mod tests {
     #[test]
     fn what_stands_there_is_kept_or_replaced() {
         let root = tempfile::tempdir().unwrap();
-        let ground = Ground { over: true, ..ground(root.path()) };
+        let ground = Ground { over: Over::Kept, ..ground(root.path()) };
         let at = |name: &str| ground.root.join(name);
         let (outside, wal) = (root.path().join("outside"), root.path().join("wal"));
         for directory in [&ground.root, &at("base"), &at("base/2"), &outside, &wal] {
@@ -368,6 +397,25 @@ mod tests {
         assert_eq!(std::fs::read(outside.join("1")).unwrap(), b"not ours");
         ground.whole_file(b"base/1", b"whole", 0o600).unwrap();
         assert_eq!(std::fs::read(at("base/1")).unwrap(), b"whole");
+        // Nothing that cannot be relied upon.
+        assert!(ground.file(b"base/1", 5, 0o600).unwrap());
+        let doubted = Ground { over: Over::Doubted, ..ground };
+        assert!(!doubted.file(b"base/1", 5, 0o600).unwrap());
+        assert_eq!(std::fs::read(doubted.root.join("base/1")).unwrap(), [0; 5]);
+    }
+
+    #[test]
+    fn what_was_not_written_or_synced_is_known_as_that() {
+        let root = tempfile::tempdir().unwrap();
+        let tablespaces = vec![(1, PathBuf::from("/dev"))];
+        let ground = Ground { root: root.path().to_path_buf(), tablespaces, owner: None, over: Over::Nothing };
+        // A device that is full, or cannot be synced, stands for a disk that fails.
+        let full = ground.open(b"pg_tblspc/1/full").unwrap().write_at(b"page", 0).unwrap_err();
+        assert_eq!(full.class(), Class::Unsynced, "{full}");
+        let failed = sync_tree(Path::new("/dev/null"), 1).unwrap_err();
+        assert_eq!(failed.class(), Class::Unsynced, "{failed}");
+        let absent = ground.open(b"absent").map(drop).unwrap_err();
+        assert_ne!(absent.class(), Class::Unsynced, "{absent}");
     }
 
     #[test]

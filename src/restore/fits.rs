@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 /// `Kind::Failed` where the bytes that are laid certainly do not fit: zeros are holes and count for nothing, nor does the WAL that recovery needs beside. Where
 /// the file system may compress, it is only told. What is laid over an older state is not weighed: most of it stands there.
 pub fn demand(prepared: &Prepared, ground: &Ground) -> Result<()> {
-    if ground.over {
+    if ground.is_occupied() {
         return Ok(());
     }
     let place =

@@ -13,7 +13,7 @@ use super::configure::Options;
 use super::{Prepared, occupant, plan_file, spaces};
 use crate::disk::claim::{self, CONTROL, Found};
 use crate::disk::clear;
-use crate::disk::lay::Ground;
+use crate::disk::lay::{Ground, Over};
 use crate::error::{Error, Kind, Result};
 use crate::pg::SystemIdentifier;
 use crate::pg::control::ControlFile;
@@ -23,7 +23,7 @@ use crate::seal::content::manifest::Manifest;
 const ASIDE: &str = "walrecv-aside-";
 
 /// What the mark of a restore says. The system decides and, in a tablespace, the data directory; the rest is for people who wonder.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Mark {
     system: u64,
     /// The data directory, without links.
@@ -31,6 +31,16 @@ struct Mark {
     root: String,
     backup: String,
     target: String,
+    /// A write or a sync failed here, or in a place that was laid with this one: nothing of what stands there may be kept.
+    #[serde(default)]
+    doubted: bool,
+}
+
+impl Mark {
+    fn encode(&self) -> Result<Vec<u8>> {
+        let cannot = |cause| Error::new(Kind::Failed, "cannot write the mark of a restore").caused_by(cause);
+        serde_json::to_vec(self).map_err(cannot)
+    }
 }
 
 /// Where everything goes. A mapping that fits no tablespace, or puts two into one place, is refused.
@@ -58,7 +68,7 @@ fn places(manifest: &Manifest, options: &Options) -> Result<Ground> {
     }
     demand_apart(&options.pgdata, &tablespaces)?;
     let owner = options.account.as_ref().map(|a| a.ids);
-    Ok(Ground { root: options.pgdata.clone(), tablespaces, owner, over: false })
+    Ok(Ground { root: options.pgdata.clone(), tablespaces, owner, over: Over::Nothing })
 }
 
 /// No place may hold another, links looked through, but for a tablespace in a directory of its own within the data directory, where PostgreSQL lets it be.
@@ -105,15 +115,28 @@ pub fn look(prepared: &Prepared, options: &Options) -> Result<Ground> {
     spaces::demand_ours(prepared, options, &ground)?;
     claim::idle(&ground.root)?;
     let basis = basis(&ground.root, manifest.system, options.delta)?;
-    ground.over = basis != Basis::Empty;
-    if ground.over {
+    let mut occupied = basis != Basis::Empty;
+    if occupied {
         occupant::demand_none(&ground.root)?;
     }
     for (oid, place) in &ground.tablespaces {
         claim::idle(place)?;
-        ground.over |= tablespace(&ground.root, *oid, place, manifest.system, basis)?;
+        occupied |= tablespace(&ground.root, *oid, place, manifest.system, basis)?;
     }
+    let places = std::iter::once(&ground.root).chain(ground.tablespaces.iter().map(|(_, place)| place));
+    let doubts: Vec<bool> = places.map(|place| doubted(place)).collect::<Result<_>>()?;
+    ground.over = match (occupied, doubts.contains(&true)) {
+        (false, _) => Over::Nothing,
+        (true, false) => Over::Kept,
+        (true, true) => Over::Doubted,
+    };
     Ok(ground)
+}
+
+/// Whether a mark, where there is one, says that what stands there cannot be relied upon, or says nothing.
+fn doubted(path: &Path) -> Result<bool> {
+    let mark = claim::read(path)?;
+    Ok(mark.is_some_and(|mark| serde_json::from_slice::<Mark>(&mark).map_or(true, |mark| mark.doubted)))
 }
 
 fn basis(root: &Path, system: SystemIdentifier, delta: bool) -> Result<Basis> {
@@ -197,7 +220,23 @@ pub struct Claimed {
     pub ground: Ground,
     /// Where the WAL lies that stood in `pg_wal`.
     pub aside: Option<PathBuf>,
-    _locks: Vec<File>,
+    /// Locked.
+    marks: Vec<File>,
+    mark: Mark,
+}
+
+impl Claimed {
+    /// Notes that nothing of what was laid may be kept by a later restore: its sync failed, and another one of the same pages would succeed without having
+    /// written them. As well as it can be: on a disk that fails the mark may fail too, but whoever could still see those pages sees it in memory as well.
+    pub fn doubt(&mut self) {
+        self.mark.doubted = true;
+        for mark in &self.marks {
+            let written = self.mark.encode().and_then(|text| {
+                claim::write(mark, &text).map_err(|e| Error::new(Kind::Failed, "cannot write the mark").caused_by(e))
+            });
+            written.unwrap_or_else(|e| tracing::warn!("that what was laid is not to be kept is not noted: {e}"));
+        }
+    }
 }
 
 /// Looks, marks, looks again, and makes sure that no server starts on what is going to change. Old WAL is set aside, never deleted: it may hold what no archive has.
@@ -209,14 +248,15 @@ pub fn claim(prepared: &Prepared, options: &Options) -> Result<Claimed> {
         root: shown(&before.root),
         backup: manifest.id.to_string(),
         target: prepared.target.describe(),
+        // Until it is complete, or what cannot be relied upon would be kept by the one after this.
+        doubted: before.over == Over::Doubted,
     };
-    let mark = serde_json::to_vec(&mark)
-        .map_err(|cause| Error::new(Kind::Failed, "cannot write the mark of a restore").caused_by(cause))?;
+    let text = mark.encode()?;
     let basis_before = basis(&before.root, manifest.system, options.delta)?;
     for (_, place) in &before.tablespaces {
         claim::demand_writable(place)?;
     }
-    let mut locks = vec![claim::claim(&before.root, &mark, before.owner)?];
+    let mut marks = vec![claim::claim(&before.root, &text, before.owner)?];
     let taken = take(&before, &|| basis(&before.root, manifest.system, options.delta), basis_before);
     if let Err(error) = taken {
         // A mark says that what stands there is nobody's: it stays only where that is so.
@@ -227,13 +267,13 @@ pub fn claim(prepared: &Prepared, options: &Options) -> Result<Claimed> {
     }
     // Not before no server starts there any more: in a tablespace that is in use, a mark would give it away to whoever restores next.
     for (_, place) in &before.tablespaces {
-        locks.push(claim::claim(place, &mark, before.owner)?);
+        marks.push(claim::claim(place, &text, before.owner)?);
     }
-    let aside = match before.over {
+    let aside = match before.is_occupied() {
         true => old_wal(&before)?,
         false => None,
     };
-    Ok(Claimed { ground: before, aside, _locks: locks })
+    Ok(Claimed { ground: before, aside, marks, mark })
 }
 
 /// Takes pg_control away, if all is as it was before the mark stood.
@@ -265,7 +305,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (root, other, place) = (dir.path().join("data"), dir.path().join("new"), dir.path().join("space"));
         let mark = |root: String| {
-            let mark = Mark { system: 7, root, backup: String::new(), target: String::new() };
+            let mark = Mark { system: 7, root, ..Mark::default() };
             drop(claim::claim(&place, &serde_json::to_vec(&mark).unwrap(), None).unwrap());
             std::fs::write(place.join("x"), "").unwrap();
         };
@@ -283,11 +323,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_failed_sync_left_is_doubted_until_a_restore_is_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("data");
+        assert!(!doubted(&root).unwrap());
+        let mark = Mark { system: 7, ..Mark::default() };
+        let ground = Ground { root: root.clone(), tablespaces: Vec::new(), owner: None, over: Over::Nothing };
+        let marks = vec![claim::claim(&root, &mark.encode().unwrap(), None).unwrap()];
+        assert!(!doubted(&root).unwrap());
+        Claimed { ground, aside: None, marks, mark }.doubt();
+        assert!(doubted(&root).unwrap());
+        assert_eq!(begun(&root, &claim::read(&root).unwrap().unwrap(), SystemIdentifier(7)).unwrap(), "");
+        std::fs::write(root.join(claim::MARK), "{").unwrap();
+        assert!(doubted(&root).unwrap(), "it says nothing");
+        claim::unmark(&root).unwrap();
+        assert!(!doubted(&root).unwrap());
+    }
+
+    #[test]
     fn what_stops_a_restore_before_it_begins_leaves_the_data_directory_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("global")).unwrap();
         std::fs::write(dir.path().join(CONTROL), "x").unwrap();
-        let ground = Ground { root: dir.path().into(), tablespaces: Vec::new(), owner: None, over: true };
+        let ground = Ground { root: dir.path().into(), tablespaces: Vec::new(), owner: None, over: Over::Kept };
         assert!(take(&ground, &|| Ok(Basis::Begun), Basis::Cluster).is_err());
         std::fs::write(dir.path().join("postmaster.pid"), "1\n").unwrap();
         assert!(take(&ground, &|| Ok(Basis::Cluster), Basis::Cluster).is_err(), "one has started meanwhile");

@@ -67,6 +67,7 @@ fn of(hasher: &PageHasher, chunk: &[u8]) -> PageHash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::lay::Over;
     use crate::seal::content::BackupId;
     use crate::seal::content::contents::{self, ContentsWriter, Unit};
     use crate::seal::key::RepositorySecret;
@@ -74,7 +75,7 @@ mod tests {
     #[test]
     fn only_what_differs_is_missing_and_the_rest_is_counted() {
         let root = tempfile::tempdir().unwrap();
-        let ground = Ground { root: root.path().to_path_buf(), tablespaces: Vec::new(), owner: None, over: true };
+        let ground = Ground { root: root.path().to_path_buf(), tablespaces: Vec::new(), owner: None, over: Over::Kept };
         let hasher = PageHasher::new(&RepositorySecret([3; 32]));
         let id = BackupId::parse("20260131T020000Z-0000001A-0000000300000028-1a2b").unwrap();
         // Six pages of one file and the odd end of another in frame 1.

@@ -314,7 +314,7 @@ fn list(listing: &mut Option<Listing>, files: &[Filling]) -> Result<()> {
 /// Removes what stands there and is not in the backup, where something may. `manifest`: a backup_manifest is written, or is going to be. Of a
 /// tablespace's place only what the backup has a directory for is looked into: the folders of other versions belong to other servers.
 pub fn prune(ground: &Ground, paths: &Paths, manifest: bool) -> Result<u64> {
-    if !ground.over {
+    if !ground.is_occupied() {
         return Ok(0);
     }
     let linked = |path: &[u8]| ground.tablespaces.iter().any(|(oid, _)| path == format!("pg_tblspc/{oid}").as_bytes());
@@ -381,11 +381,13 @@ pub async fn seal_off(ground: &Ground, laid: Laid, jobs: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::lay::Over;
 
     #[test]
     fn a_link_is_refused_a_directory_is_made() {
         let root = tempfile::tempdir().unwrap();
-        let ground = Ground { root: root.path().to_path_buf(), tablespaces: Vec::new(), owner: None, over: false };
+        let ground =
+            Ground { root: root.path().to_path_buf(), tablespaces: Vec::new(), owner: None, over: Over::Nothing };
         let entry = |path: &str, kind| File {
             path: path.into(),
             kind,
@@ -419,7 +421,7 @@ mod tests {
         }
         std::os::unix::fs::symlink(at("data"), at("link")).unwrap();
         let tablespaces = vec![(7, at("data/space")), (8, at("link/deep/er"))];
-        let ground = Ground { root: at("data"), tablespaces, owner: None, over: true };
+        let ground = Ground { root: at("data"), tablespaces, owner: None, over: Over::Kept };
         let mut paths = Paths::default();
         for oid in ["7", "8"] {
             for path in ["PG_16_1", "PG_16_1/5", "PG_16_1/5/1"] {

@@ -57,8 +57,7 @@ pub use crate::archive::path;
 
 use crate::archive::Archive;
 use crate::archive::backups::BackupList;
-use crate::disk::lay::Ground;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Class, Error, Kind, Result};
 use crate::pg::TimelineId;
 use crate::seal::content::map::File;
 
@@ -146,7 +145,23 @@ pub async fn restore(
     progress: lay::Progress<'_>,
 ) -> Result<Restored> {
     // Held to the end: a second restore into the same place must not take this one for interrupted.
-    let claimed = ground::claim(prepared, options)?;
+    let mut claimed = ground::claim(prepared, options)?;
+    let filled = fill(archive, access, prepared, options, &claimed, progress).await;
+    if filled.as_ref().is_err_and(|error| error.class() == Class::Unsynced) {
+        claimed.doubt();
+    }
+    filled
+}
+
+/// Everything from the first file to pg_control.
+async fn fill(
+    archive: &Archive,
+    access: Access,
+    prepared: &Prepared,
+    options: &Options,
+    claimed: &ground::Claimed,
+    progress: lay::Progress<'_>,
+) -> Result<Restored> {
     let (manifest, ground) = (&prepared.choice.manifest, &claimed.ground);
     let only = prepared.only.as_deref();
     let mut listing = listing::Listing::begin(archive, manifest, ground, only.is_none()).await?;
@@ -155,7 +170,7 @@ pub async fn restore(
     if !listing.as_ref().is_some_and(listing::Listing::writes) {
         lay::server_manifest(archive, manifest, ground).await?;
     }
-    let restored = configure::configure(archive, access, prepared, options, &claimed, &laid).await?;
+    let restored = configure::configure(archive, access, prepared, options, claimed, &laid).await?;
     if let Some(listing) = listing {
         listing.finish(manifest, ground, &laid, &restored.written)?;
     }

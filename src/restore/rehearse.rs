@@ -7,7 +7,7 @@ use super::configure::{self, Options};
 use super::target::Action;
 use super::{Access, Prepared, plan_file, report, server};
 use crate::archive::Archive;
-use crate::disk::lay::Ground;
+use crate::disk::lay::{Ground, Over};
 use crate::disk::throwaway::Throwaway;
 use crate::error::{Error, Kind, Result};
 use crate::pg::TimelineId;
@@ -32,7 +32,7 @@ pub async fn rehearse(archive: &Archive, access: Access, prepared: &Prepared, op
         root: folder.path().to_owned(),
         tablespaces: Vec::new(),
         owner: options.account.as_ref().map(|a| a.ids),
-        over: false,
+        over: Over::Nothing,
     };
     ground.directory(b"pg_wal", 0o700)?;
     ground.directory(plan_file::DIRECTORY.as_bytes(), 0o700)?;
