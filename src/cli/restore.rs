@@ -263,7 +263,7 @@ fn show_databases(databases: &DatabasesShown) {
     let named = |one: &Database| format!("{} ({})", one.name, one.oid);
     let laid = databases.laid.iter().map(named).collect::<Vec<_>>().join(", ");
     output::line(format!("databases    {laid}"));
-    for one in databases.laid.iter().filter(|one| one.why == only::COPIED) {
+    for one in databases.laid.iter().filter(|one| [only::COPIED, only::CHANGED].contains(&one.why)) {
         output::line(format!("             {}, which was not asked for: {}", one.name, one.why));
     }
     for one in &databases.left_out {

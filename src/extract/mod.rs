@@ -70,7 +70,7 @@ pub async fn extract(
     let staged = Staged::create(file, 0o600)?;
     (watch.stage)("looking for the database");
     let narrowed = narrow::narrow(archive, prepared, wish.database.as_deref(), &wanted).await;
-    let mut narrowed = match narrowed {
+    let narrowed = match narrowed {
         // It saves time, and everything can be restored without it.
         Err(error) if error.kind() != Kind::Interrupted => {
             (watch.stage)(&format!("which database it is cannot be told ({error}): restoring all"));
@@ -78,18 +78,9 @@ pub async fn extract(
         }
         narrowed => narrowed?,
     };
-    let (server, plan, (database, tables)) = loop {
-        let (server, plan) = raise(archive, access.clone(), setup, (prepared, narrowed.clone()), wish, watch).await?;
-        (watch.stage)("looking for the tables");
-        match find(&server, wish, &wanted).await {
-            // A table of that name may have been made since the backup, in a database that was left out.
-            Err(error) if narrowed.is_some() && wish.database.is_none() && error.kind() == Kind::Usage => {
-                narrowed = None;
-                server.remove()?;
-            }
-            found => break (server, plan, found?),
-        }
-    };
+    let (server, plan) = raise(archive, access, setup, (prepared, narrowed), wish, watch).await?;
+    (watch.stage)("looking for the tables");
+    let (database, tables) = find(&server, wish, &wanted).await?;
     (watch.stage)("dumping");
     dump(&server, &database, &tables, wish.part, &staged).await?;
     let bytes = staged.commit()?;

@@ -10,7 +10,8 @@ use crate::find::{Names, Relation};
 use crate::pg::heap::{DatabaseRow, PG_DATABASE};
 use crate::restore::Prepared;
 
-/// The restore of that database alone; `None`: which one it is cannot be told, or there is no other.
+/// The restore of that database alone, and, where the tables decide which one it is, of those in which tables like them may have been made since; `None`: which
+/// one it is cannot be told, or there is no other.
 pub async fn narrow(
     archive: &Archive,
     prepared: &Prepared,
@@ -34,7 +35,7 @@ pub async fn narrow(
             if with.len() != 1 {
                 return Ok(None);
             }
-            prepared.clone().only(archive, &|_| Ok(with.clone())).await?
+            prepared.clone().only_and_changed(archive, &|_| Ok(with.clone()), &names.classes).await?
         }
     };
     Ok(Some(narrowed).filter(|one| one.only.as_ref().is_some_and(|only| !only.left_out.is_empty())))

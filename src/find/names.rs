@@ -36,6 +36,8 @@ impl Relation {
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     databases: BTreeMap<u32, String>,
+    /// By database, the number of the file of its `pg_class`.
+    pub classes: BTreeMap<u32, u32>,
     /// By database and number of the file.
     by_file: HashMap<(u32, u32), Relation>,
     /// By database and object id.
@@ -80,6 +82,7 @@ impl Names {
         let folder = database.to_string();
         // One that was made since is not there.
         let Some(number) = shelf.mapped(&folder, PG_CLASS).await? else { return Ok(()) };
+        self.classes.insert(database, number);
         let content = shelf.content(&folder, number).await?;
         let (mut dead, mut rows): (Vec<ClassRow>, Vec<ClassRow>) = Default::default();
         for page in content.chunks(heap::PAGE) {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::MajorVersion;
 use super::cursor::Cursor;
 use super::data_page::{self, Fork};
-use super::record::{RM_DBASE, RM_HEAP, Record, RelationFile, decode};
+use super::record::{RM_DBASE, RM_HEAP, RM_HEAP2, RM_RELMAP, Record, RelationFile, decode};
 use super::xact::{kept, short};
 
 /// `DEFAULTTABLESPACE_OID`.
@@ -76,9 +76,12 @@ pub struct Watch {
     databases: BTreeSet<u32>,
     /// The file of `pg_database`.
     catalog: u32,
+    /// By database, the number of the file of its `pg_class`.
+    classes: BTreeMap<u32, u32>,
     chunks: HashMap<(ForkFile, u32), Chunk>,
     copied: BTreeSet<u32>,
     renamed: bool,
+    changed: BTreeSet<u32>,
 }
 
 /// What came of it.
@@ -90,6 +93,8 @@ pub struct Seen {
     pub copied: BTreeSet<u32>,
     /// A row of `pg_database` was updated: some database may be called otherwise since.
     pub renamed: bool,
+    /// Databases in which a relation may have been made, or may have got another name.
+    pub changed: BTreeSet<u32>,
 }
 
 /// Pages of relations.
@@ -120,18 +125,28 @@ fn bit(block: u32) -> u64 {
 }
 
 impl Watch {
-    /// Of these databases. `catalog`: the number of the file of `pg_database`.
-    pub fn new(version: MajorVersion, databases: BTreeSet<u32>, catalog: u32) -> Watch {
-        Watch { version, databases, catalog, chunks: HashMap::new(), copied: BTreeSet::new(), renamed: false }
+    /// Of these databases. `catalog`: the number of the file of `pg_database`; `classes`: of `pg_class`, by database, where what is made in it matters.
+    pub fn new(version: MajorVersion, databases: BTreeSet<u32>, catalog: u32, classes: BTreeMap<u32, u32>) -> Watch {
+        let (chunks, copied, changed) = Default::default();
+        Watch { version, databases, catalog, classes, chunks, copied, renamed: false, changed }
     }
 
     /// Every record that is replayed, in order, with its body. `Err` says what is impossible in a record of a known kind.
     pub fn see(&mut self, record: &Record<'_>) -> Result<(), String> {
         let renames = record.rmid == RM_HEAP && matches!(record.info & 0x70, 0x20 | 0x40);
-        let Watch { version, databases, catalog, chunks, renamed, .. } = self;
+        // Other records of a catalog's rows delete, lock, or change them in place, as ANALYZE does.
+        let adds = match record.rmid {
+            RM_HEAP => record.info & 0x70 == 0x00 || renames,
+            RM_HEAP2 => record.info & 0x70 == 0x50,
+            _ => false,
+        };
+        let Watch { version, databases, catalog, classes, chunks, renamed, changed, .. } = self;
         let shared = RelationFile { tablespace: GLOBAL_TABLESPACE, database: 0, number: *catalog };
         let main = decode(kept(record)?, *version, &mut |page| {
             *renamed |= renames && page.relation == shared;
+            if adds && classes.get(&page.relation.database) == Some(&page.relation.number) {
+                changed.insert(page.relation.database);
+            }
             if databases.contains(&page.relation.database) {
                 let file = ForkFile { relation: page.relation, fork: page.fork };
                 let chunk = chunks.entry((file, page.block / CHUNK)).or_default();
@@ -152,13 +167,20 @@ impl Watch {
                 self.copied.insert(source);
             }
         }
+        // `pg_class` itself may stand elsewhere from here on (`xl_relmap_update`).
+        if record.rmid == RM_RELMAP {
+            let database = Cursor::new(main).u32().ok_or_else(|| short(record, main))?;
+            if self.classes.contains_key(&database) {
+                self.changed.insert(database);
+            }
+        }
         Ok(())
     }
 
     pub fn finish(self) -> Seen {
         let bare = self.chunks.into_iter().filter(|(_, chunk)| chunk.bare != 0);
         let bare = Bare { chunks: bare.map(|(at, chunk)| (at, chunk.bare)).collect() };
-        Seen { bare, copied: self.copied, renamed: self.renamed }
+        Seen { bare, copied: self.copied, renamed: self.renamed, changed: self.changed }
     }
 }
 
@@ -205,7 +227,7 @@ mod tests {
     }
 
     fn seen(records: &[(u8, u8, Vec<u8>)]) -> Seen {
-        let mut watch = Watch::new(MajorVersion::V15, [5, 6].into(), 1262);
+        let mut watch = Watch::new(MajorVersion::V15, [5, 6].into(), 1262, [(5, 9)].into());
         for (rmid, info, body) in records {
             let (start, end) = (Lsn(0), Lsn(0));
             let record = Record {
@@ -243,6 +265,19 @@ mod tests {
         assert_eq!(found.bare.within(file(1663, 7, 9, 0), 0, 9).count(), 0, "nobody asked for that database");
         assert_eq!(found.bare.within(file(1663, 5, 9, 0), 0, u64::MAX).collect::<Vec<_>>(), [2]);
         assert!(found.copied.is_empty() && !found.renamed);
+    }
+
+    #[test]
+    fn what_is_made_in_a_database_is_seen_by_its_catalog() {
+        let changed = |rmid, info, database| !seen(&[record(rmid, info, 0, database, 1, b"")]).changed.is_empty();
+        for (rmid, info) in [(RM_HEAP, 0x00), (RM_HEAP, 0x80), (RM_HEAP, 0x20), (RM_HEAP, 0x40), (RM_HEAP2, 0x50)] {
+            assert!(changed(rmid, info, 5) && !changed(rmid, info, 6), "{rmid} {info:#x}");
+        }
+        for (rmid, info) in [(RM_HEAP, 0x10), (RM_HEAP, 0x60), (RM_HEAP, 0x70), (RM_HEAP2, 0x10)] {
+            assert!(!changed(rmid, info, 5), "{rmid} {info:#x}");
+        }
+        let moved = |database: u32| (RM_RELMAP, 0, [&[255, 4][..], &database.to_le_bytes()].concat());
+        assert_eq!((seen(&[moved(5)]).changed, seen(&[moved(6)]).changed), ([5].into(), [].into()));
     }
 
     #[test]

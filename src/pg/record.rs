@@ -13,6 +13,8 @@ pub const RM_SMGR: u8 = 2;
 pub const RM_DBASE: u8 = 4;
 /// Resource manager Tablespace.
 pub const RM_TBLSPC: u8 = 5;
+/// Resource manager RelMap.
+pub const RM_RELMAP: u8 = 7;
 /// Resource manager Standby.
 pub const RM_STANDBY: u8 = 8;
 /// Resource manager Heap2.

@@ -79,7 +79,17 @@ pub struct Prepared {
 impl Prepared {
     /// The same restore, of these databases alone. Reads the WAL up to the landing.
     pub async fn only(self, archive: &Archive, pick: Pick<'_>) -> Result<Prepared> {
-        let only = Only::choose(archive, &self.choice, pick).await?;
+        self.only_and_changed(archive, pick, &BTreeMap::new()).await
+    }
+
+    /// The same, and of `classes` (databases, and the numbers of the files of their `pg_class`) those in which relations were made, or renamed, since the backup.
+    pub async fn only_and_changed(
+        self,
+        archive: &Archive,
+        pick: Pick<'_>,
+        classes: &BTreeMap<u32, u32>,
+    ) -> Result<Prepared> {
+        let only = Only::choose(archive, &self.choice, pick, classes).await?;
         let plan = self.plan.only(&only);
         Ok(Prepared { plan, only: Some(Arc::new(only)), ..self })
     }

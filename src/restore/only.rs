@@ -15,12 +15,12 @@ use super::choose::Choice;
 use crate::archive::Archive;
 use crate::archive::shelf::Shelf;
 use crate::error::{Context, Error, Kind, Result};
-use crate::pg::SegmentNumber;
 use crate::pg::bare::{self, Bare, ForkFile, Seen, Watch};
 use crate::pg::data_page::{self, PAGE};
 use crate::pg::heap::{DatabaseRow, PG_DATABASE};
 use crate::pg::record::Record;
 use crate::pg::scan::{ScanConfig, WalScanner};
+use crate::pg::{MajorVersion, SegmentNumber};
 use crate::seal::content::manifest::Manifest;
 use crate::seal::content::map::{EntryKind, File, Run, Source};
 
@@ -33,6 +33,8 @@ const AHEAD: usize = 4;
 
 /// Why a database is laid that nobody asked for: a copy of it is made in the WAL that is replayed, and would be one of holes.
 pub const COPIED: &str = "the WAL makes a copy of its files";
+/// Why one is laid where the names of relations decide what is needed.
+pub const CHANGED: &str = "relations were made in it, or renamed, since the backup";
 
 /// A database of the backup. The names of the fields are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -66,7 +68,13 @@ pub struct Only {
 
 impl Only {
     /// Reads the names in the backup, lets `pick` choose by them (object ids), and reads the WAL up to the landing.
-    pub async fn choose(archive: &Archive, choice: &Choice, pick: Pick<'_>) -> Result<Only> {
+    /// Of `classes` (databases, and the numbers of the files of their `pg_class`) those are laid too in which relations were made, or renamed, since.
+    pub async fn choose(
+        archive: &Archive,
+        choice: &Choice,
+        pick: Pick<'_>,
+        classes: &BTreeMap<u32, u32>,
+    ) -> Result<Only> {
         let manifest = &choice.manifest;
         let sizes = sizes(archive, manifest).await?;
         let mut shelf = Shelf::of(archive, manifest, &["global".to_owned()], &[PG_DATABASE]).await?;
@@ -75,10 +83,12 @@ impl Only {
         let mut seen = Seen::default();
         if !left_out.is_empty() {
             let ids = left_out.iter().map(|one| one.oid).collect();
-            seen = watch(archive, choice, ids, catalog).await?;
+            seen = watch(archive, choice, |version| Watch::new(version, ids, catalog, classes.clone())).await?;
         }
         let copied = |one: &mut Database| seen.copied.contains(&one.oid);
         laid.extend(left_out.extract_if(.., copied).map(|one| Database { why: COPIED, ..one }));
+        let changed = |one: &mut Database| seen.changed.contains(&one.oid);
+        laid.extend(left_out.extract_if(.., changed).map(|one| Database { why: CHANGED, ..one }));
         laid.sort_by_key(|one| one.oid);
         let out: BTreeSet<u32> = left_out.iter().map(|one| one.oid).collect();
         let holes: u64 = left_out.iter().map(|one| one.bytes).sum();
@@ -205,7 +215,7 @@ fn meant(wanted: &str, there: &[&DatabaseRow]) -> Result<u32> {
 }
 
 /// Reads all that will be replayed.
-async fn watch(archive: &Archive, choice: &Choice, databases: BTreeSet<u32>, catalog: u32) -> Result<Seen> {
+async fn watch(archive: &Archive, choice: &Choice, watch: impl FnOnce(MajorVersion) -> Watch) -> Result<Seen> {
     let (manifest, size) = (&choice.manifest, archive.names.segment_size);
     let (from, to) = (manifest.start, choice.landing.replayed);
     let version = manifest.major().ok_or_else(|| {
@@ -214,7 +224,7 @@ async fn watch(archive: &Archive, choice: &Choice, databases: BTreeSet<u32>, cat
     let config =
         ScanConfig { version, system: archive.names.system, timeline: choice.path.target(), segment_size: size };
     let mut scanner = WalScanner::new(config, from).keeping(|_, _| true);
-    let mut watch = Watch::new(version, databases, catalog);
+    let mut watch = watch(version);
     let (inventory, path) = (Arc::new(archive.inventory().await?), Arc::new(choice.path.clone()));
     let numbers = size.segment_of(from).0..=size.segment_before(to).0;
     let mut reading =
@@ -250,7 +260,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::pg::MajorVersion;
     use crate::seal::content::BackupId;
     use crate::seal::content::map::PackPlace;
 
@@ -298,7 +307,7 @@ mod tests {
 
     /// An archive of which pages 2, 70 and 131073 of relation 9 of database 7 are needed.
     fn only() -> Only {
-        let mut watch = Watch::new(MajorVersion::V15, [7].into(), 1262);
+        let mut watch = Watch::new(MajorVersion::V15, [7].into(), 1262, BTreeMap::new());
         for block in [2u32, 70, 131_073] {
             let mut body = vec![0, 0, 0, 0];
             [1663, 7, 9, block].iter().for_each(|word| body.extend_from_slice(&word.to_le_bytes()));
