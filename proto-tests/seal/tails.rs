@@ -6,7 +6,9 @@ use walrecv::seal::header::{Claims, ObjectKind};
 use walrecv::seal::key::RepositorySecret;
 use walrecv::seal::opener::OpenFailed;
 use walrecv::seal::sealer::{Compression, FRAME_BYTES};
-use walrecv::seal::tail::{TAIL_FRAME_HEAD, TailSealer, open_piece, open_tail, piece_marks, tail_marks};
+use walrecv::seal::tail::{
+    TAIL_FRAME_HEAD, TailSealer, open_piece, open_tail, piece_marks, tail_extent, tail_marks, tail_reach,
+};
 
 use crate::support::*;
 
@@ -164,15 +166,45 @@ fn frames_out_of_place_are_refused() {
     }
 }
 
+/// What a file holds that was another tail before: its frames end where this one's do, and go on in number and place.
+#[test]
+fn frames_of_an_earlier_tail_in_the_same_file_are_not_taken_for_this_ones() {
+    let (preamble, flushes, plain) = write(&[100, 200, 300], Compression::None);
+    let mut earlier = TailSealer::new(&writer(), tail_claims(), [0x18; 32], Compression::None);
+    let stale: Vec<u8> = [100, 200, 300, 400].into_iter().flat_map(|len| earlier.seal(&vec![9; len])).collect();
+    let mut file = [&preamble[..], &stale].concat();
+    let mut at = preamble.len();
+    for (frames, kept) in [0, 100, 300, 600].into_iter().enumerate() {
+        let found = |file: &[u8]| {
+            assert_eq!(tail_marks(file, &tail_claims(), &reader()).unwrap().len(), frames);
+            assert_eq!(tail_extent(file, &tail_claims(), &reader()).unwrap().plain, kept as u64);
+            assert!(open_tail(file, &tail_claims(), &reader()).unwrap().plain == plain[..kept], "{kept}");
+        };
+        found(&file);
+        if let Some(flush) = flushes.get(frames) {
+            // Torn: the last byte has not come.
+            file[at..at + flush.len() - 1].copy_from_slice(&flush[..flush.len() - 1]);
+            found(&file);
+            at += flush.len();
+            file[at - 1] = flush[flush.len() - 1];
+        }
+    }
+    assert_eq!(tail_reach(&file, &SALT), Some(600));
+}
+
 #[test]
 fn frames_of_another_tail_do_not_open() {
-    let (preamble, flushes, _) = write(&[100, 200], Compression::None);
+    let (preamble, flushes, plain) = write(&[100, 200], Compression::None);
     let mut other = TailSealer::new(&writer(), tail_claims(), [0x18; 32], Compression::None);
     let foreign = [other.seal(&[1; 100]), other.seal(&[2; 200])];
-    let mixed = [&preamble[..], &flushes[0], &foreign[1]].concat();
+    let mut mixed = [&preamble[..], &flushes[0], &foreign[1]].concat();
+    assert!(open_tail(&mixed, &tail_claims(), &reader()).unwrap().plain == plain[..100]);
+    // With a CRC-32C made for it, it is the tag that does not fit. Marks see only the CRC: the format page says so.
+    let at = preamble.len() + flushes[0].len();
+    let sum = crc32c::crc32c(&[&SALT[..], &mixed[at..at + 60], &mixed[at + 64..]].concat());
+    mixed[at + 60..at + 64].copy_from_slice(&sum.to_le_bytes());
     let refused = open_tail(&mixed, &tail_claims(), &reader());
     assert!(matches!(refused, Err(OpenFailed::Damaged { .. })), "{refused:?}");
-    // Marks see only the CRC: the format page says so.
     assert_eq!(tail_marks(&mixed, &tail_claims(), &reader()).unwrap().len(), 2);
 }
 

@@ -200,6 +200,19 @@ fn good(keys: &Keys) -> Vec<Vector> {
     add("tail", tail.concat(), As::Tail, With::Identity, ObjectKind::Tail, true, (vec![], 0, plain.concat()));
     let torn = [&tail[..2].concat()[..], &tail[2][..150], &[0; 200]].concat();
     add("tail-torn", torn, As::Tail, With::Identity, ObjectKind::Tail, true, (vec![], 0, plain[0].clone()));
+    // Where the next frame would be, the file still has what it held before.
+    let mut earlier = TailSealer::new(&keys.writer, vector_claims(ObjectKind::Tail), [0x77; 32], Compression::None);
+    let stale: Vec<u8> = tail[1..].iter().flat_map(|flush| earlier.seal(&vec![b'e'; flush.len() - 80])).collect();
+    let again = [&tail[..2].concat()[..], &stale[tail[1].len()..]].concat();
+    add(
+        "tail-over-an-earlier-one",
+        again,
+        As::Tail,
+        With::Identity,
+        ObjectKind::Tail,
+        true,
+        (vec![], 0, plain[0].clone()),
+    );
     add("tail-never-written", vec![0; 64], As::Tail, With::Identity, ObjectKind::Tail, true, (vec![], 0, vec![]));
     let piece = [&tail[0][..], &tail[2], &tail[3]].concat();
     let plain = (vec![], 40, plain[1..].concat());

@@ -348,6 +348,10 @@ impl Medium for Mount {
         Ok(Box::new(self.handle(node)))
     }
 
+    fn reopen(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
+        self.open(path)
+    }
+
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.change()?;
         state.may_change(true)?;

@@ -57,6 +57,10 @@ impl Medium for HookedDisk {
         self.hooked(Disk.open(path), path)
     }
 
+    fn reopen(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
+        self.hooked(Disk.reopen(path), path)
+    }
+
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         (self.0)(Call::Link(to.to_path_buf()))?;
         Disk.link(from, to)

@@ -251,13 +251,13 @@ impl Archive {
         // Where it begins is only known if the whole header is authentic: a wrong start would make it look as if others held its bytes.
         let claims = self.claims_inside(segment, ObjectKind::Tail, name, object).and_then(|claims| {
             let opened = Opener::new(object, &claims, &*self.keys, false);
-            opened.map(|_| claims).map_err(|e| refused(name, e))
+            opened.map(|opener| (claims, opener.header().salt)).map_err(|e| refused(name, e))
         });
         match (self.parse(name), claims) {
             (Some(WalObject::TailPiece { from, to, .. }), _) => (from, to),
-            (_, Ok(claims)) => {
+            (_, Ok((claims, salt))) => {
                 let from = claims.start.since(segment.start());
-                (from, tail_reach(object).map_or(size, |len| size.min(from.saturating_add(len))))
+                (from, tail_reach(object, &salt).map_or(size, |len| size.min(from.saturating_add(len))))
             }
             (_, Err(_)) => (0, size),
         }

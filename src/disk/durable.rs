@@ -198,12 +198,37 @@ pub(super) struct Staging {
 impl Staging {
     /// A new, empty, locked file in the directory where `place` will be.
     pub(super) fn create(medium: &Ground, place: &Path, mode: u32) -> Result<Staging> {
+        let path = Staging::name(place);
+        let file = medium.create(&path, mode).map_err(|e| failed("cannot create a file for", place, e))?;
+        Ok(Staging { path, file: file.into(), medium: medium.clone() })
+    }
+
+    /// The file at `path`, taken from under its name, durably. `None`: somebody may still write to it, or it is gone.
+    pub(super) fn reuse(medium: &Ground, path: &Path, place: &Path) -> Result<Option<Staging>> {
+        let file = match medium.reopen(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|e| failed("cannot open", path, e))?,
+        };
+        // Where nobody can be asked, nobody is known to have left it.
+        if !matches!(file.try_lock(), Ok(true)) {
+            return Ok(None);
+        }
+        let to = Staging::name(place);
+        match medium.rename(path, &to) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            renamed => renamed.map_err(|e| failed("cannot rename", path, e))?,
+        }
+        let staging = Staging { path: to, file: file.into(), medium: medium.clone() };
+        sync_dir(&**medium, parent(place))?;
+        sync_dir(&**medium, parent(path))?;
+        Ok(Some(staging))
+    }
+
+    fn name(place: &Path) -> PathBuf {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = parent(place).join(format!("{STAGING_PREFIX}{}-{clock}-{count}", std::process::id()));
-        let file = medium.create(&path, mode).map_err(|e| failed("cannot create a file for", place, e))?;
-        Ok(Staging { path, file: file.into(), medium: medium.clone() })
+        parent(place).join(format!("{STAGING_PREFIX}{}-{clock}-{count}", std::process::id()))
     }
 
     fn write<B: AsRef<[u8]>>(medium: &Ground, place: &Path, parts: &[B], mode: u32) -> Result<Staging> {

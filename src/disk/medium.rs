@@ -59,6 +59,9 @@ pub trait Medium: Send + Sync + fmt::Debug {
     /// A file or directory that is there, to read and to sync.
     fn open(&self, path: &Path) -> io::Result<Box<dyn Handle>>;
 
+    /// A file that is there, to read and to write.
+    fn reopen(&self, path: &Path) -> io::Result<Box<dyn Handle>>;
+
     /// Gives a file a second name, which must be free.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
@@ -152,6 +155,10 @@ impl Medium for Disk {
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
         Ok(Box::new(File::open(path)?))
+    }
+
+    fn reopen(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
+        Ok(Box::new(OpenOptions::new().read(true).write(true).open(path)?))
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -15,6 +15,7 @@ pub mod private;
 pub mod room;
 pub mod scratch;
 pub mod sorted;
+pub mod spare;
 pub mod staged;
 pub mod tail_file;
 pub mod throwaway;

@@ -19,7 +19,8 @@ use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
 const STEP: u64 = 1 << 20;
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
-/// A zeroed, synced file without a name, made ahead so that the next segment's first flush does not wait for it. Dropping deletes it.
+/// A synced file without a name, of zeros or of what nobody needs any more, made ahead so that the next segment's first flush does not wait for it. Dropping
+/// deletes it.
 pub struct PreparedTail {
     staging: Staging,
     allocated: u64,
@@ -36,7 +37,7 @@ pub struct TailFile {
     written: u64,
     /// A sync has succeeded since the file has its name.
     synced: bool,
-    /// End of the zeros that are on the disk.
+    /// End of what may be written without a change of the file's metadata.
     allocated: u64,
     /// Zeros that are being written from `allocated` on: up to where.
     extension: Option<(u64, Beside<io::Result<()>>)>,
@@ -57,6 +58,16 @@ impl PreparedTail {
     pub fn prepare_private(medium: &Ground, directory: &Path, preallocate: u64) -> Result<PreparedTail> {
         medium.private_folder(directory)?;
         PreparedTail::zeroed(medium, directory, preallocate, true)
+    }
+
+    /// A file of `allocated` bytes that held another tail; what it holds is on the disk, and means nothing.
+    pub(super) fn again(staging: Staging, allocated: u64) -> PreparedTail {
+        PreparedTail { staging, allocated, private: false }
+    }
+
+    /// Bytes that can be written before the file has to grow.
+    pub(super) fn allocated(&self) -> u64 {
+        self.allocated
     }
 
     fn zeroed(medium: &Ground, directory: &Path, preallocate: u64, private: bool) -> Result<PreparedTail> {

@@ -10,10 +10,11 @@ use super::object::object_bytes;
 use super::spool::SpoolFiles;
 use super::tail::Piece;
 use crate::archive::Archive;
+use crate::disk::spare::Spare;
 use crate::error::Result;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
-use crate::repo::ClusterNames;
 use crate::repo::names::WalObject;
+use crate::repo::{ClusterNames, Repository};
 
 /// The tails of one pipeline's timeline, and deletions that were begun.
 pub struct Clearing {
@@ -26,6 +27,7 @@ pub struct Clearing {
     pieces: BTreeMap<Lsn, Pieces>,
     /// Pieces of earlier runs, and where they end.
     older: Vec<(Lsn, Vec<String>)>,
+    spare: Spare,
     /// The spool, and per start of an object the runs under whose names files of it were begun.
     spool: Option<SpoolFiles>,
     spooling: BTreeMap<Lsn, Vec<String>>,
@@ -33,17 +35,18 @@ pub struct Clearing {
 }
 
 impl Clearing {
-    /// `older`: pieces of earlier runs that begin where this run does or later, with where they end.
+    /// `older`: pieces of earlier runs that begin where this run does or later, with where they end. Tail files of this run are written again by whoever has
+    /// `spare` too.
     pub fn new(
         archive: Archive,
         timeline: TimelineId,
         tailed: BTreeSet<SegmentNumber>,
         older: Vec<(Lsn, Vec<String>)>,
-        spool: Option<PathBuf>,
+        (spare, spool): (Spare, Option<PathBuf>),
     ) -> Clearing {
         let (opened, pieces, spooling) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let spool = spool.map(|root| SpoolFiles::new(archive.repo.medium().clone(), root));
-        Clearing { archive, timeline, tailed, opened, pieces, older, spool, spooling, jobs: JoinSet::new() }
+        Clearing { archive, timeline, tailed, opened, pieces, older, spare, spool, spooling, jobs: JoinSet::new() }
     }
 
     /// The segment of the byte before `lsn` has a tail.
@@ -117,9 +120,12 @@ impl Clearing {
 
     /// Names of this pipeline's tails of one object, as they stand.
     pub fn tails_of(&self, object: Lsn) -> Vec<String> {
-        let files = self.opened.get(&object).into_iter().flatten();
-        let files = files.map(|run| self.archive.names.tail_open(self.segment_at(object), run));
-        files.chain(self.pieces.get(&object).into_iter().flat_map(Pieces::names)).collect()
+        let files = self.opened.get(&object).map(|runs| self.names_of(object, runs)).unwrap_or_default();
+        files.into_iter().chain(self.pieces.get(&object).into_iter().flat_map(Pieces::names)).collect()
+    }
+
+    fn names_of(&self, object: Lsn, runs: &[String]) -> Vec<String> {
+        runs.iter().map(|run| self.archive.names.tail_open(self.segment_at(object), run)).collect()
     }
 
     /// Everything up to `reported` is in the repository and was acknowledged. A tail never holds an object's last bytes, so objects below that are stored: deletes
@@ -151,8 +157,9 @@ impl Clearing {
     fn segment_stored(&mut self, number: SegmentNumber) {
         self.tailed.remove(&number);
         let size = self.archive.names.segment_size;
-        self.forget(number.end(size));
-        self.delete_listed(number, |_| true);
+        let own = self.forget(number.end(size));
+        let own = own.into_iter().flat_map(|(object, runs)| self.names_of(object, &runs)).collect();
+        self.delete_listed(number, own, |_| true);
         // Files that were begun and never used are not known by name.
         let segment = SegmentName::new(self.timeline, number, size);
         self.spooling = self.spooling.split_off(&number.end(size));
@@ -176,7 +183,7 @@ impl Clearing {
         let upto = received.since(last.start(size));
         let own: Vec<String> = self.forget(last.end(size)).into_values().flatten().collect();
         let archive = self.archive.clone();
-        self.delete_listed(last, move |name| match archive.parse(name) {
+        self.delete_listed(last, Vec::new(), move |name| match archive.parse(name) {
             Some(WalObject::TailPiece { to, .. }) => to <= upto,
             Some(WalObject::TailOpen { run, .. }) => own.contains(&run),
             _ => false,
@@ -192,32 +199,69 @@ impl Clearing {
         if names.is_empty() {
             return;
         }
-        let repo = self.archive.repo.clone();
+        let bin = self.bin(names.clone());
+        self.jobs.spawn(async move { bin.empty(names).await });
+    }
+
+    /// `own`: this run's among them.
+    fn delete_listed(
+        &mut self,
+        number: SegmentNumber,
+        own: Vec<String>,
+        unneeded: impl Fn(&str) -> bool + Send + 'static,
+    ) {
+        let names = &self.archive.names;
+        let folder = names.tail_folder(SegmentName::new(self.timeline, number, names.segment_size));
+        let bin = self.bin(own);
         self.jobs.spawn(async move {
-            for name in names {
-                repo.delete(&name).await?;
-            }
-            Ok(())
+            let listed = bin.repo.list(&folder).await?.into_iter().map(|listed| listed.name);
+            let unneeded = listed.filter(|name| unneeded(name)).collect();
+            bin.empty(unneeded).await
         });
     }
 
-    fn delete_listed(&mut self, number: SegmentNumber, unneeded: impl Fn(&str) -> bool + Send + 'static) {
-        let names = &self.archive.names;
-        let folder = names.tail_folder(SegmentName::new(self.timeline, number, names.segment_size));
-        let repo = self.archive.repo.clone();
-        self.jobs.spawn(async move {
-            let mut listed = repo.list(&folder).await?;
-            listed.retain(|listed| unneeded(&listed.name));
-            for listed in listed {
-                repo.delete(&listed.name).await?;
-            }
-            Ok(())
-        });
+    fn bin(&self, own: Vec<String>) -> Bin {
+        let folder = format!("{}/tail", self.archive.names.root());
+        Bin { repo: self.archive.repo.clone(), folder, spare: self.spare.clone(), own }
     }
 
     /// The next deletion that has come to its end; `None` while there is none. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<()>> {
         // A deletion that died leaves what the next run finds.
         Some(self.jobs.join_next().await?.unwrap_or(Ok(())))
+    }
+}
+
+/// Where tails go that nobody needs any more.
+struct Bin {
+    repo: Repository,
+    /// Of the repository, where files without a name are.
+    folder: String,
+    spare: Spare,
+    /// Those that this run wrote.
+    own: Vec<String>,
+}
+
+impl Bin {
+    async fn empty(&self, names: Vec<String>) -> Result<()> {
+        for name in names {
+            // Of several files of one object all but the last failed: what became of their blocks is not known. Nor is it what others do with theirs.
+            let again = self.own.iter().filter(|own| own.ends_with(".open")).eq([&name]);
+            if !(again && self.retire(&name).await?) {
+                self.repo.delete(&name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn retire(&self, name: &str) -> Result<bool> {
+        let Some(root) = self.repo.local_root() else { return Ok(false) };
+        let (repo, spare) = (self.repo.clone(), self.spare.clone());
+        let (path, folder) = (root.join(name), root.join(&self.folder));
+        let retire = move || {
+            repo.demand_local_root()?;
+            spare.retire(repo.medium(), &path, &folder)
+        };
+        self.repo.lane().run(retire).await?
     }
 }

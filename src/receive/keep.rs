@@ -20,6 +20,7 @@ use super::tail::{Flushed, Merging, Piece, TailMaker};
 use super::trim;
 use super::worker::Out;
 use crate::archive::Archive;
+use crate::disk::spare::Spare;
 use crate::error::{Class, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::xact::Note;
@@ -100,6 +101,8 @@ pub struct KeepConfig {
     pub flush_interval: Duration,
     /// Segments of this timeline that are stored: they are compared when they are complete, and nothing of them is acknowledged before.
     pub stored: BTreeSet<SegmentNumber>,
+    /// Tail files to write again.
+    pub spare: Spare,
     /// Folder of the spool.
     pub spool: Option<PathBuf>,
     pub stats: Arc<StreamStats>,
@@ -131,7 +134,7 @@ pub struct Keeper {
 impl Keeper {
     pub fn new(config: KeepConfig, check: Check, out: Out) -> Result<Keeper> {
         let keys = config.writer.fresh()?;
-        let tails = TailMaker::new(config.archive.clone(), config.compression);
+        let tails = TailMaker::new(config.archive.clone(), config.compression, config.spare.clone());
         let interval = config.flush_interval;
         let spool = config.spool.clone();
         let spool = spool.map(|root| Spool::new(config.archive.clone(), config.compression, root, check.received()));

@@ -29,6 +29,7 @@ use super::worker::{Work, Worker, hand_over};
 use super::{ReceiveOptions, wait_until};
 use crate::archive::Archive;
 use crate::disk::desk::Desk;
+use crate::disk::spare::Spare;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::scan::ScanConfig;
@@ -126,6 +127,7 @@ impl Pipeline {
         let flush_interval = options.flush_interval;
         // Where tails are files of the repository, a spool would only hold them twice.
         let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
+        let spare = Spare::default();
         let beats = Beats::new(archive.clone(), writer.clone(), timeline);
         let keep = KeepConfig {
             archive: archive.clone(),
@@ -134,6 +136,7 @@ impl Pipeline {
             compression: options.compression,
             flush_interval,
             stored: stored.segments,
+            spare: spare.clone(),
             spool: spool.clone(),
             stats: observer.stats().clone(),
         };
@@ -147,7 +150,7 @@ impl Pipeline {
             arrivals: Arrivals::default(),
             beats,
             spools: spool.is_some(),
-            clearing: Clearing::new(archive.clone(), timeline, tailed, older, spool),
+            clearing: Clearing::new(archive.clone(), timeline, tailed, older, (spare, spool)),
             archive,
             timeline,
             worker,

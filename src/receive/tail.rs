@@ -11,6 +11,7 @@ use super::merge::Merge;
 use super::salt;
 use crate::archive::Archive;
 use crate::disk::lane::Beside;
+use crate::disk::spare::Spare;
 use crate::disk::tail_file::{PreparedTail, TailFile};
 use crate::error::{Class, Result};
 use crate::pg::{DurableLsn, Lsn, SegmentName};
@@ -92,21 +93,24 @@ pub struct TailMaker {
     /// `None`: they are pieces.
     files: Option<Files>,
     prepared: Option<Beside<Result<PreparedTail>>>,
+    /// What becomes of files that are not needed any more.
+    spare: Spare,
     preallocate: u64,
     /// Local files are written as fast as possible, not as short.
     hurried: bool,
 }
 
 impl TailMaker {
-    pub fn new(archive: Archive, compression: Compression) -> TailMaker {
+    pub fn new(archive: Archive, compression: Compression, spare: Spare) -> TailMaker {
         let files = archive.repo.local_root().map(|root| Files::Repository(root.to_owned()));
-        TailMaker { archive, compression, files, prepared: None, preallocate: 0, hurried: false }
+        TailMaker { archive, compression, files, prepared: None, spare, preallocate: 0, hurried: false }
     }
 
     /// Makes those of a spool.
     pub fn spool(archive: Archive, compression: Compression, root: PathBuf) -> TailMaker {
         let files = Some(Files::Spool(root));
-        TailMaker { archive, compression, files, prepared: None, preallocate: 0, hurried: false }
+        let spare = Spare::default();
+        TailMaker { archive, compression, files, prepared: None, spare, preallocate: 0, hurried: false }
     }
 
     /// Zeros that a local file begins with from now on; it grows when they are used up.
@@ -119,13 +123,21 @@ impl TailMaker {
         self.hurried = hurried && self.files.is_some();
     }
 
+    /// Whether files that are not needed any more are written again, where they have as many bytes as new ones begin with.
+    fn reuse(&mut self) {
+        self.spare.want(if self.hurried { self.preallocate } else { 0 });
+    }
+
     /// Begins to make the next local file, away from the hot path. Without effect where tails are pieces.
     pub fn prepare(&mut self) {
         if let (Some(files), None) = (self.files.clone(), &self.prepared) {
             let (repo, bytes, folder) = (self.archive.repo.clone(), self.preallocate, files.folder(&self.archive));
+            self.reuse();
+            let ready = self.spare.take();
             // Without a thread the file is made when it is needed.
             let lane = self.archive.repo.lane();
-            self.prepared = lane.beside("prepare", move || files.prepare(&repo, &folder, bytes));
+            let make = move || ready.map_or_else(|| files.prepare(&repo, &folder, bytes), Ok);
+            self.prepared = lane.beside("prepare", make);
         }
     }
 

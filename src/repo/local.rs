@@ -165,6 +165,10 @@ fn read_file(medium: &dyn Medium, path: &Path, range: Range<u64>, most: u64) -> 
     }
     let (start, end) = (range.start.min(size), range.end.min(size));
     let bytes = file.read_at(start, end.saturating_sub(start))?;
+    // A tail that is no longer needed is written again as another one, once it has lost its name.
+    if path.extension().is_some_and(|form| form == "open") && medium.identify(path)? != seen.identity() {
+        return Err(ErrorKind::NotFound.into());
+    }
     Ok(Piece { bytes: Bytes::from(bytes), size, modified: seen.modified })
 }
 

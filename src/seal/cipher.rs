@@ -20,6 +20,8 @@ pub struct FrameCipher {
     opener: ChaCha20Poly1305,
     /// `ring` does not wipe what it makes of a key, so that lives for one frame only.
     key: Zeroizing<[u8; 32]>,
+    /// What the CRC-32C of its frames goes on from.
+    pub seed: u32,
 }
 
 /// The tag does not fit: other bytes, another place, or another key.
@@ -28,7 +30,12 @@ pub struct Unauthentic;
 
 impl FrameCipher {
     pub fn new(key: &[u8; 32]) -> FrameCipher {
-        FrameCipher { opener: ChaCha20Poly1305::new(key.into()), key: Zeroizing::new(*key) }
+        FrameCipher { opener: ChaCha20Poly1305::new(key.into()), key: Zeroizing::new(*key), seed: 0 }
+    }
+
+    /// The same for the frames of a tail under this salt.
+    pub fn of_tail(self, salt: &[u8; 32]) -> FrameCipher {
+        FrameCipher { seed: tail_seed(salt), ..self }
     }
 
     /// Encrypts in place and returns the tag.
@@ -47,6 +54,11 @@ impl FrameCipher {
         let nonce = nonce(number, last).into();
         self.opener.decrypt_inout_detached(&nonce, ad, buffer, &(*tag).into()).map_err(|_| Unauthentic)
     }
+}
+
+/// What the CRC-32C of a tail's frames goes on from: a frame that an earlier tail left in the same file is none of this one.
+pub fn tail_seed(salt: &[u8; 32]) -> u32 {
+    crc32c::crc32c(salt)
 }
 
 /// Frame number (big endian), three zero bytes, last flag.

@@ -3,7 +3,7 @@
 //! ```text
 //! u32 plain length | u32 stored length (ciphertext and tag) | u8 compression | 3 zero bytes | extra | u32 CRC-32C | ciphertext | tag
 //! ```
-//! The associated data is everything before the CRC-32C, which covers that and the ciphertext with its tag.
+//! The associated data is everything before the CRC-32C, which covers that and the ciphertext with its tag; in a tail it goes on from the CRC-32C of the salt.
 
 use super::cipher::{FrameCipher, TAG};
 use super::compress;
@@ -51,7 +51,7 @@ pub fn seal(slot: Slot<'_>, extra: &[u8], plain: &[u8], compression: Compression
     let (ad, crc) = head.split_at_mut(crc_at);
     let tag = slot.cipher.seal(slot.number, slot.last, ad, &mut body[..len]);
     body[len..len + TAG].copy_from_slice(&tag);
-    crc.copy_from_slice(&crc32c::crc32c_append(crc32c::crc32c(ad), &body[..len + TAG]).to_le_bytes());
+    crc.copy_from_slice(&sum(slot.cipher.seed, ad, &body[..len + TAG]).to_le_bytes());
     head.len() + len + TAG
 }
 
@@ -77,13 +77,17 @@ pub fn head(bytes: &[u8]) -> Result<Head, String> {
     Ok(Head { plain_len, stored_len, compression })
 }
 
-/// Whether the CRC-32C of a whole frame fits. `frame` is exactly header, extra fields of `extra` bytes, and ciphertext.
-pub fn crc_fits(frame: &[u8], extra: usize) -> bool {
+fn sum(seed: u32, ad: &[u8], stored: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(seed, ad), stored)
+}
+
+/// Whether the CRC-32C of a whole frame fits, which goes on from `seed`. `frame` is exactly header, extra fields of `extra` bytes, and ciphertext.
+pub fn crc_fits(frame: &[u8], extra: usize, seed: u32) -> bool {
     let at = BEFORE_EXTRA + extra;
     let (Some(ad), Some(stored), Some(rest)) = (frame.get(..at), frame.get(at..at + 4), frame.get(at + 4..)) else {
         return false;
     };
-    crc32c::crc32c_append(crc32c::crc32c(ad), rest).to_le_bytes() == stored
+    sum(seed, ad, rest).to_le_bytes() == stored
 }
 
 /// Why the content of a frame with a right CRC did not come out.

@@ -217,7 +217,7 @@ impl<'a> Walk<'a> {
         let Some(frame) = self.object.get(offset..end) else {
             return Err(truncated(&format!("frame {number}"), end, self.object.len()));
         };
-        if !frame::crc_fits(frame, 0) {
+        if !frame::crc_fits(frame, 0, 0) {
             let problem = format!("CRC-32C of frame {number} does not fit");
             return Err(OpenFailed::Damaged { offset: offset as u64, problem });
         }

@@ -78,7 +78,7 @@ impl TailSealer {
         TailSealer {
             header: start.header,
             preamble: start.preamble.into(),
-            cipher: start.content,
+            cipher: start.content.of_tail(&salt),
             compression,
             number: 0,
             hasher: ContentHasher::new(&keys.secret),

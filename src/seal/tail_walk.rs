@@ -1,5 +1,6 @@
 //! Reading tails: finding the whole frames, telling a torn end from damage, opening them.
 
+use super::cipher::tail_seed;
 use super::frame::{self, Head, Slot};
 use super::hash::ContentHasher;
 use super::header::Claims;
@@ -36,7 +37,7 @@ pub struct PieceContent {
 }
 
 /// Opens every whole frame of a local tail file. The first frame whose length is 0 or whose CRC-32C fails ends the tail, unless a valid
-/// frame of a later flush follows: that is damage. A file of zeros only is an empty tail: its preamble was never synced.
+/// frame of a later flush follows: that is damage. Behind it may stand what an earlier tail left in the file. A file of zeros only is an empty tail: its preamble was never synced.
 /// A tail's start is not in its name: take it from [`super::opener::read_header`], see that it lies in the segment, and expect it here; the
 /// index commitment proves it.
 pub fn open_tail(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Result<TailContent, OpenFailed> {
@@ -45,7 +46,7 @@ pub fn open_tail(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Resul
         return Ok(TailContent { plain: Vec::new(), hash: hasher.finalize(), sealed_len: 0 });
     }
     let opener = Opener::new(file, expected, keys, true)?;
-    let found = walk(file, opener.preamble_len(), expected, Form::File)?;
+    let found = walk(file, &opener, Form::File)?;
     let plain = open_frames(&opener, file, &found)?;
     hasher.update(&plain);
     let hash = found.frames.last().map_or(hasher.finalize(), |frame| frame.extra.hash);
@@ -58,7 +59,7 @@ pub fn open_tail(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Resul
 /// Opens a piece: whole frames from its first byte to its last, of which the first may be any frame of the tail.
 pub fn open_piece(piece: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Result<PieceContent, OpenFailed> {
     let opener = Opener::new(piece, expected, keys, true)?;
-    let found = walk(piece, opener.preamble_len(), expected, Form::Piece)?;
+    let found = walk(piece, &opener, Form::Piece)?;
     let plain = open_frames(&opener, piece, &found)?;
     let (Some(first), Some(last)) = (found.frames.first(), found.frames.last()) else {
         return Err(OpenFailed::Truncated("a piece has at least one frame".into()));
@@ -81,7 +82,7 @@ pub fn tail_marks(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Resu
 /// torn.
 pub fn tail_extent(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Result<TailExtent, OpenFailed> {
     let opener = Opener::new(file, expected, keys, false)?;
-    let found = walk(file, opener.preamble_len(), expected, Form::File)?;
+    let found = walk(file, &opener, Form::File)?;
     Ok(TailExtent { sealed: found.end, plain: found.frames.last().map_or(0, TailFrame::end) })
 }
 
@@ -107,13 +108,14 @@ fn marks(
     form: Form,
 ) -> Result<Vec<(u64, [u8; 32])>, OpenFailed> {
     let opener = Opener::new(bytes, expected, keys, false)?;
-    let found = walk(bytes, opener.preamble_len(), expected, form)?;
+    let found = walk(bytes, &opener, form)?;
     Ok(found.frames.iter().map(|frame| (frame.end(), frame.extra.hash)).collect())
 }
 
-/// How many plain bytes from its claims' start a damaged tail may have held: the end of the furthest frame that is whole, wherever it stands. `None` when
-/// that is not to be found out. Nothing of it is authentic.
-pub fn tail_reach(file: &[u8]) -> Option<u64> {
+/// How many plain bytes from its claims' start a damaged tail under this salt may have held: the end of the furthest frame that is whole, wherever it stands.
+/// `None` when that is not to be found out. Nothing of it is authentic.
+pub fn tail_reach(file: &[u8], salt: &[u8; 32]) -> Option<u64> {
+    let seed = tail_seed(salt);
     let mut work = file.len().saturating_mul(4);
     let (mut at, mut reach) = (0, 0);
     while let Some(rest) = file.get(at..).filter(|rest| rest.len() > TAIL_FRAME_HEAD) {
@@ -126,7 +128,7 @@ pub fn tail_reach(file: &[u8]) -> Option<u64> {
         let Some(head) = frame::head(rest).ok().filter(|head| head.plain_len > 0) else { continue };
         let Some(frame) = rest.get(..TAIL_FRAME_HEAD + head.stored_len) else { continue };
         work = work.checked_sub(frame.len())?;
-        if let (true, Some(raw)) = (frame::crc_fits(frame, EXTRA), frame.first_chunk()) {
+        if let (true, Some(raw)) = (frame::crc_fits(frame, EXTRA, seed), frame.first_chunk()) {
             reach = reach.max(Extra::decode(raw).offset.saturating_add(head.plain_len as u64));
             at += frame.len() - 1;
         }
@@ -167,16 +169,18 @@ struct Found {
     end: usize,
 }
 
-fn walk(bytes: &[u8], start: usize, claims: &Claims, form: Form) -> Result<Found, OpenFailed> {
+fn walk(bytes: &[u8], opener: &Opener, form: Form) -> Result<Found, OpenFailed> {
+    let (claims, seed) = (&opener.header().claims, tail_seed(&opener.header().salt));
+    let start = opener.preamble_len();
     let limit = claims.segment_size.bytes() - claims.segment_size.offset_of(claims.start);
     let mut found = Found { frames: Vec::new(), end: start };
     while found.end < bytes.len() {
         let at = found.end;
-        let frame = match frame_at(bytes, at) {
+        let frame = match frame_at(bytes, at, seed) {
             Ok(frame) => frame,
             Err(problem) if form == Form::Piece => return Err(problem),
             Err(_) => {
-                refuse_later_flush(bytes, &found)?;
+                refuse_later_flush(bytes, &found, seed)?;
                 break;
             }
         };
@@ -202,7 +206,7 @@ fn walk(bytes: &[u8], start: usize, claims: &Claims, form: Form) -> Result<Found
 }
 
 /// The whole frame at `at`, or why there is none.
-fn frame_at(bytes: &[u8], at: usize) -> Result<TailFrame, OpenFailed> {
+fn frame_at(bytes: &[u8], at: usize, seed: u32) -> Result<TailFrame, OpenFailed> {
     let rest = bytes.get(at..).unwrap_or_default();
     let Some(raw) = rest.first_chunk::<TAIL_FRAME_HEAD>() else {
         return Err(OpenFailed::Truncated(format!(
@@ -222,15 +226,15 @@ fn frame_at(bytes: &[u8], at: usize) -> Result<TailFrame, OpenFailed> {
             rest.len()
         )));
     };
-    if !frame::crc_fits(whole, EXTRA) {
+    if !frame::crc_fits(whole, EXTRA, seed) {
         return Err(damaged(at, "CRC-32C of a tail frame does not fit".into()));
     }
     Ok(frame)
 }
 
 /// After the first frame that is not whole: the write that was torn may have left later frames of its own flush behind, never a frame of a
-/// later flush, which is written only after the earlier one was synced.
-fn refuse_later_flush(bytes: &[u8], found: &Found) -> Result<(), OpenFailed> {
+/// later flush, which is written only after the earlier one was synced. What an earlier tail left behind in the same file has another salt.
+fn refuse_later_flush(bytes: &[u8], found: &Found, seed: u32) -> Result<(), OpenFailed> {
     let (expected, offset) =
         found.frames.last().map_or((0, 0), |last| (last.extra.number.saturating_add(1), last.end()));
     // Every byte may look like a header in bytes that were made for it; so much checking and no more.
@@ -251,7 +255,7 @@ fn refuse_later_flush(bytes: &[u8], found: &Found) -> Result<(), OpenFailed> {
                 return Err(damaged(at, "what follows the last whole frame is not what a torn write leaves".into()));
             };
             work = left;
-            if extra.flush > expected && frame::crc_fits(&rest[..len], EXTRA) {
+            if extra.flush > expected && frame::crc_fits(&rest[..len], EXTRA, seed) {
                 let problem = format!("frame {expected} is not whole, but frame {} of a later flush is", extra.number);
                 return Err(damaged(found.end, problem));
             }

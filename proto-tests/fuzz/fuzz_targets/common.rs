@@ -46,8 +46,8 @@ pub fn claims(kind: ObjectKind) -> Claims {
 }
 
 /// Changes `bytes` as `recipe` says, five bytes a step: overwrite, insert, remove, move; and writes one CRC-32C again where a frame of
-/// `head` bytes of header then begins, so that more than the CRC is tested.
-pub fn change(bytes: &mut Vec<u8>, recipe: &[u8], head: usize) {
+/// `head` bytes of header then begins, so that more than the CRC is tested. `seed`: what that goes on from.
+pub fn change(bytes: &mut Vec<u8>, recipe: &[u8], head: usize, seed: u32) {
     for step in recipe.chunks_exact(5) {
         let at = usize::from(u16::from_le_bytes([step[1], step[2]])) % (bytes.len() + 1);
         let count = usize::from(step[3]);
@@ -61,15 +61,16 @@ pub fn change(bytes: &mut Vec<u8>, recipe: &[u8], head: usize) {
                 let moved: Vec<u8> = bytes.drain(at..end).collect();
                 bytes.extend_from_slice(&moved);
             }
-            _ => mend(bytes, at, head),
+            _ => mend(bytes, at, head, seed),
         }
     }
 }
 
-fn mend(bytes: &mut [u8], at: usize, head: usize) {
+fn mend(bytes: &mut [u8], at: usize, head: usize, seed: u32) {
     let Some(frame) = bytes.get_mut(at..).filter(|frame| frame.len() > head) else { return };
     let stored = u32::from_le_bytes([frame[4], frame[5], frame[6], frame[7]]) as usize;
     let end = head.saturating_add(stored).min(frame.len());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&frame[..head - 4]), &frame[head..end]);
+    let salted = crc32c::crc32c_append(seed, &frame[..head - 4]);
+    let crc = crc32c::crc32c_append(salted, &frame[head..end]);
     frame[head - 4..head].copy_from_slice(&crc.to_le_bytes());
 }

@@ -38,7 +38,7 @@ fn content(recipe: &[u8]) {
     }
     let original = sealer.finish(b"frame 0").to_vec();
     let mut object = original.clone();
-    change(&mut object, recipe, 16);
+    change(&mut object, recipe, 16, 0);
     let mut out = Vec::new();
     if let Ok(opener) = Opener::new(&object, &claims, &reader(), true)
         && let Ok(frame0) = opener.whole(&object, &mut out)
@@ -52,7 +52,7 @@ fn index(recipe: &[u8]) {
     let plain = vec![b'm'; (256 << 10) + 99];
     let original = seal_index(&writer(), claims, [8; 32], Compression::Zstd(1), &plain).to_vec();
     let mut object = original.clone();
-    change(&mut object, recipe, 16);
+    change(&mut object, recipe, 16, 0);
     if let Ok(out) = open_index(&object, &claims, &reader()) {
         assert!(object == original && out == plain);
     }

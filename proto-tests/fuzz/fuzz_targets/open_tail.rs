@@ -28,7 +28,7 @@ fn changed(recipe: &[u8]) {
     let mut file = sealer.preamble().to_vec();
     flushes.iter().for_each(|flush| file.extend_from_slice(&sealer.seal(flush)));
     file.extend_from_slice(&[0; 300]);
-    change(&mut file, recipe, 64);
+    change(&mut file, recipe, 64, crc32c::crc32c(&[9; 32]));
     let plain = flushes.concat();
     if let Ok(tail) = open_tail(&file, &claims, &reader()) {
         assert!(plain.starts_with(&tail.plain) && tail.sealed_len <= file.len() as u64);

@@ -150,6 +150,7 @@ class Object:
         kind, flags = data[10], data[11]
         system, size, timeline, start = struct.unpack("<QIIQ", data[28:52])
         salt, wrapped = data[52:84], struct.unpack("<H", data[84:86])[0]
+        self.salt = salt
         if not 1 <= kind <= 15 or flags > 1 or wrapped > 4010 or size & size - 1 or not 1 << 20 <= size <= 1 << 30:
             raise Refused("damaged")
         header = data[:86 + wrapped]
@@ -182,8 +183,8 @@ class Object:
             self.content = content[:32]
 
 
-def frame_at(data, at, head):
-    """Plain length, compression and stored bytes of a frame whose header has `head` bytes."""
+def frame_at(data, at, head, salt=b""):
+    """Plain length, compression and stored bytes of a frame whose header has `head` bytes; one of a tail is under a salt."""
     need(data, at + head)
     plain, stored, compression, zero = struct.unpack("<IIB3s", data[at:at + 12])
     fits = stored == plain + 16 if compression == 0 else 16 < stored < plain + 16
@@ -191,7 +192,7 @@ def frame_at(data, at, head):
         raise Refused("damaged")
     need(data, at + head + stored)
     body = data[at + head:at + head + stored]
-    if struct.pack("<I", crc32c(data[at:at + head - 4] + body)) != data[at + head - 4:at + head]:
+    if struct.pack("<I", crc32c(salt + data[at:at + head - 4] + body)) != data[at + head - 4:at + head]:
         raise Refused("damaged")
     return plain, compression, body
 
@@ -218,11 +219,11 @@ def read_tail(data, obj, piece):
     at, frames = obj.frames_at, []
     while at < len(data):
         try:
-            frame = frame_at(data, at, 64)
+            frame = frame_at(data, at, 64, obj.salt)
         except Refused:
             if piece:
                 raise
-            refuse_later_flush(data, at, len(frames))
+            refuse_later_flush(data, at, len(frames), obj.salt)
             break
         number, flush, offset = struct.unpack("<IIQ", data[at + 12:at + 28])
         expected = (frames[-1][0] + 1, frames[-1][1]) if frames else (number, offset) if piece else (0, 0)
@@ -239,11 +240,11 @@ def read_tail(data, obj, piece):
     return b"", frames[0][2] if frames else 0, b"".join(frame[3] for frame in frames)
 
 
-def refuse_later_flush(data, end, expected):
+def refuse_later_flush(data, end, expected, salt):
     for at in range(end, len(data) - 64):
         if struct.unpack("<I", data[at + 16:at + 20])[0] > expected:
             try:
-                frame_at(data, at, 64)
+                frame_at(data, at, 64, salt)
             except Refused:
                 continue
             raise Refused("damaged")
