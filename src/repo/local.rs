@@ -165,11 +165,17 @@ fn read_file(medium: &dyn Medium, path: &Path, range: Range<u64>, most: u64) -> 
     }
     let (start, end) = (range.start.min(size), range.end.min(size));
     let bytes = file.read_at(start, end.saturating_sub(start))?;
-    // A tail that is no longer needed is written again as another one, once it has lost its name.
-    if path.extension().is_some_and(|form| form == "open") && medium.identify(path)? != seen.identity() {
-        return Err(ErrorKind::NotFound.into());
-    }
+    demand_unchanged(medium, path, &seen)?;
     Ok(Piece { bytes: Bytes::from(bytes), size, modified: seen.modified })
+}
+
+/// After the file at `path` was read: a tail that is no longer needed is written again as another one, once it has lost its name, and what was read of it then is
+/// gone.
+fn demand_unchanged(medium: &dyn Medium, path: &Path, read: &Seen) -> std::io::Result<()> {
+    match path.extension().is_some_and(|form| form == "open") && medium.identify(path)? != read.identity() {
+        true => Err(ErrorKind::NotFound.into()),
+        false => Ok(()),
+    }
 }
 
 fn walk(medium: &dyn Medium, dir: &Path, prefix: &str, depth: usize, found: &mut Vec<Listed>) -> Result<()> {
@@ -241,6 +247,22 @@ mod tests {
         assert_eq!(into_repository(error).kind(), Kind::Failed);
         let error = durable::sync_found(&Disk, Path::new("/etc/passwd/none"), Path::new("/")).unwrap_err();
         assert_eq!(into_repository(error).kind(), Kind::Repository);
+    }
+
+    #[test]
+    fn a_tail_that_lost_its_name_while_it_was_read_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let [tail, other] = ["run.open", "other"].map(|name| folder.path().join(name));
+        let unchanged = |path: &Path, read: &Seen| demand_unchanged(&Disk, path, read).map_err(|e| e.kind());
+        std::fs::write(&tail, "one").unwrap();
+        let read = Disk.look(&tail).unwrap();
+        assert_eq!(unchanged(&tail, &read), Ok(()));
+        std::fs::rename(&tail, &other).unwrap();
+        assert_eq!(unchanged(&tail, &read), Err(ErrorKind::NotFound));
+        std::fs::write(&tail, "one").unwrap();
+        assert_eq!(unchanged(&tail, &read), Err(ErrorKind::NotFound), "another file under its name");
+        // What is no tail is never written again.
+        assert_eq!(unchanged(&other, &Disk.look(&tail).unwrap()), Ok(()));
     }
 
     #[test]

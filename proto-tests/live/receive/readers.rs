@@ -1,10 +1,13 @@
 //! Reading what is being written: restores and `wal-fetch` look at tails that a receiver is writing to.
 
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use walrecv::pg::{MajorVersion, TimelineId};
+use walrecv::receive::ReceiveOptions;
 
 use super::harness::{self, Receiving, Vault};
+use super::kill::nothing_is_missing;
 use crate::support::{Ledger, Server, require_servers, rounds};
 
 #[test]
@@ -36,4 +39,44 @@ fn a_tail_that_is_being_written_is_never_damaged() {
     assert!(tails > 0, "no tail was read while it was written");
     ledger.stop();
     receiving.stop();
+}
+
+/// Where every commit waits, a tail file that is no longer needed becomes the next one's; what it held before is never taken for WAL of that.
+#[test]
+fn a_tail_file_is_written_again_as_another_one() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::start(MajorVersion::V18);
+    harness::create_slot(&server);
+    let vault = Vault::new();
+    let options = ReceiveOptions { flush_interval: Duration::ZERO, ..harness::options(&server) };
+    let receiving = Receiving::start(options, vault.place());
+    receiving.wait_streaming();
+    server.sql("create table t as select 0 as i, '' as filler");
+    let from = harness::acknowledged(&server);
+    let (archive, mut begun) = (vault.archive(&server), Vec::new());
+    for _ in 0..8 {
+        begun.push(SystemTime::now());
+        // Commits of one size: frames of one tail end where those of another do.
+        for _ in 0..20 {
+            server.sql("insert into t select i, repeat('x', 900) from generate_series(1, 20) i");
+        }
+        let end = server.lsn();
+        harness::wait_acknowledged(&server, end);
+        nothing_is_missing(&archive, &server, from, end);
+        server.switch_wal();
+    }
+    server.sql("insert into t values (1, 'in the last segment')");
+    harness::wait_acknowledged(&server, server.lsn());
+    // Made for one of the first segments, while a new one would have been made in the last but one.
+    let tails = walk(&archive.repo.local_root().unwrap().join(archive.names.root()).join("tail"));
+    let made: Vec<SystemTime> = tails.iter().map(|path| path.metadata().unwrap().created().unwrap()).collect();
+    assert!(!made.is_empty() && made.iter().all(|made| *made < begun[5]), "{tails:?} {made:?} {begun:?}");
+    receiving.stop();
+}
+
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let open = files.into_iter().filter(|path| path.extension().is_some_and(|form| form == "open"));
+    open.chain(folders.iter().flat_map(|folder| walk(folder))).collect()
 }
