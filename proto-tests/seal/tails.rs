@@ -137,6 +137,21 @@ fn every_changed_byte_before_the_last_flush_is_damage() {
 }
 
 #[test]
+fn a_later_flush_is_found_at_whatever_distance() {
+    for len in 1..=60 {
+        let (preamble, flushes, _) = write(&[100, len, 30], Compression::None);
+        let mut damaged = [&preamble[..], &flushes.concat()].concat();
+        damaged[preamble.len() + flushes[0].len() + 5] ^= 1;
+        let refused = open_tail(&damaged, &tail_claims(), &reader()).unwrap_err();
+        assert!(
+            matches!(&refused, OpenFailed::Damaged { problem, .. } if problem.contains("later flush")),
+            "{refused}"
+        );
+        assert_eq!(tail_reach(&damaged, &SALT), Some(130 + len as u64));
+    }
+}
+
+#[test]
 fn a_damaged_frame_is_told_from_a_torn_flush() {
     let (preamble, flushes, plain) = write(&[100, FRAME_BYTES + 100, 30], Compression::None);
     let first_of_second = preamble.len() + flushes[0].len() + TAIL_FRAME_HEAD + 5;

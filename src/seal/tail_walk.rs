@@ -119,6 +119,10 @@ pub fn tail_reach(file: &[u8], salt: &[u8; 32]) -> Option<u64> {
     let mut work = file.len().saturating_mul(4);
     let (mut at, mut reach) = (0, 0);
     while let Some(rest) = file.get(at..).filter(|rest| rest.len() > TAIL_FRAME_HEAD) {
+        if let Some(none) = headless(rest) {
+            at += none;
+            continue;
+        }
         let zeros = zeros_at_front(rest);
         if zeros > 3 {
             at += zeros - 3;
@@ -241,6 +245,10 @@ fn refuse_later_flush(bytes: &[u8], found: &Found, seed: u32) -> Result<(), Open
     let mut work = bytes.len().saturating_mul(4);
     let mut at = found.end;
     while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() > TAIL_FRAME_HEAD) {
+        if let Some(none) = headless(rest) {
+            at += none;
+            continue;
+        }
         let zeros = zeros_at_front(rest);
         if zeros >= rest.len() {
             break;
@@ -263,6 +271,12 @@ fn refuse_later_flush(bytes: &[u8], found: &Found, seed: u32) -> Result<(), Open
         at += 1;
     }
     Ok(())
+}
+
+/// How many bytes further at least the next frame's header begins, where it does not begin here: of each the bytes 9 to 11 are zero. What an earlier tail left is
+/// megabytes long.
+fn headless(rest: &[u8]) -> Option<usize> {
+    rest.get(11).is_some_and(|byte| *byte != 0).then_some(3)
 }
 
 /// Fields and length of what may be a frame after the `expected` one.
