@@ -89,7 +89,7 @@ pub fn tail_extent(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Res
 /// Without the identity: which plain bytes a piece holds, from and to, counted from the claims' start.
 pub fn piece_extent(piece: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Result<(u64, u64), OpenFailed> {
     let opener = Opener::new(piece, expected, keys, false)?;
-    let found = walk(piece, opener.preamble_len(), expected, Form::Piece)?;
+    let found = walk(piece, &opener, Form::Piece)?;
     let (Some(first), Some(last)) = (found.frames.first(), found.frames.last()) else {
         return Err(OpenFailed::Truncated("a piece has at least one frame".into()));
     };
