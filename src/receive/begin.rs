@@ -1,5 +1,6 @@
 //! Before the first byte: the slot is fit to hold WAL, and the place to begin is known.
 
+use super::again::received_again;
 use super::index::{Feed, Index};
 use super::observe::ReceiveEvent;
 use super::patience::unless_stalled;
@@ -7,7 +8,7 @@ use super::pipeline::{Begin, Pipeline};
 use super::prepare;
 use super::recover::recover;
 use super::resume::{SlotPosition, Start};
-use super::run::{Run, received_again};
+use super::run::Run;
 use super::server::{Server, Unfit, answered};
 use super::slot::{self, SlotRow};
 use super::{AfterFailover, OnGap};

@@ -8,6 +8,7 @@
 //! The pipeline outlives connections; the ledger in `acknowledge` is the only way to a status update.
 
 pub mod acknowledge;
+mod again;
 mod arrivals;
 mod beats;
 mod begin;
