@@ -17,6 +17,8 @@ mod disk;
 mod index;
 #[path = "sim/life.rs"]
 mod life;
+#[path = "sim/minimal.rs"]
+mod minimal;
 #[path = "sim/runs.rs"]
 mod runs;
 #[path = "sim/slot_commands.rs"]

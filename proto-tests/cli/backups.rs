@@ -238,7 +238,26 @@ fn wal_that_was_written_under_minimal_leads_nowhere() {
         under("minimal", "0");
         under("replica", "10");
         let after = server.lsn();
+        let told = |closed: bool| {
+            let cluster = site.walrecv(&["status", "--output", "json"]).run().json()["clusters"][0].clone();
+            let hole = cluster["hole"].as_str().unwrap_or_default();
+            assert!(hole.contains("wal_level = minimal") != closed, "{version}: {cluster}");
+            let list = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+            let alarms = list["minimal_wal"].as_array().expect("a list").clone();
+            assert_eq!((alarms.len(), &alarms[0]["closed_by_backup"]), (1, &closed.into()), "{version}: {list}");
+            assert_eq!(list["holes"].as_array().map(Vec::len), Some(0), "{version}");
+            let lines = site.walrecv(&["list"]).run().expect_code(0).stdout;
+            let line = lines.lines().find(|line| line.starts_with("WAL_LEVEL MINIMAL")).expect("a line");
+            assert_eq!(line.contains("TAKE A NEW BACKUP"), !closed, "{line}");
+            let checked = site.walrecv(&["check", "--output", "json"]).run().json()["findings"].clone();
+            let finding = checked.as_array().and_then(|all| all.iter().find(|one| one["check"] == "holes").cloned());
+            assert_eq!(finding.expect("a finding")["verdict"], if closed { "ok" } else { "warn" }, "{version}");
+        };
+        let said = site.walrecv(&["receive", "--until", &after.to_string()]).run().expect_code(0).stderr;
+        assert!(said.contains("TAKE A NEW BACKUP"), "{version}: {said}");
+        told(false);
         site.backup();
+        told(true);
         let plan = |aim: &[&str]| site.restore(&server, "none", aim).arg("--plan").run();
         let lsn = after.to_string();
         for aim in [&["--latest", "--backup", &first][..], &["--target-lsn", &lsn], &["--target-time", &before]] {

@@ -23,7 +23,7 @@ use super::cluster::{Branch, SEGMENT, Trail};
 use super::disk::Loss;
 use super::trace::Trace;
 use super::world::SPOOL;
-use crate::support::wal_maker::SYSTEM;
+use crate::support::wal_maker::{Made, SYSTEM};
 
 /// One promise in so many is judged at once; all of them are when the power fails, and at the end.
 const SAMPLE: u64 = 8;
@@ -45,6 +45,8 @@ struct Promise {
     from: Lsn,
     to: Lsn,
     bytes: Vec<u8>,
+    /// Records there that say `wal_level = minimal`: somebody must be able to know.
+    minimal: Vec<Lsn>,
     trail: Trail,
 }
 
@@ -120,7 +122,11 @@ impl Audit {
         let known = branch.ancestors.iter().map(|(t, _)| *t).chain([branch.timeline]);
         let path = known.filter(|t| *t <= timeline).map(|t| (t, branch.begin_of(t))).collect();
         let bytes = branch.wal.slice(from, to).to_vec();
-        let promise = Promise { place: copier(loss), spooled, loss, path, from, to, bytes, trail: trail.clone() };
+        let inside = branch.wal.records().iter().filter(|made| !spooled && from <= made.start && made.end <= to);
+        let minimal = inside.filter(|made| (made.rmid, made.info) == (0, 0x60) && level_of(branch, made) == 0);
+        let minimal = minimal.map(|made| made.start).collect();
+        let trail = trail.clone();
+        let promise = Promise { place: copier(loss), spooled, loss, path, from, to, bytes, minimal, trail };
         self.0.open.fetch_add(1, Ordering::SeqCst);
         *self.0.counts.lock().unwrap_or_else(PoisonError::into_inner).entry("promises").or_default() += 1;
         let _ = self.0.queue.send(promise);
@@ -169,6 +175,11 @@ impl Promise {
         let archive = Archive { repo: self.place.repo.clone(), names, keys };
         let holes = archive.holes().await.map_err(|e| format!("the holes cannot be read: {e}"))?;
         holes.iter().try_for_each(|hole| self.is_honest(hole))?;
+        if !self.minimal.is_empty() {
+            let noted = archive.minimal_wal().await.map_err(|e| format!("alarms cannot be read: {e}"))?;
+            let missing = self.minimal.iter().find(|lsn| !noted.iter().any(|alarm| alarm.lsn == **lsn));
+            missing.map_or(Ok(()), |lsn| Err(format!("nothing says that wal_level is minimal at {lsn}: {noted:?}")))?;
+        }
         // Before the first word to any server nothing was promised: a slot may be lost before anything is stored.
         let first = self.trail.told.iter().map(|(_, lsn)| lsn.align_down(SEGMENT)).min();
         let mut at = self.from.max(first.unwrap_or_default());
@@ -229,6 +240,13 @@ impl Promise {
             false => Err(format!("the server has what is in a hole: {hole:?}")),
         }
     }
+}
+
+/// `wal_level` in a record that changes parameters, the last of its six numbers.
+fn level_of(branch: &Branch, made: &Made) -> i32 {
+    let bytes = branch.wal.slice(made.start, made.end);
+    // Behind the header, the header of its data, and the other numbers.
+    bytes[24 + 2 + 20..].first_chunk().map_or(-1, |level| i32::from_le_bytes(*level))
 }
 
 /// Who receives the same WAL again compares it by the hash in the object's summary.

@@ -12,7 +12,7 @@ use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
 use crate::repo::{Found, Listed, names};
-use crate::seal::content::event::{CorruptWal, Drill, Event, Hole, Verified, What};
+use crate::seal::content::event::{CorruptWal, Drill, Event, Hole, MinimalWal, Verified, What};
 use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::key::WriterKeys;
 use crate::seal::opener::{OpenFailed, open_index, read_header};
@@ -202,6 +202,19 @@ impl Archive {
             _ => None,
         };
         Ok(self.events("hole").await?.into_iter().filter_map(of).collect())
+    }
+
+    /// Where servers of this archive went on under `wal_level = minimal`, in the order in which that was noted, each once.
+    pub async fn minimal_wal(&self) -> Result<Vec<MinimalWal>> {
+        let mut found = Vec::new();
+        for event in self.events("minimal-wal").await? {
+            match event.what {
+                // Two receivers may have noted the same.
+                What::MinimalWal(alarm) if !found.contains(&alarm) => found.push(alarm),
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 
     /// WAL that a server sent and that failed its checks, with the time at which that was found.

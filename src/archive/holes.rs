@@ -1,4 +1,4 @@
-//! Holes that were recorded, and whether a backup has made them a matter of the past.
+//! What no restore gets past, holes that were recorded and WAL that was written under `wal_level = minimal`, and whether a backup has made it a matter of the past.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,53 +6,84 @@ use super::Archive;
 use super::path::Path;
 use crate::error::{Kind, Result};
 use crate::pg::{Lsn, TimelineHistory, TimelineId};
-use crate::seal::content::event::Hole;
+use crate::seal::content::event::{Hole, MinimalWal};
 use crate::seal::content::manifest::Manifest;
 
-impl Archive {
-    /// The holes that no complete backup lies behind, in the order in which they were given up: nothing can be restored past these yet.
-    pub async fn open_holes(&self) -> Result<Vec<Hole>> {
-        let holes = self.holes().await?;
-        self.still_open(holes).await
+/// What no restore gets past that begins before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    Hole(Hole),
+    Minimal(MinimalWal),
+}
+
+impl Barrier {
+    /// Where restores that begin before it end.
+    fn from(&self) -> (TimelineId, Lsn) {
+        match self {
+            Barrier::Hole(hole) => (hole.from_timeline, hole.from),
+            Barrier::Minimal(alarm) => (alarm.timeline, alarm.lsn),
+        }
     }
 
-    /// Which of these holes no complete backup lies behind.
-    pub async fn still_open(&self, holes: Vec<Hole>) -> Result<Vec<Hole>> {
-        if holes.is_empty() {
-            return Ok(holes);
+    /// From where on a backup has it behind itself.
+    fn to(&self) -> (TimelineId, Lsn) {
+        match self {
+            Barrier::Hole(hole) => (hole.to_timeline, hole.to),
+            Barrier::Minimal(alarm) => (alarm.timeline, alarm.lsn + 1),
+        }
+    }
+}
+
+impl Archive {
+    /// Everything of that kind that was recorded: of each kind in the order in which that was.
+    pub async fn barriers(&self) -> Result<Vec<Barrier>> {
+        let holes = self.holes().await?.into_iter().map(Barrier::Hole);
+        Ok(holes.chain(self.minimal_wal().await?.into_iter().map(Barrier::Minimal)).collect())
+    }
+
+    /// Those that no complete backup lies behind, in the same order: nothing can be restored past these yet.
+    pub async fn open_barriers(&self) -> Result<Vec<Barrier>> {
+        let recorded = self.barriers().await?;
+        self.still_open(recorded).await
+    }
+
+    /// Which of these no complete backup lies behind.
+    pub async fn still_open(&self, recorded: Vec<Barrier>) -> Result<Vec<Barrier>> {
+        if recorded.is_empty() {
+            return Ok(recorded);
         }
         let backups = self.list_backups().await?.complete;
-        self.open_among(holes, &backups).await
+        self.open_among(recorded, &backups).await
     }
 
-    /// Which of these holes none of these backups lies behind.
-    pub async fn open_among(&self, mut holes: Vec<Hole>, backups: &[Manifest]) -> Result<Vec<Hole>> {
-        if holes.is_empty() {
-            return Ok(holes);
+    /// Which of these none of these backups lies behind.
+    pub async fn open_among(&self, mut recorded: Vec<Barrier>, backups: &[Manifest]) -> Result<Vec<Barrier>> {
+        if recorded.is_empty() {
+            return Ok(recorded);
         }
         let mut paths = BTreeMap::new();
         for timeline in backups.iter().map(|backup| backup.timeline).collect::<BTreeSet<_>>() {
-            paths.insert(timeline, self.path_of_holes(timeline).await?);
+            paths.insert(timeline, self.path_to(timeline).await?);
         }
-        let is_behind = |backup: &Manifest, hole: &Hole| {
-            paths.get(&backup.timeline).is_some_and(|path| is_behind(path, backup.start, hole))
+        let is_behind = |backup: &Manifest, barrier: &Barrier| {
+            paths.get(&backup.timeline).is_some_and(|path| is_behind(path, backup.start, barrier))
         };
-        holes.retain(|hole| !backups.iter().any(|backup| is_behind(backup, hole)));
-        Ok(holes)
+        recorded.retain(|barrier| !backups.iter().any(|backup| is_behind(backup, barrier)));
+        Ok(recorded)
     }
 
-    /// Which of these holes are in the past of a server on this timeline. A hole on a branch that was left before it is nothing that this server lacks.
-    pub async fn holes_of(&self, mut holes: Vec<Hole>, timeline: TimelineId) -> Result<Vec<Hole>> {
+    /// Which of these are in the past of a server on this timeline. What lies on a branch that was left before it is no matter of this server.
+    pub async fn barriers_of(&self, mut barriers: Vec<Barrier>, timeline: TimelineId) -> Result<Vec<Barrier>> {
         // Nothing is told of a timeline of which no history is stored, but the first.
         if let Some(history) = self.known_history(timeline).await? {
             let path = Path::of(&history);
-            holes.retain(|hole| lies_on(&path, hole));
+            barriers.retain(|barrier| lies_on(&path, barrier));
         }
-        Ok(holes)
+        Ok(barriers)
     }
 
-    /// What is known of the way to a timeline: nothing but its own part where its history is not stored, or damaged, so that too many holes stay open.
-    async fn path_of_holes(&self, timeline: TimelineId) -> Result<Path> {
+    /// What is known of the way to a timeline: nothing but its own part where its history is not stored, or damaged, so that too much stays open.
+    async fn path_to(&self, timeline: TimelineId) -> Result<Path> {
         let history = self.known_history(timeline).await?;
         Ok(Path::of(&history.unwrap_or_else(|| TimelineHistory::root(timeline))))
     }
@@ -66,15 +97,16 @@ impl Archive {
     }
 }
 
-/// Whether a backup that begins at `start` at the end of this path needs nothing of what is missing.
-fn is_behind(path: &Path, start: Lsn, hole: &Hole) -> bool {
-    start >= hole.to && lies_on(path, hole)
+/// Whether a backup that begins at `start` at the end of this path needs nothing that lies before the end of this.
+fn is_behind(path: &Path, start: Lsn, barrier: &Barrier) -> bool {
+    start >= barrier.to().1 && lies_on(path, barrier)
 }
 
-/// Whether a path goes through a hole, or begins in it: another branch may be further on, and says nothing of this one.
-fn lies_on(path: &Path, hole: &Hole) -> bool {
-    let before_fork = |leg: &super::path::Leg| leg.end.is_none_or(|fork| hole.from < fork);
-    path.holds(hole.to_timeline, hole.to) || path.leg(hole.from_timeline).is_some_and(before_fork)
+/// Whether a path goes through it, or begins in it: another branch may be further on, and says nothing of this one.
+fn lies_on(path: &Path, barrier: &Barrier) -> bool {
+    let ((from_timeline, from), (to_timeline, to)) = (barrier.from(), barrier.to());
+    let before_fork = |leg: &super::path::Leg| leg.end.is_none_or(|fork| from < fork);
+    path.holds(to_timeline, to) || path.leg(from_timeline).is_some_and(before_fork)
 }
 
 #[cfg(test)]
@@ -89,9 +121,20 @@ mod tests {
         Path::of(&TimelineHistory { timeline: TimelineId(timeline), ancestors })
     }
 
-    fn hole(from: (u32, u64), to: (u32, u64)) -> Hole {
+    fn hole(from: (u32, u64), to: (u32, u64)) -> Barrier {
         let (from_timeline, to_timeline) = (TimelineId(from.0), TimelineId(to.0));
-        Hole { from_timeline, from: Lsn(from.1), to_timeline, to: Lsn(to.1), reason: "removed".to_owned() }
+        let reason = "removed".to_owned();
+        Barrier::Hole(Hole { from_timeline, from: Lsn(from.1), to_timeline, to: Lsn(to.1), reason })
+    }
+
+    #[test]
+    fn a_backup_that_began_after_wal_of_no_use_is_behind_it() {
+        let at = |timeline, lsn| Barrier::Minimal(MinimalWal { timeline: TimelineId(timeline), lsn: Lsn(lsn) });
+        assert!(is_behind(&path(1, &[]), Lsn(501), &at(1, 500)));
+        assert!(!is_behind(&path(1, &[]), Lsn(500), &at(1, 500)), "its redo point may be the record before");
+        assert!(is_behind(&path(2, &[(1, 600)]), Lsn(700), &at(1, 500)));
+        assert!(!is_behind(&path(2, &[(1, 500)]), Lsn(700), &at(1, 500)), "promoted before it");
+        assert!(!lies_on(&path(2, &[(1, 500)]), &at(1, 500)) && !lies_on(&path(2, &[(1, 100)]), &at(3, 500)));
     }
 
     #[test]

@@ -8,13 +8,13 @@ use super::args::Common;
 use super::context::Context;
 use super::{output, show};
 use crate::archive::Archive;
+use crate::archive::holes::Barrier;
 use crate::catalog::{LastKnown, path_in};
 use crate::config::Settings;
 use crate::daemon::holes;
 use crate::daemon::report::{Behind, Check, ClusterReport, Ending, LastRun, Positions, Remark, State};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
-use crate::seal::content::event::Hole;
 use crate::seal::header::RepositoryId;
 
 /// Where the catalog has an answer, the repository is not waited for any longer.
@@ -27,7 +27,7 @@ struct Stored {
     repository: RepositoryId,
     newest: Option<Newest>,
     last_verified: Option<Check>,
-    open_holes: Vec<Hole>,
+    open: Vec<Barrier>,
 }
 
 /// Of the newest timeline.
@@ -124,7 +124,7 @@ fn tell_last(report: &mut ClusterReport, known: &LastKnown) {
 
 fn tell_stored(report: &mut ClusterReport, stored: Stored) {
     report.last_verified = stored.last_verified;
-    report.hole = holes::words(&stored.open_holes);
+    report.hole = holes::words(&stored.open);
     let Some(Newest { timeline, durable, complete_through, at }) = stored.newest else {
         report.problem = Some("no receiver is running on this host, and nothing is stored yet".to_owned());
         return;
@@ -142,14 +142,14 @@ fn tell_stored(report: &mut ClusterReport, stored: Stored) {
 
 async fn stored(common: &Common) -> Result<Stored> {
     let context = Context::open(common).await?;
-    let mut stored = Stored { repository: context.about.id, newest: None, last_verified: None, open_holes: Vec::new() };
+    let mut stored = Stored { repository: context.about.id, newest: None, last_verified: None, open: Vec::new() };
     let archive = match context.archive(context.index_ring()?).await {
         Ok(archive) => archive,
         Err(error) if error.kind() == Kind::Repository && !error.is_transient() => return Ok(stored),
         Err(error) => return Err(error),
     };
     stored.last_verified = checked(&archive).await?;
-    stored.open_holes = archive.open_holes().await?;
+    stored.open = archive.open_barriers().await?;
     let Some(timeline) = newest_timeline(&archive).await? else { return Ok(stored) };
     let durable = archive.durable_end(timeline).await?;
     let complete_through = archive.complete_through(timeline).await?.and_then(|beat| output::moment(beat.time));

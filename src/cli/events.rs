@@ -161,6 +161,10 @@ pub fn as_text(event: &ReceiveEvent) -> Option<String> {
             "HOLE: WAL from {} (timeline {}) to {} (timeline {}) is not stored and never will be ({}); TAKE A NEW BACKUP: nothing older can be restored past {}",
             hole.from, hole.from_timeline, hole.to, hole.to_timeline, hole.reason, hole.from
         ),
+        ReceiveEvent::MinimalWal(at) => format!(
+            "WAL_LEVEL MINIMAL at {} (timeline {}): not all that was done then is in WAL; TAKE A NEW BACKUP: nothing older is restored past that",
+            at.lsn, at.timeline
+        ),
         ReceiveEvent::SegmentStored { segment, stored_bytes } => {
             format!("stored {segment} ({})", output::bytes(*stored_bytes))
         }
@@ -219,6 +223,9 @@ pub fn as_json(event: &ReceiveEvent) -> Value {
         ReceiveEvent::Hole(hole) => json!({
             "event": "hole", "from_timeline": hole.from_timeline.0, "from": hole.from.to_string(),
             "to_timeline": hole.to_timeline.0, "to": hole.to.to_string(), "reason": hole.reason }),
+        ReceiveEvent::MinimalWal(at) => {
+            json!({ "event": "minimal_wal", "timeline": at.timeline.0, "lsn": at.lsn.to_string() })
+        }
         ReceiveEvent::SegmentStored { segment, stored_bytes } => {
             json!({ "event": "segment_stored", "segment": segment.to_string(), "stored_bytes": stored_bytes })
         }

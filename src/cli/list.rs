@@ -10,6 +10,7 @@ use super::context::Context;
 use super::show::BAD_PAGES;
 use super::{output, show};
 use crate::archive::Archive;
+use crate::archive::holes::Barrier;
 use crate::archive::inventory::Inventory;
 use crate::archive::path::Path;
 use crate::catalog::{Catalog, path_in};
@@ -18,7 +19,7 @@ use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
 use crate::repo::names::{PART_BYTES, parts_of};
 use crate::restore::stock;
-use crate::seal::content::event::{Drill, Hole, Verified};
+use crate::seal::content::event::{Drill, Verified};
 use crate::seal::content::manifest::Manifest;
 
 /// How many segments are looked through for the newest, or the oldest, commit.
@@ -48,9 +49,9 @@ pub async fn run(common: &Common) -> Result<()> {
     for manifest in stock::complete_backups(&archive).await? {
         windows.push(window(&shelf, manifest).await?);
     }
-    let holes = archive.holes().await?;
+    let recorded = archive.barriers().await?;
     let backups: Vec<Manifest> = windows.iter().map(|window| window.manifest.clone()).collect();
-    let open = archive.open_among(holes.clone(), &backups).await?;
+    let open = archive.open_among(recorded.clone(), &backups).await?;
     let corrupt = archive.corrupt_wal().await?;
     let checks = archive.verified(show::CHECKS).await?;
     let drill = archive.last_drill().await?;
@@ -60,7 +61,8 @@ pub async fn run(common: &Common) -> Result<()> {
         output::json(&json!({
             "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
-            "holes": holes.iter().map(|hole| hole_json(hole, !open.contains(hole))).collect::<Vec<_>>(),
+            "holes": recorded.iter().filter_map(|one| hole_json(one, !open.contains(one))).collect::<Vec<_>>(),
+            "minimal_wal": recorded.iter().filter_map(|one| minimal_json(one, !open.contains(one))).collect::<Vec<_>>(),
             "last_drill": drill.as_ref().map(|(at, drill)| drill_json(*at, drill)),
             "corrupt_wal": corrupt.iter().map(|(at, found)| json!({
                 "timeline": found.timeline.0, "lsn": found.lsn.to_string(), "problem": found.problem, "found_at": at.to_string(),
@@ -74,7 +76,7 @@ pub async fn run(common: &Common) -> Result<()> {
     if let Some((at, drill)) = &drill {
         output::line(drill_text(*at, drill));
     }
-    holes.iter().for_each(|hole| output::line(hole_text(hole, !open.contains(hole))));
+    recorded.iter().for_each(|barrier| output::line(barrier_text(barrier, !open.contains(barrier))));
     for (at, found) in &corrupt {
         output::line(format!(
             "CORRUPT WAL was sent at {} of timeline {} and not acknowledged ({at}): {}",
@@ -354,23 +356,34 @@ fn checked_json(window: &Window, checks: &[(Timestamp, Verified)]) -> Value {
     value
 }
 
-/// `closed`: a backup behind the hole makes it a matter of the past.
-fn hole_text(hole: &Hole, closed: bool) -> String {
+/// `closed`: a backup behind it makes it a matter of the past.
+fn barrier_text(barrier: &Barrier, closed: bool) -> String {
     let advice = match closed {
         true => "a backup behind it is complete",
         false => "TAKE A NEW BACKUP: no backup reaches past it",
     };
-    format!(
-        "HOLE from {} (timeline {}) to {} (timeline {}): {}; {advice}",
-        hole.from, hole.from_timeline, hole.to, hole.to_timeline, hole.reason
-    )
+    match barrier {
+        Barrier::Hole(hole) => format!(
+            "HOLE from {} (timeline {}) to {} (timeline {}): {}; {advice}",
+            hole.from, hole.from_timeline, hole.to, hole.to_timeline, hole.reason
+        ),
+        Barrier::Minimal(at) => {
+            format!("WAL_LEVEL MINIMAL from {} of timeline {} on, which leads nowhere; {advice}", at.lsn, at.timeline)
+        }
+    }
 }
 
-fn hole_json(hole: &Hole, closed: bool) -> Value {
-    json!({
+fn hole_json(barrier: &Barrier, closed: bool) -> Option<Value> {
+    let Barrier::Hole(hole) = barrier else { return None };
+    Some(json!({
         "from_timeline": hole.from_timeline.0, "from": hole.from.to_string(), "to_timeline": hole.to_timeline.0,
         "to": hole.to.to_string(), "reason": hole.reason, "closed_by_backup": closed,
-    })
+    }))
+}
+
+fn minimal_json(barrier: &Barrier, closed: bool) -> Option<Value> {
+    let Barrier::Minimal(at) = barrier else { return None };
+    Some(json!({ "timeline": at.timeline.0, "lsn": at.lsn.to_string(), "closed_by_backup": closed }))
 }
 
 /// One backup as scripts see it.

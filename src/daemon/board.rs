@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use super::holes;
 use super::report::{Behind, ClusterReport, Positions, Remark, ServerReport, SlotReport, State, Times, Work};
 use super::trend::Trend;
+use crate::archive::holes::Barrier;
 use crate::error::Error;
 use crate::pg::{Lsn, TimelineId};
 use crate::receive::{Lags, ReceiveEvent, SlotHealth};
-use crate::seal::content::event::Hole;
 use crate::stats::{StreamStats, Timing};
 
 /// More than this to fetch is more than a moment's work.
@@ -42,8 +42,8 @@ struct Known {
     problem: Option<Problem>,
     /// The server is behind what is stored, and since when one that is was streamed.
     lags: Option<(Lags, Instant)>,
-    /// Holes that no backup lies behind, and since when each is known here.
-    holes: Vec<(Hole, Instant)>,
+    /// What no restore gets past and no backup lies behind, and since when each is known here.
+    barriers: Vec<(Barrier, Instant)>,
     slot: Option<SlotHealth>,
     synchronous: bool,
     warning: Option<Remark>,
@@ -58,7 +58,7 @@ struct Problem {
 
 impl Known {
     fn hole(&self) -> Option<String> {
-        let open: Vec<Hole> = self.holes.iter().map(|(hole, _)| hole.clone()).collect();
+        let open: Vec<Barrier> = self.barriers.iter().map(|(barrier, _)| barrier.clone()).collect();
         holes::words(&open)
     }
 
@@ -103,7 +103,7 @@ impl Board {
             timeline: None,
             problem: None,
             lags: None,
-            holes: Vec::new(),
+            barriers: Vec::new(),
             slot: None,
             synchronous: false,
             warning: None,
@@ -163,7 +163,8 @@ impl Board {
                     Some(Problem::of("the repository takes nothing; the server is left alone until it does"));
                 known.enter(State::Stalled);
             }
-            ReceiveEvent::Hole(hole) => known.holes.push((hole.clone(), Instant::now())),
+            ReceiveEvent::Hole(hole) => known.barriers.push((Barrier::Hole(hole.clone()), Instant::now())),
+            ReceiveEvent::MinimalWal(alarm) => known.barriers.push((Barrier::Minimal(*alarm), Instant::now())),
             ReceiveEvent::CorruptWal { problem } => known.problem = Some(Problem::of(problem)),
             ReceiveEvent::Warning(text) => {
                 known.warning = Some(Remark { at: rfc3339(Timestamp::now()), text: text.clone() });
@@ -180,12 +181,12 @@ impl Board {
         }
     }
 
-    /// What the repository says: these holes are open. One that was told here after `asked` it may not have had yet.
-    pub fn set_holes(&self, open: Vec<Hole>, asked: Instant) {
+    /// What the repository says: these are open. One that was told here after `asked` it may not have had yet.
+    pub fn set_barriers(&self, open: Vec<Barrier>, asked: Instant) {
         let mut known = self.known();
-        let newer = known.holes.drain(..).filter(|(hole, at)| *at >= asked && !open.contains(hole));
+        let newer = known.barriers.drain(..).filter(|(barrier, at)| *at >= asked && !open.contains(barrier));
         let newer: Vec<_> = newer.collect();
-        known.holes = open.into_iter().map(|hole| (hole, asked)).chain(newer).collect();
+        known.barriers = open.into_iter().map(|barrier| (barrier, asked)).chain(newer).collect();
     }
 
     /// The timeline that is streamed, or was last; `None` before the first connection.
@@ -193,7 +194,7 @@ impl Board {
         self.known().timeline.map(TimelineId)
     }
 
-    /// What there is to say of holes.
+    /// What there is to say of them.
     pub fn hole(&self) -> Option<String> {
         self.known().hole()
     }

@@ -1,4 +1,4 @@
-//! Holes that no backup lies behind: an alarm that outlives the process that recorded them, and ends with the backup, whoever takes it.
+//! What no restore gets past and no backup lies behind: an alarm that outlives the process that recorded it, and ends with the backup, whoever takes it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::board::Board;
 use crate::archive::Archive;
+use crate::archive::holes::Barrier;
 use crate::error::{Error, Kind, Result};
 use crate::pg::TimelineId;
 use crate::receive::{Place, ReceiveEvent};
-use crate::seal::content::event::Hole;
 
 /// How often the repository is asked: while there is an alarm, or no answer yet, and otherwise.
 const LOOK: Duration = Duration::from_secs(60);
@@ -27,10 +27,10 @@ pub async fn watch(place: Place, board: Arc<Board>) {
 }
 
 /// Puts on the board what was found, by a look that began then; how long to wait for the next one. `told` is the last warning.
-fn tell(board: &Board, found: Result<Vec<Hole>>, begun: Instant, told: &mut Option<String>) -> Duration {
+fn tell(board: &Board, found: Result<Vec<Barrier>>, begun: Instant, told: &mut Option<String>) -> Duration {
     match found {
         Ok(open) => {
-            board.set_holes(open, begun);
+            board.set_barriers(open, begun);
             return if board.hole().is_some() { LOOK } else { LOOK_ROUTINE };
         }
         // What may pass is told by the stream too.
@@ -49,29 +49,29 @@ fn tell(board: &Board, found: Result<Vec<Hole>>, begun: Instant, told: &mut Opti
 /// What was found the last time. Backups are read again only where there are others.
 #[derive(Default)]
 struct Last {
-    holes: Vec<Hole>,
+    recorded: Vec<Barrier>,
     backups: Vec<String>,
-    open: Vec<Hole>,
+    open: Vec<Barrier>,
 }
 
 impl Last {
-    /// The open holes in the past of a server on `timeline`, or all of them.
-    async fn look(&mut self, place: &Place, timeline: Option<TimelineId>) -> Result<Vec<Hole>> {
+    /// What is open in the past of a server on `timeline`, or all of it.
+    async fn look(&mut self, place: &Place, timeline: Option<TimelineId>) -> Result<Vec<Barrier>> {
         let stored = Archive::incarnations(&place.repo, &place.cluster).await?;
         let Some(names) = only(stored, &place.cluster)? else { return Ok(Vec::new()) };
         let archive = Archive { repo: place.repo.clone(), names, keys: place.reader.clone() };
-        let holes = archive.holes().await?;
-        if holes.is_empty() {
-            return Ok(holes);
+        let recorded = archive.barriers().await?;
+        if recorded.is_empty() {
+            return Ok(recorded);
         }
         let listed = archive.repo.list(&format!("{}/backups", archive.names.root())).await?;
         let backups: Vec<String> = listed.into_iter().map(|backup| backup.name).collect();
-        if (&self.holes, &self.backups) != (&holes, &backups) {
-            let open = archive.still_open(holes.clone()).await?;
-            *self = Last { holes, backups, open };
+        if (&self.recorded, &self.backups) != (&recorded, &backups) {
+            let open = archive.still_open(recorded.clone()).await?;
+            *self = Last { recorded, backups, open };
         }
         match timeline {
-            Some(timeline) => archive.holes_of(self.open.clone(), timeline).await,
+            Some(timeline) => archive.barriers_of(self.open.clone(), timeline).await,
             None => Ok(self.open.clone()),
         }
     }
@@ -87,26 +87,46 @@ fn only<T>(mut stored: Vec<T>, cluster: &str) -> Result<Option<T>> {
     Err(Error::new(Kind::Diverged, text).hint("use a new cluster name after pg_upgrade or a new initdb"))
 }
 
-/// What to say of holes that are open.
-pub fn words(open: &[Hole]) -> Option<String> {
-    let newest = open.last()?;
-    let before = match open.len() {
-        1 => String::new(),
-        count => format!(", with {} more before it", count - 1),
-    };
-    let (from, to) = (newest.from, newest.to);
-    Some(format!("WAL from {from} to {to} is gone for good{before}: a new base backup is needed"))
+/// What to say of what is open: the newest of each kind, and how many more there are.
+pub fn words(open: &[Barrier]) -> Option<String> {
+    let gone = newest(open, |barrier| match barrier {
+        Barrier::Hole(hole) => Some(format!("WAL from {} to {} is gone for good", hole.from, hole.to)),
+        Barrier::Minimal(_) => None,
+    });
+    let useless = newest(open, |barrier| match barrier {
+        Barrier::Minimal(at) => {
+            Some(format!("nothing is restored past {}, where the server went on under wal_level = minimal", at.lsn))
+        }
+        Barrier::Hole(_) => None,
+    });
+    let told: Vec<String> = gone.into_iter().chain(useless).collect();
+    (!told.is_empty()).then(|| format!("{}: a new base backup is needed", told.join("; ")))
+}
+
+/// The last one of a kind in words, and how many more there are.
+fn newest(open: &[Barrier], words: impl Fn(&Barrier) -> Option<String>) -> Option<String> {
+    let mut told: Vec<String> = open.iter().filter_map(words).collect();
+    let newest = told.pop()?;
+    Some(match told.len() {
+        0 => newest,
+        more => format!("{newest}, with {more} more before it"),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pg::Lsn;
+    use crate::seal::content::event::{Hole, MinimalWal};
 
-    fn hole(from: u64) -> Hole {
+    fn recorded(from: u64) -> Hole {
         let timeline = TimelineId(1);
         let (from, to) = (Lsn(from), Lsn(from + 10));
         Hole { from_timeline: timeline, from, to_timeline: timeline, to, reason: "removed".to_owned() }
+    }
+
+    fn hole(from: u64) -> Barrier {
+        Barrier::Hole(recorded(from))
     }
 
     #[test]
@@ -116,6 +136,9 @@ mod tests {
         assert!(one.contains("from 0/10 to 0/1A is gone for good: a new"), "{one}");
         let two = words(&[hole(16), hole(32)]).unwrap();
         assert!(two.contains("from 0/20") && two.contains("1 more before it"), "{two}");
+        let minimal = MinimalWal { timeline: TimelineId(1), lsn: Lsn(64) };
+        let three = words(&[hole(16), hole(32), Barrier::Minimal(minimal)]).unwrap();
+        assert!(three.contains("1 more before it; nothing is restored past 0/40, where"), "{three}");
     }
 
     fn board() -> Board {
@@ -143,7 +166,7 @@ mod tests {
         assert_eq!(only(Vec::<u8>::new(), "main").unwrap(), None);
         assert_eq!(only(vec![7], "main").unwrap(), Some(7));
         let (board, mut told) = (board(), None);
-        board.see(&ReceiveEvent::Hole(hole(16)));
+        board.see(&ReceiveEvent::Hole(recorded(16)));
         let found = only(vec![1, 2], "main").map(|_| Vec::new());
         tell(&board, found, Instant::now() + LOOK, &mut told);
         assert!(board.report().hole.is_some());
@@ -153,12 +176,12 @@ mod tests {
     #[test]
     fn a_hole_that_is_recorded_while_the_repository_is_asked_is_not_forgotten() {
         let (board, begun) = (board(), Instant::now());
-        board.see(&ReceiveEvent::Hole(hole(48)));
-        board.set_holes(Vec::new(), begun);
+        board.see(&ReceiveEvent::Hole(recorded(48)));
+        board.set_barriers(Vec::new(), begun);
         assert!(board.hole().is_some_and(|text| text.contains("0/30")));
-        board.set_holes(vec![hole(48)], begun);
+        board.set_barriers(vec![hole(48)], begun);
         assert!(board.hole().is_some_and(|text| !text.contains("more")), "it is one hole");
-        board.set_holes(Vec::new(), Instant::now() + LOOK);
+        board.set_barriers(Vec::new(), Instant::now() + LOOK);
         assert_eq!(board.hole(), None);
     }
 }

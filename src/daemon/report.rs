@@ -83,7 +83,7 @@ pub struct ClusterReport {
     /// Listed in `synchronous_standby_names`: commits wait for the repository.
     pub synchronous: bool,
     pub warning: Option<Remark>,
-    /// WAL that is gone for good, behind which there is no backup yet.
+    /// WAL that is gone for good, or was written under `wal_level = minimal`, behind which there is no backup yet.
     pub hole: Option<String>,
     /// Where none runs: what the last one on this host left behind in its catalog.
     pub last_run: Option<LastRun>,

@@ -113,6 +113,13 @@ pub struct Parameters {
     pub wal_level: i32,
 }
 
+impl Note {
+    /// Whether the server goes on under `wal_level = minimal` (`WAL_LEVEL_MINIMAL`, `access/xlog.h`): from there on not all that is done is in WAL.
+    pub fn is_minimal(&self) -> bool {
+        matches!(self, Note::ParameterChange(new) if new.wal_level == 0)
+    }
+}
+
 /// `XLOG_TBLSPC_CREATE`.
 const TABLESPACE_CREATE: u8 = 0x00;
 

@@ -50,6 +50,8 @@ pub enum Kept {
     /// Records up to `checked` are good, and stored copies agree up to `compared` (`None`: nothing is left to compare).
     /// `commits`: ends of the first and the last commit since the last time.
     Checked { checked: Lsn, compared: Option<Lsn>, commits: Option<RangeInclusive<Lsn>> },
+    /// The record from `start` to `end` says that the server goes on under `wal_level = minimal`. Told before any byte of it is durable.
+    Minimal { start: Lsn, end: Lsn },
     /// An object to put.
     Object(Box<Object>),
     /// A piece of the tail to put.
@@ -193,13 +195,15 @@ impl Keeper {
                 None => self.begin()?,
             };
             let (now, later) = bytes.split_at(bytes.len().min(open.room()));
-            let (commits, mut count) = (&mut self.commits, 0);
+            let (commits, mut count, out) = (&mut self.commits, 0, &self.out);
             self.check.feed(now, &mut |record, note| {
                 open.record(record, note);
                 if let Note::Commit { .. } = note {
                     count += 1;
                     let first = commits.as_ref().map_or(record.end, |commits| *commits.start());
                     *commits = Some(first..=record.end);
+                } else if note.is_minimal() {
+                    out.tell(Kept::Minimal { start: record.start, end: record.end });
                 }
             })?;
             self.config.stats.commits.add(count);

@@ -9,6 +9,7 @@
 
 pub mod acknowledge;
 mod again;
+mod alarm;
 mod arrivals;
 mod beats;
 mod begin;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::pg::{Lsn, MajorVersion, SegmentName, SystemIdentifier, TimelineId};
-use crate::seal::content::event::Hole;
+use crate::seal::content::event::{Hole, MinimalWal};
 use crate::stats::StreamStats;
 
 /// The slot as the server shows it (`pg_replication_slots`), asked through the second connection.
@@ -86,6 +86,8 @@ pub enum ReceiveEvent {
     },
     /// WAL that was never received is gone for good; streaming goes on behind it, and a new base backup is needed.
     Hole(Hole),
+    /// The server went on under `wal_level = minimal`: nothing is restored past that, and a new base backup is needed. Told by the run that noted it.
+    MinimalWal(MinimalWal),
     SegmentStored {
         segment: SegmentName,
         stored_bytes: u64,

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::Instant;
 
 use super::acknowledge::Ledger;
+use super::alarm::{Alarms, Noted};
 use super::arrivals::Arrivals;
 use super::beats::Beats;
 use super::check::{Check, Known, Refused};
@@ -63,6 +64,7 @@ pub struct Pipeline {
     pub ledger: Ledger,
     arrivals: Arrivals,
     beats: Beats,
+    alarms: Alarms,
     puts: Puts,
     trouble: UnboundedReceiver<Error>,
     /// End of what was taken from the server.
@@ -129,6 +131,7 @@ impl Pipeline {
         let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
         let spare = Spare::default();
         let beats = Beats::new(archive.clone(), writer.clone(), timeline);
+        let alarms = Alarms::new(archive.clone(), writer.clone(), timeline);
         let keep = KeepConfig {
             archive: archive.clone(),
             writer,
@@ -149,6 +152,7 @@ impl Pipeline {
             puts: Puts::new(archive.clone(), out, observer.stats().clone()),
             arrivals: Arrivals::default(),
             beats,
+            alarms,
             spools: spool.is_some(),
             clearing: Clearing::new(archive.clone(), timeline, tailed, older, (spare, spool)),
             archive,
@@ -317,7 +321,9 @@ impl Pipeline {
 
     /// Whether the next byte to become durable belongs to a stored segment that has not arrived whole: no repository is waited for, only the server.
     fn only_compares(&self) -> bool {
-        self.puts.is_empty() && self.stored.contains(&self.segment_size().segment_of(self.ledger.durable()))
+        self.puts.is_empty()
+            && self.alarms.is_quiet()
+            && self.stored.contains(&self.segment_size().segment_of(self.ledger.durable()))
     }
 
     /// Whether nothing that was asked for is on its way to the thread or back.
@@ -365,6 +371,10 @@ impl Pipeline {
                 }
                 Ok(Turn::Went)
             }
+            Some(noted) = self.alarms.next() => {
+                self.noted(noted);
+                Ok(Turn::Moved)
+            }
             Some(error) = self.trouble.recv() => {
                 self.observer.warn(error.to_string());
                 Ok(Turn::Went)
@@ -406,6 +416,7 @@ impl Pipeline {
                 self.observer.stats().verified.set(checked.0);
                 self.observer.stats().set_oldest_commit(self.arrivals.oldest());
             }
+            Kept::Minimal { start, end } => self.alarms.saw(start, end),
             Kept::Object(object) => self.puts.add(Item::Object(object), self.timeline),
             Kept::Piece(piece) => {
                 self.clearing.tailed(piece.to);
@@ -492,9 +503,25 @@ impl Pipeline {
         }
     }
 
+    /// What waited for an alarm counts now, up to the next one.
+    fn noted(&mut self, noted: Result<Noted>) {
+        match noted {
+            Ok(Noted { alarm, new, released }) => {
+                released.into_iter().for_each(|(from, to)| self.stored(from, to));
+                if new {
+                    self.observer.tell(ReceiveEvent::MinimalWal(alarm));
+                }
+            }
+            Err(error) => {
+                let what = "WAL was written under wal_level = minimal, which cannot be noted in the repository";
+                self.observer.warn(format!("{what}; nothing behind it is acknowledged before it is: {error}"));
+            }
+        }
+    }
+
     fn stored(&mut self, from: Lsn, to: crate::pg::DurableLsn) {
         let before = self.ledger.durable();
-        if self.ledger.stored(from, to) {
+        if !self.alarms.withholds(from, to) && self.ledger.stored(from, to) {
             let (now, durable, stats) = (Instant::now(), self.ledger.durable(), self.observer.stats());
             self.progress_at = now;
             self.arrivals.durable(durable, now, stats);
@@ -502,6 +529,7 @@ impl Pipeline {
             stats.bytes_durable.add(durable.since(before));
             stats.set_oldest_commit(self.arrivals.oldest());
         }
+        self.alarms.reached(self.ledger.durable());
     }
 
     /// After a report: deletes the tails of segments that are stored whole and acknowledged, and tells how far the repository is.

@@ -10,8 +10,6 @@ use crate::seal::content::heartbeat::Heartbeat;
 
 /// Commits at or before a target time that lie after the stop are listed up to this many.
 const LISTED_MISSED: usize = 20;
-/// `WAL_LEVEL_MINIMAL` (`access/xlog.h`).
-const MINIMAL: i32 = 0;
 
 /// A checked record as the rules see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,7 +189,7 @@ impl Walk {
             self.stop = Some(Stop::Before { start: record.start, end: record.end });
             return self.look_past(record);
         }
-        if matches!(&record.note, Note::ParameterChange(new) if new.wal_level == MINIMAL) {
+        if record.note.is_minimal() {
             self.minimal = Some(record.start);
             return;
         }

@@ -63,14 +63,14 @@ async fn compare(context: &Context, seen: Option<&Seen>, report: &mut Report) ->
     holes(&archive, seen, report).await
 }
 
-/// WAL that was lost is told for as long as nothing can be restored past it.
+/// WAL that was lost, or is of no use, is told for as long as nothing can be restored past it.
 async fn holes(archive: &Archive, seen: Option<&Seen>, report: &mut Report) -> Result<()> {
     const CHECK: &str = "holes";
-    let recorded = archive.holes().await?;
+    let recorded = archive.barriers().await?;
     let count = recorded.len();
     let mut open = archive.still_open(recorded).await?;
     if let Some(seen) = seen {
-        open = archive.holes_of(open, seen.identity.timeline).await?;
+        open = archive.barriers_of(open, seen.identity.timeline).await?;
     }
     match words(&open) {
         Some(open) => {

@@ -64,7 +64,7 @@ impl Pipeline {
 
     /// Whether the timeline has ended and everything of it is stored.
     fn is_over(&self) -> bool {
-        self.finished && self.puts.is_empty()
+        self.finished && self.puts.is_empty() && self.alarms.is_quiet()
     }
 
     /// The last words of a run to the repository: the newest heartbeat, and deletions that were begun. Not waited for for ever: the next run deletes the rest.

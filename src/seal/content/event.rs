@@ -30,6 +30,7 @@ pub struct Event {
 pub enum What {
     Hole(Hole),
     CorruptWal(CorruptWal),
+    MinimalWal(MinimalWal),
     Verified(Verified),
     Expiry(Expired),
     Drill(Drill),
@@ -62,6 +63,15 @@ pub struct CorruptWal {
     #[serde(with = "shown")]
     pub lsn: Lsn,
     pub problem: String,
+}
+
+/// The record that begins there says that the server went on under `wal_level = minimal`: what was done then is not all in WAL. Nothing is restored past it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MinimalWal {
+    #[serde(with = "text::timeline")]
+    pub timeline: TimelineId,
+    #[serde(with = "shown")]
+    pub lsn: Lsn,
 }
 
 /// The archive, or one backup of it, was read back and checked.
@@ -165,6 +175,7 @@ impl What {
         match self {
             What::Hole(_) => "hole",
             What::CorruptWal(_) => "corrupt-wal",
+            What::MinimalWal(_) => "minimal-wal",
             What::Verified(_) => "verified",
             What::Expiry(_) => "expiry",
             What::Drill(_) => "drill",
@@ -243,7 +254,14 @@ mod tests {
             user: "u".to_owned(),
             measured: Some(Measured { laid_bytes: 3, laying_milliseconds: 4, wal_bytes: 5, recovery_milliseconds: 6 }),
         };
-        let others = [What::Hole(hole), What::CorruptWal(corrupt), What::Expiry(expired), What::Drill(drill)];
+        let minimal = MinimalWal { timeline: TimelineId(3), lsn: Lsn(9) };
+        let others = [
+            What::Hole(hole),
+            What::CorruptWal(corrupt),
+            What::MinimalWal(minimal),
+            What::Expiry(expired),
+            What::Drill(drill),
+        ];
         for what in others.into_iter().chain(verified) {
             let event = event(what);
             let text = String::from_utf8(event.encode()).unwrap();

@@ -1,0 +1,102 @@
+//! WAL that was written under `wal_level = minimal`: the alarm is in the repository before the server is told of anything behind it, and it is there once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use walrecv::archive::Archive;
+use walrecv::pg::xact::Parameters;
+use walrecv::pg::{Lsn, SegmentSize, TimelineId};
+use walrecv::repo::ClusterNames;
+use walrecv::seal::content::event::MinimalWal;
+
+use super::cluster::SEGMENT;
+use super::life::Life;
+use super::store::StoreFaults;
+use super::tails::{acknowledged, quiet_world_with, write};
+use super::world::{Plan, World};
+use crate::support::wal_maker::SYSTEM;
+
+/// The server is started with this level; where its record begins and ends.
+fn level(world: &World, wal_level: i32) -> (Lsn, Lsn) {
+    let parameters = Parameters {
+        max_connections: 100,
+        max_worker_processes: 8,
+        max_wal_senders: 10,
+        max_prepared_transactions: 0,
+        max_locks_per_transaction: 64,
+        wal_level,
+    };
+    world.cluster.change(|state| {
+        let current = state.current;
+        let made = state.branches[current].wal.parameter_change(parameters);
+        (made.start, made.end)
+    })
+}
+
+async fn noted(world: &World) -> Vec<MinimalWal> {
+    let place = world.place(&Life::new(99));
+    let segment_size = SegmentSize::new(SEGMENT).expect("a size");
+    let names = ClusterNames { cluster: "main".to_owned(), system: SYSTEM, segment_size };
+    let archive = Archive { repo: place.repo, names, keys: place.reader };
+    archive.minimal_wal().await.expect("the alarms")
+}
+
+/// The receiver dies at the moment at which the server first hears of what is behind the record, whose segment is never received again then.
+fn dies_behind_it(change: impl Fn(&mut Plan)) {
+    quiet_world_with(change, |world: Arc<World>| async move {
+        world.store.set_faults(StoreFaults { delay: 400, ..StoreFaults::default() });
+        let mut expected = Vec::new();
+        for round in 0..4 {
+            write(&world, 100_000 + 200_000 * round);
+            level(&world, 1);
+            let (start, end) = level(&world, 0);
+            expected.push(MinimalWal { timeline: TimelineId(1), lsn: start });
+            level(&world, 1);
+            (0..3).for_each(|_| write(&world, 600_000));
+            let mut looks = 0;
+            while world.cluster.state().told_end() < end {
+                looks += 1;
+                assert!(looks < 60_000, "{}", world.trace.last());
+                sleep(Duration::from_millis(1)).await;
+            }
+            // The repository of this moment has to have it.
+            world.demand_all();
+            world.processes().iter().flatten().for_each(|process| process.life.kill());
+            acknowledged(&world).await;
+            assert_eq!(noted(&world).await, expected, "{}", world.trace.last());
+        }
+        let told = world.trace.last();
+        let count = told.matches("MinimalWal(").count();
+        assert!((1..=4).contains(&count), "{count} were told, of those that were noted: {told}");
+    });
+}
+
+#[test]
+fn the_alarm_is_stored_before_anything_behind_it_is_acknowledged() {
+    let soon = |plan: &mut Plan| plan.flush_interval = Duration::from_millis(100);
+    dies_behind_it(|plan| {
+        soon(plan);
+        plan.local = false;
+    });
+    dies_behind_it(soon);
+}
+
+/// Seen again by a run that begins before it, it is not noted again.
+#[test]
+fn a_restart_that_sees_it_again_notes_nothing() {
+    let soon = |plan: &mut Plan| plan.flush_interval = Duration::from_millis(100);
+    quiet_world_with(soon, |world: Arc<World>| async move {
+        write(&world, 20_000);
+        let (lsn, _) = level(&world, 0);
+        for _ in 0..3 {
+            write(&world, 20_000);
+            acknowledged(&world).await;
+            world.processes().iter().flatten().for_each(|process| process.life.kill());
+            sleep(Duration::from_secs(5)).await;
+            assert_eq!(noted(&world).await, [MinimalWal { timeline: TimelineId(1), lsn }]);
+        }
+        let told = world.trace.last();
+        assert_eq!(told.matches("MinimalWal(").count(), 1, "{told}");
+    });
+}
