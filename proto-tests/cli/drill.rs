@@ -1,7 +1,8 @@
 //! `walrecv drill` and `walrecv extract`: real restores into servers that leave nothing, beside a production that notices nothing.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -36,6 +37,20 @@ impl Shop {
         wait_durable(&server, server.lsn());
         end(receiver);
         Shop { server, site, work: TempDir::for_postgres("work") }
+    }
+
+    /// The folder of events in the repository.
+    fn events(&self) -> PathBuf {
+        let mut open = vec![self.site.repository()];
+        while let Some(folder) = open.pop() {
+            let below = fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+            let folders: Vec<PathBuf> = below.filter(|path| path.is_dir()).collect();
+            if let Some(events) = folders.iter().find(|path| path.ends_with("events")) {
+                return events.clone();
+            }
+            open.extend(folders);
+        }
+        panic!("no events");
     }
 
     fn run(&self, args: &[&str]) -> crate::support::walrecv::Walrecv {
@@ -100,6 +115,27 @@ fn drills(version: MajorVersion) {
     assert!(plan["stored_bytes"].as_u64() > Some(0) && plan["stored_bytes"].as_u64() < plan["backup_bytes"].as_u64());
     let text = shop.site.walrecv(&["restore", "--latest", "--plan"]).run().expect_code(0).stdout;
     assert!(text.contains("estimate     ") && text.contains("as fast as the drill of"), "{text}");
+
+    // No restore fails for want of an estimate.
+    let events = shop.events();
+    let may = |mode| fs::set_permissions(&events, fs::Permissions::from_mode(mode)).expect("a mode");
+    may(0o000);
+    let plan = shop.site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run();
+    may(0o700);
+    let plan = plan.expect_code(0);
+    assert!(plan.stderr.contains("cannot be read"), "{}", plan.stderr);
+    let plan = plan.json();
+    assert!(plan["estimate"].is_null() && plan["stored_bytes"].as_u64() > Some(0), "{plan:#}");
+
+    // As a restore: just before the last commit, on a timeline.
+    let last = plan["landing"]["last_commit"]["xid"].as_u64().expect("a transaction").to_string();
+    let without = "select count(*) = 0 from \"Odd \"\"Name\"";
+    let before = ["drill", "--target-xid", &last, "--exclusive", "--target-timeline", "1", "--skip", "amcheck"];
+    let told = shop.run(&before).args(["--assert", without]).run().json();
+    assert!(told["plan"]["target"].as_str().is_some_and(|target| target.ends_with("(exclusive)")), "{told:#}");
+    assert_ne!(told["plan"]["landing"]["last_commit"]["xid"].as_u64().map(|xid| xid.to_string()), Some(last));
+    shop.run(&["drill", "--target-timeline", "9"]).run().expect_code(19);
+    shop.run(&["drill", "--latest", "--exclusive"]).run().expect_code(2);
 
     // The end is not reached by every random time, and never what the backup had is missing.
     let within = "select count(*) between 2000 and 2100 from orders";
@@ -204,8 +240,12 @@ fn a_recovery_that_stands_still_is_given_up() {
     let pid = rustix::process::Pid::from_raw(held).expect("a process");
     rustix::process::kill_process(pid, Signal::STOP).expect("it is held");
     let output = running.wait().expect_code(1);
-    assert!(output.stderr.contains("has replayed nothing for"), "{}", output.stderr);
-    assert_eq!(check(&output.json(), "the drill itself"), "failed");
+    assert!(
+        output.stderr.contains("the drill failed: restore: ") && output.stderr.contains("has replayed nothing for"),
+        "{}",
+        output.stderr
+    );
+    assert_eq!(check(&output.json(), "restore"), "failed");
     shop.nothing_is_left();
     let listed = shop.site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
     assert_eq!(listed["last_drill"]["passed"], false);

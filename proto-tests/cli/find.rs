@@ -15,6 +15,7 @@ struct Night {
     deleted: u64,
     in_parts: u64,
     updated: u64,
+    loaded: u64,
     orders: u32,
     items: u32,
     audit: u32,
@@ -32,6 +33,7 @@ fn fill(server: &Server) {
     server.sql("create table items (id int primary key); insert into items select generate_series(1, 3000)");
     server.sql("create table audit (id int); insert into audit select generate_series(1, 6000)");
     server.sql("create table kept (id int); insert into kept select generate_series(1, 3000)");
+    server.sql("create table bulk (id int)");
     server.sql("create database aside");
     let mut aside = server.connect("aside").expect("a session");
     aside.query("create table within (id int); insert into within select generate_series(1, 77)").expect("rows");
@@ -56,6 +58,8 @@ fn live(server: &Server) -> Night {
          savepoint c; delete from audit where id <= 3400; release c",
     );
     let updated = transaction(&mut session, "update audit set id = id + 10000 where id <= 5000");
+    let loaded = transaction(&mut session, "insert into bulk select generate_series(1, 3000)");
+    session.query("insert into bulk values (0)").expect("a row");
     session.query("begin; drop table kept; rollback").expect("a rollback");
     session.query("begin; delete from kept; rollback").expect("a rollback");
     session.query("select pg_create_restore_point('before the deploy')").expect("a restore point");
@@ -63,7 +67,7 @@ fn live(server: &Server) -> Night {
     session.query("vacuum full kept").expect("a table written anew");
     let to = now();
     server.sql("drop table items");
-    Night { from, to, dropped, truncated, deleted, in_parts, updated, orders, items, audit }
+    Night { from, to, dropped, truncated, deleted, in_parts, updated, loaded, orders, items, audit }
 }
 
 fn found<'f>(told: &'f Value, what: &str) -> Vec<&'f Value> {
@@ -117,6 +121,12 @@ fn compare(site: &Site, night: &Night) -> Value {
     let drops = deeds(&told, "drop");
     assert_eq!(drops.len(), 1, "{told:#}");
     assert!(drops[0].0 == night.dropped && drops[0].2.contains(&night.orders.into()), "{drops:?}");
+    let large: Vec<_> = deeds(&told, "large").into_iter().map(|(xid, rows, _)| (xid, rows)).collect();
+    assert_eq!(large, [(night.loaded, 3000)], "what is small is not large, and the night had few commits: {told:#}");
+    let all = site.walrecv(&["find", "--from", "2000-01-01", "--output", "json"]).run().expect_code(0).json();
+    let made: Vec<_> = found(&all, "create-database").iter().map(|one| one["database"].as_u64()).collect();
+    assert!(made.len() == 1 && made[0] >= Some(16384), "those of initdb are no news: {all:#}");
+    assert!(found(&all, "large").iter().all(|one| one["rows"].as_u64() >= Some(1000)), "{all:#}");
     let emptied = deeds(&told, "truncate");
     assert_eq!(emptied.len(), 1, "{told:#}");
     assert!(emptied[0].0 == night.truncated && emptied[0].2.contains(&night.items.into()), "{emptied:?}");

@@ -103,11 +103,24 @@ fn every_command_in_the_documents_is_accepted() {
         }
     }
     assert!(checked >= 7, "only {checked} commands found");
-    // The examples of the help itself.
-    let help = Cli::command().get_after_help().expect("examples").to_string();
-    for line in help.lines().map(str::trim).filter(|l| l.starts_with("walrecv ")) {
-        let line = line.split("  ").next().unwrap_or_default();
-        assert!(Cli::try_parse_from(words(line)).is_ok(), "{line}");
+}
+
+#[test]
+fn every_example_of_the_help_is_accepted() {
+    let all = Cli::command();
+    let examples = |command: &clap::Command| {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let lines = help.lines().map(str::trim).filter(|line| line.starts_with("walrecv "));
+        lines.map(|line| line.split("  ").next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    for line in all.get_subcommands().chain([&all]).flat_map(examples) {
+        let read = Cli::try_parse_from(words(&line));
+        assert!(read.is_ok(), "{line}\n{}", read.err().map_or(String::new(), |e| e.to_string()));
+    }
+    for name in ["restore", "extract", "find", "drill", "wal-fetch"] {
+        let command = all.find_subcommand(name).expect("a command");
+        let own = examples(command).iter().filter(|line| words(line).iter().any(|word| word == name)).count();
+        assert!(own > 1, "{name} shows {own} examples");
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::examples;
 use super::output::Format;
 
 /// Stream PostgreSQL's WAL into a repository, take base backups, restore to any commit.
@@ -66,8 +67,10 @@ pub enum Command {
     /// Take a base backup now; where no receiver streams the cluster, its WAL too
     Backup(BackupArgs),
     /// Restore to a point in time into an empty directory
+    #[command(after_help = examples::RESTORE)]
     Restore(Box<RestoreArgs>),
     /// What restore_command calls: walrecv wal-fetch %f %p
+    #[command(after_help = examples::WAL_FETCH)]
     WalFetch(WalFetchArgs),
     /// What wal-fetch starts beside a recovery
     #[command(hide = true)]
@@ -77,10 +80,13 @@ pub enum Command {
     /// One backup: sizes, WAL, how it was made, what can be restored from it
     Show(ShowArgs),
     /// What was dropped, truncated, deleted or updated in masses in a window of time, with the restore that stops just before
+    #[command(after_help = examples::FIND)]
     Find(FindArgs),
     /// Bring tables or a database back from a point in time, as a file of SQL, without touching the server
+    #[command(after_help = examples::EXTRACT)]
     Extract(Box<ExtractArgs>),
     /// Restore for real into a scratch server, check it, ask it, time it, and remove it
+    #[command(after_help = examples::DRILL)]
     Drill(Box<DrillArgs>),
     /// Read back what is stored and say whether it is whole (exit 16 damaged, 15 gap in WAL)
     Verify(VerifyArgs),
@@ -179,7 +185,7 @@ pub struct FindArgs {
     /// How many rows of one table, deleted or updated by one transaction, are a mass
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub rows: u64,
-    /// How many of the commits with the most WAL are shown beside
+    /// How many of the commits with the most WAL are shown beside: of at least --rows rows or 1 MiB, and 8 times the median of the window
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub largest: u16,
     /// Only what was done to this table: orders, or public.orders (what has no name is shown too)
@@ -368,6 +374,12 @@ pub struct DrillArgs {
     /// As for restore; with --target-time random to a moment between the backup and the newest commit [default: --latest]
     #[command(flatten)]
     pub point: PointArgs,
+    /// Stop just before the target, not just after it
+    #[arg(long)]
+    pub exclusive: bool,
+    /// Timeline to follow: a decimal number, current (the one of the backup) or latest (the newest that continues a backup's) [default: latest]
+    #[arg(long, value_name = "TLI")]
+    pub target_timeline: Option<String>,
     /// With --target-time random: draws the same moment again
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,

@@ -9,7 +9,7 @@ use super::{expire, output, show, target};
 use crate::archive::Archive;
 use crate::config::duration;
 use crate::disk::durable::Replacement;
-use crate::drill::{self, Demands, Drilled, Point, Watch};
+use crate::drill::{self, Aim, Demands, Drilled, Point, Watch};
 use crate::error::{Error, Kind, Result};
 use crate::seal::content::event::What;
 
@@ -26,11 +26,13 @@ pub async fn run(common: &Common, args: &DrillArgs) -> Result<()> {
     let (access, ring) = context.content_access().await?;
     let archive = context.archive(ring).await?;
     let backup = show::chosen(&archive, args.backup.as_ref()).await?;
+    let timeline = target::timeline(&archive, args.target_timeline.as_deref(), backup.as_deref()).await?;
     let ticker = Ticker::new();
     let say = |text: &str| ticker.say(text);
     let moved = |done: u64, total: u64| ticker.moved(done, total);
     let watch = Watch { stage: &say, moved: &moved };
-    let (report, ended) = drill::drill(&archive, access, &setup, (point, backup), &demands, &watch).await;
+    let (report, ended) =
+        drill::drill(&archive, access, &setup, Aim { point, backup, timeline }, &demands, &watch).await;
     ticker.end();
     if !args.no_record {
         record(&context, &archive, &report).await;
@@ -60,6 +62,9 @@ fn write(place: Replacement, report: &Drilled) -> Result<()> {
 
 fn point(args: &DrillArgs) -> Result<Point> {
     if args.point.target_time.as_deref() == Some("random") {
+        if args.exclusive {
+            return Err(Error::new(Kind::Usage, "--exclusive means nothing with --target-time random"));
+        }
         let drawn = || {
             let mut token = [0; 4];
             getrandom::fill(&mut token).map_err(|e| Error::new(Kind::Failed, "no random bytes").caused_by(e))?;
@@ -70,7 +75,7 @@ fn point(args: &DrillArgs) -> Result<Point> {
     if args.seed.is_some() {
         return Err(Error::new(Kind::Usage, "--seed means something with --target-time random only"));
     }
-    let target = target::wanted(&args.point, false)?;
+    let target = target::wanted(&args.point, args.exclusive)?;
     Ok(Point::Target(target.unwrap_or(crate::restore::Target::Latest)))
 }
 
@@ -117,7 +122,8 @@ fn print(report: &Drilled) {
             Some(commit) => format!("after the commit of transaction {} at {}", commit.xid, commit.time),
             None => "at the end of the backup".to_owned(),
         };
-        output::line(format!("landed   {landing}, {} on timeline {}", plan.landing.lsn, plan.landing.timeline));
+        let so = if report.rto_seconds.is_some() { "landed " } else { "planned" };
+        output::line(format!("{so}  {landing}, {} on timeline {}", plan.landing.lsn, plan.landing.timeline));
     }
     if let Some(seed) = report.seed {
         output::line(format!("seed     {seed}: --seed {seed} draws the same time while the archive has not grown"));
@@ -132,13 +138,16 @@ fn print(report: &Drilled) {
     }
     let through = report.covered_through.as_deref().unwrap_or("an unknown moment");
     output::line(format!("RPO      {}: the archive covers everything through {through}", seconds(report.rpo_seconds)));
-    output::line(format!(
-        "RTO      {}: planning {}, laying back {}, recovery {}",
-        seconds(report.rto_seconds),
-        seconds(report.rto_planning_seconds),
-        seconds(report.rto_laying_seconds),
-        seconds(report.rto_recovery_seconds)
-    ));
+    match report.rto_seconds {
+        Some(_) => output::line(format!(
+            "RTO      {}: planning {}, laying back {}, recovery {}",
+            seconds(report.rto_seconds),
+            seconds(report.rto_planning_seconds),
+            seconds(report.rto_laying_seconds),
+            seconds(report.rto_recovery_seconds)
+        )),
+        None => output::line("RTO      not known: nothing was restored"),
+    }
     let result = if report.passed { "PASSED" } else { "FAILED" };
     output::line(format!("result   {result} ({})", output::seconds(report.milliseconds as f64 / 1000.0)));
 }

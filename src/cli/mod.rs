@@ -8,6 +8,7 @@ mod check;
 mod context;
 mod drill;
 mod events;
+mod examples;
 pub mod exit;
 mod expire;
 mod extract;

@@ -308,6 +308,12 @@ fn show_restored(restored: &Restored, pgdata: &Path) {
     for one in &restored.neutralised {
         output::line(format!("neutralised  {} = '{}' (production has '{}')", one.setting, one.now, one.was));
     }
+    for one in &restored.adapted {
+        output::line(format!(
+            "set          {} = '{}' (production has '{}'): for the scratch server",
+            one.setting, one.now, one.was
+        ));
+    }
     for one in &restored.raised {
         output::line(format!("raised       {} = {} (was {}): recovery demands it", one.setting, one.now, one.was));
     }

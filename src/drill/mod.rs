@@ -11,6 +11,7 @@ pub use report::{Check, Drilled, State};
 
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
+use crate::pg::TimelineId;
 use crate::pg::xact::PgTime;
 use crate::restore::scratch::{ScratchServer, Setup};
 use crate::restore::{self, Access, Prepared, Target, Wanted, lay};
@@ -41,6 +42,16 @@ pub enum Point {
     Random(u64),
 }
 
+/// Which restore.
+#[derive(Clone, Debug)]
+pub struct Aim {
+    pub point: Point,
+    /// `None`: the newest that can reach it.
+    pub backup: Option<String>,
+    /// `None`: the newest that continues a backup's.
+    pub timeline: Option<TimelineId>,
+}
+
 /// How it goes, for whoever watches.
 pub struct Watch<'a> {
     pub stage: &'a (dyn Fn(&str) + Sync),
@@ -52,25 +63,30 @@ pub async fn drill(
     archive: &Archive,
     access: Access,
     setup: &Setup,
-    wanted: (Point, Option<String>),
+    aim: Aim,
     demands: &Demands,
     watch: &Watch<'_>,
 ) -> (Drilled, Option<Error>) {
     let begun = Instant::now();
-    let mut report = Drilled::new(archive, &wanted.0, wanted.1.clone());
-    let outcome = run(archive, access, setup, wanted, demands, watch, &mut report).await;
+    let mut report = Drilled::new(archive, &aim);
+    let outcome = run(archive, access, setup, aim, demands, watch, &mut report).await;
     report.milliseconds = begun.elapsed().as_millis() as u64;
     if let Err(error) = &outcome {
         report.ended_early(error);
     }
-    (report, outcome.err())
+    let named = |error: Error| match error.kind() {
+        Kind::Interrupted => error,
+        _ => error.context(format!("the drill failed: {}", report.stage)),
+    };
+    let ended = outcome.err().map(named);
+    (report, ended)
 }
 
 async fn run(
     archive: &Archive,
     access: Access,
     setup: &Setup,
-    (point, backup): (Point, Option<String>),
+    Aim { point, backup, timeline }: Aim,
     demands: &Demands,
     watch: &Watch<'_>,
     report: &mut Drilled,
@@ -84,14 +100,24 @@ async fn run(
         report.add("backups", begun, Ok(check::readable(&backups)));
         newest_of_all = backups.complete.iter().max_by_key(|m| m.stopped_at).map(|m| m.id.to_string());
     }
-    let earlier = matches!(&point, Point::Target(target) if *target != Target::Latest);
+    let earlier = timeline.is_some() || matches!(&point, Point::Target(target) if *target != Target::Latest);
     let begun = Instant::now();
-    let newest = prepare(archive, Target::Latest, backup.clone()).await;
+    let wanted = |target| Wanted { target, timeline, backup: backup.clone() };
+    let newest = restore::prepare(archive, &wanted(Target::Latest)).await;
     report.covered(archive, newest.as_ref().ok()).await?;
     let prepared = match point {
         Point::Target(Target::Latest) => newest?,
-        Point::Target(target) => prepare(archive, target, backup).await?,
-        Point::Random(seed) => random(archive, newest?, seed, backup, report).await?,
+        Point::Target(target) => restore::prepare(archive, &wanted(target)).await?,
+        Point::Random(seed) => match random_time(&newest.as_ref(), seed) {
+            Some(time) => restore::prepare(archive, &wanted(Target::Time { time, inclusive: true })).await?,
+            None => {
+                let prepared = newest?;
+                report.remark(
+                    "nothing was committed after the backup: drilled to the end of the archive, not to a random time",
+                );
+                prepared
+            }
+        },
     };
     report.planned(&prepared);
     let planning = begun.elapsed();
@@ -100,9 +126,11 @@ async fn run(
         report.add("newest backup", Instant::now(), Ok(state));
     }
     (watch.stage)("restoring");
+    report.stage = "restore";
     let said = |line: &str| (watch.stage)(line);
     let server = setup.raise(archive, access, &prepared, watch.moved, &said).await?;
     report.rto(planning, &prepared, &server);
+    report.stage = "checks";
     let checked = examine(&server, demands, watch, report).await;
     (watch.stage)("removing");
     // An error in between removes it as well.
@@ -114,27 +142,13 @@ async fn run(
     Ok(())
 }
 
-async fn prepare(archive: &Archive, target: Target, backup: Option<String>) -> Result<Prepared> {
-    restore::prepare(archive, &Wanted { target, timeline: None, backup }).await
-}
-
-/// A moment after the backup and before the newest commit, so that recovery stops at a commit after it.
-async fn random(
-    archive: &Archive,
-    newest: Prepared,
-    seed: u64,
-    backup: Option<String>,
-    report: &mut Drilled,
-) -> Result<Prepared> {
-    let from = PgTime::from_unix_micros(newest.choice.manifest.stopped_at.as_microsecond()).0.saturating_add(1);
-    let to = newest.choice.landing.last_commit.map_or(i64::MIN, |commit| commit.time.0);
-    let Some(room) = to.checked_sub(from).and_then(|room| u64::try_from(room).ok()).filter(|room| *room > 0) else {
-        report
-            .remark("nothing was committed after the backup: drilled to the end of the archive, not to a random time");
-        return Ok(newest);
-    };
-    let time = PgTime(from.saturating_add_unsigned(draw(seed) % room));
-    prepare(archive, Target::Time { time, inclusive: true }, backup).await
+/// A moment after the backup and before the newest commit, so that recovery stops at a commit after it. `None`: there is none.
+fn random_time(newest: &Result<&Prepared, &Error>, seed: u64) -> Option<PgTime> {
+    let choice = &newest.ok()?.choice;
+    let from = PgTime::from_unix_micros(choice.manifest.stopped_at.as_microsecond()).0.saturating_add(1);
+    let to = choice.landing.last_commit.map_or(i64::MIN, |commit| commit.time.0);
+    let room = to.checked_sub(from).and_then(|room| u64::try_from(room).ok()).filter(|room| *room > 0)?;
+    Some(PgTime(from.saturating_add_unsigned(draw(seed) % room)))
 }
 
 /// A number that looks drawn, the same for the same seed (splitmix64).

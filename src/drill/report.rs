@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Demands, Point, age};
+use super::{Aim, Demands, Point, age};
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::restore::scratch::ScratchServer;
@@ -64,6 +64,9 @@ pub struct Drilled {
     pub restored_bytes: Option<u64>,
     pub checks: Vec<Check>,
     pub remarks: Vec<String>,
+    /// What is being done: it is named where it fails.
+    #[serde(skip)]
+    pub(super) stage: &'static str,
     #[serde(skip)]
     at: Timestamp,
     #[serde(skip)]
@@ -71,18 +74,18 @@ pub struct Drilled {
 }
 
 impl Drilled {
-    pub(super) fn new(archive: &Archive, point: &Point, backup: Option<String>) -> Drilled {
+    pub(super) fn new(archive: &Archive, aim: &Aim) -> Drilled {
         let at = Timestamp::now();
         Drilled {
             cluster: archive.names.cluster.clone(),
             began: at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
             milliseconds: 0,
             passed: false,
-            seed: match point {
-                Point::Random(seed) => Some(*seed),
+            seed: match aim.point {
+                Point::Random(seed) => Some(seed),
                 Point::Target(_) => None,
             },
-            backup,
+            backup: aim.backup.clone(),
             plan: None,
             covered_through: None,
             rpo_seconds: None,
@@ -93,6 +96,7 @@ impl Drilled {
             restored_bytes: None,
             checks: Vec::new(),
             remarks: Vec::new(),
+            stage: "planning",
             at,
             measured: None,
         }
@@ -187,7 +191,7 @@ impl Drilled {
             Some(advice) => format!("{error} ({advice})"),
             None => error.to_string(),
         };
-        self.add("the drill itself", Instant::now(), Err(Error::new(error.kind(), text)));
+        self.add(self.stage, Instant::now(), Err(Error::new(error.kind(), text)));
     }
 
     /// What is noted in the repository: no word of anybody's SQL.

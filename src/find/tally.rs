@@ -16,6 +16,13 @@ const FIRST_NORMAL: u32 = 16384;
 const NEAR: u64 = 1 << 20;
 /// What is kept of running transactions: one item for each of them, and for each relation that it touches. About 100 MB.
 const MOST_ITEMS: usize = 1 << 20;
+/// A commit of less WAL, and of fewer rows than are asked for, is never large.
+const LEAST_LARGE: u64 = 1 << 20;
+/// Nor is one of less than so many times the median, where the window has more than a few commits.
+const TIMES_MEDIAN: u64 = 8;
+const A_FEW: u64 = 16;
+/// `template1` (`Template1DbOid`), in which initdb works.
+const TEMPLATE1: u32 = 1;
 /// Findings that are kept.
 const MOST_FOUND: usize = 20_000;
 
@@ -108,6 +115,8 @@ pub struct Tally {
     found: Vec<Finding>,
     /// Those that wrote most, by bytes.
     largest: BTreeMap<Reverse<(u64, Lsn)>, Finding>,
+    /// Commits within the window, by the number of binary digits of their WAL's bytes.
+    sizes: [u64; 65],
     left_out: u64,
     overflowed: bool,
     commits: u64,
@@ -140,6 +149,7 @@ impl Tally {
             whole_from: None,
             found: Vec::new(),
             largest: BTreeMap::new(),
+            sizes: [0; 65],
             left_out: 0,
             overflowed: false,
             commits: 0,
@@ -281,6 +291,9 @@ impl Tally {
             return;
         }
         self.commits += 1;
+        if let Some(size) = self.sizes.get_mut(digits(all.bytes)) {
+            *size += 1;
+        }
         let whole = self.whole_from.is_some_and(|from| ending.xid.wrapping_sub(from) as i32 >= 0);
         let about = Finding {
             deed: Deed::Large,
@@ -299,7 +312,7 @@ impl Tally {
         self.databases(&all, &about);
         self.files(&all, ending, &about);
         self.many_rows(&all, &about);
-        if self.found.len() as u64 + self.left_out == before {
+        if self.found.len() as u64 + self.left_out == before && !by_initdb(&all) {
             self.large(&all, about);
         }
     }
@@ -329,7 +342,9 @@ impl Tally {
             self.push(Finding { deed: Deed::DropDatabase, database: Some(database), lsn, ..about.clone() });
         }
         let row_made = all.rows.iter().any(|(relation, rows)| relation.database == 0 && rows.inserted > 0);
-        let made: BTreeSet<u32> = all.databases_made.iter().copied().filter(|_| row_made).collect();
+        // Those of lower numbers came with initdb.
+        let made = all.databases_made.iter().copied().filter(|database| row_made && *database >= FIRST_NORMAL);
+        let made: BTreeSet<u32> = made.collect();
         for database in made {
             self.push(Finding { deed: Deed::CreateDatabase, database: Some(database), ..about.clone() });
         }
@@ -383,6 +398,9 @@ impl Tally {
         most.sort_by_key(|(_, rows)| Reverse(rows.inserted + rows.updated + rows.deleted));
         let touched: Vec<Touched> = most.iter().take(4).map(|(file, _)| Touched::file(**file)).collect();
         let rows = most.iter().map(|(_, rows)| rows.inserted + rows.updated + rows.deleted).sum();
+        if rows < self.wish.rows && about.wal_bytes < LEAST_LARGE {
+            return;
+        }
         let database = touched.first().and_then(|one| one.file).map(|file| file.database).or(about.database);
         self.largest.insert(key, Finding { touched, rows, database, ..about });
         if self.largest.len() > self.wish.largest {
@@ -409,12 +427,68 @@ impl Tally {
         });
     }
 
+    /// The WAL of a commit that is large beside the others.
+    fn least_large(&self) -> u64 {
+        if self.commits <= A_FEW {
+            return 0;
+        }
+        let mut smaller = 0;
+        let median = self.sizes.iter().position(|count| {
+            smaller += count;
+            smaller * 2 > self.commits
+        });
+        // The least that has as many digits.
+        median.and_then(|digits| digits.checked_sub(1)).map_or(0, |digits| TIMES_MEDIAN << digits.min(60))
+    }
+
     /// All that was found.
     pub fn finish(self) -> Tallied {
+        let least = self.least_large();
         let mut found = self.found;
-        found.extend(self.largest.into_values());
+        found.extend(self.largest.into_values().filter(|one| one.wal_bytes >= least));
         found.sort_by_key(|one| one.lsn);
         let Tally { left_out, overflowed, commits, newest, .. } = self;
         Tallied { found, left_out, overflowed, commits, newest }
+    }
+}
+
+fn digits(bytes: u64) -> usize {
+    (u64::BITS - bytes.leading_zeros()) as usize
+}
+
+/// Whether a transaction did nothing but what initdb does: rows of the shared catalogs and of `template1`'s, and the first databases.
+fn by_initdb(all: &Open) -> bool {
+    let catalog = |file: &RelationFile| file.number < FIRST_NORMAL && [0, TEMPLATE1].contains(&file.database);
+    let first = all.databases_made.iter().any(|database| *database < FIRST_NORMAL);
+    first || all.rows.keys().chain(all.made.keys()).all(catalog)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_is_large_beside_the_median_of_many_commits() {
+        let wish = Wish { from: PgTime(0), to: PgTime(0), rows: 1000, largest: 5 };
+        let least = |small: u64, big: u64| {
+            let mut tally = Tally::new(MajorVersion::V17, wish);
+            (tally.sizes[digits(300)], tally.sizes[digits(5 << 20)]) = (small, big);
+            tally.commits = small + big;
+            tally.least_large()
+        };
+        assert_eq!((least(0, 0), least(8, 8)), (0, 0), "a few");
+        assert_eq!(least(1000, 3), 8 * 256);
+        assert_eq!(least(3, 1000), 8 * (4 << 20));
+    }
+
+    #[test]
+    fn what_initdb_does_is_no_news() {
+        let file = |database, number| RelationFile { tablespace: 1663, database, number };
+        let of = |file| Open { rows: [(file, Rows::default())].into(), ..Open::default() };
+        assert!(by_initdb(&Open::default()) && by_initdb(&of(file(1, 1259))) && by_initdb(&of(file(0, 1262))));
+        assert!(by_initdb(&Open { databases_made: vec![5], ..of(file(5, 2613)) }));
+        for somebody in [of(file(1, 16384)), of(file(5, 2613)), of(file(16384, 1259))] {
+            assert!(!by_initdb(&somebody), "{somebody:?}");
+        }
     }
 }

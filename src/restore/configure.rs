@@ -61,6 +61,8 @@ pub struct Restored {
     /// Where the WAL lies that stood in `pg_wal`.
     pub aside: Option<PathBuf>,
     pub neutralised: Vec<Neutralised>,
+    /// Of a scratch server: settings that suit it and this host.
+    pub adapted: Vec<Neutralised>,
     /// Settings below what recovery demands, and what they were raised to.
     pub raised: Vec<Neutralised>,
     /// What the configuration names outside of the data directory, or includes although it is not there.
@@ -116,6 +118,7 @@ pub async fn configure(
         removed: laid.removed,
         aside: claimed.aside.clone(),
         neutralised: conf.neutralised,
+        adapted: conf.adapted,
         raised: conf.raised,
         outside: conf.outside,
         written,

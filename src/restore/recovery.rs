@@ -72,10 +72,15 @@ pub struct Neutralised {
 pub struct Written {
     pub auto_conf: Vec<u8>,
     pub neutralised: Vec<Neutralised>,
+    /// Of a scratch server: what suits it and this host, and would harm nobody.
+    pub adapted: Vec<Neutralised>,
     /// What recovery could not go on with.
     pub raised: Vec<Neutralised>,
     pub outside: Vec<Outside>,
 }
+
+/// Settings of a scratch server that keep it from nothing.
+const ADAPTED: [&str; 5] = ["logging_collector", "log_destination", "lc_messages", "shared_buffers", "huge_pages"];
 
 /// Appends the block to postgresql.auto.conf (an earlier block goes). `main_conf` is the restored postgresql.conf, if there is one.
 pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[u8]>) -> Result<Written> {
@@ -97,7 +102,10 @@ pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[
     out.extend_from_slice(lines.join("\n").as_bytes());
     out.push(b'\n');
     let outside = settings::outside(&current, wishes.root, &|path| path.exists());
-    Ok(Written { auto_conf: out, neutralised: differences(&overrides, &current, elsewhere), raised, outside })
+    let (adapted, neutralised) = differences(&overrides, &current, elsewhere)
+        .into_iter()
+        .partition(|one| ADAPTED.contains(&one.setting.as_str()));
+    Ok(Written { auto_conf: out, neutralised, adapted, raised, outside })
 }
 
 fn recovery(wishes: &Wishes<'_>) -> Result<Vec<String>> {
@@ -204,7 +212,7 @@ fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<
             ("log_destination", "stderr".to_owned()),
             // What it says is searched.
             ("lc_messages", "C".to_owned()),
-            // Production's may be more than this host has beside its own servers.
+            // Production's may be more than this host has beside its own servers, or less than a recovery wants.
             ("shared_buffers", "128MB".to_owned()),
             ("huge_pages", "off".to_owned()),
             // pg_cron's jobs name the host that they connect to: production. Versions before 1.6 know only the second; without pg_cron both say nothing.
