@@ -79,6 +79,30 @@ fn check<'r>(report: &'r Value, name: &str) -> &'r str {
     one.unwrap_or_else(|| panic!("{name} in {report:#}"))["state"].as_str().expect("a state")
 }
 
+/// Aimed as a restore is, and a plan without what drills have measured.
+fn aimed(shop: &Shop) {
+    // No restore fails for want of an estimate.
+    let events = shop.events();
+    let may = |mode| fs::set_permissions(&events, fs::Permissions::from_mode(mode)).expect("a mode");
+    may(0o000);
+    let plan = shop.site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run();
+    may(0o700);
+    let plan = plan.expect_code(0);
+    assert!(plan.stderr.contains("cannot be read"), "{}", plan.stderr);
+    let plan = plan.json();
+    assert!(plan["estimate"].is_null() && plan["stored_bytes"].as_u64() > Some(0), "{plan:#}");
+
+    // As a restore: just before the last commit, on a timeline.
+    let last = plan["landing"]["last_commit"]["xid"].as_u64().expect("a transaction").to_string();
+    let without = "select count(*) = 0 from \"Odd \"\"Name\"";
+    let before = ["drill", "--target-xid", &last, "--exclusive", "--target-timeline", "1", "--skip", "amcheck"];
+    let told = shop.run(&before).args(["--assert", without]).run().json();
+    assert!(told["plan"]["target"].as_str().is_some_and(|target| target.ends_with("(exclusive)")), "{told:#}");
+    assert_ne!(told["plan"]["landing"]["last_commit"]["xid"].as_u64().map(|xid| xid.to_string()), Some(last));
+    shop.run(&["drill", "--target-timeline", "9"]).run().expect_code(19);
+    shop.run(&["drill", "--latest", "--exclusive"]).run().expect_code(2);
+}
+
 fn drills(version: MajorVersion) {
     let shop = Shop::new(Server::builder(version).initdb("--data-checksums").start());
     let all = "select count(*) = 2100 from orders";
@@ -116,26 +140,7 @@ fn drills(version: MajorVersion) {
     let text = shop.site.walrecv(&["restore", "--latest", "--plan"]).run().expect_code(0).stdout;
     assert!(text.contains("estimate     ") && text.contains("as fast as the drill of"), "{text}");
 
-    // No restore fails for want of an estimate.
-    let events = shop.events();
-    let may = |mode| fs::set_permissions(&events, fs::Permissions::from_mode(mode)).expect("a mode");
-    may(0o000);
-    let plan = shop.site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run();
-    may(0o700);
-    let plan = plan.expect_code(0);
-    assert!(plan.stderr.contains("cannot be read"), "{}", plan.stderr);
-    let plan = plan.json();
-    assert!(plan["estimate"].is_null() && plan["stored_bytes"].as_u64() > Some(0), "{plan:#}");
-
-    // As a restore: just before the last commit, on a timeline.
-    let last = plan["landing"]["last_commit"]["xid"].as_u64().expect("a transaction").to_string();
-    let without = "select count(*) = 0 from \"Odd \"\"Name\"";
-    let before = ["drill", "--target-xid", &last, "--exclusive", "--target-timeline", "1", "--skip", "amcheck"];
-    let told = shop.run(&before).args(["--assert", without]).run().json();
-    assert!(told["plan"]["target"].as_str().is_some_and(|target| target.ends_with("(exclusive)")), "{told:#}");
-    assert_ne!(told["plan"]["landing"]["last_commit"]["xid"].as_u64().map(|xid| xid.to_string()), Some(last));
-    shop.run(&["drill", "--target-timeline", "9"]).run().expect_code(19);
-    shop.run(&["drill", "--latest", "--exclusive"]).run().expect_code(2);
+    aimed(&shop);
 
     // The end is not reached by every random time, and never what the backup had is missing.
     let within = "select count(*) between 2000 and 2100 from orders";
