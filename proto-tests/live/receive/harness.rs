@@ -221,6 +221,15 @@ impl Receiving {
         told.clone()
     }
 
+    /// As [`Receiving::end`], and what it told until then.
+    #[track_caller]
+    pub fn end_and_events(self) -> (Result<ReceiveReport>, Vec<ReceiveEvent>) {
+        let events = self.events.clone();
+        let ended = self.end();
+        let told = events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (ended, told)
+    }
+
     /// Waits until it ends by itself.
     #[track_caller]
     pub fn end(self) -> Result<ReceiveReport> {

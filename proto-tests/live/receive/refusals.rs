@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use walrecv::error::{Error, Kind};
 use walrecv::pg::{Lsn, MajorVersion, TimelineId};
-use walrecv::receive::ReceiveEvent;
+use walrecv::receive::{ReceiveEvent, ReceiveOptions};
 
 use super::harness::{self, Receiving, Vault};
 use super::kill::nothing_is_missing;
-use crate::support::{Server, Stop, require_servers, wait_for};
+use crate::support::{Server, Stop, TempDir, require_servers, wait_for};
 
 fn refused(server: &Server, vault: &Vault) -> Error {
     Receiving::start(harness::options(server), vault.place()).end().expect_err("a refusal")
@@ -167,6 +167,44 @@ fn rolled_back(interval: Duration) {
     let (stored, _) =
         harness::segment(&harness::runtime(), &vault.archive(&server), TimelineId(1), size.segment_of(first));
     assert!(stored.windows(13).any(|w| w == b"first history"));
+}
+
+/// Two servers of one origin write different WAL, each with a receiver of its own and without a slot. The one that finds the segment stored otherwise must not
+/// try again: a run without a slot begins behind what is stored, and would put its own history behind the other one's.
+#[test]
+fn a_segment_that_was_stored_otherwise_is_final_where_no_slot_brings_it_again() {
+    require_servers!(MajorVersion::V17);
+    let mut one = Server::start(MajorVersion::V17);
+    one.sql("create table t (id int, filler text)");
+    one.stop(Stop::Fast);
+    let vault = Vault::new();
+    let twin = TempDir::for_postgres("twin");
+    let saved = twin.join("data");
+    copy(one.data_dir(), &saved);
+    one.start_again();
+    let two = Server::builder(MajorVersion::V17).on_data_dir(&saved).start();
+    let without_slot = |server| ReceiveOptions { slot: None, ..harness::options(server) };
+    let [first, second] = [&one, &two].map(|server| Receiving::start(without_slot(server), vault.place()));
+    first.wait_streaming();
+    second.wait_streaming();
+    one.sql("insert into t select i, 'one history' from generate_series(1, 3000) i");
+    let (runtime, size) = (harness::runtime(), harness::segment_size_of(&one));
+    let segment = size.segment_before(one.switch_wal());
+    let stored = || {
+        let (stored, complete) = harness::segment(&runtime, &vault.archive(&one), TimelineId(1), segment);
+        complete.then_some(stored)
+    };
+    let before = wait_for("the complete segment", stored);
+    two.sql("insert into t select i, 'another history, and a longer one' from generate_series(1, 3000) i");
+    two.switch_wal();
+    let (ended, seen) = second.end_and_events();
+    let error = ended.expect_err("a refusal");
+    assert_eq!(error.kind(), Kind::Diverged, "{error}");
+    let begun = seen.iter().filter(|event| matches!(event, ReceiveEvent::Streaming { .. })).count();
+    assert_eq!(begun, 1, "it tried again: {seen:#?}");
+    first.stop();
+    assert!(stored() == Some(before), "what was stored is as it was");
+    drop(two);
 }
 
 /// A tail that a power cut tore is no hindrance, and counts for nothing.
