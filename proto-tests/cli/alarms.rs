@@ -106,6 +106,20 @@ fn a_flush_interval_of_minutes_is_no_stall() {
     assert!(durable.expect("an LSN") >= written, "a stop does not wait until it is due");
 }
 
+/// A script that brings the archive up to a position would hang behind a receiver that has the slot, perhaps for years.
+#[test]
+fn a_run_that_is_to_end_does_not_wait_for_another_receiver_for_ever() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    let until = server.lsn().to_string();
+    let refused = site.walrecv(&["receive", "--until", &until]).run().expect_code(11).stderr;
+    assert!(refused.contains("another receiver has had slot") && refused.contains(&until), "{refused}");
+    end(receiver);
+    site.walrecv(&["receive", "--until", &until]).run().expect_code(0);
+}
+
 /// The only cluster as `status` tells it.
 fn cluster(site: &Site) -> Value {
     site.walrecv(&["status", "--output", "json"]).run().json()["clusters"][0].clone()

@@ -21,7 +21,6 @@ use super::sentinel::{Sentinel, Sign};
 use super::server::{self, Access, Server, Unfit, Waiting, answered};
 use super::slot;
 use super::stream::{End, Stream, asked_to_stop};
-use super::vigil::Vigil;
 use super::{Place, ReceiveOptions, ReceiveReport};
 use crate::archive::Archive;
 use crate::backoff::Backoff;
@@ -106,7 +105,7 @@ impl Run {
     ) -> Result<Run> {
         let seed = u64::from_le_bytes(super::salt::random()?);
         Ok(Run {
-            waiting: waiting(&options),
+            waiting: Waiting::new(&options),
             options,
             place,
             desk,
@@ -210,7 +209,7 @@ impl Run {
     /// Waits before the next attempt; `false` when asked to stop.
     async fn wait(&mut self, why: Option<Error>) -> Result<bool> {
         let delay = if why.as_ref().is_some_and(slot::is_in_use) {
-            self.stand_by()
+            self.stand_by()?
         } else {
             let delay = self.backoff.next_delay();
             let why = why.map_or_else(|| "the server ended the stream".to_owned(), |error| error.to_string());
@@ -232,12 +231,13 @@ impl Run {
 
     /// The slot was found in use by an attempt to stream, which the server logs as an error: the next attempt waits until where the slot stands makes it worth
     /// its line, or longer each time.
-    fn stand_by(&mut self) -> Duration {
-        if let (false, Some(slot)) = (self.waiting.told, self.options.slot.clone()) {
-            self.waiting.told = true;
+    fn stand_by(&mut self) -> Result<Duration> {
+        if let Some(slot) = self.options.slot.clone()
+            && self.waiting.goes_on(&slot)?
+        {
             self.observer.tell(ReceiveEvent::StandingBy { slot, holder: None });
         }
-        if self.waiting.vigil.possible { AFTER_VIGIL } else { self.patience.next_delay() }
+        Ok(if self.waiting.vigil.possible { AFTER_VIGIL } else { self.patience.next_delay() })
     }
 
     /// Waits until something can be put again; `false` when asked to stop.
@@ -424,7 +424,7 @@ impl Run {
             Started::Streaming => {}
         }
         pipeline.set_flush_interval(self.options.interval(server.synchronous));
-        self.waiting = waiting(&self.options);
+        self.waiting = Waiting::new(&self.options);
         self.lagging.settled(lags.is_some());
         self.patience = patience(getrandom::u64().unwrap_or_default());
         self.observer.tell(ReceiveEvent::Streaming { timeline, from, slot, standby: server.standby, lags });
@@ -456,11 +456,6 @@ async fn next_sign(watch: &mut Option<Sentinel>) -> Sign {
 /// Another host may not have this problem.
 fn is_of_the_server(error: &Error) -> bool {
     matches!(error.kind(), Kind::Server | Kind::Slot | Kind::Version)
-}
-
-/// For a slot that another receiver uses.
-fn waiting(options: &ReceiveOptions) -> Waiting {
-    Waiting { told: false, vigil: Vigil::new(options.flush_interval), synchronous: None }
 }
 
 /// From one second to half a minute, the first time too.

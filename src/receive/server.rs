@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::ReceiveOptions;
 use super::observe::{Observer, ReceiveEvent};
 use super::resume::SlotPosition;
 use super::sentinel::{self, Second, Sentinel};
@@ -63,9 +64,40 @@ const GLANCE: Duration = Duration::from_millis(300);
 pub struct Waiting {
     /// It was told; until something is streamed it is told once.
     pub told: bool,
+    since: Option<Instant>,
+    /// The run is to end there.
+    until: Option<Lsn>,
     pub vigil: Vigil,
     /// Whether commits wait for the receiver that has it, where that could be asked.
     pub synchronous: Option<bool>,
+}
+
+/// A run that is to end waits so long for the slot: longer than a server takes to notice that the host of a receiver is lost (`wal_sender_timeout`).
+const TURN: Duration = Duration::from_secs(15);
+
+impl Waiting {
+    pub fn new(options: &ReceiveOptions) -> Waiting {
+        let vigil = Vigil::new(options.flush_interval);
+        Waiting { told: false, since: None, until: options.until, vigil, synchronous: None }
+    }
+
+    /// Another connection has the slot; whether that is news. A run that is to end at a position does not wait for ever: whoever has the slot may have it for
+    /// years, and nothing that it stores is this run's to report.
+    pub fn goes_on(&mut self, slot: &str) -> Result<bool> {
+        let lasted = self.since.get_or_insert_with(Instant::now).elapsed();
+        match self.until.filter(|_| lasted >= TURN) {
+            None => Ok(!std::mem::replace(&mut self.told, true)),
+            Some(until) => {
+                let text = format!(
+                    "another receiver has had slot {slot:?} for {} s, so nothing is received here up to {until}",
+                    TURN.as_secs()
+                );
+                Err(Error::new(Kind::Busy, text).hint(
+                    "`walrecv status` on its host says how far that one has stored; end it first, or leave the rest to it",
+                ))
+            }
+        }
+    }
 }
 
 /// Why a slot is of no use as it is.
@@ -284,7 +316,7 @@ async fn wait_for_slot(second: &mut Second, name: &str, access: &Access<'_>, wai
     }
     waiting.vigil.possible = second.connection.version() >= MajorVersion::V15;
     if waiting.vigil.possible && waiting.told {
-        watch_slot(&mut second.connection, name, &mut waiting.vigil).await?;
+        watch_slot(&mut second.connection, name, waiting).await?;
     }
     Ok(())
 }
@@ -296,7 +328,7 @@ async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting:
     loop {
         let row = answered("pg_replication_slots", slot::read(&mut second.connection, name)).await?;
         let Some(holder) = row.and_then(|row| row.active_pid) else { return Ok(()) };
-        waiting.told = true;
+        waiting.goes_on(name)?;
         if !std::mem::replace(&mut said, true) {
             access.observer.tell(ReceiveEvent::StandingBy { slot: name.to_owned(), holder: Some(holder) });
             let names = second.synchronous_names().await?;
@@ -307,14 +339,15 @@ async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting:
 }
 
 /// Returns once an attempt to stream is worth it: the slot stands still, or is gone.
-async fn watch_slot(connection: &mut Connection, name: &str, vigil: &mut Vigil) -> Result<()> {
+async fn watch_slot(connection: &mut Connection, name: &str, waiting: &mut Waiting) -> Result<()> {
     loop {
         let state = answered("READ_REPLICATION_SLOT", connection.read_slot(name)).await?;
         let Some(at) = state.and_then(|state| state.restart_lsn) else { return Ok(()) };
         let end = answered("IDENTIFY_SYSTEM", connection.identify_system()).await?.position;
-        if vigil.look(at, end, Instant::now()) {
+        if waiting.vigil.look(at, end, Instant::now()) {
             return Ok(());
         }
+        waiting.goes_on(name)?;
         tokio::time::sleep(GLANCE).await;
     }
 }
