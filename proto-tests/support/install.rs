@@ -26,6 +26,9 @@ pub fn versions() -> Vec<MajorVersion> {
     let asked = std::env::var("WALRECV_PG_VERSIONS").unwrap_or_default();
     let asked: Vec<u32> =
         asked.split(',').filter(|s| !s.is_empty()).map(|s| s.trim().parse().expect("a major version")).collect();
+    // Nothing would be tested, and pass.
+    let unknown = asked.iter().find(|number| MajorVersion::ALL.iter().all(|version| version.number() != **number));
+    assert!(unknown.is_none(), "WALRECV_PG_VERSIONS: there is no PostgreSQL {unknown:?} to test");
     let wanted = MajorVersion::ALL.into_iter().filter(|v| asked.is_empty() || asked.contains(&v.number()));
     wanted.filter(|v| servers_present(*v)).collect()
 }
