@@ -122,7 +122,6 @@ impl Pipeline {
         let older =
             stored.tails.iter().filter(|tail| tail.start >= start).map(|tail| (tail.end(), tail.pieces.clone()));
         let older = older.collect();
-        let whole = stored.segments.clone();
         let linked_at = stored.link.as_ref().map(|_| start);
         let known = Known { link: stored.link, reported: stored.reported };
         let check = Check::new(config, start, Comparison::new(start, stored.tails, archive.keys.secret()), known);
@@ -138,7 +137,7 @@ impl Pipeline {
             timeline,
             compression: options.compression,
             flush_interval,
-            stored: stored.segments,
+            stored: stored.segments.clone(),
             spare: spare.clone(),
             spool: spool.clone(),
             stats: observer.stats().clone(),
@@ -179,7 +178,7 @@ impl Pipeline {
             progress_at: Instant::now(),
             flush_interval,
             told_at: None,
-            stored: whole,
+            stored: stored.segments,
             notes: Notes::begin(timeline, start, feed),
             observer,
         })

@@ -37,7 +37,8 @@ pub struct PieceContent {
 }
 
 /// Opens every whole frame of a local tail file. The first frame whose length is 0 or whose CRC-32C fails ends the tail, unless a valid
-/// frame of a later flush follows: that is damage. Behind it may stand what an earlier tail left in the file. A file of zeros only is an empty tail: its preamble was never synced.
+/// frame of a later flush follows: that is damage. Behind it may stand what an earlier tail left in the file. A file of zeros only is an empty tail: its
+/// preamble was never synced.
 /// A tail's start is not in its name: take it from [`super::opener::read_header`], see that it lies in the segment, and expect it here; the
 /// index commitment proves it.
 pub fn open_tail(file: &[u8], expected: &Claims, keys: &dyn ReaderKeys) -> Result<TailContent, OpenFailed> {
