@@ -306,6 +306,10 @@ fn how_far_it_reaches() {
         assert_eq!(from(at(4098, 4999)).await.unwrap(), Some(at(4098, 5000)));
         assert_eq!(from(at(4098, 5000)).await.unwrap(), None);
         assert_eq!(archive.durable_end(TIMELINE).await.unwrap(), Some(at(4100, 0)));
+        // Somebody else's folder, which sorts behind ours.
+        store(&archive, &format!("{}/zzz/1", archive.names.timeline_folder(TIMELINE)), fake.clone()).await;
+        assert_eq!(archive.durable_end(TIMELINE).await.unwrap(), Some(at(4100, 0)));
+        assert_eq!(archive.newest_end(TimelineId(9)).await.unwrap(), Some((TIMELINE, at(4100, 0))));
         // A tail that was begun and holds nothing yet does not move the end.
         let begun = segment(&archive, 4101);
         write_tail_file(&archive, begun, "r", &tail(&archive, begun, 0, b"", 1));

@@ -22,6 +22,7 @@ use walrecv::seal::content::manifest::{
     Backup, ControlFacts, Manifest, MapRef, Raw, ServerManifest, Sizes, Tombstone, Transfer,
 };
 use walrecv::seal::content::map::{Entry, EntryKind, MapWriter, PackPlace, Run, Source};
+use walrecv::seal::content::plan::{Plan, PlanId};
 use walrecv::seal::content::{BackupId, hex};
 use walrecv::seal::header::ObjectKind;
 use walrecv::seal::key::WriterKeys;
@@ -391,11 +392,8 @@ impl Shop {
     }
 
     /// A backup that was given up, with a pack; the plan of an expiry.
-    fn leave_behind(&self) {
-        let names = &self.archive().names;
-        let id = &self.given_up;
-        let slice = Slice { path: "base/5/1", unit: Unit::Pages, first: 0, bytes: pages(0..2, 1) };
-        self.put_pack(id, 0, &[vec![slice]]);
+    /// What stands under the name of a backup that was given up, or deleted.
+    pub fn tombstone(&self, id: &BackupId) -> Bytes {
         let tombstone = Tombstone {
             version: Tombstone::VERSION,
             id: id.clone(),
@@ -403,9 +401,28 @@ impl Shop {
             reason: "the server went away".into(),
             made_by: "a test".into(),
         };
-        self.put(&names.backup(id.as_str()), &self.index(ObjectKind::Tombstone, 0, &tombstone.encode()).bytes);
-        let plan = self.index(ObjectKind::Plan, 0, b"{}");
-        self.put(&format!("{}/plans/20260101T000000Z-0011223344556677", names.root()), &plan.bytes);
+        self.index(ObjectKind::Tombstone, 0, &tombstone.encode()).bytes.concat().into()
+    }
+
+    fn leave_behind(&self) {
+        let names = &self.archive().names;
+        let id = &self.given_up;
+        let slice = Slice { path: "base/5/1", unit: Unit::Pages, first: 0, bytes: pages(0..2, 1) };
+        self.put_pack(id, 0, &[vec![slice]]);
+        self.put(&names.backup(id.as_str()), &[self.tombstone(id)]);
+        let plan = Plan {
+            version: Plan::VERSION,
+            id: PlanId::parse("20260101T000000Z-0011223344556677").expect("the name of a plan"),
+            cluster: names.cluster.clone(),
+            system: names.system,
+            created_at: now(),
+            delete: Vec::new(),
+            sweep: Vec::new(),
+            made_by: "a test".into(),
+            host: String::new(),
+            user: String::new(),
+        };
+        self.put(&names.plan(plan.id.as_str()), &self.index(ObjectKind::Plan, 0, &plan.encode()).bytes);
     }
 
     fn intent(&self, id: &BackupId) -> Intent {

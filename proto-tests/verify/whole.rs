@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use walrecv::daemon::holes::Last;
 use walrecv::error::Kind;
 use walrecv::pg::TimelineId;
 use walrecv::seal::content::BackupId;
-use walrecv::seal::content::event::Outcome;
+use walrecv::seal::content::event::{Hole, Outcome, What};
 use walrecv::verify::{Options, Report, State, verify};
 
 use crate::damage::{get, names, replace, told};
 use crate::shop::{Shop, put, run};
+use crate::support::PATIENCE;
 
-const PATIENCE: Duration = Duration::from_millis(50);
+/// A store in a folder answers at once, or not at all.
+const BRIEF: Duration = Duration::from_millis(50);
 
 fn outcome(report: &Report) -> (Outcome, Vec<State>) {
     (report.outcome, report.backups.iter().map(|verdict| verdict.state).collect())
@@ -25,7 +28,7 @@ fn key_files_are_looked_at() {
     let repo = &shop.archive().repo;
     let identity = Some(shop.shelf.identity().to_owned());
     let verified = |only: Option<BackupId>| {
-        let options = Options { only, identity: identity.clone(), patience: PATIENCE, ..Options::default() };
+        let options = Options { only, identity: identity.clone(), patience: BRIEF, ..Options::default() };
         run(verify(shop.archive(), &options)).expect("a report")
     };
     let report = verified(None);
@@ -64,7 +67,7 @@ fn one_backup_is_not_whole_without_the_history_of_its_timeline() {
     (manifest.stop_timeline, manifest.stop, manifest.server_manifest) = (two, fork + 8192, None);
     shop.put_manifest(&manifest);
     let verified = || {
-        let options = Options { only: Some(manifest.id.clone()), patience: PATIENCE, ..Options::default() };
+        let options = Options { only: Some(manifest.id.clone()), patience: BRIEF, ..Options::default() };
         run(verify(archive, &options)).expect("a report")
     };
     let sound = verified();
@@ -92,4 +95,53 @@ fn which_backup_is_the_newest_is_not_guessed() {
     let error = newest().expect_err("the older one is not what was asked for");
     assert!(error.kind() == Kind::Corrupt && error.to_string().contains(id.as_str()), "{error}");
     assert!(error.advice().is_some_and(|hint| hint.contains("by its id")), "{error}");
+}
+
+/// What a daemon remembers of backups behind a hole holds only as long as the same objects stand there, and all of them could be read.
+#[test]
+fn a_hole_is_open_again_when_the_backup_behind_it_is_gone() {
+    let shop = Shop::new();
+    let archive = shop.archive();
+    let [first, second] = [&shop.backups[0].manifest, &shop.backups[1].manifest];
+    let (one, to) = (TimelineId(1), second.start);
+    let hole = Hole { from_timeline: one, from: first.stop, to_timeline: one, to, reason: "removed".into() };
+    run(archive.put_event(&shop.keys, What::Hole(hole.clone()), PATIENCE)).expect("an event");
+    let mut last = Last::default();
+    let mut open = || run(last.look(archive, Some(one))).expect("a look");
+    assert_eq!(open(), []);
+    let name = archive.names.backup(second.id.as_str());
+    let sound = get(&archive.repo, &name);
+    let mut bytes = sound.to_vec();
+    *bytes.last_mut().expect("bytes") ^= 1;
+    replace(&archive.repo, &name, bytes.into());
+    assert_eq!(open(), std::slice::from_ref(&hole), "nothing can be restored from it as it is");
+    replace(&archive.repo, &name, sound.clone());
+    assert_eq!(open(), [], "it was put back");
+    // As an expiry leaves it.
+    replace(&archive.repo, &name, shop.tombstone(&second.id));
+    assert_eq!(open(), [hole]);
+}
+
+/// Holes, checks and expiries are found by the names of their events.
+#[test]
+fn an_event_under_another_name_is_refused() {
+    let shop = Shop::new();
+    let archive = shop.archive();
+    let corrupt = || run(archive.corrupt_wal());
+    assert_eq!(corrupt().expect("an event").len(), 1);
+    let listed = run(archive.repo.list("events")).expect("a listing");
+    let name = &listed.first().expect("an event").name;
+    let bytes = get(&archive.repo, name);
+    let (month, leaf) = name.trim_start_matches("events/").split_once('/').expect("a month");
+    let (second, rest) = leaf.split_once('-').expect("a second");
+    let day = if second.contains("15T") { "16T" } else { "15T" };
+    let moved = format!("events/{month}/{}{day}{}-{rest}", &second[..6], &second[9..]);
+    put(&archive.repo, &moved, std::slice::from_ref(&bytes));
+    let error = corrupt().expect_err("it is of another time");
+    assert!(error.kind() == Kind::Corrupt && error.to_string().contains(&moved), "{error}");
+    run(archive.repo.delete(&moved)).expect("a delete");
+    let hole = name.replace("corrupt-wal", "hole");
+    put(&archive.repo, &hole, &[bytes]);
+    let error = run(archive.holes()).expect_err("it is of another kind");
+    assert!(error.kind() == Kind::Corrupt && error.to_string().contains(&hole), "{error}");
 }

@@ -23,6 +23,20 @@ pub(super) const AT_ONCE: usize = 8;
 /// Bytes of a name up to its second: `events/2026-01/20260131T020000Z`.
 const SECOND: usize = 31;
 
+/// The beginning of an event's name.
+fn prefix(at: Timestamp, kind: &str) -> String {
+    names::event(&at.strftime("%Y-%m").to_string(), &at.strftime("%Y%m%dT%H%M%SZ").to_string(), kind, "")
+}
+
+/// Whether it stands under the name that it was put under: under another one it would be looked for in another place, or by others. What a later version calls
+/// its kind is not known.
+fn is_named(name: &str, event: &Event) -> bool {
+    match &event.what {
+        What::Unknown => name.get(..SECOND).is_some_and(|second| prefix(event.at, "").starts_with(second)),
+        what => name.starts_with(&prefix(event.at, what.name())),
+    }
+}
+
 impl Archive {
     fn event_claims(&self) -> Claims {
         self.claims(ObjectKind::Event, TimelineId(0), Lsn(0))
@@ -41,12 +55,8 @@ impl Archive {
         };
         let mut salt = [0; 32];
         getrandom::fill(&mut salt).map_err(|e| Error::new(Kind::Failed, "no random bytes").caused_by(e))?;
-        let name = names::event(
-            &at.strftime("%Y-%m").to_string(),
-            &at.strftime("%Y%m%dT%H%M%SZ").to_string(),
-            event.what.name(),
-            &salt[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
-        );
+        let token: String = salt[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = prefix(at, event.what.name()) + &token;
         let sealed = seal_index(keys, self.event_claims(), salt, Compression::None, &event.encode());
         let judge = move |head: &[u8]| match read_header(head) {
             Ok((header, _)) if header.salt == salt => Found::Ours,
@@ -181,7 +191,17 @@ impl Archive {
             Ok(content) => {
                 let event = Event::decode(&content).map_err(|e| Error::new(Kind::Corrupt, format!("{name}: {e}")))?;
                 // Two clusters of one system under two names are two archives.
-                Ok(Some(event).filter(|event| event.cluster == self.names.cluster))
+                if event.cluster != self.names.cluster {
+                    return Ok(None);
+                }
+                match is_named(name, &event) {
+                    true => Ok(Some(event)),
+                    false => Err(Error::new(
+                        Kind::Corrupt,
+                        format!("{name}: it is an event {:?} of {}", event.what.name(), event.at),
+                    )
+                    .hint("Somebody renamed or copied it: restore the object from another copy of the repository.")),
+                }
             }
             Err(OpenFailed::Claims { .. }) if self.is_foreign_event(object) => Ok(None),
             Err(problem) => Err(refused(name, problem)),

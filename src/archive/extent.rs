@@ -22,9 +22,8 @@ impl Archive {
         let size = self.names.segment_size;
         let mut numbers: BTreeSet<SegmentNumber> =
             open.iter().filter_map(|name| SegmentName::parse(name, size)).map(|segment| segment.number).collect();
-        let groups = self.repo.folders(&format!("{root}/wal/{:08X}", timeline.0)).await?;
-        if let Some(last) = groups.iter().max() {
-            for entry in self.repo.list(&format!("{root}/wal/{:08X}/{last}", timeline.0)).await? {
+        if let Some(last) = self.groups(timeline).await?.last() {
+            for entry in self.repo.list(&self.names.group_folder(*last)).await? {
                 if let Some(WalObject::Segment { segment, .. } | WalObject::Partial { segment }) =
                     self.parse(&entry.name)
                 {
@@ -42,13 +41,35 @@ impl Archive {
         Ok(None)
     }
 
+    /// The newest timeline up to `until` of which any WAL is stored, and its end as [`Archive::durable_end`] gives it.
+    pub async fn newest_end(&self, until: TimelineId) -> Result<Option<(TimelineId, Lsn)>> {
+        let root = self.names.root();
+        let mut folders = self.repo.folders(&format!("{root}/tail")).await?;
+        folders.extend(self.repo.folders(&format!("{root}/wal")).await?);
+        let timelines: BTreeSet<TimelineId> = folders.iter().filter_map(|name| TimelineId::from_folder(name)).collect();
+        for timeline in timelines.into_iter().rev().filter(|timeline| *timeline <= until) {
+            if let Some(end) = self.durable_end(timeline).await? {
+                return Ok(Some((timeline, end)));
+            }
+        }
+        Ok(None)
+    }
+
     /// End of the WAL of a timeline that is stored without a hole from the byte at `lsn` on; `None` when that byte is not stored.
     pub async fn contiguous_from(&self, timeline: TimelineId, lsn: Lsn) -> Result<Option<Lsn>> {
+        self.run_from(timeline, lsn, Lsn(u64::MAX)).await
+    }
+
+    /// The same for somebody to whom it is enough that the run reaches `enough`: what is stored from there on is not looked at.
+    pub(super) async fn run_from(&self, timeline: TimelineId, lsn: Lsn, enough: Lsn) -> Result<Option<Lsn>> {
         let size = self.names.segment_size;
         let mut segment = SegmentName::new(timeline, size.segment_of(lsn), size);
         let mut group = String::new();
         let mut complete = BTreeSet::new();
         loop {
+            if segment.start() >= enough {
+                return Ok(Some(segment.start()));
+            }
             if group != segment.group() {
                 group = segment.group();
                 complete = self.complete_in(segment).await?;

@@ -72,7 +72,17 @@ impl Archive {
             let found = self.plan(&name).await;
             (name, modified, found)
         };
-        let mut reading = stream::iter(listed.into_iter().map(|l| read(l.name, l.modified))).buffer_unordered(AT_ONCE);
+        // What is not named as a plan is none: it was put there by somebody else, and speaks of nothing.
+        let ours = |name: &str| {
+            let leaf = name.rsplit('/').next().unwrap_or_default();
+            let ours = PlanId::parse(leaf).is_some() && self.names.plan(leaf) == name;
+            if !ours {
+                tracing::warn!("{name} is not named as the plan of an expiry is, and is passed over");
+            }
+            ours
+        };
+        let listed = listed.into_iter().filter(|entry| ours(&entry.name));
+        let mut reading = stream::iter(listed.map(|l| read(l.name, l.modified))).buffer_unordered(AT_ONCE);
         let mut list = PlanList::default();
         while let Some((name, modified, found)) = reading.next().await {
             match found {
@@ -92,7 +102,7 @@ impl Archive {
 
     async fn plan(&self, name: &str) -> Result<Option<Plan>> {
         let last = name.rsplit('/').next().unwrap_or_default();
-        let id = PlanId::parse(last).ok_or_else(|| Error::new(Kind::Corrupt, format!("{name}: not a plan's name")))?;
+        let Some(id) = PlanId::parse(last) else { return Ok(None) };
         let Some(object) = self.repo.get(name).await? else { return Ok(None) };
         let claims = self.claims(ObjectKind::Plan, TimelineId(0), Lsn(0));
         let plain = open_index(&object, &claims, self.keys.as_ref()).map_err(|failed| refused(name, failed))?;

@@ -12,6 +12,7 @@ use crate::pg::{Lsn, TimelineId};
 use crate::repo::names::{WalObject, event_kind};
 use crate::seal::content::BackupId;
 use crate::seal::content::intent::Intent;
+use crate::seal::content::plan::{Plan, PlanId};
 use crate::seal::header::{KeyClass, ObjectKind};
 use crate::seal::opener::open_index;
 
@@ -23,7 +24,7 @@ const AT_ONCE: usize = 8;
 enum Other {
     Event,
     Intent(BackupId),
-    Plan,
+    Plan(PlanId),
     Heartbeat,
 }
 
@@ -50,7 +51,10 @@ async fn everything(look: &Look<'_>) -> Result<Vec<(String, Other)>> {
         let id = BackupId::parse(name.rsplit('/').next().unwrap_or_default());
         all.extend(id.ok().map(|id| (name, Other::Intent(id))));
     }
-    all.extend(list(format!("{root}/plans")).await?.into_iter().map(|name| (name, Other::Plan)));
+    for name in list(format!("{root}/plans")).await? {
+        let id = PlanId::parse(name.rsplit('/').next().unwrap_or_default());
+        all.extend(id.map(|id| (name, Other::Plan(id))));
+    }
     for name in list(format!("{root}/tail")).await? {
         if let Some(WalObject::Heartbeat { .. }) = look.archive.parse(&name) {
             all.push((name, Other::Heartbeat));
@@ -67,7 +71,10 @@ async fn one(look: &Look<'_>, name: String, other: Other) {
         match &of {
             Other::Event => archive.open_event(&whole_name, &bytes).map(|_| ()).map_err(told),
             Other::Heartbeat => archive.examine_heartbeat(&whole_name, &bytes).map_err(told),
-            Other::Plan => Ok(index(ObjectKind::Plan).map(|_| ())?),
+            Other::Plan(id) => {
+                let plan = Plan::decode(&index(ObjectKind::Plan)?, id)?;
+                archive.demand_cluster(&whole_name, &plan.cluster).map_err(told)
+            }
             Other::Intent(id) => {
                 let intent = Intent::decode(&index(ObjectKind::Intent)?, id)?;
                 archive.demand_cluster(&whole_name, &intent.cluster).map_err(told)
@@ -77,7 +84,7 @@ async fn one(look: &Look<'_>, name: String, other: Other) {
     let expected = match other {
         Other::Event => "an event: if it tells of a hole, restores stop here until it is back",
         Other::Intent(_) => "the announcement of a backup",
-        Other::Plan => "the plan of an expiry",
+        Other::Plan(_) => "the plan of an expiry",
         Other::Heartbeat => "a heartbeat: without it times after the last commit may be refused",
     };
     match look.object(&name, KeyClass::Index, open).await {
