@@ -502,18 +502,26 @@ fn what_cannot_be_read_holds_the_sweep_up_and_strangers_stay() {
         let ids = [world.back_up(1).await, world.back_up(2).await, world.back_up(3).await];
         world.check("before").await;
         let root = world.archive.names.root();
-        let strangers =
-            [format!("{root}/packs/{}/07", ids[0]), format!("{root}/packs/mine/1"), format!("{root}/backups/odd")];
+        let strangers = [
+            format!("{root}/packs/{}/07", ids[0]),
+            format!("{root}/packs/mine/1"),
+            format!("{root}/backups/odd"),
+            format!("{root}/plans/odd"),
+        ];
         strangers.iter().for_each(|name| world.memory.put(name, b"?".to_vec().into()));
         let packs = |world: &World| world.memory.names().iter().filter(|name| name.contains("/packs/")).count();
         let before = packs(&world);
-        // A map of a backup that stays, then its manifest.
-        for name in [world.archive.names.map(ids[2].as_str(), 0), world.archive.names.backup(ids[2].as_str())] {
+        // A map of a backup that stays, then its manifest: damaged, or on a bad sector.
+        let names = [world.archive.names.map(ids[2].as_str(), 0), world.archive.names.backup(ids[2].as_str())];
+        for (name, sector) in names.into_iter().flat_map(|name| [(name.clone(), false), (name, true)]) {
             let copy = World::over(world.memory.copy(), world.known.clone());
             let mut bytes = copy.memory.get(&name).unwrap().to_vec();
             let last = bytes.len() - 1;
             bytes[last] ^= 1;
-            copy.memory.put(&name, bytes.clone().into());
+            match sector {
+                true => copy.memory.set_bad(Some(name.clone())),
+                false => copy.memory.put(&name, bytes.clone().into()),
+            }
             let (proposal, outcome) = copy.expire(copy.options(&[&ids[0]], 0)).await.unwrap();
             assert!(proposal.blocked.is_some(), "{name}");
             let (kind, text) = outcome.blocked.expect("a reason");
@@ -526,6 +534,7 @@ fn what_cannot_be_read_holds_the_sweep_up_and_strangers_stay() {
             if name.contains("/backups/") {
                 assert_eq!(error.expect_err("a refusal").kind(), Kind::Corrupt);
                 copy.expire(forced).await.unwrap();
+                copy.memory.set_bad(None);
             }
             let (_, outcome) = copy.expire(copy.options(&[], 0)).await.unwrap();
             assert!(outcome.blocked.is_none() && packs(&copy) < before, "{outcome:?}");

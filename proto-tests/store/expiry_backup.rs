@@ -154,6 +154,8 @@ impl Taking {
         self.put(&names.server_manifest(id.as_str(), 0), ObjectKind::ServerManifest, 0, b"{}").await?;
 
         let mut manifest = crate::backups::manifest(&self.archive, &id);
+        // It needs no WAL, of which there is none here.
+        manifest.stop = manifest.start;
         manifest.parent = parent.as_ref().map(|p| p.id.clone());
         manifest.server_manifest = Some(ServerManifest { parts: 1, len: 2, sha256: String::new() });
         manifest.maps = [vec![own], if whole { Vec::new() } else { inherited }].concat();
@@ -306,6 +308,14 @@ impl Taking {
         let bytes = parts.iter().map(|part| part.len() as u64).sum();
         Ok(MapRef { backup: self.id.clone(), parts: parts.len() as u32, bytes })
     }
+}
+
+/// Another manifest in the place of a backup's.
+pub async fn rewrite(archive: &Archive, manifest: &Manifest) {
+    let name = archive.names.backup(manifest.id.as_str());
+    archive.repo.delete(&name).await.expect("a delete");
+    let claims = archive.claims(ObjectKind::Manifest, TimelineId(0), Lsn(0));
+    archive.put_index(&writer(), &name, claims, &manifest.encode(), PATIENCE).await.expect("a manifest");
 }
 
 /// Announces a backup of which nothing else is heard (0), or gives a sign of its life.

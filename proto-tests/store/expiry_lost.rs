@@ -1,4 +1,5 @@
-//! What an expiry must not take for rubbish: backups whose manifest somebody else removed. And plans that must stand: those of deletions that failed.
+//! What an expiry must not take for rubbish: backups whose manifest somebody else removed. What it must not take for a backup that is left. And plans that must
+//! stand: those of deletions that failed.
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use walrecv::seal::content::manifest::Backup;
 
 use crate::archive_pieces::writer;
 use crate::expiry::{LIFE, STALE, World, runtime};
+use crate::expiry_backup::rewrite;
 use crate::support::PATIENCE;
 
 /// As the backup itself tells when its manifest is stored.
@@ -181,5 +183,52 @@ fn what_the_last_backup_left_goes_without_force() {
             gone.expire(forced.clone()).await.unwrap();
         }
         assert_eq!((left(&gone, "/packs/"), left(&gone, "/maps/")), (0, 0));
+    });
+}
+
+/// A backup is a reason to delete another one only where something can be restored from it.
+#[test]
+fn a_backup_that_nothing_can_be_restored_from_is_no_reason_to_delete_another() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        let ids = [world.back_up(1).await, world.back_up(2).await];
+        let copy = || World::over(world.memory.copy(), world.known.clone());
+        let tried = async |world: &World, id: &BackupId, force: bool| {
+            world
+                .expire(ExpireOptions { force, ..world.options(&[id], 1_000) })
+                .await
+                .map(|(_, outcome)| outcome.deleted)
+        };
+        assert_eq!(tried(&copy(), &ids[0], false).await.unwrap(), [ids[0].clone()], "the second one is whole");
+
+        // A check found it hurt.
+        let hurt = copy();
+        let check = Verified {
+            deep: true,
+            only: None,
+            outcome: Outcome::Corrupt,
+            problems: 1,
+            whole: Vec::new(),
+            hurt: vec![ids[1].to_string()],
+            unknown: Vec::new(),
+        };
+        hurt.archive.put_event(&writer(), What::Verified(check), PATIENCE).await.unwrap();
+        // Its own WAL is not there.
+        let short = copy();
+        let Some(Backup::Complete(mut manifest)) = short.archive.backup(&ids[1]).await.unwrap() else { panic!("none") };
+        manifest.stop = manifest.start + 0x100;
+        rewrite(&short.archive, &manifest).await;
+        for (world, why) in [(&hurt, "`walrecv verify`"), (&short, "its WAL from 0/2000028 to 0/2000128")] {
+            let error = tried(world, &ids[0], false).await.expect_err("nothing could be restored any more");
+            assert!(error.kind() == Kind::Retention && error.to_string().contains(why), "{error}");
+            assert!(
+                error.to_string().contains(ids[1].as_str()) && error.to_string().contains(ids[0].as_str()),
+                "{error}"
+            );
+            assert_eq!(world.complete().len(), 2);
+        }
+        // The one that is of no use may go, and so may both by force.
+        assert_eq!(tried(&hurt, &ids[1], false).await.unwrap(), [ids[1].clone()]);
+        assert_eq!(tried(&short, &ids[0], true).await.unwrap(), [ids[0].clone()]);
     });
 }

@@ -49,6 +49,8 @@ struct Inner {
     fuse: Option<u64>,
     /// An object that cannot be deleted.
     stuck: Option<String>,
+    /// An object on a bad sector.
+    bad: Option<String>,
 }
 
 #[derive(Clone)]
@@ -69,6 +71,7 @@ impl Memory {
             shadows,
             fuse: None,
             stuck: None,
+            bad: None,
         })))
     }
 
@@ -126,6 +129,11 @@ impl Memory {
     /// This object cannot be deleted.
     pub fn set_stuck(&self, name: Option<String>) {
         self.inner().stuck = name;
+    }
+
+    /// This object cannot be read, by an error of the disk.
+    pub fn set_bad(&self, name: Option<String>) {
+        self.inner().bad = name;
     }
 
     /// A store of its own with the same objects and the same time.
@@ -266,6 +274,10 @@ impl Backend for Client {
             }
             let shadows = self.is_blind(Blind::BackupsToTombstones);
             let inner = self.memory.inner();
+            if inner.bad.as_deref() == Some(name) && inner.objects.contains_key(name) {
+                let error = Error::new(Kind::Repository, format!("cannot read {name}")).transient();
+                return Err(error.caused_by(std::io::Error::from_raw_os_error(5)));
+            }
             let found = inner.objects.get(name).or_else(|| inner.shadows.get(name).filter(|_| shadows));
             Ok(found.map(|(bytes, modified)| {
                 let size = bytes.len() as u64;

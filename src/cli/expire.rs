@@ -41,7 +41,11 @@ pub async fn run(common: &Common, args: &ExpireArgs) -> Result<()> {
         }
         return verdict(&proposal.spared, proposal.blocked.as_ref(), args);
     }
-    if !proposal.delete.is_empty() && !args.yes && !agreed().await? {
+    let ask = match args.yes || proposal.delete.is_empty() {
+        true => false,
+        false => asks(std::io::stdin().is_terminal(), output::watched())?,
+    };
+    if ask && !agreed().await? {
         return Err(Error::new(Kind::Interrupted, "not agreed to: nothing was deleted"));
     }
     let outcome = expiry.carry_out(&context.writer_ring()?, &proposal).await?;
@@ -83,11 +87,17 @@ pub(super) fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
-/// Asks where a person can answer. Scripts have said what they want.
-async fn agreed() -> Result<bool> {
-    if !std::io::stdin().is_terminal() || !output::watched() {
-        return Ok(true);
+/// Whether a person is to be asked: where one can answer. Scripts have said what they want. Who could answer and would not see the question is told so.
+fn asks(answers: bool, sees: bool) -> Result<bool> {
+    match (answers, sees) {
+        (false, _) => Ok(false),
+        (true, true) => Ok(true),
+        (true, false) => Err(Error::new(Kind::Usage, "cannot ask whether to delete: standard error is no terminal")
+            .hint("say `--yes` if it shall go on without asking")),
     }
+}
+
+async fn agreed() -> Result<bool> {
     let ask = || {
         let _ = write!(std::io::stderr().lock(), "delete? [y/N] ");
         let mut answer = String::new();
@@ -106,8 +116,13 @@ fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, args
     }
     if let Some((kind, problem)) = blocked {
         let text = format!("nothing can be swept while a backup cannot be read or is missing: {problem}");
-        return Err(Error::new(*kind, text)
-            .hint("put the object back from another copy of the repository, or delete that backup with --force"));
+        return Err(Error::new(*kind, text).hint(match kind {
+            Kind::Corrupt => {
+                "put the object back from another copy of the repository, or delete that backup with --force"
+            }
+            Kind::Key => "give the repository secret that it was sealed with: a backup that another key opens is deleted by no force",
+            _ => "use a version of walrecv that reads it: until then it is deleted by no force",
+        }));
     }
     match spared.iter().find(|(id, _)| args.backup.iter().any(|typed| typed.trim() == id.as_str())) {
         Some((id, why)) => Err(Error::new(Kind::Retention, format!("backup {id} stays for now: {}", reason(why)))
@@ -234,5 +249,24 @@ mod tests {
         assert!(error.kind() == Kind::Retention && error.to_string().contains(by.as_str()), "{error}");
         // No plan names it, and a run without its id does not know of it.
         assert!(error.advice().is_some_and(|hint| hint.contains("the same command") && !hint.contains("plan")));
+        // Force deletes what is damaged, and nothing that other keys or versions read.
+        let hint = |kind| {
+            let error = verdict(&[], Some(&(kind, "it cannot be read".to_owned())), &args).unwrap_err();
+            (error.kind(), error.advice().unwrap_or_default().to_owned())
+        };
+        assert!(hint(Kind::Corrupt).1.contains("--force"));
+        for kind in [Kind::Key, Kind::Repository] {
+            let (told, hint) = hint(kind);
+            assert!(told == kind && hint.contains("by no force") && !hint.contains("--force"), "{hint}");
+        }
+    }
+
+    #[test]
+    fn whoever_cannot_see_the_question_is_not_taken_to_agree() {
+        assert_eq!(asks(false, false).ok(), Some(false), "a script");
+        assert_eq!(asks(false, true).ok(), Some(false));
+        assert_eq!(asks(true, true).ok(), Some(true));
+        let error = asks(true, false).unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.advice().is_some_and(|hint| hint.contains("--yes")), "{error}");
     }
 }

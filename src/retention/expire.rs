@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 
 use super::ExpireOptions;
-use super::look::look;
+use super::look::{judge, look};
 use super::needed::Maps;
 use super::plan::{self, Spared, Standing, State, View, Waits};
 use super::propose::{Amount, Claims, Proposal, fill, with_manifests};
@@ -75,8 +75,11 @@ impl Expiry {
     /// What the run would do. Changes nothing. Refusals: `Kind::Usage` for backups that do not exist, `Kind::Retention` for the last complete
     /// one and for one that is still being taken.
     pub async fn propose(&mut self) -> Result<Proposal> {
-        let view = look(&self.archive).await?;
+        let mut view = look(&self.archive).await?;
         let waits = self.waits(self.options.now);
+        if !self.options.force && deletes(&view, &self.options.backups) {
+            judge(&self.archive, &mut view, &|id| self.options.backups.contains(id)).await?;
+        }
         let wanted = plan::wanted(&view, &self.options.backups, self.options.force, &waits)?;
         let (go, spared) = view.deletable(&wanted.delete, None, &waits);
         let mut proposal = Proposal { spared, already: wanted.already, ..Default::default() };
@@ -121,7 +124,10 @@ impl Expiry {
         outcome.plan = Some(plan.id.clone());
         outcome.unfinished = true;
         let waits = self.waits(now);
-        let view = look(&self.archive).await?;
+        let mut view = look(&self.archive).await?;
+        if plan.delete.iter().any(|deletion| !deletion.forced) {
+            judge(&self.archive, &mut view, &|id| plan.deletes(id)).await?;
+        }
         self.give_up(&keys, &view, &plan, &waits, &mut outcome).await;
         self.delete(&keys, &view, &plan, &waits, &mut outcome).await;
         self.sweep(&plan, &waits, &mut outcome).await?;
@@ -189,8 +195,8 @@ impl Expiry {
             // Another expiry may have been here: its tombstone must stay.
             match self.archive.backup(id).await {
                 Ok(Some(Backup::GivenUp(_))) => return Ok(()),
-                // A damaged manifest was asked for by force.
-                Err(error) if error.kind() != Kind::Corrupt => return Err(error),
+                // A damaged manifest was asked for by force, or one on a bad sector.
+                Err(error) if error.kind() != Kind::Corrupt && !error.is_of_the_disk() => return Err(error),
                 _ => self.archive.repo.delete(&self.archive.names.backup(id.as_str())).await?,
             }
             if self.bury(keys, id, format!("deleted by expiry {plan}")).await? {
@@ -260,6 +266,11 @@ impl View {
         let (id, why) = self.lost.iter().find(|(id, _)| !goes(id))?;
         Some((Kind::Corrupt, format!("the manifest of backup {id} is gone, and no expiry deleted it: {why}")))
     }
+}
+
+/// Whether this run may delete anything: what was asked for, or what an older one was to.
+fn deletes(view: &View, asked: &[BackupId]) -> bool {
+    !asked.is_empty() || view.plans.iter().any(|stored| !stored.plan.delete.is_empty())
 }
 
 fn made_by() -> String {

@@ -7,13 +7,16 @@ use futures::stream::{self, StreamExt};
 
 use super::plan::{Announced, Part, Standing, View};
 use crate::archive::Archive;
+use crate::archive::backups::by_position;
 use crate::error::{Context, Error, Kind, Result};
 use crate::repo::names::parse_backup_part;
 use crate::seal::content::BackupId;
-use crate::seal::content::manifest::Backup;
+use crate::seal::content::manifest::{Backup, Manifest};
 
 /// Manifests read at the same time.
 const AT_ONCE: usize = 8;
+/// Newest checks that are asked what they found.
+const CHECKS: usize = 512;
 
 /// Looks, in the order that makes the outcome safe although nothing stands still:
 ///
@@ -33,10 +36,30 @@ pub async fn look(archive: &Archive) -> Result<View> {
     let parts = parts(archive).await?;
     let intents = intents(archive).await?;
     let backups = standings(archive).await?;
-    let mut view = View { backups, intents, parts, plans: list.plans, lost: BTreeMap::new() };
+    let mut view = View { backups, intents, parts, plans: list.plans, ..View::default() };
     let without: BTreeSet<BackupId> = view.ids().into_iter().filter(|id| view.has_nothing(id)).cloned().collect();
     view.lost = archive.lost(without, view.complete(), &[]).await?.known()?;
     Ok(view)
+}
+
+/// Finds out whether anything can be restored from the backups that stay, the newest first, until that is so of one: by what checks have found, and by whether
+/// its own WAL is stored.
+pub async fn judge(archive: &Archive, view: &mut View, goes: &(dyn Fn(&BackupId) -> bool + Sync)) -> Result<()> {
+    let planned = |id: &BackupId| view.plans.iter().any(|stored| stored.plan.deletes(id));
+    let mut stay: Vec<Manifest> = view.complete().filter(|m| !goes(&m.id) && !planned(&m.id)).cloned().collect();
+    stay.sort_by(by_position);
+    let hurt = archive.found_hurt(CHECKS).await?;
+    for manifest in stay.into_iter().rev() {
+        let why = match hurt.contains(manifest.id.as_str()) {
+            true => Some("`walrecv verify` found it hurt, and none of every byte has found it whole since".to_owned()),
+            false => archive.lacks_wal(&manifest).await?,
+        };
+        match why {
+            Some(why) => _ = view.unfit.insert(manifest.id, why),
+            None => return Ok(()),
+        }
+    }
+    Ok(())
 }
 
 /// Everything below `packs/`, `maps/`, `manifests/` and `alive/`, and the intents, by backup. Other names are not ours to judge.
@@ -99,6 +122,8 @@ async fn standings(archive: &Archive) -> Result<BTreeMap<BackupId, Standing>> {
                 Ok(Some(found)) => _ = known.insert(id, found),
                 // Deleted since it was listed: the next listing tells what has become of it.
                 Ok(None) => {}
+                // A bad sector: what no disk gives back is as good as damaged, and says nothing of the rest.
+                Err(error) if error.is_of_the_disk() => _ = dark.insert(id, error.recast(Kind::Corrupt)),
                 // The store itself: not a word about the object.
                 Err(error) if error.is_transient() || error.kind() == Kind::Repository => return Err(error),
                 Err(error) => _ = dark.insert(id, error),

@@ -39,6 +39,7 @@ impl Maps {
         while let Some((packs, id)) = reading.next().await {
             match packs {
                 Ok(packs) => found.push((id, Arc::new(packs))),
+                Err(error) if error.is_of_the_disk() => dark.push((id, error.recast(Kind::Corrupt))),
                 Err(error) if error.is_transient() || error.kind() == Kind::Repository => return Err(error),
                 Err(error) => dark.push((id, error)),
             }

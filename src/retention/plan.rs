@@ -46,6 +46,8 @@ pub struct View {
     pub plans: Vec<StoredPlan>,
     /// Backups whose manifest is gone although nobody deleted it, and what says that they were complete.
     pub lost: BTreeMap<BackupId, String>,
+    /// Complete backups from which nothing can be restored, as far as is known, and why: they are no reason to delete another one.
+    pub unfit: BTreeMap<BackupId, String>,
 }
 
 /// What a backup is, by all that was found of it.
@@ -96,7 +98,7 @@ pub enum Spared {
     Reused { by: BackupId },
     /// The intent of a running backup cannot be read: it may reuse anything.
     DarkIntent { of: BackupId },
-    /// No complete backup would be left.
+    /// No complete backup would be left, or none from which anything can be restored.
     Last,
 }
 
@@ -177,7 +179,7 @@ impl View {
         let (mut go, mut stay) = (Vec::new(), Vec::new());
         let others = || self.plans.iter().map(|stored| &stored.plan).filter(|plan| Some(&plan.id) != own);
         let going = |id: &BackupId| wanted.iter().any(|d| d.backup == *id) || others().any(|plan| plan.deletes(id));
-        let some_left = self.complete().any(|manifest| !going(&manifest.id));
+        let some_left = self.complete().any(|manifest| !going(&manifest.id) && !self.unfit.contains_key(&manifest.id));
         for deletion in wanted {
             if !matches!(self.state(&deletion.backup, waits), State::Complete | State::Dark | State::Lost) {
                 continue;
@@ -320,7 +322,8 @@ fn dark(view: &View, id: &BackupId, force: bool) -> Result<Deletion> {
             let error = Error::new(*kind, format!("backup {id} cannot be read: {problem}"));
             Err(match kind {
                 Kind::Corrupt => error.hint("see whether a copy can be put back; `--force` deletes it all the same"),
-                _ => error,
+                Kind::Key => error.hint("give the repository secret that it was sealed with: force deletes no backup that another key opens"),
+                _ => error.hint("use a version of walrecv that reads it: force deletes nothing that this one does not know"),
             })
         }
         _ => Err(no_such(id, view)),
@@ -348,7 +351,10 @@ fn no_such(id: &BackupId, view: &View) -> Error {
 }
 
 fn last(id: &BackupId, view: &View) -> Error {
+    let unfit =
+        view.unfit.iter().next_back().map(|(unfit, why)| format!("; nothing can be restored from {unfit}: {why}"));
     let text = match view.complete().count() {
+        _ if let Some(unfit) = &unfit => format!("no backup would be left to restore from without {id}{unfit}"),
         1 => format!("backup {id} is the last complete one"),
         count => format!("all {count} complete backups would be gone, {id} among them"),
     };
