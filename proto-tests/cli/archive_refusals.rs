@@ -30,6 +30,10 @@ fn an_archive_answers_what_it_cannot_do() {
     }
     let listed = site.walrecv(&["list"]).run().expect_code(0);
     assert!(listed.stdout.contains("no backup yet"), "{}", listed.stdout);
+    for format in ["text", "json"] {
+        let told = site.walrecv(&["list", "--output", format]).run_printing_nowhere().expect_code(1).stderr;
+        assert!(told.contains("standard output could not be written"), "{told}");
+    }
 
     let receiver = site.receive(&[]);
     let before = server.sql("select now() - interval '1 hour'");
@@ -86,12 +90,16 @@ fn keys(site: &Site) {
         }
         fs::rename(&aside, path).expect("put a key back");
     };
-    missing(&identity, &[&restore], "walrecv-identity.txt");
+    missing(&identity, &[&restore, &["check"]], "walrecv-identity.txt");
     missing(&secret, &[&restore, &["list"], &["receive"], &["backup"], &["check"]], "walrecv-secret");
     // A host that only writes has no identity, and can list.
+    let config = fs::read_to_string(site.config()).expect("a configuration");
     fs::rename(&identity, &aside).expect("move a key away");
     site.walrecv(&["list"]).run().expect_code(0);
+    write(&site.config(), &config.replace("identity_file", "# identity_file"));
+    site.walrecv(&["list"]).run().expect_code(0);
     site.walrecv(&["check"]).run().expect_code(0);
+    write(&site.config(), &config);
     fs::rename(&aside, &identity).expect("put a key back");
 
     let (other, _) = walrecv::keys::setup::generate_recipient();

@@ -103,9 +103,19 @@ fn a_server_that_is_in_order_before_and_after_first_use() {
         assert!(text.contains("warn  slot ") && text.contains("→ start `walrecv receive`"), "{text}");
         assert!(text.contains(" failed\n"), "{text}");
         if version == VERSIONS[0] {
+            wal_that_nobody_takes(&site, &server);
             keys_that_are_not_there(&site);
         }
     }
+}
+
+/// More than a segment.
+fn wal_that_nobody_takes(site: &Site, server: &Server) {
+    for n in 0..3 {
+        server.sql(&format!("create table more{n} as select 1"));
+        server.switch_wal();
+    }
+    says(&check(site, 0), "archive", "warn", "whoever uses the slot");
 }
 
 fn keys_that_are_not_there(site: &Site) {

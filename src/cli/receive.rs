@@ -13,9 +13,9 @@ use crate::backoff::Backoff;
 use crate::catalog;
 use crate::config::{duration, settings};
 use crate::daemon::board::{Board, rfc3339};
-use crate::daemon::holes;
 use crate::daemon::report::{self, Document};
 use crate::daemon::socket::StatusSocket;
+use crate::daemon::{elsewhere, holes};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Lsn;
 use crate::receive::{Observer, Place, ReceiveOptions, ReceiveReport, receive};
@@ -109,7 +109,8 @@ pub fn place(context: &Context) -> Result<Place> {
     })
 }
 
-/// An observer that shows events and keeps the board, and that board, which also follows what the repository says of holes.
+/// An observer that shows events and keeps the board, and that board, which also follows what the repository says of holes and, while another receiver has the
+/// slot, whether that one fills it.
 pub fn watched(
     context: &Context,
     options: &ReceiveOptions,
@@ -120,6 +121,7 @@ pub fn watched(
     let (screen, stats) = (screen.clone(), Arc::default());
     let board = Arc::new(Board::new(&name, options.slot.as_deref(), options.flush_interval, Arc::clone(&stats)));
     tokio::spawn(holes::watch(place.clone(), board.clone()));
+    tokio::spawn(elsewhere::watch(place.clone(), board.clone()));
     let told = board.clone();
     let observer = Observer::with_stats(stats, move |event| {
         told.see(&event);

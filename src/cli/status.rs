@@ -11,7 +11,7 @@ use super::{at_rest, health, output};
 use crate::daemon::board::rfc3339;
 use crate::daemon::report::{Check, ClusterReport, Document};
 use crate::daemon::socket;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -30,21 +30,21 @@ pub struct Told {
 pub async fn run(common: &Common, args: &StatusArgs) -> Result<u8> {
     let mut checks = Checks::default();
     if !args.watch {
-        let told = look(common, &mut checks).await?;
-        show(common, &told);
-        return Ok(code(&told));
+        let seen = look(common, &mut checks).await?;
+        show(common, &seen);
+        return Ok(code(&seen));
     }
     let mut signals = Signals::new()?;
     let clear = common.output == output::Format::Text && output::paged();
     loop {
-        let told = tokio::select! {
-            told = look(common, &mut checks) => told?,
+        let seen = tokio::select! {
+            seen = look(common, &mut checks) => seen?,
             _ = signals.next() => return Ok(0),
         };
         if clear {
             output::line("\x1b[H\x1b[2J");
         }
-        show(common, &told);
+        show(common, &seen);
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             _ = signals.next() => return Ok(0),
@@ -52,8 +52,16 @@ pub async fn run(common: &Common, args: &StatusArgs) -> Result<u8> {
     }
 }
 
-fn code(told: &[Told]) -> u8 {
-    if told.iter().all(|told| told.report.healthy) { 0 } else { UNHEALTHY }
+/// Everything that could be learned.
+struct Seen {
+    told: Vec<Told>,
+    /// Processes that do not answer: what they stream, nobody knows.
+    silent: Vec<Error>,
+}
+
+fn code(seen: &Seen) -> u8 {
+    let healthy = seen.silent.is_empty() && seen.told.iter().all(|told| told.report.healthy);
+    if healthy { 0 } else { UNHEALTHY }
 }
 
 /// The newest checks, asked for from time to time.
@@ -72,14 +80,15 @@ impl Checks {
 }
 
 /// Running receivers first asked; then, for configured clusters that none of them has, catalog and repository.
-async fn look(common: &Common, checks: &mut Checks) -> Result<Vec<Told>> {
+async fn look(common: &Common, checks: &mut Checks) -> Result<Seen> {
     let settings = settings(common, None)?;
     let meant = |name: &str| common.cluster.as_deref().is_none_or(|cluster| cluster == name);
     if let Some(name) = &common.cluster {
         settings.cluster(Some(name))?;
     }
     let mut told: BTreeMap<(String, u32), Told> = BTreeMap::new();
-    for Document { clusters, pid, command, .. } in socket::ask_all(&settings.state_dir).await? {
+    let (documents, silent) = socket::ask_all(&settings.state_dir).await?;
+    for Document { clusters, pid, command, .. } in documents {
         for report in clusters.into_iter().filter(|report| meant(&report.cluster)) {
             told.insert((report.cluster.clone(), pid), Told { report, process: Some((pid, command.clone())) });
         }
@@ -96,15 +105,19 @@ async fn look(common: &Common, checks: &mut Checks) -> Result<Vec<Told>> {
             told.report.last_verified = checks.of(common, &told.report.cluster).await;
         }
     }
-    Ok(told.into_values().collect())
+    Ok(Seen { told: told.into_values().collect(), silent })
 }
 
-fn show(common: &Common, told: &[Told]) {
+fn show(common: &Common, seen: &Seen) {
     if common.output == output::Format::Json {
-        return output::json(&as_json(told));
+        return output::json(&as_json(seen));
+    }
+    for error in &seen.silent {
+        let hint = error.advice().map(|hint| format!("; {hint}")).unwrap_or_default();
+        output::note(format!("warning: {error}{hint}"));
     }
     let colour = output::coloured();
-    match told {
+    match seen.told.as_slice() {
         [one] => output::line(health::card(one, colour)),
         all => {
             output::line(health::table(all, output::width(), colour));
@@ -114,8 +127,9 @@ fn show(common: &Common, told: &[Told]) {
     }
 }
 
-fn as_json(told: &[Told]) -> Value {
-    let clusters: Vec<Value> = told
+fn as_json(seen: &Seen) -> Value {
+    let clusters: Vec<Value> = seen
+        .told
         .iter()
         .map(|told| {
             let mut value = serde_json::to_value(&told.report).unwrap_or_default();
@@ -127,7 +141,7 @@ fn as_json(told: &[Told]) -> Value {
         })
         .collect();
     json!({
-        "version": crate::daemon::report::VERSION, "at": rfc3339(jiff::Timestamp::now()), "healthy": code(told) == 0,
-        "clusters": clusters,
+        "version": crate::daemon::report::VERSION, "at": rfc3339(jiff::Timestamp::now()), "healthy": code(seen) == 0,
+        "clusters": clusters, "silent": seen.silent.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }

@@ -44,6 +44,8 @@ struct Known {
     lags: Option<(Lags, Instant)>,
     /// What no restore gets past and no backup lies behind, and since when each is known here.
     barriers: Vec<(Barrier, Instant)>,
+    /// While standing by: why what the other receiver does is of no use here.
+    elsewhere: Option<String>,
     slot: Option<SlotHealth>,
     synchronous: bool,
     warning: Option<Remark>,
@@ -104,6 +106,7 @@ impl Board {
             problem: None,
             lags: None,
             barriers: Vec::new(),
+            elsewhere: None,
             slot: None,
             synchronous: false,
             warning: None,
@@ -189,6 +192,18 @@ impl Board {
         known.barriers = open.into_iter().map(|barrier| (barrier, asked)).chain(newer).collect();
     }
 
+    /// While standing by: the server's timeline, and where the slot stood when it was last seen.
+    pub fn waits_at(&self) -> Option<(TimelineId, Lsn)> {
+        let known = self.known();
+        let slot = known.slot.as_ref().filter(|_| known.state == State::StandingBy)?;
+        Some((TimelineId(known.timeline?), slot.restart_lsn?))
+    }
+
+    /// Whether the other receiver fills this archive; `None` where nothing speaks against it.
+    pub fn set_elsewhere(&self, why: Option<String>) {
+        self.known().elsewhere = why;
+    }
+
     /// The timeline that is streamed, or was last; `None` before the first connection.
     pub fn timeline(&self) -> Option<TimelineId> {
         self.known().timeline.map(TimelineId)
@@ -260,6 +275,9 @@ impl Board {
         if let Some(problem) = problem.or_else(|| known.lags(now)) {
             report.healthy = false;
             report.problem.get_or_insert(problem);
+        } else if let (State::StandingBy, Some(elsewhere)) = (known.state, &known.elsewhere) {
+            // What kept it from its server before is past.
+            (report.healthy, report.problem, report.hint, report.kind) = (false, Some(elsewhere.clone()), None, None);
         }
         report
     }
@@ -474,6 +492,14 @@ mod tests {
         board.known().since_instant -= PATIENCE;
         assert_eq!(state(&board), (State::ServerAway, false));
         board.see(&ReceiveEvent::StandingBy { slot: "walrecv".to_owned(), holder: None });
+        assert_eq!(state(&board), (State::StandingBy, true));
+        assert_eq!(board.waits_at(), None, "where the slot stands is not known");
+        board.see(&ReceiveEvent::Slot(SlotHealth::at(Lsn(77))));
+        assert_eq!(board.waits_at(), Some((TimelineId(1), Lsn(77))));
+        board.set_elsewhere(Some("it fills another archive".to_owned()));
+        assert_eq!(state(&board), (State::StandingBy, false));
+        assert!(board.report().problem.is_some_and(|problem| problem.contains("another archive")));
+        board.set_elsewhere(None);
         assert_eq!(state(&board), (State::StandingBy, true));
         streaming(&board);
         board.see(&ReceiveEvent::Stalled { behind: 1 });

@@ -1,7 +1,7 @@
 //! What no restore gets past and no backup lies behind: an alarm that outlives the process that recorded it, and ends with the backup, whoever takes it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ pub async fn watch(place: Place, board: Arc<Board>) {
     let (mut last, mut told) = (Last::default(), None);
     loop {
         let begun = Instant::now();
-        let found = last.look(&place, board.timeline()).await;
+        let found = look(&mut last, &place, board.timeline()).await;
         tokio::time::sleep(tell(&board, found, begun, &mut told)).await;
     }
 }
@@ -46,33 +46,53 @@ fn tell(board: &Board, found: Result<Vec<Barrier>>, begun: Instant, told: &mut O
     LOOK
 }
 
-/// What was found the last time. Backups are read again only where there are others.
+async fn look(last: &mut Last, place: &Place, timeline: Option<TimelineId>) -> Result<Vec<Barrier>> {
+    let stored = Archive::incarnations(&place.repo, &place.cluster).await?;
+    let Some(names) = only(stored, &place.cluster)? else { return Ok(Vec::new()) };
+    let archive = Archive { repo: place.repo.clone(), names, keys: place.reader.clone() };
+    last.look(&archive, timeline).await
+}
+
+/// What was found the last time, when every backup could be read. Backups are read again only where something else stands under their names: an expiry puts
+/// a tombstone where a manifest was.
 #[derive(Default)]
-struct Last {
+pub struct Last {
     recorded: Vec<Barrier>,
-    backups: Vec<String>,
+    backups: Vec<(String, SystemTime, u64)>,
     open: Vec<Barrier>,
 }
 
 impl Last {
-    /// What is open in the past of a server on `timeline`, or all of it.
-    async fn look(&mut self, place: &Place, timeline: Option<TimelineId>) -> Result<Vec<Barrier>> {
-        let stored = Archive::incarnations(&place.repo, &place.cluster).await?;
-        let Some(names) = only(stored, &place.cluster)? else { return Ok(Vec::new()) };
-        let archive = Archive { repo: place.repo.clone(), names, keys: place.reader.clone() };
+    /// What is open in the past of a server on `timeline`, or all of it. An error where a backup that may lie behind one cannot be read for the moment.
+    pub async fn look(&mut self, archive: &Archive, timeline: Option<TimelineId>) -> Result<Vec<Barrier>> {
         let recorded = archive.barriers().await?;
         if recorded.is_empty() {
             return Ok(recorded);
         }
         let listed = archive.repo.list(&format!("{}/backups", archive.names.root())).await?;
-        let backups: Vec<String> = listed.into_iter().map(|backup| backup.name).collect();
-        if (&self.recorded, &self.backups) != (&recorded, &backups) {
-            let open = archive.still_open(recorded.clone()).await?;
-            *self = Last { recorded, backups, open };
-        }
+        let backups = listed.into_iter().map(|backup| (backup.name, backup.modified, backup.size)).collect();
+        let open = match (&self.recorded, &self.backups) == (&recorded, &backups) {
+            true => self.open.clone(),
+            false => {
+                let mut list = archive.list_backups().await?;
+                let passing =
+                    list.unreadable.iter().position(|(_, error)| error.is_transient() && !error.is_of_the_disk());
+                if let Some(place) = passing {
+                    let (name, error) = list.unreadable.swap_remove(place);
+                    return Err(error.context(format_args!("{name} cannot be read")));
+                }
+                let open = archive.open_among(recorded.clone(), &list.complete).await?;
+                *self = match list.unreadable.is_empty() {
+                    true => Last { recorded, backups, open: open.clone() },
+                    // It may be put back as it was.
+                    false => Last::default(),
+                };
+                open
+            }
+        };
         match timeline {
-            Some(timeline) => archive.barriers_of(self.open.clone(), timeline).await,
-            None => Ok(self.open.clone()),
+            Some(timeline) => archive.barriers_of(open, timeline).await,
+            None => Ok(open),
         }
     }
 }

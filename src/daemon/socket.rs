@@ -94,12 +94,12 @@ async fn answer(mut stream: UnixStream, document: &(dyn Fn() -> Document + Send 
     stream.shutdown().await
 }
 
-/// What every running process of this state directory says.
-pub async fn ask_all(state_dir: &Path) -> Result<Vec<Document>> {
+/// What every running process of this state directory says, and of each that does not, why: one that hangs hides no other.
+pub async fn ask_all(state_dir: &Path) -> Result<(Vec<Document>, Vec<Error>)> {
     ask(state_dir, false).await
 }
 
-async fn ask(state_dir: &Path, tidy: bool) -> Result<Vec<Document>> {
+async fn ask(state_dir: &Path, tidy: bool) -> Result<(Vec<Document>, Vec<Error>)> {
     let folder = folder(state_dir);
     let failed = |e| {
         Error::new(Kind::Failed, format!("cannot look into {}", folder.display()))
@@ -108,10 +108,10 @@ async fn ask(state_dir: &Path, tidy: bool) -> Result<Vec<Document>> {
     };
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Default::default()),
         Err(error) => return Err(failed(error)),
     };
-    let mut documents = Vec::new();
+    let (mut documents, mut silent) = (Vec::new(), Vec::new());
     for entry in entries {
         let entry = entry.map_err(failed)?;
         let path = entry.path();
@@ -127,15 +127,18 @@ async fn ask(state_dir: &Path, tidy: bool) -> Result<Vec<Document>> {
                 }
             }
             Ok(Err(error)) if is_gone(error.kind()) => {}
-            Ok(Err(error)) => return Err(failed(error)),
-            Err(_) => {
-                let text = format!("the receiver behind {} does not answer", path.display());
-                return Err(Error::new(Kind::Failed, text)
-                    .hint("see what that process is doing; it may be stopped or out of memory"));
-            }
+            Ok(Err(error)) => silent.push(
+                Error::new(Kind::Failed, format!("what the receiver behind {} says is not understood", path.display()))
+                    .caused_by(error)
+                    .hint("ask as the user that runs it, with the same version of walrecv"),
+            ),
+            Err(_) => silent.push(
+                Error::new(Kind::Failed, format!("the receiver behind {} does not answer", path.display()))
+                    .hint("see what that process is doing; it may be stopped or out of memory"),
+            ),
         }
     }
-    Ok(documents)
+    Ok((documents, silent))
 }
 
 /// Whether the process has ended meanwhile: in good order, or by a signal in the middle of its answer.
@@ -172,7 +175,7 @@ mod tests {
     }
 
     async fn pids(dir: &Path) -> Vec<u32> {
-        let mut pids: Vec<u32> = ask_all(dir).await.unwrap().iter().map(|d| d.pid).collect();
+        let mut pids: Vec<u32> = ask_all(dir).await.unwrap().0.iter().map(|d| d.pid).collect();
         pids.sort_unstable();
         pids
     }
@@ -228,8 +231,24 @@ mod tests {
         run(async {
             let dir = tempfile::tempdir().unwrap();
             let document = || Document { version: VERSION + 1, ..Document::default() };
-            let _socket = StatusSocket::open(dir.path(), document).await.unwrap();
-            assert!(ask_all(dir.path()).await.is_err());
+            let _other = StatusSocket::open(dir.path(), document).await.unwrap();
+            let _own = StatusSocket::open(dir.path(), told(7)).await.unwrap();
+            let (documents, silent) = ask_all(dir.path()).await.unwrap();
+            assert_eq!((documents.len(), silent.len()), (1, 1));
+            assert!(silent[0].to_string().contains("version 2"), "{}", silent[0]);
+        });
+    }
+
+    #[test]
+    fn one_that_hangs_hides_no_other() {
+        run(async {
+            let dir = tempfile::tempdir().unwrap();
+            let _own = StatusSocket::open(dir.path(), told(7)).await.unwrap();
+            // It listens, and never takes the connection.
+            let _hung = std::os::unix::net::UnixListener::bind(dir.path().join("status/hung.sock")).unwrap();
+            let (documents, silent) = ask_all(dir.path()).await.unwrap();
+            assert_eq!(documents.iter().map(|document| document.pid).collect::<Vec<_>>(), [7]);
+            assert!(silent.len() == 1 && silent[0].to_string().contains("hung.sock does not answer"), "{silent:?}");
         });
     }
 }

@@ -27,6 +27,22 @@ pub struct SlotHealth {
     pub polled_at: Instant,
 }
 
+impl SlotHealth {
+    /// Where nothing but the position can be asked.
+    pub fn at(restart_lsn: Lsn) -> SlotHealth {
+        SlotHealth {
+            restart_lsn: Some(restart_lsn),
+            retained_bytes: None,
+            wal_status: None,
+            safe_wal_size: None,
+            limit: None,
+            full_in_seconds: None,
+            wal_bytes_per_second: None,
+            polled_at: Instant::now(),
+        }
+    }
+}
+
 /// A server that is streamed for want of a better one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lags {

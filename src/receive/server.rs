@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ReceiveOptions;
+use super::forecast::Outlook;
+use super::observe::SlotHealth;
 use super::observe::{Observer, ReceiveEvent};
 use super::resume::SlotPosition;
 use super::sentinel::{self, Second, Sentinel};
@@ -57,6 +59,8 @@ pub struct Ahead {
 const ANSWER: Duration = Duration::from_secs(30);
 /// How often a receiver that stands by looks whether the slot is free.
 const POLL: Duration = Duration::from_secs(1);
+/// How often it tells where the slot stands.
+const TELL: Duration = Duration::from_secs(10);
 /// How often it looks where the slot stands, where that is all there is.
 const GLANCE: Duration = Duration::from_millis(300);
 
@@ -316,7 +320,7 @@ async fn wait_for_slot(second: &mut Second, name: &str, access: &Access<'_>, wai
     }
     waiting.vigil.possible = second.connection.version() >= MajorVersion::V15;
     if waiting.vigil.possible && waiting.told {
-        watch_slot(&mut second.connection, name, waiting).await?;
+        watch_slot(&mut second.connection, name, waiting, access.observer).await?;
     }
     Ok(())
 }
@@ -324,25 +328,44 @@ async fn wait_for_slot(second: &mut Second, name: &str, access: &Access<'_>, wai
 /// Returns once no other connection uses the slot.
 async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting: &mut Waiting) -> Result<()> {
     // After a lost connection it is said again: whoever watches was told of the loss.
-    let mut said = false;
+    let (mut said, mut told) = (false, None);
     loop {
         let row = answered("pg_replication_slots", slot::read(&mut second.connection, name)).await?;
-        let Some(holder) = row.and_then(|row| row.active_pid) else { return Ok(()) };
+        let Some((row, holder)) = row.and_then(|row| row.active_pid.map(|holder| (row, holder))) else {
+            return Ok(());
+        };
         waiting.goes_on(name)?;
         if !std::mem::replace(&mut said, true) {
             access.observer.tell(ReceiveEvent::StandingBy { slot: name.to_owned(), holder: Some(holder) });
             let names = second.synchronous_names().await?;
             waiting.synchronous = Some(sentinel::lists(&names, access.info.application_name()));
         }
+        if is_time(&mut told) {
+            access.observer.tell(ReceiveEvent::Slot(Outlook { row, rate: None }.health(Instant::now())));
+        }
         tokio::time::sleep(POLL).await;
     }
 }
 
+/// Whether to tell where the slot stands now.
+fn is_time(told: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let due = told.is_none_or(|told| now.saturating_duration_since(told) >= TELL);
+    if due {
+        *told = Some(now);
+    }
+    due
+}
+
 /// Returns once an attempt to stream is worth it: the slot stands still, or is gone.
-async fn watch_slot(connection: &mut Connection, name: &str, waiting: &mut Waiting) -> Result<()> {
+async fn watch_slot(connection: &mut Connection, name: &str, waiting: &mut Waiting, observer: &Observer) -> Result<()> {
+    let mut told = None;
     loop {
         let state = answered("READ_REPLICATION_SLOT", connection.read_slot(name)).await?;
         let Some(at) = state.and_then(|state| state.restart_lsn) else { return Ok(()) };
+        if is_time(&mut told) {
+            observer.tell(ReceiveEvent::Slot(SlotHealth::at(at)));
+        }
         let end = answered("IDENTIFY_SYSTEM", connection.identify_system()).await?.position;
         if waiting.vigil.look(at, end, Instant::now()) {
             return Ok(());

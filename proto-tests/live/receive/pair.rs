@@ -53,6 +53,9 @@ fn the_second_receiver_waits_quietly_and_takes_over_at_a_clean_end() {
         first.wait_streaming();
         let second = Receiving::start(harness::options(&server), vault.place());
         second.wait_event("the second to stand by", stands_by);
+        // Where the slot stands, to be compared with what is stored.
+        let at = |e: &ReceiveEvent| matches!(e, ReceiveEvent::Slot(slot) if slot.restart_lsn.is_some());
+        second.wait_event("the second to see where the slot stands", at);
         let ledger = Ledger::builder().writers(2).padding(2000).start(&server);
         std::thread::sleep(Duration::from_secs(4));
         assert_eq!(count(&second, stands_by), 1, "said once: {:#?}", second.events());

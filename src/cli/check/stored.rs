@@ -50,7 +50,14 @@ async fn compare(context: &Context, seen: Option<&Seen>, report: &mut Report) ->
                     identity.timeline,
                     output::bytes(behind)
                 );
-                report.ok("archive", found);
+                match behind > archive.names.segment_size.bytes() {
+                    false => report.ok("archive", found),
+                    true => report.warn(
+                        "archive",
+                        found,
+                        "see with `walrecv status` whether a receiver of this repository streams and comes nearer: whoever uses the slot may fill another one",
+                    ),
+                }
             }
             None => report.warn(
                 "archive",
