@@ -262,6 +262,18 @@ fn one_cluster_that_fails_leaves_the_others_alone() {
     ended(running, Signal::INT, 0);
     let (one, _) = status(&site, &["--cluster", "second"]);
     assert!(durable(&one) >= written, "{one}");
+
+    // Nor does one whose settings are wrong.
+    let text = std::fs::read_to_string(site.config()).expect("a configuration");
+    std::fs::write(site.config(), format!("{text}\n[clusters.third]\ndsn = \"db1\"\n"))
+        .expect("write the configuration");
+    let running = start_all(&site);
+    let (third, code) = wait_state(&site, &["--cluster", "third"], |cluster| cluster["state"] == "failed");
+    assert_eq!((third["kind"].as_str(), code), (Some("usage"), 1), "{third}");
+    let (main, code) = status(&site, &["--cluster", "main"]);
+    assert_eq!((main["state"].as_str(), code), (Some("streaming"), 0), "{main}");
+    let said = ended(running, Signal::TERM, 2);
+    assert!(said.contains("third: FAILED") && said.contains("main: stopped: durable through"), "{said}");
 }
 
 #[test]

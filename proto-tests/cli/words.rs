@@ -40,6 +40,10 @@ fn the_help_of_every_command_says_what_it_does() {
         }
     }
     Walrecv::new(["--version"]).run().expect_code(0);
+    Walrecv::new(["--version"]).run_printing_nowhere().expect_code(1);
+    // A connection string may hold a password.
+    let init = Walrecv::new(["init", "--help"]).env("WALRECV_DSN", "host=db1 password=secret").run().expect_code(0);
+    assert!(init.stdout.contains("WALRECV_DSN") && !init.stdout.contains("secret"), "{}", init.stdout);
     // Nothing asked for is wrong usage, and teaches.
     let empty = Walrecv::new([""; 0]).run().expect_code(2);
     assert!(empty.stderr.contains("walrecv init"), "{}", empty.stderr);

@@ -135,6 +135,15 @@ impl Walrecv {
         self.spawn().wait()
     }
 
+    /// Runs it to its end where nothing can be printed: every write says that the disk is full.
+    pub fn run_printing_nowhere(mut self) -> Output {
+        let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+        self.command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped());
+        let output = self.command.output().unwrap_or_else(|e| panic!("{:?}: {e}", self.command));
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Output { status: output.status, stdout: String::new(), stderr }
+    }
+
     /// Starts it.
     pub fn spawn(mut self) -> Running {
         let printed = TempDir::new("out");

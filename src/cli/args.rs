@@ -110,7 +110,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct InitArgs {
     /// Connection string as libpq reads it: 'host=db1 user=walrecv' or postgresql://walrecv@db1
-    #[arg(long, value_name = "CONNINFO", env = "WALRECV_DSN")]
+    #[arg(long, value_name = "CONNINFO", env = "WALRECV_DSN", hide_env_values = true)]
     pub dsn: String,
     /// Replication slot that `receive` will use
     #[arg(long, value_name = "NAME")]

@@ -64,9 +64,11 @@ fn run(line: &[OsString], fetch: bool) -> u8 {
     let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(error) if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = error.print();
             // Help and version that were asked for are 0; help in place of a missing command is 2.
-            return error.exit_code() as u8;
+            return match error.print() {
+                Err(full) if full.kind() != std::io::ErrorKind::BrokenPipe => exit::code(Kind::Failed),
+                _ => error.exit_code() as u8,
+            };
         }
         Err(error) => {
             output::error(&wrong_usage(&error), asked_format(line));
@@ -98,7 +100,13 @@ fn run(line: &[OsString], fetch: bool) -> u8 {
     // Blocking work that is still going on (a slow put) must not hold the exit up.
     runtime.shutdown_background();
     match outcome {
-        Ok(code) => code,
+        Ok(code) => match output::lost() {
+            Some(error) if !fetch => {
+                output::error(&error, format);
+                failure(&error, fetch)
+            }
+            _ => code,
+        },
         Err(error) => {
             output::error(&error, format);
             failure(&error, fetch)

@@ -1,6 +1,7 @@
 //! What people and scripts see: tables and hints on a terminal, JSON with stable names for scripts.
 
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -17,9 +18,26 @@ pub enum Format {
     Json,
 }
 
-/// Prints a line to standard output. A closed pipe ends the output, not the program with a panic.
+/// The first error of standard output, but a closed pipe: whoever closed it has read enough.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints a line to standard output. What keeps it from being written ends the output, not the work: see [`lost`].
 pub fn line(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        let _ = LOST.set(error);
+    }
+}
+
+/// Why what was to be printed is not all there: a script that goes by the output must not take it for whole.
+pub fn lost() -> Option<Error> {
+    let error = LOST.get()?;
+    Some(
+        Error::new(Kind::Failed, format!("standard output could not be written: {error}"))
+            .hint("make room where it goes, and run this again"),
+    )
 }
 
 /// Prints a value as one line of JSON.

@@ -9,6 +9,7 @@ use super::args::Common;
 use super::context::{Context, Signals};
 use super::events::Screen;
 use super::receive::{clean, opened, options, place, status_socket, until_signalled, watched};
+use crate::daemon::board::Board;
 use crate::daemon::fleet::{self, Job};
 use crate::error::{Error, Result};
 
@@ -17,22 +18,33 @@ pub async fn run(common: &Common) -> Result<()> {
     let Some(contexts) = opened(async || Context::open_all(common).await, &mut signals, &screen).await? else {
         return Ok(());
     };
-    let mut jobs = Vec::new();
+    let (mut jobs, mut boards, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
     for context in &contexts {
-        let options = options(context)?;
-        let place = place(context)?;
-        let (observer, board) = watched(context, &options, &place, &screen);
-        jobs.push(Job { options, place, observer, board });
+        match prepared(context, &screen) {
+            Ok(job) => {
+                boards.push(job.board.clone());
+                jobs.push(job);
+            }
+            // What is wrong with the settings of one cluster leaves the others alone.
+            Err(error) => {
+                let cluster = &context.cluster;
+                if contexts.len() > 1 {
+                    screen.failed(&cluster.name, &error, None);
+                }
+                let board = Board::new(&cluster.name, cluster.slot.as_deref(), cluster.flush_interval, Arc::default());
+                board.failed(&error);
+                boards.push(Arc::new(board));
+                outcome = outcome.and(Err(error.context(format!("cluster {}", cluster.name))));
+            }
+        }
     }
-    let Some(first) = contexts.first() else { return Ok(()) };
+    let Some(first) = contexts.first().filter(|_| !jobs.is_empty()) else { return outcome };
     clean(first);
-    let boards = jobs.iter().map(|job| job.board.clone()).collect();
     let _socket = status_socket("run", first, boards, &screen).await;
     let (ask, stop) = watch::channel(false);
     let shown = screen.clone();
     let failed = move |cluster: &str, error: &Error, wait: Duration| shown.failed(cluster, error, Some(wait));
     let ended = until_signalled(fleet::run(jobs, stop, failed), &ask, &mut signals, &screen).await?;
-    let mut outcome = Ok(());
     for cluster in ended {
         match cluster.outcome {
             Ok(report) => screen.stopped(&cluster.cluster, &report),
@@ -41,4 +53,10 @@ pub async fn run(common: &Common) -> Result<()> {
         }
     }
     outcome
+}
+
+fn prepared(context: &Context, screen: &Arc<Screen>) -> Result<Job> {
+    let (options, place) = (options(context)?, place(context)?);
+    let (observer, board) = watched(context, &options, &place, screen);
+    Ok(Job { options, place, observer, board })
 }
