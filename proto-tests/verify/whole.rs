@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use walrecv::archive::holes::Barrier;
 use walrecv::daemon::holes::Last;
 use walrecv::error::Kind;
 use walrecv::pg::TimelineId;
@@ -106,6 +107,7 @@ fn a_hole_is_open_again_when_the_backup_behind_it_is_gone() {
     let (one, to) = (TimelineId(1), second.start);
     let hole = Hole { from_timeline: one, from: first.stop, to_timeline: one, to, reason: "removed".into() };
     run(archive.put_event(&shop.keys, What::Hole(hole.clone()), PATIENCE)).expect("an event");
+    let hole = Barrier::Hole(hole);
     let mut last = Last::default();
     let mut open = || run(last.look(archive, Some(one))).expect("a look");
     assert_eq!(open(), []);
