@@ -4,14 +4,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
-use walrecv::backup::{self, BackupOptions, Outcome, WalWatch};
+use walrecv::backup::{self, BackupOptions, Outcome, Progress, WalWatch};
 use walrecv::error::{Error, Result};
 use walrecv::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
 use walrecv::restore::server::Account;
 use walrecv::restore::{self, Action, Options, Target, Wanted};
 use walrecv::seal::content::BackupId;
+use walrecv::seal::content::event::{Hole, What};
 use walrecv::seal::content::manifest::{Manifest, Transfer};
 
 use super::net::{conninfo, run};
@@ -64,6 +68,12 @@ impl Scene {
     fn try_take(&self, server: &Server, options: &BackupOptions) -> std::result::Result<Outcome, Error> {
         let info = conninfo(&server.conninfo("postgres"));
         run(backup::take_with(&self.shelf.archive, self.shelf.ring.clone(), &info, options, &Always))
+    }
+
+    /// With what this one knows of WAL.
+    fn take_by(&self, options: &BackupOptions, watch: &dyn WalWatch) -> std::result::Result<Outcome, Error> {
+        let info = conninfo(&self.server.conninfo("postgres"));
+        run(backup::take_with(&self.shelf.archive, self.shelf.ring.clone(), &info, options, watch))
     }
 
     /// Stores the server's WAL up to the segment in which this backup ends.
@@ -439,38 +449,84 @@ fn older_servers_are_not_asked_and_a_shutdown_is_no_reason_for_a_full_transfer()
 /// An archive that holds everything but what leads on from one backup, after so many questions for that.
 struct Holed {
     parent: Lsn,
-    good: std::sync::atomic::AtomicU32,
+    good: AtomicU32,
 }
 
 impl WalWatch for Holed {
     fn durable_end(&self, _timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
-        use std::sync::atomic::Ordering::Relaxed;
         let asked = from < self.parent && from + 1 >= self.parent;
-        let holed = asked && self.good.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_err();
+        let holed =
+            asked && self.good.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err();
         Box::pin(async move { Ok(Some(if holed { self.parent } else { Lsn(u64::MAX) })) })
     }
 }
 
-/// A hole between the parent and the server hides whether they have one past: before the backup begins all pages are asked for, and one that comes later ends it.
+/// A hole between the parent and the server hides whether they have one past: all pages are asked for, at once where the hole is recorded, and in a backup of
+/// its own where it shows only when the increment is here already.
 #[test]
 fn a_hole_behind_the_parent_hides_what_the_server_does_not_send() {
     let version = MajorVersion::V17;
     require_servers!(version);
     let scene = Scene::new(version, &[("summarize_wal", "on")]);
     scene.server.sql("create table t as select generate_series(1, 1000) n");
-    let parent = scene.take(&scene.options()).manifest;
-    let info = conninfo(&scene.server.conninfo("postgres"));
-    let take = |good: u32| {
+    let full_after = |parent: &Manifest, good: u32, given_up: usize| {
         scene.server.sql("insert into t select 1");
         let watch = Holed { parent: parent.stop, good: good.into() };
-        run(backup::take_with(&scene.shelf.archive, scene.shelf.ring.clone(), &info, &scene.options(), &watch))
+        let outcome = scene.take_by(&scene.options(), &watch).expect("a backup");
+        let (how, why) = transfer(&outcome);
+        assert!(how == Transfer::Full && why.contains("not all WAL from backup"), "{how:?}: {why}");
+        assert_eq!(outcome.manifest.parent.as_ref(), Some(&parent.id), "compared all the same");
+        let list = run(scene.shelf.archive.list_backups()).expect("a list");
+        assert_eq!(list.given_up.len(), given_up);
+        outcome.manifest
     };
-    let late = take(1).expect_err("a hole that came meanwhile");
-    assert!(late.kind() == walrecv::error::Kind::Gap && late.to_string().contains(parent.id.as_str()), "{late}");
-    let early = take(0).expect("a full transfer");
-    let (how, why) = transfer(&early);
-    assert!(how == Transfer::Full && why.contains("not all WAL from backup"), "{how:?}: {why}");
-    assert_eq!(early.manifest.parent.as_ref(), Some(&parent.id), "compared all the same");
-    let list = run(scene.shelf.archive.list_backups()).expect("a list");
-    assert_eq!((list.complete.len(), list.given_up.len()), (2, 1));
+    let first = scene.take(&scene.options()).manifest;
+    let second = full_after(&first, 1, 1);
+    // The archive ends where the parent does: what follows may be on its way.
+    let third = full_after(&second, 0, 2);
+    let hole = Hole {
+        from_timeline: TimelineId(1),
+        from: third.stop,
+        to_timeline: TimelineId(1),
+        to: third.stop + 1,
+        reason: "test".to_owned(),
+    };
+    let keys = scene.shelf.ring.fresh().expect("keys");
+    run(scene.shelf.archive.put_event(&keys, What::Hole(hole), Duration::from_secs(10))).expect("an event");
+    full_after(&third, 0, 2);
+}
+
+/// An archive that ends where the parent does until the server has been asked for what has changed.
+struct Behind {
+    parent: Lsn,
+    asked: Arc<AtomicBool>,
+}
+
+impl WalWatch for Behind {
+    fn durable_end(&self, _timeline: TimelineId, from: Lsn) -> BoxFuture<'_, Result<Option<Lsn>>> {
+        let asked = self.asked.load(Ordering::SeqCst);
+        let end = if asked { Some(Lsn(u64::MAX)) } else { Some(self.parent).filter(|end| *end > from) };
+        Box::pin(async move { Ok(end) })
+    }
+}
+
+#[test]
+fn wal_that_is_on_its_way_is_waited_for_beside_the_transfer() {
+    let version = MajorVersion::V18;
+    require_servers!(version);
+    let scene = Scene::new(version, &[("summarize_wal", "on")]);
+    let parent = scene.take(&scene.options()).manifest;
+    scene.server.sql("create table t as select generate_series(1, 1000) n");
+    let asked = Arc::<AtomicBool>::default();
+    let watch = Behind { parent: parent.stop, asked: asked.clone() };
+    let tell = move |progress| {
+        if matches!(progress, Progress::Copying { .. }) {
+            asked.store(true, Ordering::SeqCst);
+        }
+    };
+    let patience = Duration::from_secs(5);
+    let options = BackupOptions { progress: Some(Arc::new(tell)), follow_within: patience, ..scene.options() };
+    let outcome = scene.take_by(&options, &watch).expect("a backup");
+    assert_eq!(transfer(&outcome), (Transfer::Incremental, ""));
+    assert_eq!(outcome.manifest.parent, Some(parent.id));
 }

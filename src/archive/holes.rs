@@ -26,7 +26,7 @@ impl Barrier {
     }
 
     /// From where on a backup has it behind itself.
-    fn to(&self) -> (TimelineId, Lsn) {
+    pub fn to(&self) -> (TimelineId, Lsn) {
         match self {
             Barrier::Hole(hole) => (hole.to_timeline, hole.to),
             Barrier::Minimal(alarm) => (alarm.timeline, alarm.lsn + 1),

@@ -121,7 +121,7 @@ async fn newest(
     if let Err(why) = fitness.of(archive, &parent).await? {
         return Ok(Err(why));
     }
-    let led = past.leads_from(&parent).await?;
+    let led = past.leads_from(archive, &parent).await?;
     Ok(led.and_then(|()| unseen(parent)))
 }
 

@@ -40,20 +40,37 @@ impl Past<'_> {
         Ok(complete.pop())
     }
 
-    /// Whether the archive leads from this backup to where the server was when this one began. An archive that is only a little behind is waited for: what it
-    /// lacks may be a hole. The inner error is why the server cannot be asked for what has changed since.
-    pub async fn leads_from(&mut self, parent: &Manifest) -> Result<Result<(), String>> {
+    /// Whether the archive leads from this backup to where the server was when this one began, as far as it can be seen now. One that is only a little behind
+    /// will, unless a hole is known: what it lacks may still be one, which [`demand`] finds before the new backup counts. Any other is waited for. The inner
+    /// error is why the server cannot be asked for what has changed since.
+    pub async fn leads_from(&mut self, archive: &Archive, parent: &Manifest) -> Result<Result<(), String>> {
         let (timeline, needed) = (self.following.timeline(), self.following.needed());
-        for seen in [false, true] {
-            if seen {
-                self.following.until_seen(self.watch).await?;
-            }
-            if reach(self.watch, timeline, parent).await?.is_some_and(|end| end >= needed) {
-                return Ok(Ok(()));
-            }
+        let end = reach(self.watch, timeline, parent).await?;
+        if end.is_some_and(|end| end >= needed) {
+            return Ok(Ok(()));
         }
-        Ok(Err(format!("not all WAL from backup {} to {needed} is stored", parent.id)))
+        let near = |end: Lsn| {
+            archive.names.segment_size.segment_of(end).next() >= archive.names.segment_size.segment_of(needed)
+        };
+        if end.is_some_and(near) && !has_hole(archive, timeline, parent).await {
+            return Ok(Ok(()));
+        }
+        self.following.until_seen(self.watch).await?;
+        if reach(self.watch, timeline, parent).await?.is_some_and(|end| end >= needed) {
+            return Ok(Ok(()));
+        }
+        Ok(Err(missing(parent, needed)))
     }
+}
+
+fn missing(parent: &Manifest, end: Lsn) -> String {
+    format!("not all WAL from backup {} to {end} is stored", parent.id)
+}
+
+/// Whether a hole is recorded behind the end of a backup, on the way to a timeline. One that cannot be read may be it.
+async fn has_hole(archive: &Archive, timeline: TimelineId, parent: &Manifest) -> bool {
+    let recorded = async { archive.barriers_of(archive.barriers().await?, timeline).await };
+    recorded.await.map_or(true, |barriers| barriers.iter().any(|barrier| barrier.to().1 > parent.stop))
 }
 
 /// The way to a server's timeline.
@@ -80,15 +97,17 @@ async fn reach(watch: &dyn WalWatch, timeline: TimelineId, parent: &Manifest) ->
     end.context(format_args!("cannot see whether WAL is stored from backup {} on", parent.id))
 }
 
-/// The same question at the end, when the archive reaches `stop` and is known to be this server's there: a hole may have come since the backup began.
+/// The same question at the end, when the archive reaches `stop` and is known to be this server's there: only then a hole can be told from WAL that was on its
+/// way. The inner error is why what the server did not send need not be the parent's; without a parent nothing is.
 ///
-/// Errors: a hole is `Kind::Gap`; a repository that is away for longer than `outage`.
+/// Errors: a repository that is away for longer than `outage`.
 pub async fn demand(
     watch: &dyn WalWatch,
     (timeline, stop): (TimelineId, Lsn),
-    parent: &Manifest,
+    parent: Option<&Manifest>,
     outage: Duration,
-) -> Result<()> {
+) -> Result<Result<(), String>> {
+    let Some(parent) = parent else { return Ok(Ok(())) };
     let begun = Instant::now();
     let end = loop {
         match reach(watch, timeline, parent).await {
@@ -96,12 +115,6 @@ pub async fn demand(
             answer => break answer?,
         }
     };
-    if end.is_some_and(|end| end >= stop) {
-        return Ok(());
-    }
-    let text = format!(
-        "not all WAL from backup {}, which this one builds on, to {stop} is stored: whether the server's past is the same is not known",
-        parent.id
-    );
-    Err(Error::new(Kind::Gap, text).hint("Take the backup again: it will see every page."))
+    let led = end.is_some_and(|end| end >= stop);
+    Ok(if led { Ok(()) } else { Err(missing(parent, stop)) })
 }

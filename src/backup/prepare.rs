@@ -91,7 +91,7 @@ fn pages_per_segment(text: &str) -> Option<u32> {
 }
 
 /// Whether a receiver follows the server. Without one the backup could never be restored, so that is refused before anything is copied. An archive that ends close
-/// behind the server says that there was one a moment ago: the backup begins then, and [`Following::settle`] waits beside it for the rest.
+/// behind the server says that there was one a moment ago: the backup begins then, and [`Following::fails`] waits beside it for the rest.
 pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupOptions) -> Result<Following> {
     let Identity { timeline, position: needed, .. } = prepared.identity;
     // From the byte before: where the server is idle, nothing has been written at its position yet.
@@ -142,12 +142,15 @@ impl Following {
         self.reach.needed
     }
 
-    /// Returns once the archive has reached where the server was; else the refusal.
-    pub async fn settle(mut self, watch: &dyn WalWatch) -> Result<()> {
-        self.until_seen(watch).await
+    /// The refusal, where the archive does not reach where the server was; else never returns.
+    pub async fn fails(&mut self, watch: &dyn WalWatch) -> Error {
+        match self.until_seen(watch).await {
+            Err(error) => error,
+            Ok(()) => std::future::pending().await,
+        }
     }
 
-    /// As [`Following::settle`], for what comes before the rest.
+    /// Returns once the archive has reached where the server was; else the refusal.
     pub async fn until_seen(&mut self, watch: &dyn WalWatch) -> Result<()> {
         if !self.seen {
             self.reached(watch, |_| ()).await?;

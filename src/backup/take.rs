@@ -84,7 +84,7 @@ pub async fn take_with(
                 Err(lost) => return Ok(Err(lost)),
             };
             tokio::select! {
-                copied = copy(archive, prepared, job, sealing, options, watch, following) => copied.map(Ok),
+                copied = copy(archive, prepared, job, sealing, options, watch, following) => copied,
                 never = alive::keep(archive, &ring, &id, alive::EVERY, options.put_limit) => match never {},
             }
         };
@@ -93,7 +93,8 @@ pub async fn take_with(
                 return Ok(Outcome { manifest, elapsed: clock.elapsed(), waited_for_wal });
             }
             Ok(Err(lost)) => {
-                // Nothing was received yet; the connection is dropped with what the server has begun.
+                // The connection is dropped with what the server has begun.
+                tracing::warn!("backup {id} is given up, and all pages are asked for: {lost}");
                 give_up(archive, ring.clone(), id, &Error::new(Kind::Interrupted, lost.clone())).await;
                 avoid = Some(lost);
             }
@@ -149,7 +150,7 @@ async fn look(
     Ok(Ok(Job { begun, chosen, orphans, local: local.clone() }))
 }
 
-/// From the first archive to the manifest.
+/// From the first archive to the manifest. The inner error is why what the server did not send cannot be taken from the parent.
 async fn copy(
     archive: &Archive,
     prepared: Prepared,
@@ -157,8 +158,8 @@ async fn copy(
     sealing: Sealing,
     options: &BackupOptions,
     watch: &dyn WalWatch,
-    following: Following,
-) -> Result<(Manifest, Duration)> {
+    mut following: Following,
+) -> Result<std::result::Result<(Manifest, Duration), String>> {
     let version_num = prepared.connection.version_num();
     let server = prepared.connection.same_server().clone();
     let Job { begun, chosen, orphans, local } = job;
@@ -167,9 +168,9 @@ async fn copy(
     let identity = local.identity.clone();
     let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?.beside(orphans);
     let received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options);
-    let ((span, transferred), ()) = tokio::select! {
-        received = async { tokio::try_join!(received, following.settle(watch)) } => received?,
-        error = wal::attend(watch, &server, begun.timeline, begun.start) => return Err(error),
+    let (span, transferred) = tokio::select! {
+        received = received => received?,
+        error = useless(&mut following, watch, &server, &begun) => return Err(error),
     };
     let Transferred { received, files, mut sealing, read, stored, connection, reader } = transferred;
     let ended = Instant::now();
@@ -190,15 +191,17 @@ async fn copy(
     let wal = async {
         let patience = outage(options);
         let asked = origin.ask_for(Some(connection), patience);
-        let ((), sent) = tokio::try_join!(demand_wal(archive, &span, options, watch, &server), asked)?;
+        let wal = demand_wal(archive, &span, options, watch, &server);
+        let ((), (), sent) = tokio::try_join!(following.until_seen(watch), wal, asked)?;
         origin.demand(watch, sent, patience).await?;
-        if let Some(parent) = unsent {
-            past::demand(watch, (timeline, stop), parent, patience).await?;
-        }
-        Ok(ended.elapsed())
+        let led = past::demand(watch, (timeline, stop), unsent, patience).await?;
+        Ok((led, ended.elapsed()))
     };
-    let (mapped, ((written, kept), mut sealing), waited) =
+    let (mapped, ((written, kept), mut sealing), (led, waited)) =
         tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write, wal)?;
+    if let Err(lost) = led {
+        return Ok(Err(lost));
+    }
     let (id, label) = (sealing.id.clone(), &options.label);
     let Begun { transfer, why_full, .. } = begun;
     let said =
@@ -215,7 +218,15 @@ async fn copy(
     let kept = blocking(move || keep(&id, completed.as_ref(), local.shelf.as_ref(), kept));
     let (kept, ()) = tokio::join!(kept, alive::complete(archive, &mut sealing, GIVE_UP));
     kept.unwrap_or_else(|error| tracing::warn!(%error, "that this backup is complete is not noted in state_dir"));
-    Ok((manifest, waited))
+    Ok(Ok((manifest, waited)))
+}
+
+/// Beside the copy, which is no use without its WAL. Returns only where that does not come.
+async fn useless(following: &mut Following, watch: &dyn WalWatch, server: &Conninfo, begun: &Begun) -> Error {
+    tokio::select! {
+        error = following.fails(watch) => error,
+        error = wal::attend(watch, server, begun.timeline, begun.start) => error,
+    }
 }
 
 /// What stays in `state_dir` of a complete backup.
