@@ -45,6 +45,10 @@ fn a_repository_that_is_away_at_the_start_is_waited_for() {
         away.proxy.refuse(true);
         let mut running = away.start(command);
         running.wait_logged("trying again in");
+        let told = wait_cluster(&away.site, "its state", |cluster| cluster["state"] == "awaiting_repository");
+        let problem = told["problem"].as_str().unwrap_or_default();
+        assert!(problem.contains("walrecv.json") && told["kind"] == "repository", "{told}");
+        assert_eq!(told["process"]["command"], command, "{told}");
         away.proxy.refuse(false);
         running.wait_logged("streaming timeline");
         server.sql("select pg_logical_emit_message(true, 'a', 'b')");

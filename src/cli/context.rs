@@ -44,6 +44,11 @@ impl Context {
     pub async fn open_with(common: &Common, identity_file: Option<&Path>) -> Result<Context> {
         let settings = settings(common, identity_file)?;
         let cluster = settings.cluster(common.cluster.as_deref())?.clone();
+        Context::of(settings, cluster).await
+    }
+
+    /// As [`Context::open`], with a configuration that was read already.
+    pub async fn of(settings: Settings, cluster: ClusterSettings) -> Result<Context> {
         let repo = Repository::open(&settings.repo, &env)?;
         let about = repository_file(&repo).await?;
         let secret = secret(&settings, &about)?;
@@ -51,17 +56,11 @@ impl Context {
         Ok(Context { settings, cluster, repo, about, secret })
     }
 
-    /// One for each cluster that is meant: the named one, else all. Keys and repository are opened once.
-    pub async fn open_all(common: &Common) -> Result<Vec<Context>> {
-        let all = settings(common, None)?;
-        let meant: Vec<ClusterSettings> = match (common.cluster.as_deref(), all.clusters.as_slice()) {
-            (None, [_, _, ..]) => all.clusters.clone(),
-            (named, _) => vec![all.cluster(named)?.clone()],
-        };
-        let mut first = common.clone();
-        first.cluster = meant.first().map(|cluster| cluster.name.clone());
-        let context = Context::open(&first).await?;
-        Ok(meant.into_iter().map(|cluster| Context { cluster, ..context.clone() }).collect())
+    /// One for each of these clusters. Keys and repository are opened once.
+    pub async fn of_all(settings: &Settings, meant: &[ClusterSettings]) -> Result<Vec<Context>> {
+        let Some(first) = meant.first() else { return Ok(Vec::new()) };
+        let context = Context::of(settings.clone(), first.clone()).await?;
+        Ok(meant.iter().map(|cluster| Context { cluster: cluster.clone(), ..context.clone() }).collect())
     }
 
     /// Whether objects are encrypted: as configured. Whoever can write to the repository can write `walrecv.json`.
@@ -161,6 +160,14 @@ impl Context {
     pub fn archive_of(&self, names: ClusterNames, ring: ReaderRing) -> Archive {
         Archive { repo: self.repo.clone(), names, keys: Arc::new(ring) }
     }
+}
+
+/// The named cluster, else all of them.
+pub fn meant(common: &Common, all: &Settings) -> Result<Vec<ClusterSettings>> {
+    Ok(match (common.cluster.as_deref(), all.clusters.as_slice()) {
+        (None, [_, _, ..]) => all.clusters.clone(),
+        (named, _) => vec![all.cluster(named)?.clone()],
+    })
 }
 
 /// The configuration alone, for commands that need no repository.

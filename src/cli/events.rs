@@ -85,10 +85,13 @@ impl Screen {
     pub fn waiting(&self, error: &Error, wait: Duration) {
         if self.format == output::Format::Json {
             let (time, wait_ms) = (output::rfc3339(jiff::Timestamp::now()), wait.as_millis() as u64);
-            let message = error.to_string();
-            return output::json(&json!({ "time": time, "event": "waiting", "message": message, "wait_ms": wait_ms }));
+            let (message, hint) = (error.to_string(), error.advice());
+            let event =
+                json!({ "time": time, "event": "waiting", "message": message, "hint": hint, "wait_ms": wait_ms });
+            return output::json(&event);
         }
-        self.say(&format!("{error}; trying again in {}", output::seconds(wait.as_secs_f64())));
+        let hint = error.advice().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        self.say(&format!("{error}{hint}; trying again in {}", output::seconds(wait.as_secs_f64())));
     }
 
     /// A signal asked for the end.

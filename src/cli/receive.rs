@@ -7,11 +7,12 @@ use tokio::sync::watch;
 use tokio::task::JoinError;
 
 use super::args::{Common, ReceiveArgs};
-use super::context::{Context, Signals};
+use super::context::{Context, Signals, settings};
 use super::events::Screen;
 use crate::backoff::Backoff;
 use crate::catalog;
-use crate::config::{duration, settings};
+use crate::config::settings::compression;
+use crate::config::{ClusterSettings, Settings, duration};
 use crate::daemon::board::{Board, rfc3339};
 use crate::daemon::report::{self, Document};
 use crate::daemon::socket::StatusSocket;
@@ -22,14 +23,18 @@ use crate::receive::{Observer, Place, ReceiveOptions, ReceiveReport, receive};
 
 pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
     let (mut signals, screen) = (Signals::new()?, Arc::new(Screen::new(common, true)));
-    let Some(context) = opened(async || Context::open(common).await, &mut signals, &screen).await? else {
-        return Ok(());
-    };
+    let settings = settings(common, None)?;
+    let mut cluster = settings.cluster(common.cluster.as_deref())?.clone();
+    cluster.flush_interval = flush_interval(args)?.unwrap_or(cluster.flush_interval);
+    let board = board(&cluster);
+    let _socket = status_socket("receive", &settings, vec![board.clone()], &screen).await;
+    let boards = [board.clone()];
+    let open = async || Context::of(settings.clone(), cluster.clone()).await;
+    let Some(context) = opened(open, &boards, &mut signals, &screen).await? else { return Ok(()) };
     let options = flags(options(&context)?, args)?;
     clean(&context);
     let place = place(&context)?;
-    let (observer, board) = watched(&context, &options, &place, &screen);
-    let _socket = status_socket("receive", &context, vec![board], &screen).await;
+    let observer = watched(&place, board, &screen);
     let (ask, stop) = watch::channel(false);
     // On a worker, where sockets are polled: what arrives from object storage wakes no second thread. (A local repository has a thread of its own.)
     let job = tokio::spawn(receive(options, place, observer, stop));
@@ -50,8 +55,13 @@ fn ended(outcome: std::result::Result<Result<ReceiveReport>, JoinError>) -> Resu
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// What `open` gives, tried again for as long as what keeps it may pass by itself; `None` where a signal came first.
-pub async fn opened<T>(open: impl AsyncFn() -> Result<T>, signals: &mut Signals, screen: &Screen) -> Result<Option<T>> {
+/// What `open` gives, tried again for as long as what keeps it may pass by itself; `None` where a signal came first. The boards say what is waited for.
+pub async fn opened<T>(
+    open: impl AsyncFn() -> Result<T>,
+    boards: &[Arc<Board>],
+    signals: &mut Signals,
+    screen: &Screen,
+) -> Result<Option<T>> {
     let mut backoff = Backoff::new(FIRST, LONGEST, getrandom::u64().unwrap_or_default());
     // The first delay of a backoff is none.
     backoff.next_delay();
@@ -60,10 +70,14 @@ pub async fn opened<T>(open: impl AsyncFn() -> Result<T>, signals: &mut Signals,
             match open().await {
                 Err(error) if error.is_transient() => {
                     let wait = backoff.next_delay();
+                    boards.iter().for_each(|board| board.awaits_repository(&error));
                     screen.waiting(&error, wait);
                     tokio::time::sleep(wait).await;
                 }
-                outcome => return outcome.map(Some),
+                outcome => {
+                    boards.iter().for_each(|board| board.repository_is_open());
+                    return outcome.map(Some);
+                }
             }
         }
     };
@@ -109,31 +123,27 @@ pub fn place(context: &Context) -> Result<Place> {
     })
 }
 
-/// An observer that shows events and keeps the board, and that board, which also follows what the repository says of holes and, while another receiver has the
+/// The board of a cluster.
+pub fn board(cluster: &ClusterSettings) -> Arc<Board> {
+    Arc::new(Board::new(&cluster.name, cluster.slot.as_deref(), cluster.flush_interval, Arc::default()))
+}
+
+/// An observer that shows events and keeps the board, which from now on also follows what the repository says of holes and, while another receiver has the
 /// slot, whether that one fills it.
-pub fn watched(
-    context: &Context,
-    options: &ReceiveOptions,
-    place: &Place,
-    screen: &Arc<Screen>,
-) -> (Observer, Arc<Board>) {
-    let name = context.cluster.name.clone();
-    let (screen, stats) = (screen.clone(), Arc::default());
-    let board = Arc::new(Board::new(&name, options.slot.as_deref(), options.flush_interval, Arc::clone(&stats)));
+pub fn watched(place: &Place, board: Arc<Board>, screen: &Arc<Screen>) -> Observer {
     tokio::spawn(holes::watch(place.clone(), board.clone()));
     tokio::spawn(elsewhere::watch(place.clone(), board.clone()));
-    let told = board.clone();
-    let observer = Observer::with_stats(stats, move |event| {
-        told.see(&event);
-        screen.show(&name, &event);
-    });
-    (observer, board)
+    let screen = screen.clone();
+    Observer::with_stats(board.stats().clone(), move |event| {
+        board.see(&event);
+        screen.show(board.cluster(), &event);
+    })
 }
 
 /// Tells `walrecv status` how the boards are. Without a place for its socket only that is missing.
 pub async fn status_socket(
     command: &'static str,
-    context: &Context,
+    settings: &Settings,
     boards: Vec<Arc<Board>>,
     screen: &Screen,
 ) -> Option<StatusSocket> {
@@ -147,7 +157,7 @@ pub async fn status_socket(
         at: rfc3339(jiff::Timestamp::now()),
         clusters: boards.iter().map(|board| board.report()).collect(),
     };
-    match StatusSocket::open(&context.settings.state_dir, document).await {
+    match StatusSocket::open(&settings.state_dir, document).await {
         Ok(socket) => Some(socket),
         Err(error) => {
             screen.say(&format!("warning: `walrecv status` cannot ask this process: {error}"));
@@ -173,13 +183,18 @@ pub fn options(context: &Context) -> Result<ReceiveOptions> {
     Ok(options)
 }
 
+fn usage(flag: &str, problem: String) -> Error {
+    Error::new(Kind::Usage, format!("{flag}: {problem}"))
+}
+
+fn flush_interval(args: &ReceiveArgs) -> Result<Option<Duration>> {
+    let Some(text) = &args.flush_interval else { return Ok(None) };
+    duration::parse(text).map(Some).map_err(|problem| usage("--flush-interval", problem))
+}
+
 fn flags(mut options: ReceiveOptions, args: &ReceiveArgs) -> Result<ReceiveOptions> {
-    let usage = |flag: &str, problem: String| Error::new(Kind::Usage, format!("{flag}: {problem}"));
-    if let Some(text) = &args.flush_interval {
-        options.flush_interval = duration::parse(text).map_err(|problem| usage("--flush-interval", problem))?;
-    }
     if let Some(text) = &args.compression {
-        options.compression = settings::compression(text).map_err(|problem| usage("--compression", problem))?;
+        options.compression = compression(text).map_err(|problem| usage("--compression", problem))?;
     }
     if let Some(text) = &args.until {
         options.until = Some(text.parse::<Lsn>().map_err(|problem| usage("--until", problem.to_string()))?);

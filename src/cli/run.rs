@@ -6,41 +6,38 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::args::Common;
-use super::context::{Context, Signals};
+use super::context::{Context, Signals, meant, settings};
 use super::events::Screen;
-use super::receive::{clean, opened, options, place, status_socket, until_signalled, watched};
+use super::receive::{board, clean, opened, options, place, status_socket, until_signalled, watched};
 use crate::daemon::board::Board;
 use crate::daemon::fleet::{self, Job};
 use crate::error::{Error, Result};
 
 pub async fn run(common: &Common) -> Result<()> {
     let (mut signals, screen) = (Signals::new()?, Arc::new(Screen::new(common, false)));
-    let Some(contexts) = opened(async || Context::open_all(common).await, &mut signals, &screen).await? else {
-        return Ok(());
-    };
-    let (mut jobs, mut boards, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
-    for context in &contexts {
-        match prepared(context, &screen) {
-            Ok(job) => {
-                boards.push(job.board.clone());
-                jobs.push(job);
-            }
+    let settings = settings(common, None)?;
+    let meant = meant(common, &settings)?;
+    let boards: Vec<_> = meant.iter().map(board).collect();
+    let _socket = status_socket("run", &settings, boards.clone(), &screen).await;
+    let open = async || Context::of_all(&settings, &meant).await;
+    let Some(contexts) = opened(open, &boards, &mut signals, &screen).await? else { return Ok(()) };
+    let (mut jobs, mut outcome) = (Vec::new(), Ok(()));
+    for (context, board) in contexts.iter().zip(boards) {
+        match prepared(context, board.clone(), &screen) {
+            Ok(job) => jobs.push(job),
             // What is wrong with the settings of one cluster leaves the others alone.
             Err(error) => {
                 let cluster = &context.cluster;
                 if contexts.len() > 1 {
                     screen.failed(&cluster.name, &error, None);
                 }
-                let board = Board::new(&cluster.name, cluster.slot.as_deref(), cluster.flush_interval, Arc::default());
                 board.failed(&error);
-                boards.push(Arc::new(board));
                 outcome = outcome.and(Err(error.context(format!("cluster {}", cluster.name))));
             }
         }
     }
     let Some(first) = contexts.first().filter(|_| !jobs.is_empty()) else { return outcome };
     clean(first);
-    let _socket = status_socket("run", first, boards, &screen).await;
     let (ask, stop) = watch::channel(false);
     let shown = screen.clone();
     let failed = move |cluster: &str, error: &Error, wait: Duration| shown.failed(cluster, error, Some(wait));
@@ -55,8 +52,8 @@ pub async fn run(common: &Common) -> Result<()> {
     outcome
 }
 
-fn prepared(context: &Context, screen: &Arc<Screen>) -> Result<Job> {
+fn prepared(context: &Context, board: Arc<Board>, screen: &Arc<Screen>) -> Result<Job> {
     let (options, place) = (options(context)?, place(context)?);
-    let (observer, board) = watched(context, &options, &place, screen);
+    let observer = watched(&place, board.clone(), screen);
     Ok(Job { options, place, observer, board })
 }

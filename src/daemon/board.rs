@@ -184,6 +184,25 @@ impl Board {
         }
     }
 
+    /// Before a run: the repository cannot be opened yet.
+    pub fn awaits_repository(&self, error: &Error) {
+        let mut known = self.known();
+        known.problem = Some(Problem::told_by(error));
+        known.enter(State::AwaitingRepository);
+    }
+
+    /// It is open: a run begins.
+    pub fn repository_is_open(&self) {
+        let mut known = self.known();
+        known.problem = None;
+        known.enter(State::Starting);
+    }
+
+    /// The numbers that it shows.
+    pub fn stats(&self) -> &Arc<StreamStats> {
+        &self.stats
+    }
+
     /// What the repository says: these are open. One that was told here after `asked` it may not have had yet.
     pub fn set_barriers(&self, open: Vec<Barrier>, asked: Instant) {
         let mut known = self.known();
@@ -217,11 +236,7 @@ impl Board {
     /// The run ended with an error.
     pub fn failed(&self, error: &Error) {
         let mut known = self.known();
-        known.problem = Some(Problem {
-            text: error.to_string(),
-            hint: error.advice().map(str::to_owned),
-            kind: Some(format!("{:?}", error.kind()).to_lowercase()),
-        });
+        known.problem = Some(Problem::told_by(error));
         known.enter(State::Failed);
     }
 
@@ -352,6 +367,14 @@ impl Problem {
     fn of(text: impl Into<String>) -> Problem {
         Problem { text: text.into(), hint: None, kind: None }
     }
+
+    fn told_by(error: &Error) -> Problem {
+        Problem {
+            text: error.to_string(),
+            hint: error.advice().map(str::to_owned),
+            kind: Some(format!("{:?}", error.kind()).to_lowercase()),
+        }
+    }
 }
 
 /// What needs somebody's attention; `None` when all is well.
@@ -363,6 +386,7 @@ fn unhealthy(report: &ClusterReport, lasted: Duration, falls: Option<Duration>, 
         State::NotRunning => "no receiver is running",
         State::ServerAway if lasted >= PATIENCE => "the server is away",
         State::Starting if lasted >= PATIENCE => "the server could not be reached yet",
+        State::AwaitingRepository if lasted >= PATIENCE => "the repository cannot be opened",
         _ => "",
     };
     if !text.is_empty() {
@@ -512,6 +536,22 @@ mod tests {
         );
         streaming(&board);
         assert_eq!((state(&board), board.report().problem), ((State::Streaming, true), None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repository_that_is_waited_for_needs_attention_after_a_while() {
+        let board = board();
+        let away = Error::new(Kind::Repository, "no route").transient().hint("mend the network");
+        board.awaits_repository(&away);
+        assert_eq!(state(&board), (State::AwaitingRepository, true), "a moment is no matter");
+        tokio::time::advance(PATIENCE / 2).await;
+        board.awaits_repository(&away);
+        tokio::time::advance(PATIENCE / 2).await;
+        assert_eq!(state(&board), (State::AwaitingRepository, false), "each attempt is not a new wait");
+        let report = board.report();
+        assert_eq!((report.problem.as_deref(), report.hint.as_deref()), (Some("no route"), Some("mend the network")));
+        board.repository_is_open();
+        assert_eq!((state(&board), board.report().problem), ((State::Starting, true), None));
     }
 
     #[test]

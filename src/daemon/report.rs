@@ -29,6 +29,8 @@ pub enum State {
     /// Not connected yet.
     #[default]
     Starting,
+    /// The repository cannot be opened, which it has to be before anything else.
+    AwaitingRepository,
     Streaming,
     /// Streaming, with more to fetch than a moment's work.
     CatchingUp,
@@ -236,6 +238,7 @@ impl State {
     pub fn words(self) -> &'static str {
         match self {
             State::Starting => "starting",
+            State::AwaitingRepository => "waiting for the repository",
             State::Streaming => "streaming",
             State::CatchingUp => "catching up",
             State::StandingBy => "standing by",

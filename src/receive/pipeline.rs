@@ -142,12 +142,12 @@ impl Pipeline {
             spool: spool.clone(),
             stats: observer.stats().clone(),
         };
-        let ledger = Ledger::new(names.system, timeline, start);
         let make = |out| Keeper::new(keep, check, out);
         let worker = Worker::start(archive.repo.lane(), desk.as_ref(), options.memory, make)?;
         worker.sit(flush_interval.is_zero());
         let (out, trouble) = mpsc::unbounded_channel();
         Ok(Pipeline {
+            ledger: Ledger::new(names.system, timeline, start),
             puts: Puts::new(archive.clone(), out, observer.stats().clone()),
             arrivals: Arrivals::default(),
             beats,
@@ -158,7 +158,6 @@ impl Pipeline {
             timeline,
             worker,
             outbox: VecDeque::new(),
-            ledger,
             trouble,
             received: start,
             recall: Recall::new(start),
