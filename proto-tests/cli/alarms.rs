@@ -62,6 +62,20 @@ fn a_repository_that_is_away_at_the_start_is_waited_for() {
     }
 }
 
+/// Neither in the environment nor from the machine: nobody would ever give them to a process that waits.
+#[test]
+fn credentials_that_are_nowhere_are_an_error_at_once() {
+    require_servers!(MajorVersion::V17);
+    require_moto!();
+    let server = Server::start(MajorVersion::V17);
+    let site = Site::in_bucket(&server, "no-credentials");
+    for command in ["receive", "run"] {
+        let command = site.walrecv(&[command]).env("AWS_ACCESS_KEY_ID", "").env("AWS_SECRET_ACCESS_KEY", "");
+        let told = command.env("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1").run().expect_code(10).stderr;
+        assert!(told.contains("set AWS_ACCESS_KEY_ID and"), "{told}");
+    }
+}
+
 #[test]
 fn a_second_signal_leaves_at_once() {
     require_servers!(MajorVersion::V16);

@@ -20,6 +20,7 @@ use crate::daemon::{elsewhere, holes};
 use crate::error::{Error, Kind, Result};
 use crate::pg::Lsn;
 use crate::receive::{Observer, Place, ReceiveOptions, ReceiveReport, receive};
+use crate::repo::cloud::lacks_credentials;
 
 pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
     let (mut signals, screen) = (Signals::new()?, Arc::new(Screen::new(common, true)));
@@ -55,7 +56,8 @@ fn ended(outcome: std::result::Result<Result<ReceiveReport>, JoinError>) -> Resu
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// What `open` gives, tried again for as long as what keeps it may pass by itself; `None` where a signal came first. The boards say what is waited for.
+/// What `open` gives, tried again for as long as what keeps it may pass by itself, which credentials that are nowhere do not; `None` where a signal came
+/// first. The boards say what is waited for.
 pub async fn opened<T>(
     open: impl AsyncFn() -> Result<T>,
     boards: &[Arc<Board>],
@@ -68,7 +70,7 @@ pub async fn opened<T>(
     let tries = async {
         loop {
             match open().await {
-                Err(error) if error.is_transient() => {
+                Err(error) if error.is_transient() && !lacks_credentials(&error) => {
                     let wait = backoff.next_delay();
                     boards.iter().for_each(|board| board.awaits_repository(&error));
                     screen.waiting(&error, wait);

@@ -260,11 +260,28 @@ const PASSING: [&str; 7] = [
     "SlowDown",
 ];
 
+/// What stands in the URLs of the services that give a virtual machine its credentials: they are asked where the environment has none.
+const METADATA: [&str; 4] =
+    ["169.254.169.254", "metadata.google.internal", "/latest/api/token", "/latest/meta-data/iam/"];
+
+const NO_CREDENTIALS: &str = "No credentials are in the environment, and this machine has none of its own: set AWS_ACCESS_KEY_ID and \
+    AWS_SECRET_ACCESS_KEY (or AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN), GOOGLE_APPLICATION_CREDENTIALS, or AZURE_STORAGE_ACCOUNT_KEY. \
+    ~/.aws is not read.";
+
+/// Whether no credentials were found. Of a run that had some that may pass; where they never were, somebody has to give them.
+pub fn lacks_credentials(error: &Error) -> bool {
+    error.advice() == Some(NO_CREDENTIALS)
+}
+
 fn trouble(what: &str, error: object_store::Error) -> Trouble {
     let text = flatten(&error);
     let status = status_of(&text);
     let has = |code: &str| text.contains(code);
     let broken = Error::new(Kind::Repository, format!("cannot {what}: {}", shorten(&text)));
+    if METADATA.iter().any(|service| has(service)) {
+        // Whatever it answered, it speaks of credentials, and not of the store.
+        return Trouble::Error(broken.transient().hint(NO_CREDENTIALS));
+    }
     if has("NoSuchBucket") || has("ContainerNotFound") || has("The specified bucket does not exist") {
         // The store's own words may be too far behind to be shown.
         let gone = Error::new(Kind::Repository, format!("cannot {what}: there is no such bucket (NoSuchBucket)"));
@@ -308,9 +325,6 @@ fn trouble(what: &str, error: object_store::Error) -> Trouble {
         None if has("redirect") => {
             broken.hint("Set the region (AWS_REGION) and the endpoint (AWS_ENDPOINT_URL) of the bucket.")
         }
-        None if has("169.254.169.254") => broken
-            .transient()
-            .hint("No credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."),
         None => match error {
             object_store::Error::Generic { .. } | object_store::Error::JoinError { .. } => {
                 broken.transient().hint("Check the network, and the endpoint of the store.")
@@ -361,6 +375,21 @@ mod tests {
         assert_eq!(status_of(text), Some(503));
         assert_eq!(status_of("connection refused"), None);
         assert_eq!(status_of("status code: 5"), None);
+    }
+
+    #[test]
+    fn what_the_machine_s_own_service_answers_is_about_credentials() {
+        let asked = |text: &str| {
+            let error = object_store::Error::Generic { store: "S3", source: text.into() };
+            trouble("read x", error).into_error()
+        };
+        for answer in ["status code: 403 Forbidden", "status code: 404 Not Found", "connection refused"] {
+            for url in ["http://169.254.169.254/latest/api/token", "http://127.0.0.1:1/latest/meta-data/iam/x"] {
+                let error = asked(&format!("Error performing PUT {url} in 1ms - {answer}"));
+                assert!(lacks_credentials(&error) && error.is_transient(), "{error:?}");
+            }
+            assert!(!lacks_credentials(&asked(&format!("Error performing GET http://s3.example/b/k - {answer}"))));
+        }
     }
 
     #[test]
