@@ -3,6 +3,7 @@
 //! ```text
 //! manifests → key files → maps (each once, then as each backup reads them) → packs listed with the length that maps say
 //!   → PostgreSQL's manifests → WAL: ranges, gaps, what each backup needs → everything else that is stored → are the backups still there
+//! quick: what an earlier check found hurt, and no deep one has found whole since, stays hurt
 //! deep: every frame of every pack and every object with WAL opened, contents lists against pages and maps
 //! ```
 //!
@@ -17,6 +18,7 @@ mod look;
 mod maps;
 mod others;
 mod packs;
+mod remembered;
 mod report;
 mod runs;
 pub mod stats;
@@ -100,6 +102,9 @@ pub async fn verify(archive: &Archive, options: &Options) -> Result<Report> {
     wal_objects::look(&look, &shelf, &stored).await?;
     if options.only.is_none() {
         others::look(&look).await?;
+    }
+    if !options.deep {
+        remembered::look(&look, &shelf).await?;
     }
     let gone = backups::vanished(&look, &mut shelf).await?;
     look.forget(&gone);
