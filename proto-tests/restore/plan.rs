@@ -1,12 +1,16 @@
 //! The plan over an archive: which timeline, which backup, which last commit, and what is refused.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use walrecv::error::{Error, Kind};
 use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, TimelineId};
 use walrecv::restore::choose::{Choice, Wanted, choose};
 use walrecv::restore::plan::Stop;
+use walrecv::restore::sound::prefer;
 use walrecv::restore::target::Target;
+use walrecv::seal::content::event::{Outcome, Verified, What};
 use walrecv::seal::content::manifest::Manifest;
 
 use crate::world::{Commit, MB, ONE, TWO, World, manifest, run};
@@ -153,6 +157,32 @@ fn the_newest_backup_that_can_reach_the_target_is_taken() {
     let searched = Target::Xid { xid: early.xid, inclusive: true };
     let choice = plan_from(&world, &backups, searched, None).expect("a plan");
     assert_eq!((last(&choice), choice.manifest.start), (early, world.redo));
+}
+
+#[test]
+fn a_backup_that_was_found_hurt_is_taken_only_where_no_other_lands_alike() {
+    let world = World::new();
+    world.store_all();
+    let late = world.one.last_before(Lsn(3 * MB));
+    let newest = manifest(late.start, world.one.last_before(Lsn(3 * MB + 500_000)).end);
+    let (archive, id) = (&world.shelf.archive, newest.id.to_string());
+    let backups = [world.manifest(), newest];
+    let inventory = run(archive.inventory()).expect("an inventory");
+    let taken = |target: Target, backup: Option<&str>| {
+        let wanted = Wanted { target, timeline: None, backup: backup.map(str::to_owned) };
+        let choice = run(choose(archive, &inventory, &backups, &wanted)).expect("a plan");
+        let choice = run(prefer(archive, &inventory, &backups, &wanted, choice));
+        (choice.manifest.start, choice.hurt, choice.passed_over.into_iter().map(|p| p.backup).collect::<Vec<_>>())
+    };
+    assert_eq!(taken(Target::Latest, None), (late.start, false, vec![]));
+    let [whole, hurt, unknown] = [vec![backups[0].id.to_string()], vec![id.clone()], vec![]];
+    let check = Verified { deep: true, only: None, outcome: Outcome::Corrupt, problems: 1, whole, hurt, unknown };
+    let keys = world.shelf.ring.fresh().expect("keys");
+    run(archive.put_event(&keys, What::Verified(check), Duration::from_secs(5))).expect("an event");
+    assert_eq!(taken(Target::Latest, None), (world.redo, false, vec![id.clone()]));
+    // From the older one this would be another place.
+    assert_eq!(taken(Target::Immediate, None), (late.start, true, vec![]));
+    assert_eq!(taken(Target::Latest, Some(&id)), (late.start, true, vec![]));
 }
 
 /// The branch that died goes on past the fork: a backup from there leads to its own end, and nowhere else.

@@ -8,7 +8,7 @@ use walrecv::daemon::holes::Last;
 use walrecv::error::Kind;
 use walrecv::pg::TimelineId;
 use walrecv::seal::content::BackupId;
-use walrecv::seal::content::event::{Hole, Outcome, What};
+use walrecv::seal::content::event::{Hole, Outcome, Verified, What};
 use walrecv::verify::{Options, Report, State, verify};
 
 use crate::damage::{get, names, replace, told};
@@ -146,4 +146,34 @@ fn an_event_under_another_name_is_refused() {
     put(&archive.repo, &hole, &[bytes]);
     let error = run(archive.holes()).expect_err("it is of another kind");
     assert!(error.kind() == Kind::Corrupt && error.to_string().contains(&hole), "{error}");
+
+/// What people see is the newest result: a quick one that read no packs would say that all is well again.
+#[test]
+fn a_quick_check_does_not_hide_what_a_deep_one_found() {
+    let shop = Shop::new();
+    let [bad, good] = [0, 1].map(|place| shop.backups[place].manifest.id.clone());
+    let note = |check: Verified| run(shop.archive().put_event(&shop.keys, What::Verified(check), PATIENCE));
+    let verified = |only: Option<&BackupId>| {
+        let options = Options { only: only.cloned(), patience: PATIENCE, ..Options::default() };
+        run(verify(shop.archive(), &options)).expect("a report")
+    };
+    assert_eq!(outcome(&verified(None)), (Outcome::Ok, vec![State::Whole; 2]));
+    let (whole, hurt) = (vec![good.to_string()], vec![bad.to_string()]);
+    let deep =
+        Verified { deep: true, only: None, outcome: Outcome::Corrupt, problems: 1, whole, hurt, unknown: vec![] };
+    note(deep.clone()).expect("an event");
+    for _ in 0..2 {
+        let report = verified(None);
+        assert_eq!(outcome(&report), (Outcome::Corrupt, vec![State::Hurt, State::Whole]), "{}", told(&report));
+        // Noted by itself: the deep one may be too old to be asked by then.
+        assert_eq!(report.event().hurt, [bad.to_string()]);
+        note(report.event()).expect("an event");
+    }
+    assert_eq!(outcome(&verified(Some(&good))), (Outcome::Ok, vec![State::Whole]));
+    assert_eq!(outcome(&verified(Some(&bad))), (Outcome::Corrupt, vec![State::Hurt]));
+    // Names of events tell the second.
+    std::thread::sleep(Duration::from_millis(1100));
+    let whole = vec![good.to_string(), bad.to_string()];
+    note(Verified { outcome: Outcome::Ok, problems: 0, whole, hurt: vec![], ..deep }).expect("an event");
+    assert_eq!(outcome(&verified(None)), (Outcome::Ok, vec![State::Whole; 2]));
 }

@@ -202,6 +202,11 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
     }
     output::line(format!("target       {}", plan.target));
     output::line(format!("backup       {} ({}), {}", plan.backup.id, plan.backup.label, plan.backup.why));
+    if plan.backup.hurt {
+        output::line(
+            "HURT         a noted check found this backup hurt: laying it back may fail, and no other was found or asked for that lands there",
+        );
+    }
     for passed in &plan.passed_over {
         output::line(format!("passed over  {}: {}", passed.id, passed.why));
     }

@@ -33,6 +33,8 @@ pub struct PassedOver {
 #[derive(Clone, Debug)]
 pub struct Choice {
     pub manifest: Manifest,
+    /// A noted check found it hurt.
+    pub hurt: bool,
     pub path: Path,
     pub landing: Landing,
     pub passed_over: Vec<PassedOver>,
@@ -66,7 +68,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
                 inventory.demand_history(landing.timeline)?;
                 let way_round = super::spaces::way_round(backups, manifest, &path, &landing);
                 let (manifest, path) = ((*manifest).clone(), path.clone());
-                return Ok(Choice { manifest, path, landing, passed_over, parameters, way_round });
+                return Ok(Choice { manifest, hurt: false, path, landing, passed_over, parameters, way_round });
             }
             Err(refusal) => refusal,
         };

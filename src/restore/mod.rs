@@ -32,6 +32,7 @@ pub mod scratch;
 mod sent;
 pub mod server;
 pub mod settings;
+pub mod sound;
 mod spaces;
 pub mod start;
 pub mod stock;
@@ -100,6 +101,7 @@ pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
     let list = stock::backups(archive).await?;
     let inventory = archive.inventory().await?;
     let choice = choose::choose(archive, &inventory, &list.complete, wanted).await?;
+    let choice = sound::prefer(archive, &inventory, &list.complete, wanted, choice).await;
     if wanted.timeline.is_none() && wanted.backup.is_none() {
         demand_no_newer(&list, choice.path.target())?;
     }

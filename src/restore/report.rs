@@ -72,6 +72,8 @@ pub struct BackupShown {
     pub stop_lsn: String,
     pub stopped_at: String,
     pub why: String,
+    /// A noted check found it hurt: laying it back may fail. Where another one lands at the same place that is taken.
+    pub hurt: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -134,6 +136,7 @@ impl Plan {
                 stop_lsn: manifest.stop.to_string(),
                 stopped_at: manifest.stopped_at.to_string(),
                 why: "the newest complete backup from which the target can be reached".to_owned(),
+                hurt: choice.hurt,
             },
             passed_over: choice
                 .passed_over
