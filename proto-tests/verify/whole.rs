@@ -146,6 +146,7 @@ fn an_event_under_another_name_is_refused() {
     put(&archive.repo, &hole, &[bytes]);
     let error = run(archive.holes()).expect_err("it is of another kind");
     assert!(error.kind() == Kind::Corrupt && error.to_string().contains(&hole), "{error}");
+}
 
 /// What people see is the newest result: a quick one that read no packs would say that all is well again.
 #[test]
