@@ -66,6 +66,14 @@ pub fn at_hand(call: &Call) -> Option<Outcome> {
         let message = format!("expected a WAL segment or a history file, found {:?}", call.name);
         return Some(Outcome::Unknown(Error::new(Kind::Usage, message)));
     }
+    // The file takes the place of what stands there, and a server asks for nothing but a new one.
+    let destination = call.pgdata.join(&call.destination);
+    if destination.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+        let message = format!("{} is no regular file, and would be replaced by one", destination.display());
+        let error =
+            Error::new(Kind::Usage, message).hint("give the path of a file that may be made, as PostgreSQL does");
+        return Some(Outcome::Unknown(error));
+    }
     if call.name == FIRST_HISTORY {
         return Some(Outcome::Absent);
     }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::configure::Options;
-use super::{Prepared, occupant, plan_file, spaces};
+use super::{Prepared, occupant, plan_file, shared, spaces};
 use crate::disk::claim::{self, CONTROL, Found};
 use crate::disk::clear;
 use crate::disk::lay::{Ground, Over};
@@ -67,6 +67,10 @@ fn places(manifest: &Manifest, options: &Options) -> Result<Ground> {
         ));
     }
     demand_apart(&options.pgdata, &tablespaces)?;
+    let real_root = clear::resolved(&options.pgdata);
+    for place in std::iter::once(&options.pgdata).chain(tablespaces.iter().map(|(_, place)| place)) {
+        demand_own_folder(place, &real_root)?;
+    }
     let owner = options.account.as_ref().map(|a| a.ids);
     Ok(Ground { root: options.pgdata.clone(), tablespaces, owner, over: Over::Nothing })
 }
@@ -97,6 +101,24 @@ fn demand_apart(root: &Path, tablespaces: &[(u32, PathBuf)]) -> Result<()> {
     Ok(())
 }
 
+/// Nothing is laid within another data directory, which would take it along in every backup, or within a repository.
+fn demand_own_folder(place: &Path, root: &Path) -> Result<()> {
+    // Where that leads depends on what is made before it.
+    if place.components().any(|part| part == Component::ParentDir) {
+        let message = format!("{} has .. in it", place.display());
+        return Err(Error::new(Kind::Usage, message).hint("name the directory without that; nothing was changed"));
+    }
+    let real = clear::resolved(place);
+    let marks = [("PG_VERSION", "a data directory"), ("walrecv.json", "a repository")];
+    for above in real.ancestors().skip(1).filter(|above| !above.starts_with(root)) {
+        if let Some((_, what)) = marks.iter().find(|(mark, _)| above.join(mark).is_file()) {
+            let message = format!("{} lies within {what}: {}", place.display(), above.display());
+            return Err(Error::new(Kind::Usage, message).hint("name a directory of its own; nothing was changed"));
+        }
+    }
+    Ok(())
+}
+
 /// What the data directory is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Basis {
@@ -122,6 +144,9 @@ pub fn look(prepared: &Prepared, options: &Options) -> Result<Ground> {
     for (oid, place) in &ground.tablespaces {
         claim::idle(place)?;
         occupied |= tablespace(&ground.root, *oid, place, manifest.system, basis)?;
+    }
+    if occupied {
+        shared::demand_own(&ground)?;
     }
     let places = std::iter::once(&ground.root).chain(ground.tablespaces.iter().map(|(_, place)| place));
     let doubts: Vec<bool> = places.map(|place| doubted(place)).collect::<Result<_>>()?;
@@ -293,12 +318,31 @@ fn old_wal(ground: &Ground) -> Result<Option<PathBuf>> {
     clear::remove_tree(&ground.root.join(plan_file::DIRECTORY))?;
     let name = format!("{ASIDE}{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ"));
     let earlier = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(ASIDE.as_bytes());
-    clear::set_aside(&ground.root.join("pg_wal"), &name, &earlier, ground.owner)
+    clear::set_aside(&shared::real(&ground.root.join("pg_wal")), &name, &earlier, ground.owner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_laid_within_another_data_directory_or_a_repository() {
+        let dir = tempfile::tempdir().unwrap();
+        let [data, repository, root] = ["data", "repository", "new"].map(|name| dir.path().join(name));
+        for (folder, mark) in [(&data, "PG_VERSION"), (&repository, "walrecv.json")] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join(mark), "").unwrap();
+        }
+        let within = |place: &Path| demand_own_folder(place, &clear::resolved(&root)).map_err(|e| e.kind());
+        for refused in [data.join("base/x"), data.join("x"), repository.join("clusters/x"), root.join("../data/x")] {
+            assert_eq!(within(&refused), Err(Kind::Usage), "{}", refused.display());
+        }
+        for fine in [&root, &data, &root.join("tablespace"), &dir.path().join("other")] {
+            assert_eq!(within(fine), Ok(()), "{}", fine.display());
+        }
+        // Its own, which is restored over.
+        assert_eq!(demand_own_folder(&data.join("tablespace"), &clear::resolved(&data)).map_err(|e| e.kind()), Ok(()));
+    }
 
     #[test]
     fn a_tablespace_is_gone_on_with_by_a_restore_into_the_same_data_directory_alone() {

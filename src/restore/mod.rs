@@ -32,6 +32,7 @@ pub mod scratch;
 mod sent;
 pub mod server;
 pub mod settings;
+mod shared;
 pub mod sound;
 mod spaces;
 pub mod start;

@@ -13,11 +13,8 @@ pub fn demand_none(root: &Path) -> Result<()> {
     let Some(place) = ahead::identity(root) else { return Ok(()) };
     let lock = root.join("postmaster.pid");
     let named = LockFile::parse(&std::fs::read_to_string(&lock).unwrap_or_default()).pid;
-    let processes = std::fs::read_dir("/proc")
-        .map_err(|cause| Error::new(Kind::Failed, "cannot tell whether a server runs: no /proc").caused_by(cause))?;
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let shown = root.display();
-    if let Some(pid) = pids.into_iter().find(|pid| works_in(*pid, place, named == Some(*pid))) {
+    if let Some(pid) = pids()?.find(|pid| works_in(*pid, place, named == Some(*pid))) {
         let message = format!("a server is running on {shown}: process {pid}");
         return Err(Error::new(Kind::Usage, message).hint("stop it first; nothing was changed"));
     }
@@ -30,9 +27,23 @@ pub fn demand_none(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Processes of PostgreSQL on this host, those in containers among them.
+pub fn servers() -> Result<impl Iterator<Item = u32> + use<>> {
+    Ok(pids()?.filter(|pid| is_server(&name_of(*pid))))
+}
+
+fn pids() -> Result<impl Iterator<Item = u32> + use<>> {
+    let processes = std::fs::read_dir("/proc")
+        .map_err(|cause| Error::new(Kind::Failed, "cannot tell whether a server runs: no /proc").caused_by(cause))?;
+    Ok(processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok()))
+}
+
+fn name_of(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default()
+}
+
 fn works_in(pid: u32, place: (u64, u64), named: bool) -> bool {
-    let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    server::stands_in(pid, place) && (named || is_server(&name()))
+    server::stands_in(pid, place) && (named || is_server(&name_of(pid)))
 }
 
 fn is_server(name: &str) -> bool {
