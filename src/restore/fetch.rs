@@ -303,3 +303,30 @@ async fn hand_over(destination: &Path, content: Bytes, segment: Option<SegmentNa
     written.map_err(|e| Error::new(Kind::Failed, "writing the file was interrupted").caused_by(e))??;
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let call = |destination: &str| Call {
+            name: FIRST_HISTORY.to_owned(),
+            destination: destination.into(),
+            pgdata: dir.path().to_owned(),
+            standby_wait: Duration::ZERO,
+            launch: None,
+        };
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        for (destination, refused) in
+            [("file", false), ("new", false), ("folder", true), ("link", true), ("/dev/null", true)]
+        {
+            let outcome = at_hand(&call(destination));
+            assert_eq!(matches!(outcome, Some(Outcome::Unknown(_))), refused, "{destination}");
+            assert_eq!(matches!(outcome, Some(Outcome::Absent)), !refused, "{destination}");
+        }
+    }
+}
