@@ -176,7 +176,16 @@ fn a_backup_that_was_found_hurt_is_taken_only_where_no_other_lands_alike() {
     };
     assert_eq!(taken(Target::Latest, None), (late.start, false, vec![]));
     let [whole, hurt, unknown] = [vec![backups[0].id.to_string()], vec![id.clone()], vec![]];
-    let check = Verified { deep: true, only: None, outcome: Outcome::Corrupt, problems: 1, whole, hurt, unknown };
+    let check = Verified {
+        deep: true,
+        only: None,
+        outcome: Outcome::Corrupt,
+        problems: 1,
+        whole,
+        hurt,
+        unknown,
+        remembered: vec![],
+    };
     let keys = world.shelf.ring.fresh().expect("keys");
     run(archive.put_event(&keys, What::Verified(check), Duration::from_secs(5))).expect("an event");
     assert_eq!(taken(Target::Latest, None), (world.redo, false, vec![id.clone()]));

@@ -220,7 +220,16 @@ fn what_a_deep_check_found_hurt_stays_so_until_the_next_one() {
         let check = async |of: &Archive, deep: bool, [whole, hurt, unknown]: [&[&str]; 3]| {
             let outcome = if hurt.is_empty() { Outcome::Ok } else { Outcome::Corrupt };
             let (problems, whole, hurt, unknown) = (hurt.len() as u64, ids(whole), ids(hurt), ids(unknown));
-            let what = What::Verified(Verified { deep, only: None, outcome, problems, whole, hurt, unknown });
+            let what = What::Verified(Verified {
+                deep,
+                only: None,
+                outcome,
+                problems,
+                whole,
+                hurt,
+                unknown,
+                remembered: vec![],
+            });
             of.put_event(&writer(), what, PATIENCE).await.unwrap();
         };
         let hurt = async |most| archive.found_hurt(most).await.unwrap().into_iter().collect::<Vec<_>>();

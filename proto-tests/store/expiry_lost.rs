@@ -31,6 +31,7 @@ async fn found_whole(world: &World, id: &BackupId) {
         whole: vec![id.to_string()],
         hurt: Vec::new(),
         unknown: Vec::new(),
+        remembered: vec![],
     };
     world.archive.put_event(&writer(), What::Verified(check), PATIENCE).await.expect("an event");
 }
@@ -211,6 +212,7 @@ fn a_backup_that_nothing_can_be_restored_from_is_no_reason_to_delete_another() {
             whole: Vec::new(),
             hurt: vec![ids[1].to_string()],
             unknown: Vec::new(),
+            remembered: vec![],
         };
         hurt.archive.put_event(&writer(), What::Verified(check), PATIENCE).await.unwrap();
         // Its own WAL is not there.

@@ -160,8 +160,16 @@ fn a_quick_check_does_not_hide_what_a_deep_one_found() {
     };
     assert_eq!(outcome(&verified(None)), (Outcome::Ok, vec![State::Whole; 2]));
     let (whole, hurt) = (vec![good.to_string()], vec![bad.to_string()]);
-    let deep =
-        Verified { deep: true, only: None, outcome: Outcome::Corrupt, problems: 1, whole, hurt, unknown: vec![] };
+    let deep = Verified {
+        deep: true,
+        only: None,
+        outcome: Outcome::Corrupt,
+        problems: 1,
+        whole,
+        hurt,
+        unknown: vec![],
+        remembered: vec![],
+    };
     note(deep.clone()).expect("an event");
     for _ in 0..2 {
         let report = verified(None);

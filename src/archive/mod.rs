@@ -25,7 +25,7 @@ pub mod same;
 pub mod shelf;
 mod source;
 mod tails;
-mod verdicts;
+pub mod verdicts;
 
 use std::sync::Arc;
 

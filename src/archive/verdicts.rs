@@ -52,6 +52,17 @@ impl Verdicts {
     }
 }
 
+/// Backups that the last deep check that judged them found hurt: from the newest check to the oldest, of which each quick one says again what it was told.
+pub fn hurt_deep<'c>(checks: impl IntoIterator<Item = &'c Verified>) -> BTreeSet<String> {
+    let (mut hurt, mut judged) = (BTreeSet::new(), BTreeSet::new());
+    for check in checks {
+        let found = if check.deep { &check.hurt } else { &check.remembered };
+        hurt.extend(found.iter().filter(|id| !judged.contains(*id)).cloned());
+        judged.extend(found.iter().chain(check.whole.iter().filter(|_| check.deep)));
+    }
+    hurt
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -65,7 +76,7 @@ mod tests {
     fn check((deep, only, [whole, hurt, unknown]): Said<'_>) -> Verified {
         let of = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
         let (whole, hurt, unknown, only) = (of(whole), of(hurt), of(unknown), only.map(str::to_owned));
-        Verified { deep, only, outcome: Outcome::Ok, problems: 0, whole, hurt, unknown }
+        Verified { deep, only, outcome: Outcome::Ok, problems: 0, whole, hurt, unknown, remembered: vec![] }
     }
 
     fn at(second: u64) -> SystemTime {
@@ -106,6 +117,21 @@ mod tests {
         let quick: Said = (false, None, [&["a"], &[], &[]]);
         assert_eq!(found(&[(3, quick), (2, whole), (1, quick)]).1, 2);
         assert_eq!(found(&[(3, (true, None, [&[], &[], &["a"]])), (2, quick), (1, whole)]).1, 3);
+    }
+
+    #[test]
+    fn what_a_deep_check_found_is_remembered_until_the_next_one() {
+        let whole: Said = (true, None, [&["a", "b"], &[], &[]]);
+        let hurt: Said = (true, None, [&["b"], &["a"], &[]]);
+        let quick: Said = (false, None, [&["a", "b"], &[], &[]]);
+        let told = Verified { remembered: vec!["a".to_owned()], ..check(quick) };
+        let found = |checks: &[Verified]| hurt_deep(checks).into_iter().collect::<Vec<_>>();
+        assert_eq!(found(&[check(quick), check(hurt)]), ["a"]);
+        assert_eq!(found(&[check(quick), told.clone()]), ["a"], "the deep one is too old to be asked");
+        assert_eq!(found(&[check(whole), told.clone(), check(hurt)]), [""; 0]);
+        assert_eq!(found(&[told, check(whole)]), ["a"]);
+        // What a quick one found by itself the next quick one finds, or it is mended.
+        assert_eq!(found(&[check((false, None, [&["b"], &["a"], &[]]))]), [""; 0]);
     }
 
     #[test]

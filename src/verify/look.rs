@@ -244,6 +244,7 @@ impl<'a> Look<'a> {
             backups: shelf.ids().map(verdict).collect(),
             wal: stored.ranges(),
             recorded_holes: stored.recorded,
+            remembered: Vec::new(),
             problems_not_named: more.len() as u64,
             checked,
             left_over,

@@ -3,7 +3,7 @@
 //! ```text
 //! manifests → key files → maps (each once, then as each backup reads them) → packs listed with the length that maps say
 //!   → PostgreSQL's manifests → WAL: ranges, gaps, what each backup needs → everything else that is stored → are the backups still there
-//! quick: what an earlier check found hurt, and no deep one has found whole since, stays hurt
+//! quick: what a deep check found hurt, and none has found whole since, stays hurt
 //! deep: every frame of every pack and every object with WAL opened, contents lists against pages and maps
 //! ```
 //!
@@ -103,12 +103,10 @@ pub async fn verify(archive: &Archive, options: &Options) -> Result<Report> {
     if options.only.is_none() {
         others::look(&look).await?;
     }
-    if !options.deep {
-        remembered::look(&look, &shelf).await?;
-    }
+    let remembered = if options.deep { Vec::new() } else { remembered::look(&look, &shelf).await? };
     let gone = backups::vanished(&look, &mut shelf).await?;
     look.forget(&gone);
-    let report = look.report(&shelf, stored, left_over, clock.elapsed());
+    let report = Report { remembered, ..look.report(&shelf, stored, left_over, clock.elapsed()) };
     look.demand_key(&report)?;
     Ok(report)
 }

@@ -155,6 +155,8 @@ pub struct Report {
     pub recorded_holes: Vec<SeenHole>,
     pub problems: Vec<Problem>,
     pub problems_not_named: u64,
+    /// Backups that an earlier deep check found hurt, and this quick one has not read again.
+    pub remembered: Vec<String>,
     pub checked: Checked,
     pub left_over: LeftOver,
     pub bad_pages: Vec<BadPage>,
@@ -177,6 +179,7 @@ impl Report {
             whole: of(State::Whole),
             hurt: of(State::Hurt),
             unknown: of(State::Unknown),
+            remembered: self.remembered.clone(),
         }
     }
 }

@@ -90,6 +90,9 @@ pub struct Verified {
     pub hurt: Vec<String>,
     /// Backups of which something could not be read, so that nothing is known.
     pub unknown: Vec<String>,
+    /// Of those that are hurt: what an earlier deep check found, and this quick one has not read again.
+    #[serde(default)]
+    pub remembered: Vec<String>,
 }
 
 /// What a check came to.
@@ -229,6 +232,7 @@ mod tests {
             whole: vec!["a".to_owned()],
             hurt: vec!["b".to_owned()],
             unknown: Vec::new(),
+            remembered: Vec::new(),
         };
         let one = Verified { only: Some("b".to_owned()), ..verified.clone() };
         let verified = [What::Verified(verified), What::Verified(one)];
