@@ -15,7 +15,7 @@ pub fn folder(path: &Path) -> Result<()> {
     let own = rustix::process::geteuid().as_raw();
     if !meta.is_dir() || (meta.uid() != own && own != 0) {
         return Err(Error::new(Kind::Failed, format!("{} is not a folder of this user", path.display()))
-            .hint("remove it, or configure another place (state_dir, spool_dir)"));
+            .hint("a receiver of another user may live in it: run this as that user, or configure another place (state_dir, spool_dir; --work-dir of a drill)"));
     }
     if meta.mode() & 0o077 != 0 {
         restrict(path, 0o700)?;

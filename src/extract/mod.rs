@@ -129,7 +129,11 @@ async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(S
             let named = server.named().await?;
             let near = names::nearest(database, named.iter().map(String::as_str));
             let text = format!("there is no database {database:?} at that time");
-            return Err(Error::new(Kind::Usage, text).hint(format!("there are: {}", near.join(", "))));
+            let hint = match near.is_empty() {
+                true => format!("there are: {}; `walrecv find` says when one was dropped", named.join(", ")),
+                false => format!("there are: {}", near.join(", ")),
+            };
+            return Err(Error::new(Kind::Usage, text).hint(hint));
         }
         let tables = names::choose(wanted, &known(server, database).await?)?;
         return Ok((database.clone(), with_partitions(server, database, tables).await?));

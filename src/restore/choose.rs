@@ -252,7 +252,9 @@ fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) ->
     let message = format!("{} cannot be reached: the archive ends at {end}, and {last}", target.describe());
     let hint = match (target, complete_through) {
         (Target::Time { .. }, Some(through)) => {
-            format!("the archive is complete through {through}: restore with --latest, or to a time before that")
+            // Before a commit the server stops by itself, whoever has heard how long after it nothing was committed.
+            let until = last_commit.map_or(*through, |commit| commit.time.max(*through));
+            format!("the archive is complete through {until}: restore with --latest, or to a time before that")
         }
         (Target::Time { .. }, None) => {
             "PostgreSQL stops at a commit after the target time, and none is stored: restore with --latest, or to an earlier time"
