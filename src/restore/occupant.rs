@@ -50,6 +50,19 @@ fn is_server(name: &str) -> bool {
     ["postgres", "postmaster", "edb-postgres"].contains(&name.trim())
 }
 
+/// A process that looks like a server which works in `root`. The kernel lets whoever starts a program go on before that has its name.
+#[cfg(test)]
+pub fn stand_in(root: &Path, folder: &Path) -> std::process::Child {
+    let program = folder.join("postgres");
+    std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+    let child = std::process::Command::new(&program).arg("60").current_dir(root).spawn().unwrap();
+    let begun = std::time::Instant::now();
+    while !is_server(&name_of(child.id())) && begun.elapsed().as_secs() < 60 {
+        std::thread::yield_now();
+    }
+    child
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,10 +99,8 @@ mod tests {
     #[test]
     fn a_server_is_seen_under_another_path() {
         let root = tempfile::tempdir().unwrap();
-        let link = root.path().join("postgres");
-        std::os::unix::fs::symlink("/bin/sleep", &link).unwrap();
         let place = ahead::identity(root.path()).unwrap();
-        let mut child = std::process::Command::new(&link).arg("60").current_dir(root.path()).spawn().unwrap();
+        let mut child = stand_in(root.path(), root.path());
         let seen = (works_in(child.id(), place, false), works_in(child.id(), (place.0, place.1 + 1), true));
         child.kill().unwrap();
         child.wait().unwrap();

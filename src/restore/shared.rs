@@ -145,9 +145,7 @@ mod tests {
         // The note is not all: a server that runs.
         fs::remove_file(copy.join("postmaster.opts")).unwrap();
         demand_own(&ground(&copy, &space)).unwrap();
-        let server = dir.path().join("postgres");
-        symlink("/bin/sleep", &server).unwrap();
-        let mut child = std::process::Command::new(&server).arg("60").current_dir(&data).spawn().unwrap();
+        let mut child = occupant::stand_in(&data, dir.path());
         let found = demand_own(&ground(&copy, &space));
         child.kill().unwrap();
         child.wait().unwrap();
