@@ -6,9 +6,10 @@ use jiff::Timestamp;
 
 use super::args::Common;
 use super::context::Context;
-use super::{output, show};
+use super::output;
 use crate::archive::Archive;
 use crate::archive::holes::Barrier;
+use crate::archive::verdicts::LOOKED_AT;
 use crate::catalog::{LastKnown, path_in};
 use crate::config::Settings;
 use crate::daemon::holes;
@@ -160,7 +161,7 @@ async fn stored(common: &Common) -> Result<Stored> {
 
 /// The newest check of everything, else the newest one.
 async fn checked(archive: &Archive) -> Result<Option<Check>> {
-    let checks = archive.verified(show::CHECKS).await?;
+    let checks = archive.verified(LOOKED_AT).await?;
     let newest = checks.iter().find(|(_, check)| check.only.is_none()).or(checks.first());
     Ok(newest.map(|(at, check)| Check {
         at: output::rfc3339(*at),

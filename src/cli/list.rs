@@ -13,6 +13,7 @@ use crate::archive::Archive;
 use crate::archive::holes::Barrier;
 use crate::archive::inventory::Inventory;
 use crate::archive::path::Path;
+use crate::archive::verdicts::LOOKED_AT;
 use crate::catalog::{Catalog, path_in};
 use crate::error::Result;
 use crate::pg::xact::PgTime;
@@ -53,7 +54,7 @@ pub async fn run(common: &Common) -> Result<()> {
     let backups: Vec<Manifest> = windows.iter().map(|window| window.manifest.clone()).collect();
     let open = archive.open_among(recorded.clone(), &backups).await?;
     let corrupt = archive.corrupt_wal().await?;
-    let checks = archive.verified(show::CHECKS).await?;
+    let checks = archive.verified(LOOKED_AT).await?;
     let drill = archive.last_drill().await?;
     if common.output == output::Format::Json {
         let stored: Vec<Value> = inventory.timelines.keys().map(|t| timeline_json(&inventory, *t, &archive)).collect();

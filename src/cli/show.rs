@@ -7,6 +7,7 @@ use super::args::{Common, ShowArgs};
 use super::context::Context;
 use super::{list, output, target};
 use crate::archive::Archive;
+use crate::archive::verdicts::LOOKED_AT;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pg::data_page;
 use crate::seal::content::BackupId;
@@ -18,8 +19,6 @@ pub(super) const BAD_PAGES: &str = "wrong checksums when they were read (damaged
 
 /// Candidates that are named where a beginning is not unique.
 const NAMED: usize = 4;
-/// Newest checks that are looked through for one that speaks of a backup.
-pub const CHECKS: usize = 16;
 
 pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
     let context = Context::open(common).await?;
@@ -33,7 +32,7 @@ pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
         }
         None => return Err(unknown(id.as_str())),
     };
-    let checks = archive.verified(CHECKS).await?;
+    let checks = archive.verified(LOOKED_AT).await?;
     let window = list::window_of(&context, &archive, manifest).await?;
     let last = last_check(&checks, id.as_str());
     match common.output {

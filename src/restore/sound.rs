@@ -3,10 +3,8 @@
 use super::choose::{self, Choice, PassedOver, Wanted};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
+use crate::archive::verdicts::LOOKED_AT;
 use crate::seal::content::manifest::Manifest;
-
-/// Newest checks that are asked.
-const CHECKS: usize = 16;
 
 /// The same landing from a backup that nothing is known against, if `choice` is of one that was found hurt. What the checks say cannot be read without it being a
 /// reason to restore nothing.
@@ -17,7 +15,7 @@ pub async fn prefer(
     wanted: &Wanted,
     choice: Choice,
 ) -> Choice {
-    let hurt = archive.found_hurt(CHECKS).await.unwrap_or_else(|error| {
+    let hurt = archive.found_hurt(LOOKED_AT).await.unwrap_or_else(|error| {
         tracing::warn!("what checks have found of the backups cannot be read: {error}");
         Default::default()
     });

@@ -5,16 +5,13 @@ use std::collections::BTreeSet;
 use super::Flaw;
 use super::backups::Shelf;
 use super::look::{Look, Trouble};
-use crate::archive::verdicts::hurt_deep;
+use crate::archive::verdicts::{LOOKED_AT, hurt_deep};
 use crate::error::{Context, Result};
-
-/// Newest checks that are asked. Each quick one says again what it was told.
-const CHECKS: usize = 16;
 
 /// Backups that a deep check found hurt stay so, until another one finds them whole. Returns which those are.
 pub async fn look(look: &Look<'_>, shelf: &Shelf) -> Result<Vec<String>> {
     let checks =
-        look.patiently(|| look.archive.verified(CHECKS)).await.context("cannot read what was found earlier")?;
+        look.patiently(|| look.archive.verified(LOOKED_AT)).await.context("cannot read what was found earlier")?;
     let hurt = hurt_deep(checks.iter().map(|(_, check)| check));
     let mut remembered = Vec::new();
     for id in shelf.ids().filter(|id| hurt.contains(id)) {
