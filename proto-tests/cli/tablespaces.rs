@@ -83,9 +83,23 @@ fn a_tablespace_made_after_the_backup_is_never_replayed_over_another_server() {
     wait_durable(&scene.server, scene.server.lsn());
     scene.scratch(&["extract", "--latest", "--table", "kept", "--file", "kept.sql"]).run().expect_code(0);
     assert_eq!(scene.server.sql("select count(*) from kept"), "3001");
+    over_a_copy(&scene);
     scene.server.kill9();
     end(receiver);
     elsewhere(&scene);
+}
+
+/// A copy of a data directory has the links of the original, which lead to that one's files.
+fn over_a_copy(scene: &Scene) {
+    let copy = scene.site.data("copy");
+    let copied = std::process::Command::new("cp").arg("-a").arg(scene.server.data_dir()).arg(&copy).status();
+    assert!(copied.is_ok_and(|status| status.success()));
+    fs::remove_file(copy.join("postmaster.pid")).expect("the lock file of the original");
+    let over = || scene.site.restore(&scene.server, "copy", &["--latest", "--delta"]);
+    scene.refused(over(), 2, &["tablespace", "looks like a copy"]);
+    fs::remove_file(copy.join("postmaster.opts")).expect("the note of the original");
+    scene.refused(over(), 2, &["server process", "looks like a copy"]);
+    fs::remove_dir_all(&copy).expect("the copy");
 }
 
 fn beside_production(scene: &Scene) {
