@@ -169,6 +169,13 @@ fn a_plan_that_ends_before_the_fork_can_be_served_by_the_child() {
     let asker = Asker::planned(&world, TWO, end);
     assert_eq!(asker.segment(TWO, 4), Said::Absent, "the recovery stays on timeline 1");
     assert_eq!(asker.segment(ONE, 4), filled(&world.bytes(ONE, 4)[..300_000]));
+    // So it is where the parent's own object is there and damaged; where neither is whole, the damage is told.
+    world.store(ONE, 4..=4);
+    let object = |timeline| world.shelf.file(&world.shelf.archive.names.segment(world.segment(timeline, 4), None));
+    std::fs::write(object(ONE), "nothing").expect("a damaged object");
+    assert_eq!(asker.segment(ONE, 4), filled(&world.bytes(ONE, 4)[..300_000]));
+    std::fs::remove_file(object(TWO)).expect("a stored object");
+    assert_eq!(asker.segment(ONE, 4), Said::Unknown(Kind::Corrupt));
 }
 
 #[test]
@@ -261,6 +268,29 @@ fn a_fork_without_its_wal_is_no_end() {
     world.store(TWO, 4..=4);
     assert_eq!(asker.segment(ONE, 5), filled(world.bytes(ONE, 5)), "it asked for timeline 2 first");
     assert_eq!(asker.segment(ONE, 7), Said::Unknown(Kind::Gap), "the parent's end, while a child is stored");
+}
+
+/// A failover while the archive was behind: a recovery that took the zeros behind the old timeline's beginning for its end would open without what was
+/// committed up to the fork.
+#[test]
+fn the_beginning_of_a_segment_is_no_end_where_a_fork_lies_further() {
+    for with_wal in [false, true] {
+        let world = World::new();
+        world.store(ONE, 1..=2);
+        run(world.shelf.put_wal(world.segment(ONE, 3), &world.bytes(ONE, 3)[..500_000]));
+        world.store_history();
+        if with_wal {
+            world.store(TWO, 4..=7);
+        }
+        let asker = Asker::new(&world, "asker");
+        asker.signal("recovery.signal");
+        assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
+        assert_eq!(asker.segment(ONE, 3), Said::Unknown(Kind::Gap), "WAL of the child is stored: {with_wal}");
+        // A standby asks again, and may have it streamed meanwhile.
+        std::fs::remove_file(asker.pgdata.join("recovery.signal")).expect("a signal file");
+        asker.signal("standby.signal");
+        assert_eq!(asker.segment(ONE, 3), Said::Absent);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use walrecv::error::{Error, Kind};
+use walrecv::find::{Missing, Search, Wish};
 use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, TimelineId};
 use walrecv::restore::choose::{Choice, Wanted, choose};
@@ -11,6 +12,7 @@ use walrecv::restore::plan::Stop;
 use walrecv::restore::sound::prefer;
 use walrecv::restore::target::Target;
 use walrecv::seal::content::event::{Outcome, Verified, What};
+use walrecv::seal::content::heartbeat::Heartbeat;
 use walrecv::seal::content::manifest::Manifest;
 
 use crate::world::{Commit, MB, ONE, TWO, World, manifest, run};
@@ -133,6 +135,71 @@ fn a_hole_that_was_left_behind_is_not_crossed() {
     assert_eq!(last(&plan(&world, time(before.xid), Some(ONE)).expect("before it")), before);
 }
 
+/// The history of the next timeline was stored, and no WAL of it: that shows how far the old one went.
+#[test]
+fn a_fork_that_is_known_is_not_stopped_short_of() {
+    let cuts = [(3, 500_000, "the segment before it"), (4, 100_000, "its own segment")];
+    for (number, bytes, what) in cuts {
+        let world = World::new();
+        world.store(ONE, 1..=number - 1);
+        run(world.shelf.put_wal(world.segment(ONE, number), &world.bytes(ONE, number)[..bytes]));
+        let stored = Lsn(number * MB + bytes as u64);
+        assert_eq!(plan(&world, Target::Latest, None).expect("no fork is known").landing.timeline, ONE);
+        world.store_history();
+        let error = plan(&world, Target::Latest, None).expect_err(what);
+        assert_eq!(error.kind(), Kind::Gap, "{what}: {error}");
+        let last = world.one.last_before(stored);
+        let (text, advice) = (error.to_string(), error.advice().unwrap_or_default());
+        assert!(text.contains(&format!("timeline 2 left at {}", world.fork)), "{text}");
+        assert!(text.contains(&format!("{}", world.segment(ONE, number))), "{text}");
+        assert!(advice.contains("--target-lsn") && advice.contains("timeline 2"), "{advice}");
+        // What lies before is reached as ever, and so is the old timeline's own end.
+        let early = world.one.last_before(Lsn(2 * MB));
+        assert_eq!(self::last(&plan(&world, time(early.xid), None).expect("before it")), early);
+        let named = Target::Lsn { lsn: last.start, inclusive: true };
+        assert_eq!(self::last(&plan(&world, named, None).expect("as the advice says")), last);
+        assert!(plan(&world, Target::Latest, Some(ONE)).is_ok());
+        // A time past all that is stored names the gap as well.
+        assert_eq!(plan(&world, time(last.xid + 1), None).expect_err(what).kind(), Kind::Gap);
+    }
+}
+
+/// What is proven to be all up to a time is not made doubtful by what came later.
+#[test]
+fn a_time_that_the_archive_is_complete_through_is_reached_in_front_of_a_gap() {
+    let world = World::new();
+    world.store(ONE, 1..=2);
+    world.store_history();
+    let last = world.one.last_before(Lsn(3 * MB));
+    let target = || Target::Time { time: PgTime(i64::from(last.xid) + 1), inclusive: true };
+    assert_eq!(plan(&world, target(), None).expect_err("nothing is proven").kind(), Kind::Gap);
+    let beat = PgTime(i64::from(last.xid) + 2);
+    let keys = world.shelf.ring.fresh().expect("keys");
+    let beat = Heartbeat { lsn: last.end, time: beat };
+    run(world.shelf.archive.put_heartbeat(&keys, ONE, beat, Duration::from_secs(5))).expect("a heartbeat");
+    let choice = plan(&world, target(), None).expect("a plan");
+    assert_eq!((self::last(&choice), choice.landing.stop), (last, Stop::Cut));
+    assert_eq!(plan(&world, Target::Latest, None).expect_err("the fork lies further").kind(), Kind::Gap);
+}
+
+/// `find` gives no all-clear for WAL that a known fork shows to be missing.
+#[test]
+fn find_tells_what_is_missing_up_to_a_known_fork() {
+    let world = World::new();
+    world.store(ONE, 1..=2);
+    run(world.shelf.put_wal(world.segment(ONE, 3), &world.bytes(ONE, 3)[..500_000]));
+    let missing = || {
+        let wish = Wish { from: PgTime(0), to: PgTime(i64::MAX), rows: 1000, largest: 3 };
+        let search = Search { wish, timeline: None, backups: &[world.manifest()], progress: &|_, _| () };
+        run(walrecv::find::search(&world.shelf.archive, &search)).expect("a search").missing
+    };
+    assert_eq!(missing(), []);
+    world.store_history();
+    assert_eq!(missing(), [Missing { from: Lsn(3 * MB + 500_000), to: world.fork }]);
+    world.store(TWO, 5..=7);
+    assert_eq!(missing(), [Missing { from: Lsn(3 * MB + 500_000), to: Lsn(5 * MB) }]);
+}
+
 #[test]
 fn a_missing_first_segment_of_the_child_is_a_hole() {
     let world = World::new();
@@ -220,6 +287,13 @@ fn what_cannot_be_reached_is_refused_with_what_can() {
     let error = plan(&world, time(1), None).expect_err("before the backup's end");
     assert_eq!(error.kind(), Kind::Target);
     assert!(error.advice().is_some_and(|a| a.contains(&world.stop.to_string())), "{:?}", error.advice());
+    // The end of what is stored, as list --windows tells it.
+    let end = world.two.made.end();
+    let at = |inclusive| plan(&world, Target::Lsn { lsn: end, inclusive }, None);
+    assert_eq!(at(false).expect("all before it").landing.replayed, end);
+    let error = at(true).expect_err("nothing starts there");
+    let line = format!("--target-lsn {end} --exclusive");
+    assert!(error.advice().is_some_and(|a| a.contains(&line)), "{:?}", error.advice());
     let last = world.two.commits.last().expect("a commit");
     let error = plan(&world, time(last.xid), None).expect_err("no later commit");
     assert_eq!(error.kind(), Kind::Target);

@@ -180,16 +180,16 @@ impl WalMaker {
         self.raw(xid, rmid, info, &body)
     }
 
-    /// A heap record of exactly `total_len` bytes; possible lengths are 24, 27 to 281, and 285 upwards.
+    /// A heap record that locks a row and changes none, of exactly `total_len` bytes; possible lengths are 24, 27 to 281, and 285 upwards.
     pub fn filler(&mut self, xid: u32, total_len: u32) -> Made {
         let main = match total_len {
-            24 => return self.raw(xid, 10, 0, &[]),
+            24 => return self.raw(xid, 10, 0x60, &[]),
             27..=281 => total_len - 26,
             285.. => total_len - 29,
             _ => panic!("no record has {total_len} bytes"),
         };
         let main: Vec<u8> = (0..main).map(|i| (i * 7 + xid) as u8).collect();
-        self.record(xid, 10, 0, &main)
+        self.record(xid, 10, 0x60, &main)
     }
 
     /// Short records until [`WalMaker::end`] is `lsn`: 8-aligned, outside page headers, at least 24 bytes away.

@@ -20,6 +20,24 @@ pub struct Path {
     pub legs: Vec<Leg>,
 }
 
+/// What shows that WAL went on where nothing more of it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beyond {
+    /// Later WAL is stored.
+    Stored,
+    /// By its history this timeline left the one before it there.
+    Fork { timeline: TimelineId, at: Lsn },
+}
+
+impl std::fmt::Display for Beyond {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Beyond::Stored => write!(f, "later WAL is stored"),
+            Beyond::Fork { timeline, at } => write!(f, "timeline {timeline} left at {at}"),
+        }
+    }
+}
+
 impl Path {
     pub fn of(history: &TimelineHistory) -> Path {
         let mut begin = Lsn(0);
@@ -70,10 +88,21 @@ impl Path {
         self.legs.iter().find(holds).map_or(self.target(), |leg| leg.timeline)
     }
 
-    /// Whether WAL of this path after a segment is stored: then its end is no end.
-    pub fn stored_after(&self, inventory: &Inventory, number: SegmentNumber, size: SegmentSize) -> bool {
+    /// What shows that WAL of this path was written past `reached`, where what is stored of a segment ends: then that is no end.
+    pub fn beyond(
+        &self,
+        inventory: &Inventory,
+        number: SegmentNumber,
+        reached: Lsn,
+        size: SegmentSize,
+    ) -> Option<Beyond> {
         let after = |leg: &Leg| inventory.last(leg.timeline).is_some_and(|last| last > number);
-        self.legs.iter().any(|leg| after(leg) && leg.end.is_none_or(|fork| fork > number.end(size)))
+        if self.legs.iter().any(|leg| after(leg) && leg.end.is_none_or(|fork| fork > number.end(size))) {
+            return Some(Beyond::Stored);
+        }
+        let pairs = self.legs.iter().zip(self.legs.iter().skip(1));
+        let mut forks = pairs.filter_map(|(leg, next)| Some(Beyond::Fork { timeline: next.timeline, at: leg.end? }));
+        forks.rfind(|fork| matches!(fork, Beyond::Fork { at, .. } if *at > reached))
     }
 }
 
@@ -132,6 +161,22 @@ mod tests {
         assert_eq!([keep(2, 4), keep(2, 5), keep(2, 8), keep(2, 9)], [0, MB, MB, 0]);
         assert_eq!(keep(3, 9), MB);
         assert_eq!(keep(4, 9), 0, "not on the path");
+    }
+
+    #[test]
+    fn wal_went_on_where_some_is_stored_later_or_a_timeline_left_later() {
+        let path = Path::of(&history(3, &[(1, 5 * MB + 100), (2, 9 * MB)]));
+        let mut inventory = Inventory::default();
+        let beyond = |inventory: &Inventory, reached: u64| {
+            path.beyond(inventory, SegmentNumber(reached / MB), Lsn(reached), size())
+        };
+        let nine = Beyond::Fork { timeline: TimelineId(3), at: Lsn(9 * MB) };
+        assert_eq!([5 * MB + 50, 5 * MB + 100, 9 * MB - 1].map(|at| beyond(&inventory, at)), [Some(nine); 3]);
+        assert_eq!(beyond(&inventory, 9 * MB), None, "all up to the last fork is there");
+        assert_eq!(beyond(&inventory, 9 * MB + 5), None);
+        inventory.timelines.entry(TimelineId(2)).or_default().complete.insert(SegmentNumber(7));
+        assert_eq!(beyond(&inventory, 5 * MB + 50), Some(Beyond::Stored));
+        assert_eq!(beyond(&inventory, 7 * MB + 50), Some(nine));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use tally::{Tallied, Wish};
 use self::tally::Tally;
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
-use crate::archive::path::{self, Path};
+use crate::archive::path::{self, Beyond, Path};
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::change;
 use crate::pg::record::Record;
@@ -116,8 +116,11 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
         bytes += content.len() as u64;
         let reached = name.start() + content.len() as u64;
         // The end of the archive is no hole.
-        let more = path.stored_after(&inventory, name.number, size);
-        reader.take(name, &content, more)?;
+        let written = path.beyond(&inventory, name.number, reached, size).map(|beyond| match beyond {
+            Beyond::Stored => name.end(),
+            Beyond::Fork { at, .. } => at,
+        });
+        reader.take(name, &content, written)?;
         if !content.is_empty() {
             end = reached;
         }
@@ -161,7 +164,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn take(&mut self, name: SegmentName, content: &[u8], more: bool) -> Result<()> {
+    /// `written`: up to where WAL is known to have been written, if that is more than what is stored of the segment.
+    fn take(&mut self, name: SegmentName, content: &[u8], written: Option<Lsn>) -> Result<()> {
         let end = name.start() + content.len() as u64;
         if !content.is_empty() {
             let version = version(content).context(name)?;
@@ -177,14 +181,14 @@ impl Reader<'_> {
             });
             feed(scanner, tally, content).context(name)?;
         }
-        if end < name.end() && more {
+        if let Some(to) = written.filter(|_| end < name.end()) {
             self.scanner = None;
             if let Some(tally) = &mut self.tally {
                 tally.hole();
             }
             match self.missing.last_mut() {
-                Some(last) if last.to == end => last.to = name.end(),
-                _ => self.missing.push(Missing { from: end, to: name.end() }),
+                Some(last) if last.to == end => last.to = to,
+                _ => self.missing.push(Missing { from: end, to }),
             }
         }
         Ok(())

@@ -1,15 +1,15 @@
 //! Chooses the backup and the path: the newest backup from which the server's own rules lead to the target.
 
 use super::decide::Bounds;
-use super::path::{self, Path};
+use super::path::{self, Beyond, Path};
 use super::plan::{Landing, Origin, Refusal, Stop, Walk};
-use super::scan::{Read, Route};
+use super::scan::{Hole, Read, Route};
 use super::target::Target;
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
 use crate::error::{Error, Kind, Result};
 use crate::pg::xact::{Parameters, PgTime};
-use crate::pg::{Lsn, SegmentName, TimelineId};
+use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::heartbeat::Heartbeat;
 use crate::seal::content::manifest::Manifest;
 
@@ -60,10 +60,11 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
         let read = route.read(walk, manifest.start, until).await?;
         let (hole, parameters) = (read.hole, parameters(manifest, &read));
         let refusal = match finish(read, &path) {
-            Ok(landing) if ends_by_itself(&landing) && hole.is_some() => {
-                return Err(gap(hole, &landing));
-            }
             Ok(landing) => {
+                // Where the target is met, what is missing behind it does not matter.
+                if let Some(hole) = hole.filter(|_| landing.stop == Stop::EndOfWal) {
+                    return Err(gap(&hole, &landing));
+                }
                 // Recovery ends there, and the server takes no timeline but the first without its history.
                 inventory.demand_history(landing.timeline)?;
                 let way_round = super::spaces::way_round(backups, manifest, &path, &landing);
@@ -177,10 +178,6 @@ fn finish(read: Read, path: &Path) -> Result<Landing, Refusal> {
     Ok(landing)
 }
 
-fn ends_by_itself(landing: &Landing) -> bool {
-    matches!(landing.stop, Stop::EndOfWal | Stop::Cut)
-}
-
 fn parameters(manifest: &Manifest, read: &Read) -> Parameters {
     let control = &manifest.control;
     let at_backup = Parameters {
@@ -194,8 +191,8 @@ fn parameters(manifest: &Manifest, read: &Read) -> Parameters {
     read.parameters.map_or(at_backup, |later| super::scan::highest(at_backup, later))
 }
 
-fn why(refusal: &Refusal, hole: Option<SegmentName>) -> String {
-    let missing = hole.map(|s| format!(", since segment {s} is missing or incomplete")).unwrap_or_default();
+fn why(refusal: &Refusal, hole: Option<Hole>) -> String {
+    let missing = hole.map(|hole| format!(", since {hole}")).unwrap_or_default();
     match refusal {
         Refusal::BeforeConsistency { at, consistent_at } => {
             format!("recovery would stop at {at}, before the backup is consistent at {consistent_at}")
@@ -214,21 +211,23 @@ fn why(refusal: &Refusal, hole: Option<SegmentName>) -> String {
     }
 }
 
-fn gap(hole: Option<SegmentName>, landing: &Landing) -> Error {
-    let segment = hole.map(|s| s.to_string()).unwrap_or_default();
-    let message = format!(
-        "segment {segment} is missing or incomplete, and later WAL is stored: recovery can go to {} only",
-        landing.replayed
-    );
-    Error::new(Kind::Gap, message).hint(format!(
-        "a target up to {} can be reached, such as --target-lsn {}",
-        landing.replayed, landing.last_record
-    ))
+fn gap(hole: &Hole, landing: &Landing) -> Error {
+    let Landing { replayed, last_record, .. } = landing;
+    let message = format!("{hole}: recovery can go to {replayed} only");
+    let reachable = format!("a target up to {replayed} can be reached, such as --target-lsn {last_record}");
+    Error::new(Kind::Gap, message).hint(match hole.shown_by {
+        Beyond::Stored => reachable,
+        Beyond::Fork { timeline, .. } => {
+            format!(
+                "let walrecv receive fetch what is missing from a server of timeline {timeline}; without it {reachable}"
+            )
+        }
+    })
 }
 
 /// The WAL ends before the end of a backup.
-fn cut_off(manifest: &Manifest, end: Lsn, hole: Option<SegmentName>) -> Error {
-    let missing = hole.map(|s| format!(": segment {s} is missing or incomplete")).unwrap_or_default();
+fn cut_off(manifest: &Manifest, end: Lsn, hole: Option<Hole>) -> Error {
+    let missing = hole.map(|hole| format!(": {hole}")).unwrap_or_default();
     let message = format!(
         "WAL can be read to {end} only, and backup {} shows that it was stored to {}{missing}",
         manifest.id, manifest.stop
@@ -237,7 +236,7 @@ fn cut_off(manifest: &Manifest, end: Lsn, hole: Option<SegmentName>) -> Error {
         .hint("bring that WAL back from another copy of the repository; or name an older backup with --backup, and lose what came after")
 }
 
-fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) -> Error {
+fn not_reached(target: &Target, refusal: &Refusal, hole: Option<Hole>) -> Error {
     let Refusal::NotReached { last_commit, end, complete_through } = refusal else {
         return Error::new(Kind::Target, format!("{} cannot be reached", target.describe()));
     };
@@ -245,8 +244,8 @@ fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) ->
         Some(c) => format!("the last commit is transaction {} at {} ({})", c.xid, c.time, c.start),
         None => "no commit follows the newest backup".to_owned(),
     };
-    if let Some(segment) = hole {
-        let message = format!("segment {segment} is missing or incomplete, so recovery can go to {end} only: {last}");
+    if let Some(hole) = hole {
+        let message = format!("{hole}, so recovery can go to {end} only: {last}");
         return Error::new(Kind::Gap, message).hint("choose a target before the gap, or a backup after it");
     }
     let message = format!("{} cannot be reached: the archive ends at {end}, and {last}", target.describe());
@@ -260,6 +259,9 @@ fn not_reached(target: &Target, refusal: &Refusal, hole: Option<SegmentName>) ->
             "PostgreSQL stops at a commit after the target time, and none is stored: restore with --latest, or to an earlier time"
                 .to_owned()
         }
+        (Target::Lsn { lsn, .. }, _) if lsn <= end => format!(
+            "no record that starts there is stored yet: --target-lsn {lsn} --exclusive restores all before it, and so does --latest now"
+        ),
         _ => "restore with --latest, or to an earlier target".to_owned(),
     };
     Error::new(Kind::Target, message).hint(hint)

@@ -138,15 +138,20 @@ pub fn without_plan(segment: SegmentName, known: &Known) -> Verdict {
         let reason = format!("timeline {timeline} left at {fork}, but its WAL from there is not stored");
         return Verdict::Unknown(reason);
     }
-    match known.stored {
-        Stored::Complete => Verdict::Serve(stored),
-        Stored::Prefix(_) if known.later => {
+    let left_later = known.children.iter().find(|child| child.fork > segment.start() + stored);
+    match (known.stored, left_later) {
+        (Stored::Complete, _) => Verdict::Serve(stored),
+        (Stored::Prefix(_), _) if known.later => {
             Verdict::Unknown("only its beginning is stored, but later WAL is".to_owned())
         }
-        Stored::Prefix(_) if known.own == Own::Ahead => Verdict::Absent,
-        Stored::Prefix(_) => Verdict::Serve(stored),
-        Stored::Nothing if known.later => Verdict::Unknown("it is not stored, but later WAL is".to_owned()),
-        Stored::Nothing => match known.children.first() {
+        // Whoever takes the zeros behind it for the end opens a server that lacks what was committed before the fork.
+        (Stored::Prefix(_), Some(Child { timeline, fork, .. })) => {
+            Verdict::Unknown(format!("only its beginning is stored, but timeline {timeline} left at {fork}"))
+        }
+        (Stored::Prefix(_), None) if known.own == Own::Ahead => Verdict::Absent,
+        (Stored::Prefix(_), None) => Verdict::Serve(stored),
+        (Stored::Nothing, _) if known.later => Verdict::Unknown("it is not stored, but later WAL is".to_owned()),
+        (Stored::Nothing, _) => match known.children.first() {
             Some(child) => Verdict::Unknown(format!("it is not stored, but timeline {} is", child.timeline)),
             None => Verdict::Absent,
         },

@@ -142,9 +142,31 @@ fn a_fork_whose_child_has_no_wal_is_no_answer() {
     for stored in [Stored::Complete, Stored::Prefix(700)] {
         let open = Known { children: child(5 * MB + 100, false, false), ..known(stored) };
         assert!(matches!(answer(open), Verdict::Unknown(_)));
-        let elsewhere = Known { children: child(6 * MB, false, false), ..known(stored) };
-        assert!(matches!(answer(elsewhere), Verdict::Serve(_)), "the fork lies after this segment");
     }
+    let elsewhere = Known { children: child(6 * MB, false, false), ..known(Stored::Complete) };
+    assert_eq!(answer(elsewhere), Verdict::Serve(MB), "the fork lies after this segment");
     let old_branch = Known { children: child(5 * MB + 100, true, false), ..known(Stored::Complete) };
     assert_eq!(answer(old_branch), Verdict::Serve(MB), "the server asked for the child first and chose the parent");
+}
+
+/// A timeline left the requested one behind what is stored of it: WAL up to there was written.
+#[test]
+fn a_beginning_is_no_end_where_a_timeline_left_later() {
+    for (fork, has_wal) in [(5 * MB + 701, true), (6 * MB, false), (6 * MB, true), (9 * MB, false), (9 * MB, true)] {
+        for own in [Own::Absent, Own::Contained, Own::Ahead] {
+            let short = Known { children: child(fork, has_wal, false), own, ..known(Stored::Prefix(700)) };
+            assert!(matches!(answer(short), Verdict::Unknown(_)), "{fork} {own:?}");
+        }
+    }
+    let one_of_two = Known {
+        children: [child(4 * MB, true, false), child(9 * MB, false, false)].concat(),
+        ..known(Stored::Prefix(700))
+    };
+    assert!(matches!(answer(one_of_two), Verdict::Unknown(_)));
+    for fork in [4 * MB, 5 * MB, 5 * MB + 700] {
+        let reached = Known { children: child(fork, true, false), ..known(Stored::Prefix(700)) };
+        assert_eq!(answer(reached), Verdict::Serve(700), "all of it is stored to the fork at {fork}");
+    }
+    let followed = Known { children: child(9 * MB, true, true), ..known(Stored::Prefix(700)) };
+    assert!(matches!(answer(followed), Verdict::Unknown(_)), "the caller goes to the child by this segment");
 }

@@ -218,21 +218,31 @@ async fn by_plan(
     }
 }
 
-/// The first `bytes` of a segment that a plan needs, from its own object or from one of `donors`.
+/// The first `bytes` of a segment that a plan needs, from its own object or from one of `donors`, which hold the same bytes: what is damaged in one is taken
+/// from another.
 pub(super) async fn planned(
     archive: &Archive,
     segment: SegmentName,
     bytes: u64,
     donors: &[TimelineId],
 ) -> Result<Bytes> {
-    let mut most = 0;
+    let (mut most, mut damaged) = (0, None);
     for timeline in std::iter::once(segment.timeline).chain(donors.iter().copied()) {
         let source = SegmentName::new(timeline, segment.number, segment.size);
-        let content = prefix(archive.read_segment(source, None).await?);
+        let content = match archive.read_segment(source, None).await {
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Diverged) => {
+                damaged.get_or_insert(error);
+                continue;
+            }
+            found => prefix(found?),
+        };
         most = most.max(content.len() as u64);
         if content.len() as u64 >= bytes {
             return Ok(content.slice(..bytes as usize));
         }
+    }
+    if let Some(error) = damaged {
+        return Err(error);
     }
     let message = format!("the plan needs {bytes} bytes of this segment, the archive has {most}");
     Err(Error::new(Kind::Gap, message).hint("make a new plan: walrecv restore --plan says what can be reached"))

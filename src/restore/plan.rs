@@ -67,7 +67,8 @@ pub enum Stop {
     /// The WAL of the archive ends: asked for (`Latest`).
     EndOfWal,
     /// The target is met where the WAL ends, but no record would stop the server there: no target is set, the WAL is cut. A time is met when
-    /// nothing was committed up to it since the last commit, and the archive is known complete through it.
+    /// nothing was committed up to it since the last commit, and the archive is known complete through it; a position that excludes what starts there, when
+    /// all before it is read.
     Cut,
 }
 
@@ -261,6 +262,8 @@ impl Walk {
         match &self.target {
             Target::Latest => Some(Stop::EndOfWal),
             Target::Immediate => Some(Stop::Cut),
+            // Whatever comes later starts at or behind the target.
+            Target::Lsn { lsn, inclusive: false } if self.replayed >= *lsn => Some(Stop::Cut),
             Target::Time { time, .. } if self.through().is_some_and(|through| through > *time) => Some(Stop::Cut),
             _ => None,
         }

@@ -182,6 +182,11 @@ fn an_lsn_target_takes_the_first_record_that_starts_at_or_after_it() {
     assert_eq!(lands(&wal, target(record(4).0.0 + 1, true)), (Some(12), after(5)), "in the middle of a record");
     assert_eq!(lands(&wal, target(record(4).0.0 + 1, false)), (Some(11), before(5)));
     assert!(matches!(run(&wal, target(record(6).1.0, true)), Err(Refusal::NotReached { .. })));
+    // All that starts before the end of what is stored is there.
+    assert_eq!(lands(&wal, target(record(6).1.0, false)), (Some(13), Stop::Cut));
+    assert_eq!(lands(&wal, target(record(6).1.0 - 1, false)), (Some(13), Stop::Cut));
+    assert!(matches!(run(&wal, target(record(6).1.0 + 1, false)), Err(Refusal::NotReached { .. })));
+    assert!(matches!(run(&wal[..2], target(record(1).1.0, false)), Err(Refusal::WalEndsEarly { .. })));
 }
 
 #[test]

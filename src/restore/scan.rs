@@ -1,6 +1,6 @@
 //! Reads the WAL of a path from the archive, segment by segment, as the server will: checked records in, one walk per backup out.
 
-use super::path::Path;
+use super::path::{Beyond, Path};
 use super::plan::{Seen, Walk};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
@@ -21,14 +21,27 @@ pub struct Route<'a> {
     pub version: MajorVersion,
 }
 
+/// A segment that is missing, or of which only the beginning is stored, although WAL went on behind that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole {
+    pub segment: SegmentName,
+    pub shown_by: Beyond,
+}
+
+impl std::fmt::Display for Hole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "segment {} is missing or incomplete, and {}", self.segment, self.shown_by)
+    }
+}
+
 /// What the reading came to.
 #[derive(Clone, Debug)]
 pub struct Read {
     pub walk: Walk,
     /// End of the last whole record that was read.
     pub end: Lsn,
-    /// A segment that is missing, or of which only the beginning is stored, although later WAL of the path is: reading could not go on.
-    pub hole: Option<SegmentName>,
+    /// Reading could not go on, and this is not the end of WAL.
+    pub hole: Option<Hole>,
     /// Segments that were read, by the names under which they are stored.
     pub segments: u64,
     /// The highest settings that the replayed WAL announces.
@@ -66,7 +79,8 @@ impl Route<'_> {
                 }
             }
             if !whole {
-                read.hole = self.path.stored_after(self.inventory, number, size).then_some(name);
+                let beyond = self.path.beyond(self.inventory, number, name.start() + bytes.len() as u64, size);
+                read.hole = beyond.map(|shown_by| Hole { segment: name, shown_by });
                 return Ok(read);
             }
             if read.walk.stopped() {
