@@ -1,7 +1,6 @@
 //! `walrecv find`: what was lost when, and the restore that stops just before.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -55,7 +54,7 @@ pub async fn run(common: &Common, args: &FindArgs) -> Result<()> {
 }
 
 fn wish(args: &FindArgs, now: Timestamp) -> Result<Wish> {
-    let read = |text: &String| target::parse(text, now, &TimeZone::system());
+    let read = |text: &String| target::parse(text, now, &target::here);
     let from = match &args.from {
         Some(text) => read(text)?,
         None => {

@@ -1,7 +1,7 @@
 //! Targets of restores; a moment as people type it: with an offset or the name of a zone, without one (local time), or relative.
 
 use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
+use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{SignedDuration, Timestamp};
 
 use super::args::PointArgs;
@@ -17,7 +17,7 @@ use crate::restore::{self, Target};
 pub fn wanted(asked: &PointArgs, exclusive: bool) -> Result<Option<Target>> {
     let inclusive = !exclusive;
     if let Some(text) = &asked.target_time {
-        let time = parse(text, Timestamp::now(), &TimeZone::system())?;
+        let time = parse(text, Timestamp::now(), &here)?;
         return Ok(Some(Target::Time { time, inclusive }));
     }
     if let Some(text) = &asked.target_lsn {
@@ -53,14 +53,29 @@ pub async fn timeline(archive: &Archive, asked: Option<&str>, backup: Option<&st
     }
 }
 
-/// Reads a target time. `now` and `zone` are arguments so that the reading can be tested.
-pub fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<PgTime> {
+/// The zone in which a time without one is read; asked for only then.
+pub type Local<'z> = &'z dyn Fn() -> Result<TimeZone>;
+
+/// This host's zone. Where it cannot be told, nothing is taken for it.
+pub fn here() -> Result<TimeZone> {
+    TimeZone::try_system().map_err(|problem| {
+        Error::new(Kind::Usage, format!("this host's time zone cannot be told: {problem}")).hint(WITH_OFFSET)
+    })
+}
+
+const WITH_OFFSET: &str = "give the time with an offset, as in '2026-11-21 14:05:00+00'";
+
+/// Reads a target time. `now` and `local` are arguments so that the reading can be tested.
+pub fn parse(text: &str, now: Timestamp, local: Local<'_>) -> Result<PgTime> {
     let trimmed = text.trim();
-    let stamp = relative(trimmed, now).or_else(|| absolute(trimmed, zone)).ok_or_else(|| {
-        Error::new(Kind::Usage, format!("not a time: {text:?}"))
-            .hint("write '2026-11-21 14:05:00+00', '2026-11-21 14:05' in local time, or '10 min ago'")
-    })?;
+    let stamp = relative(trimmed, now).map_or_else(|| absolute(trimmed, local), Ok)?;
     Ok(PgTime(stamp.as_microsecond() - PG_EPOCH_UNIX_MICROS))
+}
+
+fn no_time(text: &str) -> Error {
+    Error::new(Kind::Usage, format!("not a time: {text:?}")).hint(
+        "write '2026-11-21 14:05:00+00', '2026-11-21 14:05 Europe/Berlin', '2026-11-21 14:05' in local time, or '10 min ago'",
+    )
 }
 
 /// As PostgreSQL prints a timestamp in UTC: `2026-11-21 14:05:00.000123+00`.
@@ -73,38 +88,58 @@ fn relative(text: &str, now: Timestamp) -> Option<Timestamp> {
     now.checked_sub(SignedDuration::try_from(span).ok()?).ok()
 }
 
-fn absolute(text: &str, zone: &TimeZone) -> Option<Timestamp> {
+fn absolute(text: &str, local: Local<'_>) -> Result<Timestamp> {
+    let civil = |text: &str| civil(text.trim()).ok_or_else(|| no_time(text));
     if let Some(rest) = text.strip_suffix("UTC") {
-        return civil(rest.trim()).and_then(|at| at.to_zoned(TimeZone::UTC).ok()).map(|zoned| zoned.timestamp());
+        return moment(civil(rest)?, &TimeZone::UTC);
     }
     if let Some((rest, name)) = text.rsplit_once(' ').filter(|(_, name)| name.contains('/')) {
-        return TimeZone::get(name)
-            .ok()?
-            .to_ambiguous_zoned(civil(rest.trim())?)
-            .unambiguous()
-            .ok()
-            .map(|z| z.timestamp());
+        let civil = civil(rest)?;
+        let zone = TimeZone::get(name)
+            .map_err(|_| Error::new(Kind::Usage, format!("this host knows no time zone {name:?}")).hint(WITH_OFFSET))?;
+        return moment(civil, &zone);
     }
     let split = text.rfind(['+', '-', 'Z', 'z']).filter(|at| *at > "2026-11-21".len());
     match split {
         Some(at) => {
-            let offset = offset_seconds(&text[at..])?;
-            let civil = civil(text[..at].trim())?;
-            let zone = TimeZone::fixed(jiff::tz::Offset::from_seconds(offset).ok()?);
-            civil.to_zoned(zone).ok().map(|zoned| zoned.timestamp())
+            let offset = offset_seconds(&text[at..]).and_then(|offset| jiff::tz::Offset::from_seconds(offset).ok());
+            let zone = TimeZone::fixed(offset.ok_or_else(|| no_time(text))?);
+            moment(civil(&text[..at])?, &zone)
         }
-        // A time that a clock change skips or repeats is not guessed at.
-        None => zone.to_ambiguous_zoned(civil(text)?).unambiguous().ok().map(|zoned| zoned.timestamp()),
+        None => {
+            let civil = civil(text)?;
+            moment(civil, &local()?)
+        }
     }
 }
 
+/// A time that a clock change skips or repeats is not guessed at.
+fn moment(civil: DateTime, zone: &TimeZone) -> Result<Timestamp> {
+    let told = zone.to_ambiguous_timestamp(civil);
+    let shown = |moment: jiff::Timestamp| output::time(moment);
+    let (why, hint) = match told.offset() {
+        AmbiguousOffset::Gap { .. } => ("the clocks are put forward over it".to_owned(), WITH_OFFSET.to_owned()),
+        AmbiguousOffset::Fold { .. } => match (told.clone().earlier(), told.clone().later()) {
+            (Ok(first), Ok(second)) => {
+                let both = format!("write '{}' or '{}'", shown(first), shown(second));
+                ("the clocks are put back, and it is there twice".to_owned(), both)
+            }
+            _ => return Err(no_time(&civil.to_string())),
+        },
+        AmbiguousOffset::Unambiguous { .. } => return told.unambiguous().map_err(|_| no_time(&civil.to_string())),
+    };
+    Err(Error::new(Kind::Usage, format!("{civil} is no single moment: {why}")).hint(hint))
+}
+
 fn civil(text: &str) -> Option<DateTime> {
+    // What else there is, such as a zone in brackets, the parser would take and forget.
+    let known = |b: u8| b.is_ascii_digit() || b"-:.,Tt ".contains(&b);
     let padded = match text.len() {
         10 => format!("{text} 00:00:00"),
         16 => format!("{text}:00"),
         _ => text.to_owned(),
     };
-    padded.parse().ok()
+    text.bytes().all(known).then(|| padded.parse().ok()).flatten()
 }
 
 /// `Z`, `+00`, `+0530`, `-05:30`.
@@ -131,7 +166,7 @@ mod tests {
 
     fn read(text: &str) -> Option<String> {
         let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
-        parse(text, now, &TimeZone::fixed(jiff::tz::offset(2))).ok().map(show)
+        parse(text, now, &|| Ok(TimeZone::fixed(jiff::tz::offset(2)))).ok().map(show)
     }
 
     #[test]
@@ -157,22 +192,59 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_time() {
-        for bad in ["", "now", "yesterday", "2026-13-01", "2026-11-21 25:00", "2026-11-21 12:00:00+99", "ago", "12:00"]
-        {
+        for bad in [
+            "",
+            "now",
+            "yesterday",
+            "2026-13-01",
+            "2026-11-21 25:00",
+            "2026-11-21 12:00:00+99",
+            "ago",
+            "12:00",
+            // A zone that is read over would be another moment.
+            "2026-07-01T14:00:00[Asia/Tokyo]",
+            "2026-07-01 14:00:00[UTC]",
+            "2026-07-01[America/Lima]",
+            "2026-07-01T14:00:00+09:00[Asia/Tokyo]",
+            "2026-07-01T14:00:00[u-ca=japanese]",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }
 
     #[test]
-    fn a_skipped_local_time_is_not_guessed() {
+    fn a_skipped_or_repeated_time_is_not_guessed() {
         let Ok(zone) = TimeZone::get("Europe/Berlin") else { return };
         let now = Timestamp::UNIX_EPOCH;
-        assert!(parse("2026-03-29 02:30", now, &zone).is_err());
-        assert!(parse("2026-10-25 02:30", now, &zone).is_err());
-        assert!(parse("2026-10-25 02:30+01", now, &zone).is_ok());
-        let named = |text: &str| parse(text, now, &TimeZone::UTC).ok().map(show);
-        assert_eq!(named("2026-07-01 14:00 Europe/Berlin").as_deref(), Some("2026-07-01 12:00:00.000000+00"));
-        assert_eq!(named("2026-03-29 02:30 Europe/Berlin"), None);
-        assert_eq!(named("2026-07-01 14:00 Europe/Nowhere"), None);
+        let local = |text: &str| parse(text, now, &|| Ok(zone.clone()));
+        let skipped = local("2026-03-29 02:30").unwrap_err();
+        assert!(skipped.to_string().contains("put forward"), "{skipped}");
+        for text in ["2026-10-25 02:30", "2026-10-25 02:30 Europe/Berlin"] {
+            let repeated = local(text).unwrap_err();
+            let advice = repeated.advice().unwrap();
+            assert!(repeated.to_string().contains("twice"), "{repeated}");
+            for moment in ["2026-10-25 00:30:00.000000+00", "2026-10-25 01:30:00.000000+00"] {
+                assert!(advice.contains(moment), "{advice}");
+                assert_eq!(local(moment).ok().map(show).as_deref(), Some(moment));
+            }
+        }
+        assert!(local("2026-10-25 02:30+01").is_ok());
+        let utc = |text: &str| parse(text, now, &|| Ok(TimeZone::UTC));
+        let named = utc("2026-07-01 14:00 Europe/Berlin").ok().map(show);
+        assert_eq!(named.as_deref(), Some("2026-07-01 12:00:00.000000+00"));
+        assert!(utc("2026-03-29 02:30 Europe/Berlin").unwrap_err().to_string().contains("put forward"));
+        assert!(utc("2026-07-01 14:00 Europe/Nowhere").unwrap_err().to_string().contains("no time zone"));
+    }
+
+    #[test]
+    fn a_zone_that_cannot_be_told_is_an_error_where_it_matters() {
+        let unknown = || Err(Error::new(Kind::Usage, "this host's time zone cannot be told"));
+        let now = Timestamp::UNIX_EPOCH;
+        let error = parse("2026-11-21 14:05", now, &unknown).unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains("cannot be told"), "{error}");
+        for told in ["2026-11-21 14:05+00", "2026-11-21 14:05 UTC", "10 min ago"] {
+            assert!(parse(told, Timestamp::MAX, &unknown).is_ok(), "{told}");
+        }
+        assert!(parse("yesterday", now, &unknown).unwrap_err().to_string().contains("not a time"));
     }
 }
