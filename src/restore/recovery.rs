@@ -92,7 +92,8 @@ pub fn write(wishes: &Wishes<'_>, main_conf: Option<&[u8]>, auto_conf: Option<&[
     let elsewhere = main_conf.is_none() || includes(&current);
     let overrides = overrides(wishes, &current, elsewhere)?;
     lines.extend(overrides.iter().map(|(name, value)| format!("{name} = {}", quote(value))));
-    let raised = parameters(&wishes.parameters, &current);
+    let auto = String::from_utf8_lossy(&kept).into_owned();
+    let raised = parameters(&wishes.parameters, &current, &auto, elsewhere);
     lines.extend(raised.iter().map(|one| format!("{} = {}", one.setting, one.now)));
     lines.push(END.to_owned());
     let mut out = kept;
@@ -224,8 +225,8 @@ fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<
 }
 
 /// The parameters that a hot standby must not have below the primary's (`CheckRequiredParameterValues`), where the configuration
-/// does not show that they are high enough.
-fn parameters(needed: &Parameters, current: &str) -> Vec<Neutralised> {
+/// does not show that they are high enough. `elsewhere`: a file that the backup does not have may say anything, but where `auto`, which is read last, has them.
+fn parameters(needed: &Parameters, current: &str, auto: &str, elsewhere: bool) -> Vec<Neutralised> {
     let settings = [
         ("max_connections", needed.max_connections, 100),
         ("max_worker_processes", needed.max_worker_processes, 8),
@@ -233,19 +234,22 @@ fn parameters(needed: &Parameters, current: &str) -> Vec<Neutralised> {
         ("max_prepared_transactions", needed.max_prepared_transactions, 0),
         ("max_locks_per_transaction", needed.max_locks_per_transaction, 64),
     ];
-    let includes = includes(current);
+    let unclear = |name: &str| elsewhere && (includes(auto) || value_of(auto, name).is_none());
     let enough = |name: &str, needed: i32, default: i32| {
         let found = value_of(current, name).map_or(Some(default), |v| v.parse().ok());
-        !includes && found.is_some_and(|found| found >= needed)
+        !unclear(name) && found.is_some_and(|found| found >= needed)
     };
     let raised = settings.into_iter().filter(|(name, needed, default)| !enough(name, *needed, *default));
-    let told = |(name, needed, default): (&str, i32, i32)| Neutralised {
-        setting: name.to_owned(),
-        was: value_of(current, name).unwrap_or_else(|| default.to_string()),
-        now: needed.to_string(),
+    let told = |(name, needed, default): (&str, i32, i32)| {
+        let unsaid = || if unclear(name) { ELSEWHERE.to_owned() } else { default.to_string() };
+        let was = value_of(current, name).unwrap_or_else(unsaid);
+        Neutralised { setting: name.to_owned(), was, now: needed.to_string() }
     };
     raised.map(told).collect()
 }
+
+/// In place of a value that nobody here knows.
+const ELSEWHERE: &str = "not in the backup's files";
 
 /// An included file may say anything.
 pub(super) fn includes(current: &str) -> bool {
@@ -258,7 +262,7 @@ fn differences(overrides: &[(&'static str, String)], current: &str, elsewhere: b
         let unsaid = match *name {
             // Subscriptions stand in tables: nothing in the files tells whether there are any.
             "max_logical_replication_workers" => Some("4"),
-            "archive_mode" | "synchronous_standby_names" if elsewhere => Some("not in the backup's files"),
+            "archive_mode" | "synchronous_standby_names" if elsewhere => Some(ELSEWHERE),
             _ => None,
         };
         let was = value_of(current, name).or(unsaid.map(str::to_owned))?;

@@ -158,6 +158,15 @@ fn parameters_are_raised_where_the_configuration_is_lower_or_unclear() {
     assert!(raised("max_connections = 600\n", "max_connections = '200'\n"), "the last one counts");
     assert!(raised("max_connections = 600\ninclude_dir = 'conf.d'\n", ""));
     assert!(raised("#max_connections = 600\n", ""));
+    // Where the file that decides is not in the backup, the value that suffices is set, PostgreSQL's default too.
+    let elsewhere = |main: Option<&str>, auto: &str| {
+        let text = run_with(&time_case(), main, auto).0;
+        ["\nmax_connections = 100\n", "\nmax_locks_per_transaction = 64\n"].map(|line| text.contains(line))
+    };
+    assert_eq!(elsewhere(None, ""), [true, true]);
+    assert_eq!(elsewhere(Some("include 'more.conf'\n"), ""), [true, true]);
+    assert_eq!(elsewhere(None, "max_connections = 300\n"), [false, true], "postgresql.auto.conf is read last");
+    assert_eq!(elsewhere(Some(""), ""), [false, false]);
 }
 
 #[test]
