@@ -308,11 +308,9 @@ pub fn sync(path: &Path) -> Result<()> {
 /// Puts a file for PostgreSQL at `path`: written under a temporary name beside it, filled up with zeros to `size`, renamed. Not synced: PostgreSQL
 /// does that itself, and a lost file is asked for again.
 pub fn hand_over(path: &Path, content: &[u8], size: u64) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".walrecv.{}", std::process::id()));
-    let temporary = PathBuf::from(name);
+    let (mut file, temporary) = beside(path).map_err(|e| failed("write", path, e))?;
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.set_len(0)?;
         file.write_all(content)?;
         file.set_len(size)?;
         std::fs::rename(&temporary, path)
@@ -321,6 +319,27 @@ pub fn hand_over(path: &Path, content: &[u8], size: u64) -> Result<()> {
         let _ = std::fs::remove_file(&temporary);
         failed("write", path, e)
     })
+}
+
+/// A file beside `path`, and its name: always the same, so that the next call takes over what a killed one left. It is held while it is written, and who finds
+/// it held, as by a call that outlived its server, or cannot hold it, writes under a name of his own.
+fn beside(path: &Path) -> std::io::Result<(File, PathBuf)> {
+    let named = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let open = |name: &Path| OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(name);
+    let usual = named(".walrecv");
+    if let Ok(file) = open(&usual)
+        && file.try_lock().is_ok()
+        // Its last holder may have renamed it since it was opened: then it is the server's.
+        && file.metadata().is_ok_and(|own| super::ahead::identity(&usual) == Some((own.dev(), own.ino())))
+    {
+        return Ok((file, usual));
+    }
+    let own = named(&format!(".walrecv.{}", std::process::id()));
+    Ok((open(&own)?, own))
 }
 
 #[cfg(test)]
@@ -335,6 +354,28 @@ mod tests {
             owner: None,
             over: Over::Nothing,
         }
+    }
+
+    #[test]
+    fn a_file_for_the_server_takes_over_what_a_killed_call_left_and_nothing_that_is_being_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("RECOVERYXLOG");
+        let usual = dir.path().join("RECOVERYXLOG.walrecv");
+        let names = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).count();
+        std::fs::write(&usual, [7; 5000]).unwrap();
+        hand_over(&place, b"wal", 8).unwrap();
+        assert_eq!(
+            (std::fs::read(&place).unwrap(), names()),
+            (b"wal\0\0\0\0\0".to_vec(), 1),
+            "nothing is left beside it"
+        );
+
+        std::fs::write(&usual, b"half").unwrap();
+        let held = OpenOptions::new().write(true).open(&usual).unwrap();
+        held.try_lock().unwrap();
+        hand_over(&place, b"next", 4).unwrap();
+        assert_eq!(std::fs::read(&place).unwrap(), b"next");
+        assert_eq!(std::fs::read(&usual).unwrap(), b"half", "somebody writes it");
     }
 
     #[test]
