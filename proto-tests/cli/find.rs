@@ -202,6 +202,48 @@ fn what_was_lost_is_told_and_comes_back_on_18() {
     night(MajorVersion::V18, "logical");
 }
 
+/// A prepared transaction outlives a restart, and what its subtransactions did belongs to it.
+fn prepared(version: MajorVersion) {
+    let mut server =
+        Server::builder(version).setting("autovacuum", "off").setting("max_prepared_transactions", "3").start();
+    server.sql("create table audit (id int); insert into audit select generate_series(1, 6000)");
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    site.backup();
+    let from = server.sql("select clock_timestamp()");
+    let xid = {
+        let mut session = server.connect("postgres").expect("a session");
+        let prepared = session.query(
+            "begin; select txid_current(); savepoint a; delete from audit where id <= 2000; release a; \
+             savepoint b; delete from audit where id > 5000; rollback to b; \
+             prepare transaction 'a name of an odd length'",
+        );
+        prepared.expect("a prepared transaction")[0][0].clone().expect("a transaction id")
+    };
+    server.stop(crate::support::Stop::Fast);
+    end(receiver);
+    server.start_again();
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("commit prepared 'a name of an odd length'");
+    wait_durable(&server, server.lsn());
+    end(receiver);
+    let told = site.walrecv(&["find", "--from", &from, "--output", "json"]).run().expect_code(0).json();
+    let deleted: Vec<_> = deeds(&told, "delete").into_iter().map(|(xid, rows, _)| (xid.to_string(), rows)).collect();
+    assert_eq!(deleted, [(xid, 2000)], "{told:#}");
+}
+
+#[test]
+fn what_a_prepared_transaction_did_in_parts_is_told_over_a_restart_on_13() {
+    require_servers!(MajorVersion::V13);
+    prepared(MajorVersion::V13);
+}
+
+#[test]
+fn what_a_prepared_transaction_did_in_parts_is_told_over_a_restart_on_18() {
+    require_servers!(MajorVersion::V18);
+    prepared(MajorVersion::V18);
+}
+
 /// Indexes that have several pages while they are empty, tables that were only locked, and what a filter leaves out.
 #[test]
 fn no_kind_of_index_hides_a_truncation_and_nothing_is_blamed_for_a_lock() {

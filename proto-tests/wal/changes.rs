@@ -74,7 +74,11 @@ pub fn expected(line: &Line) -> Changes {
             }));
         }
         ("Standby", "RUNNING_XACTS") => all.changes.push(Change::NextXid(numbers(after(rest, "nextXid"))[0])),
-        ("Transaction", "PREPARE") => all.changes.push(Change::Prepared),
+        ("Transaction", "PREPARE") => {
+            let parts = rest.split_once("; subxacts:").map_or("", |(_, rest)| rest.split(';').next().unwrap_or(""));
+            all.changes.push(Change::Prepared);
+            all.changes.extend(numbers(parts).into_iter().map(|xid| Change::PreparedPart { xid }));
+        }
         ("Transaction", "COMMIT" | "COMMIT_PREPARED" | "ABORT" | "ABORT_PREPARED") => {
             let part = |name: &str| rest.split_once(name).map_or("", |(_, rest)| rest.split(';').next().unwrap_or(""));
             all.dropped = part("; rels:").split_whitespace().map(|name| path(name).number).collect();

@@ -255,6 +255,7 @@ fn assert_rich(found: &[Found]) {
     changed("database that may not be used any more", &|c| matches!(c, Change::InPlace { invalid: Some(true), .. }));
     changed("running transactions", &|c| matches!(c, Change::NextXid(_)));
     changed("prepared transaction", &|c| matches!(c, Change::Prepared));
+    changed("prepared subtransaction", &|c| matches!(c, Change::PreparedPart { .. }));
     assert!(found.iter().any(|f| f.changes.subtransactions.len() > 100), "no commit of many subtransactions");
     count("parameter change", &|n| matches!(n, Note::ParameterChange(_)));
     let longest = found.iter().map(|f| f.line.total_len).max();

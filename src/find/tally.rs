@@ -263,6 +263,11 @@ impl Tally {
 
     /// Whatever is no row.
     fn other(&mut self, record: &Record<'_>, xid: u32, change: Change) {
+        if let Change::PreparedPart { xid: part } = change {
+            // From now on it is one with its transaction: a restart ends all others.
+            let part = self.take(part);
+            return self.join(xid, part);
+        }
         let Some(open) = self.of(xid) else { return };
         let before = open.items();
         match change {
@@ -315,6 +320,14 @@ impl Tally {
         if self.found.len() as u64 + self.left_out == before && !by_initdb(&all) {
             self.large(&all, about);
         }
+    }
+
+    fn join(&mut self, xid: u32, part: Open) {
+        let Some(open) = self.of(xid) else { return };
+        let before = open.items();
+        open.join(part);
+        let more = open.items() - before;
+        self.items += more;
     }
 
     fn take(&mut self, xid: u32) -> Open {

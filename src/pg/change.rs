@@ -75,6 +75,10 @@ pub enum Change {
     NextXid(u32),
     /// The transaction of the record was prepared: it goes on without its session, and over a restart.
     Prepared,
+    /// A subtransaction of the one that was prepared.
+    PreparedPart {
+        xid: u32,
+    },
 }
 
 /// Where a row stands in its relation (`ItemPointerData`).
@@ -103,11 +107,11 @@ pub fn read(record: &Record<'_>, version: MajorVersion, see: &mut dyn FnMut(Chan
     if !wanted(record.rmid, record.info) {
         return Ok(());
     }
-    if record.rmid == RM_XACT {
-        see(Change::Prepared);
-        return Ok(());
-    }
     let body = kept(record)?;
+    if record.rmid == RM_XACT {
+        let main = decode(body, version, &mut |_| ())?.main;
+        return prepared(Cursor::new(main), version, see).ok_or_else(|| short(record, main));
+    }
     if record.rmid == RM_XLOG {
         let mut page = |block: &BlockReference| {
             if block.fork == MAIN {
@@ -133,6 +137,22 @@ pub fn read(record: &Record<'_>, version: MajorVersion, see: &mut dyn FnMut(Chan
         _ => standby(record.info & 0xF0, fields, see),
     };
     done.ok_or_else(|| short(record, main))
+}
+
+/// `xl_xact_prepare` (`access/xact.h`), the transaction's name, and its subtransactions (`ParsePrepareRecord`, `access/rmgrdesc/xactdesc.c`).
+fn prepared(mut main: Cursor<'_>, version: MajorVersion, see: &mut dyn FnMut(Change)) -> Option<()> {
+    let _magic_length_xid_database_time_owner = main.take(28)?;
+    let count = main.u32()? as usize;
+    let _files_to_drop = main.take(8)?;
+    let _statistics_to_drop = main.take(if version >= MajorVersion::V15 { 8 } else { 0 })?;
+    let _invalidations = main.take(6)?;
+    let name = usize::from(main.u16()?);
+    let _origin = main.take(16)?;
+    let _name = main.take(name.next_multiple_of(8))?;
+    see(Change::Prepared);
+    let (xids, _) = main.take(count.checked_mul(4)?)?.as_chunks::<4>();
+    xids.iter().for_each(|xid| see(Change::PreparedPart { xid: u32::from_le_bytes(*xid) }));
+    Some(())
 }
 
 /// The data of the only page of a record.
