@@ -53,6 +53,28 @@ impl Shop {
         panic!("no events");
     }
 
+    /// Whether there was one.
+    fn remove_segment(&self, name: &str) -> bool {
+        let mut open = vec![self.site.repository()];
+        let mut removed = false;
+        while let Some(folder) = open.pop() {
+            for entry in fs::read_dir(&folder).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                let of_it = path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name));
+                match (path.is_dir(), of_it) {
+                    (true, false) => open.push(path),
+                    (true, true) => fs::remove_dir_all(&path).expect("a removed tail"),
+                    (false, true) => {
+                        fs::remove_file(&path).expect("a removed segment");
+                        removed = true;
+                    }
+                    (false, false) => {}
+                }
+            }
+        }
+        removed
+    }
+
     fn run(&self, args: &[&str]) -> crate::support::walrecv::Walrecv {
         let work = self.work.path().display().to_string();
         let programs = self.server.bin_dir().display().to_string();
@@ -169,6 +191,45 @@ fn a_drill_restores_checks_and_leaves_nothing_on_13() {
 fn a_drill_restores_checks_and_leaves_nothing_on_18() {
     require_servers!(MajorVersion::V18);
     drills(MajorVersion::V18);
+}
+
+/// An earlier moment is restored well, and the archive's end cannot be: that is what a drill is there to tell.
+#[test]
+fn a_drill_to_an_earlier_time_tells_of_a_gap_behind_it() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    let shop = Shop::new(server);
+    let last = "select count(*) = 2100 from orders";
+    let plan = shop.site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run().expect_code(0).json();
+    let landed = plan["landing"]["last_commit"]["lsn"].as_str().or(plan["landing"]["last_commit"]["start"].as_str());
+    let landed = landed.unwrap_or_else(|| panic!("a commit in {plan:#}")).to_owned();
+    // A segment goes, and WAL behind it stays.
+    let receiver = shop.site.receive(&["--flush-interval", "200ms"]);
+    shop.server.sql("select pg_switch_wal()");
+    shop.server.sql("insert into orders values (5000, 'behind the gap')");
+    let middle = shop.server.sql("select pg_walfile_name(pg_current_wal_lsn())");
+    for _ in 0..2 {
+        shop.server.sql("insert into orders select max(id) + 1, 'more' from orders; select pg_switch_wal()");
+    }
+    wait_durable(&shop.server, shop.server.lsn());
+    end(receiver);
+    let gone = shop.remove_segment(&middle);
+    assert!(gone, "{middle} is stored");
+    let before = ["drill", "--target-lsn", &landed, "--assert", last, "--skip", "amcheck"];
+    let failed = shop.run(&before).args(["--rpo", "1h"]).run().expect_code(1);
+    let told = failed.json();
+    assert_eq!(
+        (check(&told, "landing"), check(&told, "coverage"), check(&told, "rpo")),
+        ("passed", "failed", "failed")
+    );
+    let details: Vec<&str> =
+        told["checks"].as_array().expect("checks").iter().filter_map(|one| one["detail"].as_str()).collect();
+    assert_eq!(details.iter().filter(|detail| detail.contains(&middle)).count(), 2, "{told:#}");
+    // Whoever names the backup may mean an older one.
+    let backup = told["backup"].as_str().expect("a backup").to_owned();
+    let told = shop.run(&before).args(["--backup", &backup]).run().expect_code(0).json();
+    assert!(told["remarks"][0].as_str().is_some_and(|remark| remark.contains(&middle)), "{told:#}");
+    shop.nothing_is_left();
 }
 
 /// Damage that was on the server before the backup read it: a page whose checksum is wrong, and an index that lacks a row.

@@ -104,7 +104,11 @@ async fn run(
     let begun = Instant::now();
     let wanted = |target| Wanted { target, timeline, backup: backup.clone() };
     let newest = restore::prepare(archive, &wanted(Target::Latest)).await;
-    report.covered(archive, newest.as_ref().ok()).await?;
+    // Where the end itself is drilled to, its error ends the drill.
+    let ends = !matches!(&point, Point::Target(target) if *target != Target::Latest);
+    if !ends || newest.is_ok() {
+        report.covered(archive, newest.as_ref(), backup.is_some() || timeline.is_some()).await?;
+    }
     let prepared = match point {
         Point::Target(Target::Latest) => newest?,
         Point::Target(target) => restore::prepare(archive, &wanted(target)).await?,

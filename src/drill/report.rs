@@ -71,6 +71,9 @@ pub struct Drilled {
     at: Timestamp,
     #[serde(skip)]
     measured: Option<Measured>,
+    /// Why it is not known how far the archive covers.
+    #[serde(skip)]
+    uncovered: Option<String>,
 }
 
 impl Drilled {
@@ -99,12 +102,31 @@ impl Drilled {
             stage: "planning",
             at,
             measured: None,
+            uncovered: None,
         }
     }
 
-    /// How far the archive covers what the server has done: its newest commit, or a later moment through which it is known to be complete.
-    pub(super) async fn covered(&mut self, archive: &Archive, newest: Option<&Prepared>) -> Result<()> {
-        let Some(newest) = newest else { return Ok(()) };
+    /// How far the archive covers what the server has done: its newest commit, or a later moment through which it is known to be complete. Where it cannot be
+    /// restored to its end, nothing tells. That is a failure, however well an earlier moment is restored, unless backup or timeline were `named`: they may be older.
+    pub(super) async fn covered(
+        &mut self,
+        archive: &Archive,
+        newest: Result<&Prepared, &Error>,
+        named: bool,
+    ) -> Result<()> {
+        let newest = match newest {
+            Ok(newest) => newest,
+            Err(error) => {
+                let text = format!("the archive cannot be restored to its end: {error}");
+                match (named, error.kind()) {
+                    (true, _) => self.remark(&text),
+                    (false, Kind::Corrupt) => self.add("coverage", Instant::now(), Ok(State::Corrupt(text.clone()))),
+                    (false, _) => self.add("coverage", Instant::now(), Ok(State::Failed(text.clone()))),
+                }
+                self.uncovered = Some(text);
+                return Ok(());
+            }
+        };
         let commit = newest.choice.landing.last_commit.map(|commit| commit.time);
         let beat = archive.complete_through(newest.choice.path.target()).await?.map(|beat| beat.time);
         let through = commit.max(beat).and_then(|time| Timestamp::from_microsecond(time.to_unix_micros()).ok());
@@ -172,8 +194,9 @@ impl Drilled {
                 Some(seconds) => {
                     State::Failed(format!("{seconds:.1} s, at most {:.1} s are allowed", limit.as_secs_f64()))
                 }
-                None => State::Failed(match (name, &self.covered_through) {
-                    ("rpo", Some(through)) => {
+                None => State::Failed(match (name, &self.covered_through, &self.uncovered) {
+                    ("rpo", _, Some(why)) => format!("it cannot be told: {why}"),
+                    ("rpo", Some(through), None) => {
                         format!(
                             "it cannot be told: by the server's clock the archive reaches {through}, by this host's that is yet to come"
                         )
