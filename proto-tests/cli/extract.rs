@@ -133,6 +133,68 @@ fn what_was_dropped_comes_back_as_it_was_on_18() {
     comes_back(MajorVersion::V18);
 }
 
+/// What SELECT shows of a table comes back, or it is said what does not.
+fn inherited(version: MajorVersion) {
+    let server = Server::start(version);
+    let mut store = server.connect("postgres").expect("a session");
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    let mut run = |sql: &str| drop(store.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}")));
+    run("create table measured (id int, at int)");
+    run("create table measured_1 (check (at < 100)) inherits (measured)");
+    run("create table measured_1a () inherits (measured_1)");
+    run("insert into measured_1 select n, n % 100 from generate_series(1, 500) n");
+    run("insert into measured_1a values (7, 7); insert into measured values (8, 8)");
+    run("create materialized view summed as select count(*) from measured");
+    run("create view seen as select * from measured");
+    run("create unlogged table volatile as select 1 as id");
+    run("create table parts (id int) partition by list (id)");
+    run("create table kept partition of parts for values in (1)");
+    run("create unlogged table fleeting partition of parts for values in (2)");
+    run("insert into parts values (1), (2)");
+    let before = sum(&mut store, "measured");
+    assert!(before.starts_with("502 "), "{before}");
+    site.backup();
+    let xid = store.query("begin; select txid_current(); drop table measured cascade; commit").expect("the accident");
+    let xid = xid[0][0].clone().expect("a transaction");
+    wait_durable(&server, server.lsn());
+    end(receiver);
+    let scene = Scene { server, site, work: TempDir::for_postgres("work") };
+    let ask = |args: &[&str]| scene.extract(&["--before-xid", &xid, "--output", "json"]).args(args).run();
+
+    let told = ask(&["--table", "measured", "--file", "measured.sql"]).expect_code(0).json();
+    assert_eq!(told["tables"].as_array().map(Vec::len), Some(3), "{told:#}");
+    assert_eq!(told["without_rows"], serde_json::json!([]));
+    scene.load("postgres", "measured.sql");
+    assert_eq!(sum(&mut store, "measured"), before);
+
+    for (table, why) in [("summed", "materialised view"), ("volatile", "unlogged"), ("seen", "no rows of its own")] {
+        let output = ask(&["--table", table, "--file", "x.sql"]).expect_code(2);
+        assert!(output.stderr.contains(why) && output.stderr.contains("--schema-only"), "{}", output.stderr);
+        let file = format!("{table}.sql");
+        ask(&["--table", table, "--schema-only", "--file", &file]).expect_code(0);
+        assert!(fs::read_to_string(scene.file(&file)).expect("a file").contains(table));
+    }
+    // A part that cannot come back does not keep the rest.
+    let told = ask(&["--table", "parts", "--file", "parts.sql"]).expect_code(0).json();
+    assert_eq!(told["without_rows"][0]["table"], "\"public\".\"fleeting\"", "{told:#}");
+    let whole = ["--before-xid", &xid, "--database", "postgres", "--file", "all.sql"];
+    let text = scene.extract(&whole).run().expect_code(0).stdout;
+    assert!(text.contains("NO ROWS    of \"public\".\"volatile\": it is unlogged"), "{text}");
+}
+
+#[test]
+fn a_table_comes_with_what_inherits_from_it_on_13() {
+    require_servers!(MajorVersion::V13);
+    inherited(MajorVersion::V13);
+}
+
+#[test]
+fn a_table_comes_with_what_inherits_from_it_on_18() {
+    require_servers!(MajorVersion::V18);
+    inherited(MajorVersion::V18);
+}
+
 /// Only the database that is needed is restored; what it was called is what it was called at that time.
 #[test]
 fn a_database_is_found_by_what_it_was_called_then() {

@@ -65,6 +65,9 @@ fn print(extracted: &Extracted) {
     };
     output::line(format!("as of      {commit}, {}", landing.lsn));
     output::line(format!("extracted  {of}, of database {}", extracted.database));
+    for lacking in &extracted.without_rows {
+        output::line(format!("NO ROWS    of {}: {}", lacking.table, lacking.why));
+    }
     let took = output::seconds(extracted.milliseconds as f64 / 1000.0);
     output::line(format!("written    {}, {} ({took})", extracted.file, output::bytes(extracted.bytes)));
     output::line(format!("next       read it, then: psql -d {} -f {}", extracted.database, extracted.file));

@@ -202,7 +202,9 @@ impl Told<'_> {
         self.extract_of(finding, self.locked_tables(finding))
     }
 
-    fn extract_of(&self, finding: &Finding, tables: Vec<&Relation>) -> Option<String> {
+    fn extract_of(&self, finding: &Finding, mut tables: Vec<&Relation>) -> Option<String> {
+        // No dump has the rows of a materialised view.
+        tables.retain(|table| table.kind != 'm');
         if tables.is_empty() {
             return None;
         }

@@ -42,13 +42,22 @@ pub struct Watch<'a> {
     pub moved: lay::Progress<'a>,
 }
 
+/// A relation whose rows no dump of a restored server has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WithoutRows {
+    pub table: String,
+    pub why: &'static str,
+}
+
 /// What was written. The names of the fields are stable.
 #[derive(Clone, Debug, Serialize)]
 pub struct Extracted {
     pub plan: Plan,
     pub database: String,
-    /// With partitions; empty: the whole database.
+    /// With partitions and tables that inherit; empty: the whole database.
     pub tables: Vec<String>,
+    /// Those of the file that had rows which it does not have.
+    pub without_rows: Vec<WithoutRows>,
     pub file: String,
     pub bytes: u64,
     pub milliseconds: u64,
@@ -81,6 +90,7 @@ pub async fn extract(
     let (server, plan) = raise(archive, access, setup, (prepared, narrowed), wish, watch).await?;
     (watch.stage)("looking for the tables");
     let (database, tables) = find(&server, wish, &wanted).await?;
+    let without_rows = without_rows(&server, &database, wish, &tables).await?;
     (watch.stage)("dumping");
     dump(&server, &database, &tables, wish.part, &staged).await?;
     let bytes = staged.commit()?;
@@ -89,6 +99,7 @@ pub async fn extract(
         plan,
         database,
         tables: tables.iter().map(Known::quoted).collect(),
+        without_rows,
         file: file.display().to_string(),
         bytes,
         milliseconds: milliseconds(begun.elapsed()),
@@ -121,7 +132,7 @@ fn milliseconds(took: Duration) -> u64 {
     u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The database, and in it the tables with their partitions.
+/// The database, and in it the tables with their partitions and what inherits from them.
 async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(String, Vec<Known>)> {
     let databases = server.databases().await?;
     if let Some(database) = &wish.database {
@@ -136,7 +147,7 @@ async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(S
             return Err(Error::new(Kind::Usage, text).hint(hint));
         }
         let tables = names::choose(wanted, &known(server, database).await?)?;
-        return Ok((database.clone(), with_partitions(server, database, tables).await?));
+        return Ok((database.clone(), with_children(server, database, wish, tables).await?));
     }
     let mut found = Vec::new();
     let mut refused = None;
@@ -156,7 +167,7 @@ async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(S
     }
     match (found.len(), found.pop()) {
         (1, Some((database, tables))) => {
-            let tables = with_partitions(server, &database, tables).await?;
+            let tables = with_children(server, &database, wish, tables).await?;
             Ok((database, tables))
         }
         (0, _) => Err(refused.unwrap_or_else(|| Error::new(Kind::Usage, "there is no database at that time"))),
@@ -168,7 +179,8 @@ async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(S
     }
 }
 
-const RELATIONS: &str = "select coalesce(json_agg(json_build_array(n.nspname, c.relname, c.relkind::text, c.oid::bigint)), '[]') \
+const RELATIONS: &str = "select coalesce(json_agg(json_build_array(n.nspname, c.relname, c.relkind::text, c.oid::bigint, \
+    c.relpersistence::text)), '[]') \
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') \
     and n.nspname <> 'information_schema' and n.nspname !~ '^pg_(catalog$|toast|temp)'";
 
@@ -177,26 +189,53 @@ async fn known(server: &ScratchServer, database: &str) -> Result<Vec<Known>> {
     names::read(&text)
 }
 
-/// pg_dump does not follow partitions before 16.
-async fn with_partitions(server: &ScratchServer, database: &str, tables: Vec<Known>) -> Result<Vec<Known>> {
+/// What SELECT reads with a table: partitions, which pg_dump follows in no version without being asked, and tables that inherit from it. A relation that was
+/// named for its rows and cannot give them is refused.
+async fn with_children(server: &ScratchServer, database: &str, wish: &Wish, tables: Vec<Known>) -> Result<Vec<Known>> {
+    if let (true, Some((table, why))) =
+        (wish.part != Part::Schema, tables.iter().find_map(|table| Some((table, table.without_rows()?))))
+    {
+        return Err(Error::new(Kind::Usage, format!("the rows of {} cannot be extracted: {why}", table.quoted()))
+            .hint(
+                "--schema-only extracts its definition; extract the tables that its rows come from, if there are any",
+            ));
+    }
     let mut all: Vec<Known> = Vec::new();
     for table in tables {
-        if table.partitioned() {
+        let oid = table.oid;
+        let children = table.has_children();
+        all.push(table);
+        if children {
             let sql = format!(
                 "with recursive parts(oid) as (select inhrelid from pg_inherits where inhparent = {oid} \
                  union select i.inhrelid from pg_inherits i join parts on i.inhparent = parts.oid) \
-                 {RELATIONS} and c.oid in (select oid from parts)",
-                oid = table.oid
+                 {RELATIONS} and c.oid in (select oid from parts)"
             );
-            all.push(table);
             all.extend(names::read(&server.ask(database, &sql).await?)?);
-        } else {
-            all.push(table);
         }
     }
     let mut seen = std::collections::BTreeSet::new();
     all.retain(|table| seen.insert(table.oid));
     Ok(all)
+}
+
+/// What the file has no rows of, without having been named: children, or, of a whole database, unlogged tables.
+async fn without_rows(
+    server: &ScratchServer,
+    database: &str,
+    wish: &Wish,
+    tables: &[Known],
+) -> Result<Vec<WithoutRows>> {
+    let listed = |known: &[Known], counts: &dyn Fn(&Known) -> bool| {
+        let told = |table: &Known| Some(WithoutRows { table: table.quoted(), why: table.without_rows()? });
+        known.iter().filter(|table| counts(table)).filter_map(told).collect()
+    };
+    match (wish.part, tables.is_empty()) {
+        (Part::Schema, _) => Ok(Vec::new()),
+        (_, false) => Ok(listed(tables, &|_| true)),
+        // In a whole database everybody expects views to be computed, and foreign tables to be elsewhere.
+        (_, true) => Ok(listed(&known(server, database).await?, &|table| table.kind == "r")),
+    }
 }
 
 async fn dump(server: &ScratchServer, database: &str, tables: &[Known], part: Part, staged: &Staged) -> Result<()> {

@@ -22,11 +22,27 @@ pub struct Known {
     /// `pg_class.relkind`.
     pub kind: String,
     pub oid: u64,
+    /// `pg_class.relpersistence`.
+    pub persistence: String,
 }
 
 impl Known {
-    pub fn partitioned(&self) -> bool {
-        self.kind == "p"
+    /// Whether its rows may stand in others: partitions, and tables that inherit from it, which SELECT reads with it.
+    pub fn has_children(&self) -> bool {
+        matches!(self.kind.as_str(), "r" | "p" | "f")
+    }
+
+    /// Why a dump of it brings no rows back, although SELECT showed some.
+    pub fn without_rows(&self) -> Option<&'static str> {
+        match (self.kind.as_str(), self.persistence.as_str()) {
+            ("m", _) => {
+                Some("it is a materialised view, which loading the file computes anew from what its tables hold then")
+            }
+            ("f", _) => Some("it is a foreign table, whose rows are on another server"),
+            ("v", _) => Some("it is a view, which has no rows of its own"),
+            ("r", "u") => Some("it is unlogged, and every recovery empties it"),
+            _ => None,
+        }
     }
 
     /// Such that every program takes it for this name and no pattern.
@@ -69,11 +85,12 @@ impl Name {
     }
 }
 
-/// What a server printed: an array of arrays of schema, table, kind and object id.
+/// What a server printed: an array of arrays of schema, table, kind, object id and persistence.
 pub fn read(json: &str) -> Result<Vec<Known>> {
-    let rows: Vec<(String, String, String, u64)> = serde_json::from_str(json)
+    let rows: Vec<(String, String, String, u64, String)> = serde_json::from_str(json)
         .map_err(|e| Error::new(Kind::Failed, "the scratch server's list of tables cannot be read").caused_by(e))?;
-    Ok(rows.into_iter().map(|(schema, table, kind, oid)| Known { schema, table, kind, oid }).collect())
+    let known = |(schema, table, kind, oid, persistence)| Known { schema, table, kind, oid, persistence };
+    Ok(rows.into_iter().map(known).collect())
 }
 
 /// The relations that are meant: exactly one for each name. Another number is `Kind::Usage`, with the nearest names.
@@ -150,7 +167,18 @@ mod tests {
     }
 
     fn known(schema: &str, table: &str) -> Known {
-        Known { schema: schema.to_owned(), table: table.to_owned(), kind: "r".to_owned(), oid: 1 }
+        let [schema, table, kind, persistence] = [schema, table, "r", "p"].map(str::to_owned);
+        Known { schema, table, kind, oid: 1, persistence }
+    }
+
+    #[test]
+    fn what_a_dump_has_no_rows_of() {
+        let of = |kind: &str, persistence: &str| {
+            let (kind, persistence) = (kind.to_owned(), persistence.to_owned());
+            Known { kind, persistence, ..known("a", "b") }.without_rows().is_some()
+        };
+        assert_eq!([of("r", "p"), of("p", "p"), of("p", "u"), of("S", "p"), of("S", "u")], [false; 5]);
+        assert_eq!([of("r", "u"), of("m", "p"), of("f", "p"), of("v", "p"), of("m", "u")], [true; 5]);
     }
 
     #[test]
