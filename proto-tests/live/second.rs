@@ -7,8 +7,10 @@ use std::time::Duration;
 use walrecv::backup::{BackupOptions, Outcome};
 use walrecv::pg::MajorVersion;
 use walrecv::seal::content::BackupId;
+use walrecv::seal::content::event::{Outcome as EventOutcome, What};
 use walrecv::seal::content::manifest::{Manifest, Transfer};
 use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
+use walrecv::verify;
 
 use super::backup::{Always, Fixture, check_against_server_manifest, fill};
 use super::net::run;
@@ -115,6 +117,65 @@ fn a_parent_whose_packs_are_gone_is_not_built_on() {
         assert_eq!((&alone.parent, alone.sizes.reused, alone.transfer), (&None, 0, Transfer::Full), "{said}");
         parent = alone;
     }
+}
+
+/// A bit of a pack rots, and a check of one backup alone finds it. Others need that pack too, whatever they were built on, and whatever of that is left: nothing
+/// is built on them any more.
+#[test]
+fn what_a_check_found_damaged_is_needed_by_no_new_backup() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let server = Server::builder(version).setting("autovacuum", "off").setting("summarize_wal", "on").start();
+    let fixture = Fixture::new(&server);
+    fill(&server, &fixture.places);
+    let archive = &fixture.archive;
+    let file = |name: &str| fixture.places.join("repository").join(name);
+    let rot = |of: &Manifest| {
+        let path = file(&archive.names.pack(of.id.as_str(), 0));
+        let mut bytes = std::fs::read(&path).expect("a pack");
+        let at = bytes.len() - 50;
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).expect("a rotten pack");
+    };
+    let check = |only: &Manifest| {
+        let options = verify::Options { deep: true, only: Some(only.id.clone()), ..Default::default() };
+        let report = run(verify::verify(archive, &options)).expect("a report");
+        assert_eq!(report.outcome, EventOutcome::Corrupt, "{:?}", report.problems);
+        let keys = fixture.ring.fresh().expect("a key");
+        run(archive.put_event(&keys, What::Verified(report.event()), Duration::from_secs(30))).expect("an event");
+    };
+    let delete = |gone: &Manifest| std::fs::remove_file(file(&archive.names.backup(gone.id.as_str()))).expect("delete");
+    let take = || {
+        let options = BackupOptions { state_dir: Some(fixture.places.join("state")), ..Default::default() };
+        fixture.take(&server, &options, &Always).expect("a backup").manifest
+    };
+    let on = |parent: &Manifest| {
+        let made = take();
+        assert_eq!(made.parent.as_ref(), Some(&parent.id), "{:?}", made.why_full);
+        made
+    };
+    let alone = |of: &Manifest| {
+        let made = take();
+        let said = made.why_full.as_deref().unwrap_or_default();
+        assert!(said.contains(&format!("pack 0 of backup {} hurt", of.id)), "{said}");
+        assert_eq!((&made.parent, made.sizes.reused), (&None, 0), "{said}");
+        made
+    };
+    // Two built on the one that was checked; the one between is deleted.
+    let checked = take();
+    let between = on(&checked);
+    on(&between);
+    rot(&checked);
+    check(&checked);
+    delete(&between);
+    let root = alone(&checked);
+    // The one that was checked was built on another one, and is deleted.
+    let checked = on(&root);
+    rot(&root);
+    check(&checked);
+    delete(&checked);
+    let last = alone(&root);
+    on(&last);
 }
 
 /// A folder of another file system under a second name, until this goes.

@@ -251,7 +251,7 @@ fn a_backup_that_was_found_hurt_is_taken_only_where_no_other_lands_alike() {
         whole,
         hurt,
         unknown,
-        remembered: vec![],
+        ..Verified::default()
     };
     let keys = world.shelf.ring.fresh().expect("keys");
     run(archive.put_event(&keys, What::Verified(check), Duration::from_secs(5))).expect("an event");

@@ -168,15 +168,27 @@ fn a_quick_check_does_not_hide_what_a_deep_one_found() {
         whole,
         hurt,
         unknown: vec![],
-        remembered: vec![],
+        ..Verified::default()
     };
     note(deep.clone()).expect("an event");
-    for _ in 0..2 {
-        let report = verified(None);
-        assert_eq!(outcome(&report), (Outcome::Corrupt, vec![State::Hurt, State::Whole]), "{}", told(&report));
-        // Noted by itself: the deep one may be too old to be asked by then.
-        assert_eq!(report.event().hurt, [bad.to_string()]);
-        note(report.event()).expect("an event");
+    // Checks of others, quick and deep: what they did not look at they say again.
+    let one =
+        Verified { only: Some(good.to_string()), outcome: Outcome::Ok, problems: 0, hurt: vec![], ..deep.clone() };
+    for _ in 0..20 {
+        note(one.clone()).expect("an event");
+    }
+    for only in [Some(&good), None, None] {
+        let report = verified(only);
+        let event = report.event();
+        assert_eq!(event.remembered, [bad.to_string()], "the deep one may be too old to be asked by then");
+        match only {
+            Some(_) => assert_eq!(outcome(&report), (Outcome::Ok, vec![State::Whole])),
+            None => {
+                assert_eq!(outcome(&report), (Outcome::Corrupt, vec![State::Hurt, State::Whole]), "{}", told(&report));
+                assert_eq!(event.hurt, [bad.to_string()]);
+            }
+        }
+        note(event).expect("an event");
     }
     assert_eq!(outcome(&verified(Some(&good))), (Outcome::Ok, vec![State::Whole]));
     assert_eq!(outcome(&verified(Some(&bad))), (Outcome::Corrupt, vec![State::Hurt]));

@@ -1,13 +1,12 @@
 //! Events of a cluster: written once, listed by whoever has to know.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 
-use super::verdicts::Verdicts;
+use super::verdicts::{ASKED, Noted, Verdicts};
 use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
@@ -20,6 +19,8 @@ use crate::seal::sealer::{Compression, seal_index};
 
 /// Events read at the same time.
 pub(super) const AT_ONCE: usize = 8;
+/// Of checks, which may be many, and small.
+const CHECKS_AT_ONCE: usize = 32;
 /// Bytes of a name up to its second: `events/2026-01/20260131T020000Z`.
 const SECOND: usize = 31;
 
@@ -77,21 +78,6 @@ impl Archive {
         }
         events.sort_by_key(|event| event.at);
         Ok(events)
-    }
-
-    /// The newest checks of this archive that were noted, newest first, at most `most`. One that cannot be opened tells nothing: what is lost with it is only
-    /// when somebody looked.
-    pub async fn verified(&self, most: usize) -> Result<Vec<(Timestamp, Verified)>> {
-        let mut found = Vec::new();
-        for name in self.event_names("verified").await? {
-            if found.len() >= most {
-                break;
-            }
-            found.extend(self.check(name).await?);
-        }
-        // Names tell the second only.
-        found.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-        Ok(found)
     }
 
     /// All events of a kind, of all clusters, newest first: by the second in the name, which is of the clock of the host that put it, then by the store's time.
@@ -159,9 +145,9 @@ impl Archive {
         Ok(None)
     }
 
-    /// Backups that checks of this archive have found hurt, and none has found whole since that opened every byte; at most `most` checks are asked, the newest
-    /// ones. One that could not read a backup takes nothing back, nor does one of another cluster.
-    pub async fn found_hurt(&self, most: usize) -> Result<BTreeSet<String>> {
+    /// What checks of this archive have found of its backups: as many are asked as can tell anything, the newest ones, at most [`ASKED`]. One that cannot be opened
+    /// tells nothing: what is lost with it is found by the next one.
+    pub async fn verdicts(&self) -> Result<Verdicts> {
         let listed = self.event_entries("verified").await?;
         let behind = listed.iter().rev().scan(SystemTime::UNIX_EPOCH, |newest, entry| {
             let before = *newest;
@@ -170,19 +156,19 @@ impl Archive {
         });
         let behind: Vec<SystemTime> = behind.collect::<Vec<_>>().into_iter().rev().collect();
         let read = |(entry, behind): (Listed, SystemTime)| async move {
-            self.check(entry.name).await.map(|check| check.map(|(_, check)| (check, entry.modified, behind)))
+            let noted = |(at, check)| (Noted { at, stored: entry.modified, check }, behind);
+            self.check(entry.name).await.map(|check| check.map(noted))
         };
-        let mut reading = stream::iter(listed.into_iter().zip(behind).map(read)).buffered(AT_ONCE);
-        let (mut verdicts, mut asked) = (Verdicts::default(), 0);
+        let mut reading = stream::iter(listed.into_iter().zip(behind).map(read)).buffered(CHECKS_AT_ONCE);
+        let mut verdicts = Verdicts::default();
         while let Some(found) = reading.next().await {
-            let Some((check, stored, behind)) = found? else { continue };
-            asked += 1;
-            verdicts.add(check, stored);
-            if asked >= most || verdicts.are_final(behind) {
+            let Some((noted, behind)) = found? else { continue };
+            verdicts.add(noted);
+            if verdicts.checks().len() >= ASKED || verdicts.are_final(behind) {
                 break;
             }
         }
-        Ok(verdicts.hurt)
+        Ok(verdicts)
     }
 
     /// An event of this cluster from its object; `None` for another cluster's.

@@ -65,7 +65,7 @@ pub async fn begin(
         ..BaseBackupOptions::default()
     };
     let newest = choice.newest.as_ref().map_err(String::clone);
-    let asked = incremental::ask(connection, archive, newest, &local.scratch, &command).await?;
+    let asked = incremental::ask(connection, archive, newest, &choice.spoiled, &local.scratch, &command).await?;
     let Asked { first, why_full, files } = asked;
     let transfer = if why_full.is_none() { Transfer::Incremental } else { Transfer::Full };
     let (reuse, why_full) = choice.settle(why_full, files);

@@ -45,6 +45,12 @@ impl Held {
         self.backups.iter().flat_map(|(backup, packs)| packs.iter().map(move |(number, pack)| (backup, *number, pack)))
     }
 
+    /// The first pack that is one of those, for people.
+    pub fn find(&self, is: impl Fn(&BackupId, u32) -> bool) -> Option<String> {
+        let mut those = self.packs().filter(|(backup, number, _)| is(backup, *number));
+        those.next().map(|(backup, number, _)| format!("pack {number} of backup {backup}"))
+    }
+
     /// Whose packs these are.
     pub fn backups(&self) -> impl Iterator<Item = &BackupId> {
         self.backups.keys()

@@ -18,6 +18,7 @@ use crate::disk::scratch::Scratch;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Upload};
 use crate::pg::{Lsn, MajorVersion, TimelineId};
+use crate::seal::content::event::Spoiled;
 use crate::seal::content::hex;
 use crate::seal::content::manifest::{Manifest, ServerManifest};
 use crate::seal::header::ObjectKind;
@@ -45,11 +46,12 @@ pub async fn ask(
     connection: &mut Connection,
     archive: &Archive,
     parent: Wanted<'_>,
+    spoiled: &Spoiled,
     scratch: &Arc<Scratch>,
     options: &BaseBackupOptions,
 ) -> Result<Asked> {
     let mut files = None;
-    let why = match prepare(connection, archive, parent, scratch, &mut files).await? {
+    let why = match prepare(connection, archive, parent, spoiled, scratch, &mut files).await? {
         Some(why) => why,
         None => {
             let incremental = BaseBackupOptions { incremental: true, ..options.clone() };
@@ -77,6 +79,7 @@ async fn prepare(
     connection: &mut Connection,
     archive: &Archive,
     parent: Wanted<'_>,
+    spoiled: &Spoiled,
     scratch: &Arc<Scratch>,
     files: &mut Option<ParentFiles>,
 ) -> Result<Option<String>> {
@@ -92,7 +95,7 @@ async fn prepare(
     if connection.show("summarize_wal").await? != "on" {
         return Ok(Some("summarize_wal is off on the server".to_owned()));
     }
-    let read = match parent::files(archive, parent, scratch).await? {
+    let read = match parent::files(archive, parent, spoiled, scratch).await? {
         Ok(read) => files.insert(read),
         Err(why) => return Ok(Some(why)),
     };

@@ -4,7 +4,6 @@
 //! files that its maps list, its maps, its page hashes.
 //! Where anything speaks against it, everything is stored.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -21,17 +20,14 @@ use super::past::Past;
 use super::survivors::{self, Due, Space, Survivors};
 use super::take::blocking;
 use crate::archive::Archive;
+use crate::archive::verdicts::Verdicts;
 use crate::disk::scratch::Scratch;
 use crate::error::{Kind, Result};
 use crate::net::Connection;
 use crate::pg::MajorVersion;
 use crate::seal::content::BackupId;
+use crate::seal::content::event::Spoiled;
 use crate::seal::content::manifest::{Backup, Manifest};
-
-/// Checks of the repository that are asked about the parent at most, the newest ones.
-const CHECKS: usize = 512;
-/// Backups before the parent that are asked about at most.
-const BEFORE: usize = 512;
 
 /// What there is to build on, before the server is asked and anyone is told.
 pub struct Choice {
@@ -41,6 +37,8 @@ pub struct Choice {
     pub newest: Result<Manifest, String>,
     /// The newest complete backup whose page hashes are here, or why there is none.
     pub hashed: Result<Hashed, String>,
+    /// Nothing is built on what needs any of it.
+    pub spoiled: Arc<Spoiled>,
 }
 
 /// A complete backup whose page hashes are here.
@@ -56,6 +54,7 @@ pub struct Reuse {
     pub files: Option<ParentFiles>,
     pub cache: Option<Cache>,
     due: Option<Due>,
+    spoiled: Arc<Spoiled>,
 }
 
 /// A parent that may be used: nobody deletes it any more.
@@ -78,7 +77,8 @@ pub async fn choose(
 ) -> Result<Choice> {
     if options.full {
         let asked = || "a full transfer was asked for".to_owned();
-        return Ok(Choice { due: None, newest: Err(asked()), hashed: Err(asked()) });
+        let spoiled = Arc::default();
+        return Ok(Choice { due: None, newest: Err(asked()), hashed: Err(asked()), spoiled });
     }
     let fitness = Fitness::ask(archive, connection, local).await?;
     let newest = match past {
@@ -101,7 +101,7 @@ pub async fn choose(
         Some(due) => newest.and_then(|_| Err(due.why.clone())),
         None => newest,
     };
-    Ok(Choice { due, newest, hashed })
+    Ok(Choice { due, newest, hashed, spoiled: Arc::new(fitness.verdicts.spoiled()) })
 }
 
 /// The newest complete backup in the server's past, or why the server shall not be asked for what has changed since.
@@ -118,7 +118,7 @@ async fn newest(
         "no earlier backup lies in the server's past"
     };
     let Some(parent) = past.newest(archive, connection, complete).await? else { return Ok(Err(none.to_owned())) };
-    if let Err(why) = fitness.of(archive, &parent).await? {
+    if let Err(why) = fitness.of(&parent) {
         return Ok(Err(why));
     }
     let led = past.leads_from(archive, &parent).await?;
@@ -127,41 +127,25 @@ async fn newest(
 
 /// What speaks against a parent.
 struct Fitness {
-    /// Backups that a check found hurt: what is missing of them would be missing in every backup after them.
-    hurt: BTreeSet<String>,
+    /// What checks have found: what is missing of a backup would be missing in every one after it.
+    verdicts: Verdicts,
     checksums: bool,
     identity: Option<String>,
 }
 
 impl Fitness {
     async fn ask(archive: &Archive, connection: &mut Connection, local: &Local) -> Result<Fitness> {
-        let hurt = archive.found_hurt(CHECKS).await?;
+        let verdicts = archive.verdicts().await?;
         let checksums = connection.show("data_checksums").await? == "on";
-        Ok(Fitness { hurt, checksums, identity: local.identity.clone() })
+        Ok(Fitness { verdicts, checksums, identity: local.identity.clone() })
     }
 
-    async fn of(&self, archive: &Archive, parent: &Manifest) -> Result<Result<(), String>> {
-        match self.hurt_before(archive, parent).await? {
-            Some(id) => Ok(Err(format!("`walrecv verify` found backup {id} hurt"))),
-            None => Ok(self.alone(parent)),
+    /// What is known without its maps; a parent that no check has looked at may still need what is known to be [`Spoiled`].
+    fn of(&self, parent: &Manifest) -> Result<(), String> {
+        match self.verdicts.is_hurt(parent.id.as_str()) {
+            true => Err(format!("`walrecv verify` found backup {} hurt", parent.id)),
+            false => self.alone(parent),
         }
-    }
-
-    /// The parent or a backup that it was built on, where a check found that hurt: it may not have known the parent yet.
-    async fn hurt_before(&self, archive: &Archive, parent: &Manifest) -> Result<Option<String>> {
-        let (mut id, mut before) = (parent.id.clone(), parent.parent.clone());
-        for _ in 0..BEFORE {
-            if self.hurt.contains(id.as_str()) {
-                return Ok(Some(id.to_string()));
-            }
-            let Some(next) = before.filter(|_| !self.hurt.is_empty()) else { break };
-            before = match archive.backup(&next).await? {
-                Some(Backup::Complete(manifest)) => manifest.parent,
-                _ => None,
-            };
-            id = next;
-        }
-        Ok(None)
     }
 
     /// What the manifest tells.
@@ -198,7 +182,7 @@ async fn hashed(archive: &Archive, shelf: &Shelf, fitness: &Fitness) -> Result<R
     for id in held {
         match archive.backup(&id).await {
             Ok(Some(Backup::Complete(manifest))) => {
-                if let Err(why) = fitness.of(archive, &manifest).await? {
+                if let Err(why) = fitness.of(&manifest) {
                     return Ok(Err(why));
                 }
                 let (shelf, of) = (shelf.clone(), id.clone());
@@ -230,17 +214,17 @@ impl Choice {
     /// What is built on, now that the server has said how it sends, and what the manifest says of that: `why_full` is the server's side of it, `files`
     /// are those of `newest`.
     pub fn settle(self, why_full: Option<String>, files: Option<ParentFiles>) -> (Option<Reuse>, Option<String>) {
-        let newest = self.newest.ok().map(|manifest| manifest.id);
+        let (newest, spoiled) = (self.newest.ok().map(|manifest| manifest.id), self.spoiled);
         let Some(why) = why_full else {
             // Hashes of any other backup say nothing of what is not sent.
             let cache = self.hashed.ok().filter(|hashed| Some(&hashed.manifest.id) == newest.as_ref());
             let cache = cache.map(|hashed| hashed.cache);
-            return (newest.map(|id| Reuse { id, files, cache, due: None }), None);
+            return (newest.map(|id| Reuse { id, files, cache, due: None, spoiled }), None);
         };
         match self.hashed {
             Ok(Hashed { manifest, cache }) => {
                 let files = files.filter(|_| newest.as_ref() == Some(&manifest.id));
-                (Some(Reuse { id: manifest.id, files, cache: Some(cache), due: self.due }), Some(why))
+                (Some(Reuse { id: manifest.id, files, cache: Some(cache), due: self.due, spoiled }), Some(why))
             }
             Err(nothing) => (None, Some(everything(&why, &nothing))),
         }
@@ -254,7 +238,7 @@ pub fn everything(sent: &str, stored: &str) -> String {
 
 /// The look after the announcement: only now is it known that nobody deletes what the parent needs. The inner error is why it cannot be built on.
 pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Result<Result<Chosen, String>> {
-    let Reuse { id, files, cache, due } = reuse;
+    let Reuse { id, files, cache, due, spoiled } = reuse;
     let manifest = match archive.look_before_reuse(Some(&id)).await?.parent {
         Ok(manifest) => manifest,
         Err(why) => {
@@ -264,7 +248,7 @@ pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Re
     };
     let files = match files {
         Some(files) => Ok(files),
-        None => self::files(archive, &manifest, scratch).await?,
+        None => self::files(archive, &manifest, &spoiled, scratch).await?,
     };
     let files = match files {
         Ok(files) => files,
@@ -304,8 +288,13 @@ async fn find(
 pub async fn files(
     archive: &Archive,
     parent: &Manifest,
+    spoiled: &Spoiled,
     scratch: &Arc<Scratch>,
 ) -> Result<Result<ParentFiles, String>> {
+    let found = |what: &str| Ok(Err(format!("`walrecv verify` found {what}, which backup {} needs", parent.id)));
+    if let Some(map) = parent.maps.iter().find(|map| spoiled.maps.contains(map.backup.as_str())) {
+        return found(&format!("a map of backup {} hurt", map.backup));
+    }
     let (maps, scratch) = (parent.maps.clone(), scratch.clone());
     let read = layers::from_repository(archive, &Handle::current());
     match blocking(move || ParentFiles::read(&maps, &read, &scratch)).await {
@@ -313,7 +302,11 @@ pub async fn files(
             tracing::error!("backup {} cannot be built on: {error}", parent.id);
             Ok(Err(format!("backup {} cannot be built on: {error}", parent.id)))
         }
-        read => read.map(Ok),
+        Ok(files) => match files.held.find(|backup, number| spoiled.has_pack(backup.as_str(), number)) {
+            Some(pack) => found(&format!("{pack} hurt")),
+            None => Ok(Ok(files)),
+        },
+        Err(error) => Err(error),
     }
 }
 
@@ -328,7 +321,7 @@ mod tests {
         let at = |name: Option<&str>| Manifest { identity: name.map(str::to_owned), ..manifest_of(&id) };
         let fit = |now: Option<&str>, then: Option<&str>| {
             let identity = now.map(str::to_owned);
-            Fitness { hurt: BTreeSet::new(), checksums: true, identity }.alone(&at(then))
+            Fitness { verdicts: Verdicts::default(), checksums: true, identity }.alone(&at(then))
         };
         assert_eq!((fit(None, None), fit(Some("a1"), Some("a1"))), (Ok(()), Ok(())));
         for (now, then) in [(Some("b2"), Some("a1")), (Some("b2"), None), (None, Some("a1"))] {

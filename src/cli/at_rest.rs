@@ -1,5 +1,6 @@
 //! A cluster that nobody streams on this host: what its catalog last knew, and what the repository has.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -9,13 +10,13 @@ use super::context::Context;
 use super::output;
 use crate::archive::Archive;
 use crate::archive::holes::Barrier;
-use crate::archive::verdicts::LOOKED_AT;
 use crate::catalog::{LastKnown, path_in};
 use crate::config::Settings;
 use crate::daemon::holes;
 use crate::daemon::report::{Behind, Check, ClusterReport, Ending, LastRun, Positions, Remark, State};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::event::Outcome;
 use crate::seal::header::RepositoryId;
 
 /// Where the catalog has an answer, the repository is not waited for any longer.
@@ -159,17 +160,27 @@ async fn stored(common: &Common) -> Result<Stored> {
     Ok(stored)
 }
 
-/// The newest check of everything, else the newest one.
+/// The newest check of everything, else the newest one, and what is known to be hurt of what it and newer ones looked at.
 async fn checked(archive: &Archive) -> Result<Option<Check>> {
-    let checks = archive.verified(LOOKED_AT).await?;
-    let newest = checks.iter().find(|(_, check)| check.only.is_none()).or(checks.first());
-    Ok(newest.map(|(at, check)| Check {
-        at: output::rfc3339(*at),
+    let verdicts = archive.verdicts().await?;
+    let checks = verdicts.checks();
+    let place = checks.iter().position(|noted| noted.check.only.is_none()).unwrap_or(0);
+    let Some(newest) = checks.get(place) else { return Ok(None) };
+    let seen = checks.iter().take(place + 1).map(|noted| &noted.check);
+    let hurt: BTreeSet<&String> = seen
+        .flat_map(|check| check.whole.iter().chain(&check.hurt).chain(&check.unknown))
+        .filter(|id| verdicts.is_hurt(id))
+        .collect();
+    let check = &newest.check;
+    // By another one: since then, or by a check that this one could not take back.
+    let outcome = if hurt.is_empty() || check.outcome != Outcome::Ok { check.outcome } else { Outcome::Corrupt };
+    Ok(Some(Check {
+        at: output::rfc3339(newest.at),
         deep: check.deep,
         only: check.only.clone(),
-        outcome: check.outcome.name().to_owned(),
+        outcome: outcome.name().to_owned(),
         problems: check.problems,
-        hurt: check.hurt.clone(),
+        hurt: hurt.into_iter().cloned().collect(),
     }))
 }
 

@@ -13,14 +13,14 @@ use crate::archive::Archive;
 use crate::archive::holes::Barrier;
 use crate::archive::inventory::Inventory;
 use crate::archive::path::Path;
-use crate::archive::verdicts::LOOKED_AT;
+use crate::archive::verdicts::{Found, Verdicts};
 use crate::catalog::{Catalog, path_in};
 use crate::error::Result;
 use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
 use crate::repo::names::{PART_BYTES, parts_of};
 use crate::restore::stock;
-use crate::seal::content::event::{Drill, Verified};
+use crate::seal::content::event::Drill;
 use crate::seal::content::manifest::Manifest;
 
 /// How many segments are looked through for the newest, or the oldest, commit.
@@ -47,32 +47,37 @@ pub async fn run(common: &Common) -> Result<()> {
     let catalog = noted(&context, &archive);
     let shelf = Shelf { archive: &archive, inventory: &inventory, catalog: catalog.as_ref() };
     let mut windows = Vec::new();
-    for manifest in stock::complete_backups(&archive).await? {
+    let list = stock::backups(&archive).await?;
+    for manifest in list.complete {
         windows.push(window(&shelf, manifest).await?);
     }
     let recorded = archive.barriers().await?;
     let backups: Vec<Manifest> = windows.iter().map(|window| window.manifest.clone()).collect();
     let open = archive.open_among(recorded.clone(), &backups).await?;
     let corrupt = archive.corrupt_wal().await?;
-    let checks = archive.verified(LOOKED_AT).await?;
+    let verdicts = archive.verdicts().await?;
     let drill = archive.last_drill().await?;
     if common.output == output::Format::Json {
         let stored: Vec<Value> = inventory.timelines.keys().map(|t| timeline_json(&inventory, *t, &archive)).collect();
-        let backups: Vec<Value> = windows.iter().map(|window| checked_json(window, &checks)).collect();
+        let backups: Vec<Value> = windows.iter().map(|window| checked_json(window, &verdicts)).collect();
         output::json(&json!({
             "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
             "holes": recorded.iter().filter_map(|one| hole_json(one, !open.contains(one))).collect::<Vec<_>>(),
             "minimal_wal": recorded.iter().filter_map(|one| minimal_json(one, !open.contains(one))).collect::<Vec<_>>(),
+            "unreadable": list.unreadable.iter().map(|(name, problem)| json!({
+                "object": name, "problem": problem.to_string(),
+            })).collect::<Vec<_>>(),
             "last_drill": drill.as_ref().map(|(at, drill)| drill_json(*at, drill)),
             "corrupt_wal": corrupt.iter().map(|(at, found)| json!({
-                "timeline": found.timeline.0, "lsn": found.lsn.to_string(), "problem": found.problem, "found_at": at.to_string(),
+                "timeline": found.timeline.0, "lsn": found.lsn.to_string(), "problem": found.problem,
+                "found_at": output::rfc3339(*at),
             })).collect::<Vec<_>>(),
         }));
         return Ok(());
     }
     print(&archive, &inventory, &windows);
-    tell_checks(&windows, &checks);
+    tell_checks(&windows, &verdicts);
     tell_bad_pages(&windows);
     if let Some((at, drill)) = &drill {
         output::line(drill_text(*at, drill));
@@ -329,31 +334,27 @@ pub(super) fn short(time: PgTime) -> String {
 }
 
 /// When somebody last read all of it back, and what was found.
-fn tell_checks(windows: &[Window], checks: &[(Timestamp, Verified)]) {
-    let Some((at, newest)) = checks.iter().find(|(_, check)| check.only.is_none()) else {
-        if !windows.is_empty() {
-            output::line("never verified: `walrecv verify` reads it back");
+fn tell_checks(windows: &[Window], verdicts: &Verdicts) {
+    match verdicts.checks().iter().find(|noted| noted.check.only.is_none()) {
+        Some(newest) => {
+            let depth = if newest.check.deep { "every byte" } else { "names, lengths, indexes" };
+            let (at, outcome) = (output::time(newest.at), newest.check.outcome.name());
+            output::line(format!("last verified {at} ({depth}): {outcome}"));
         }
-        return;
-    };
-    let depth = if newest.deep { "every byte" } else { "names, lengths, indexes" };
-    output::line(format!("last verified {} ({depth}): {}", output::time(*at), newest.outcome.name()));
-    for window in windows {
-        let id = window.manifest.id.as_str();
-        match show::last_check(checks, id) {
-            Some((at, check)) if check.hurt.iter().any(|hurt| hurt == id) => {
-                output::line(format!("HURT: {id} could not be restored when it was verified at {}", output::time(*at)));
-            }
-            _ => {}
+        None if windows.is_empty() => {}
+        None => output::line("never verified: `walrecv verify` reads it back"),
+    }
+    for id in windows.iter().map(|window| window.manifest.id.as_str()) {
+        if let Some((noted, Found::Hurt)) = verdicts.of(id) {
+            let at = output::time(noted.at);
+            output::line(format!("HURT: {id} could not be restored when it was verified at {at}"));
         }
     }
 }
 
-fn checked_json(window: &Window, checks: &[(Timestamp, Verified)]) -> Value {
+fn checked_json(window: &Window, verdicts: &Verdicts) -> Value {
     let mut value = window_json(window);
-    let id = window.manifest.id.as_str();
-    value["last_verified"] =
-        show::last_check(checks, id).map_or(Value::Null, |(at, check)| show::check_json(*at, check, id));
+    value["last_verified"] = verdicts.of(window.manifest.id.as_str()).map_or(Value::Null, show::check_json);
     value
 }
 
@@ -390,14 +391,14 @@ fn minimal_json(barrier: &Barrier, closed: bool) -> Option<Value> {
 /// One backup as scripts see it.
 pub fn backup_json(manifest: &Manifest) -> Value {
     json!({
-        "id": manifest.id.to_string(), "label": manifest.label, "server_version": manifest.version_num,
+        "id": manifest.id.to_string(), "label": manifest.label, "server_version_num": manifest.version_num,
         "timeline": manifest.timeline.0, "start_lsn": manifest.start.to_string(), "stop_lsn": manifest.stop.to_string(),
-        "started_at": manifest.started_at.to_string(), "stopped_at": manifest.stopped_at.to_string(),
+        "started_at": output::rfc3339(manifest.started_at), "stopped_at": output::rfc3339(manifest.stopped_at),
         "total_bytes": manifest.sizes.total, "stored_bytes": manifest.sizes.stored, "read_bytes": manifest.sizes.read,
         "files": manifest.sizes.files, "packs": manifest.sizes.packs, "bad_pages": manifest.bad_page_count,
         "transfer": manifest.transfer, "parent": manifest.parent.as_ref().map(ToString::to_string),
         "changed_bytes": manifest.sizes.changed, "reused_bytes": manifest.sizes.reused,
-        "changed_share": show::changed_share(manifest), "seconds": show::took(manifest),
+        "changed_share": show::changed_share(manifest), "copy_seconds": show::took(manifest),
         "from_standby": manifest.from_standby,
     })
 }

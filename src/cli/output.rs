@@ -120,6 +120,16 @@ pub fn table(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// So many of something: `1 backup`, `2 backups`.
+pub fn count(number: u64, one: &str) -> String {
+    let many = match one.strip_suffix('y') {
+        _ if number == 1 => return format!("1 {one}"),
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{one}s"),
+    };
+    format!("{number} {many}")
+}
+
 /// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01 00:00:00 UTC (`POSTGRES_EPOCH_JDATE`).
 pub const PG_EPOCH_UNIX_MICROS: i64 = 946_684_800_000_000;
 

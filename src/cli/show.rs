@@ -1,17 +1,15 @@
 //! `walrecv show ID`: one backup, and what can be restored from it.
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::args::{Common, ShowArgs};
 use super::context::Context;
 use super::{list, output, target};
 use crate::archive::Archive;
-use crate::archive::verdicts::LOOKED_AT;
+use crate::archive::verdicts::{Found, Noted};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pg::data_page;
 use crate::seal::content::BackupId;
-use crate::seal::content::event::Verified;
 use crate::seal::content::manifest::{Backup, BadPage, Manifest, Transfer};
 
 /// What a bad page is known to be.
@@ -32,20 +30,19 @@ pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
         }
         None => return Err(unknown(id.as_str())),
     };
-    let checks = archive.verified(LOOKED_AT).await?;
+    let verdicts = archive.verdicts().await?;
     let window = list::window_of(&context, &archive, manifest).await?;
-    let last = last_check(&checks, id.as_str());
+    let last = verdicts.of(id.as_str());
     match common.output {
         output::Format::Json => {
             let mut value = list::window_json(&window);
             details(&mut value, &window.manifest);
-            value["last_verified"] = last.map_or(Value::Null, |(at, check)| check_json(*at, check, id.as_str()));
+            value["last_verified"] = last.map_or(Value::Null, check_json);
             output::json(&value);
         }
         output::Format::Text => {
             text(&window);
-            let told = last.map_or("never".to_owned(), |(at, check)| check_text(*at, check, id.as_str()));
-            row("verified", told);
+            row("verified", last.map_or("never".to_owned(), check_text));
         }
     }
     Ok(())
@@ -67,13 +64,24 @@ pub async fn choose(archive: &Archive, text: &str) -> Result<BackupId> {
     found.sort_unstable();
     match found.as_slice() {
         [only] => Ok(only.clone()),
-        [] => Err(unknown(text)),
+        [] => Err(no_such(archive, text).await?),
         many => {
             let named: Vec<&str> = many.iter().take(NAMED).map(BackupId::as_str).collect();
             let text = format!("{} backups begin with {text:?}: {}", many.len(), named.join(", "));
             Err(Error::new(Kind::Usage, text).hint("give more of the id"))
         }
     }
+}
+
+/// The error for what means no backup, with the newest of those that there are.
+async fn no_such(archive: &Archive, text: &str) -> Result<Error> {
+    let complete = archive.list_backups().await?.complete;
+    let known: Vec<&str> = complete.iter().rev().take(NAMED).map(|manifest| manifest.id.as_str()).collect();
+    let hint = match known.is_empty() {
+        true => "no complete backup is stored".to_owned(),
+        false => format!("`walrecv list` shows the backups; the newest are {}", known.join(", ")),
+    };
+    Ok(Error::new(Kind::Usage, format!("there is no backup {text:?}")).hint(hint))
 }
 
 /// As [`choose`], where one may be named.
@@ -88,37 +96,24 @@ fn unknown(text: &str) -> Error {
     Error::new(Kind::Usage, format!("there is no backup {text:?}")).hint("`walrecv list` shows the backups")
 }
 
-/// The newest check that looked at a backup.
-pub fn last_check<'c>(checks: &'c [(Timestamp, Verified)], id: &str) -> Option<&'c (Timestamp, Verified)> {
-    checks.iter().find(|(_, check)| state(check, id).is_some())
-}
-
-/// What a check said of a backup; `None`: it did not look at it.
-fn state(check: &Verified, id: &str) -> Option<&'static str> {
-    let has = |ids: &[String]| ids.iter().any(|other| other == id);
-    match () {
-        () if has(&check.hurt) => Some("hurt"),
-        () if has(&check.unknown) => Some("unknown"),
-        () if has(&check.whole) => Some("whole"),
-        () => None,
-    }
-}
-
-fn depth(check: &Verified) -> &'static str {
-    if check.deep { "deep" } else { "quick" }
-}
-
-pub fn check_json(at: Timestamp, check: &Verified, id: &str) -> Value {
-    json!({ "at": output::rfc3339(at), "deep": check.deep, "state": state(check, id) })
-}
-
-pub fn check_text(at: Timestamp, check: &Verified, id: &str) -> String {
-    let state = match state(check, id) {
-        Some("hurt") => "HURT: it cannot be restored as it is",
-        Some("unknown") => "could not be read",
-        _ => "whole",
+/// What is known of a backup, and since which check.
+pub fn check_json((noted, found): (&Noted, Found)) -> Value {
+    let state = match found {
+        Found::Whole => "whole",
+        Found::Hurt => "hurt",
+        Found::Unknown => "unknown",
     };
-    format!("{} ({}): {state}", output::time(at), depth(check))
+    json!({ "at": output::rfc3339(noted.at), "deep": noted.check.deep, "state": state })
+}
+
+fn check_text((noted, found): (&Noted, Found)) -> String {
+    let state = match found {
+        Found::Whole => "whole",
+        Found::Hurt => "HURT: it cannot be restored as it is",
+        Found::Unknown => "could not be read",
+    };
+    let depth = if noted.check.deep { "deep" } else { "quick" };
+    format!("{} ({depth}): {state}", output::time(noted.at))
 }
 
 /// What `list` does not tell.
@@ -134,7 +129,7 @@ fn details(value: &mut Value, manifest: &Manifest) {
     value["carried_bytes"] = sizes.carried.into();
     value["why_full"] = manifest.why_full.clone().into();
     value["host"] = manifest.host.clone().into();
-    value["survivors_at"] = manifest.survivors_at.to_string().into();
+    value["survivors_at"] = output::rfc3339(manifest.survivors_at).into();
     value["data_checksums"] = (manifest.control.data_checksum_version > 0).into();
     let spaces = manifest.tablespaces.iter().map(|t| json!({ "oid": t.oid, "location": raw(&t.location.0) }));
     value["tablespaces"] = spaces.collect();
@@ -159,7 +154,7 @@ pub fn kind(manifest: &Manifest) -> &'static str {
     }
 }
 
-/// Seconds from the start to the end of the copy.
+/// Seconds of the copy: from its start, after the checkpoint, to its end, before the maps are written and WAL is waited for.
 pub fn took(manifest: &Manifest) -> f64 {
     manifest.stopped_at.duration_since(manifest.started_at).as_secs_f64().max(0.0)
 }
@@ -195,7 +190,7 @@ fn text(window: &list::Window) {
     }
     row("began", output::time(manifest.started_at));
     row("took", output::seconds(took(manifest)));
-    row("data", format!("{} in {} files", output::bytes(sizes.total), sizes.files));
+    row("data", format!("{} in {}", output::bytes(sizes.total), output::count(sizes.files, "file")));
     row(
         "changed",
         format!(
@@ -208,7 +203,7 @@ fn text(window: &list::Window) {
     if sizes.moved > 0 {
         row("", format!("{} of it had not changed: stored anew so that space comes back", output::bytes(sizes.moved)));
     }
-    row("stored", format!("{} in {} packs", output::bytes(sizes.stored), sizes.packs));
+    row("stored", format!("{} in {}", output::bytes(sizes.stored), output::count(sizes.packs.into(), "pack")));
     row("WAL", format!("{} to {}, timeline {}", manifest.start, manifest.stop, manifest.stop_timeline));
     for map in &manifest.maps {
         row("map", format!("of {}, {}", map.backup, output::bytes(map.bytes)));

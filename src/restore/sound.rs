@@ -3,7 +3,6 @@
 use super::choose::{self, Choice, PassedOver, Wanted};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
-use crate::archive::verdicts::LOOKED_AT;
 use crate::seal::content::manifest::Manifest;
 
 /// The same landing from a backup that nothing is known against, if `choice` is of one that was found hurt. What the checks say cannot be read without it being a
@@ -15,11 +14,11 @@ pub async fn prefer(
     wanted: &Wanted,
     choice: Choice,
 ) -> Choice {
-    let hurt = archive.found_hurt(LOOKED_AT).await.unwrap_or_else(|error| {
+    let verdicts = archive.verdicts().await.unwrap_or_else(|error| {
         tracing::warn!("what checks have found of the backups cannot be read: {error}");
         Default::default()
     });
-    let is_hurt = |manifest: &Manifest| hurt.contains(manifest.id.as_str());
+    let is_hurt = |manifest: &Manifest| verdicts.is_hurt(manifest.id.as_str());
     if !is_hurt(&choice.manifest) {
         return choice;
     }

@@ -16,7 +16,6 @@ use crate::seal::content::manifest::{Backup, Manifest};
 /// Manifests read at the same time.
 const AT_ONCE: usize = 8;
 /// Newest checks that are asked what they found.
-const CHECKS: usize = 512;
 
 /// Looks, in the order that makes the outcome safe although nothing stands still:
 ///
@@ -48,9 +47,9 @@ pub async fn judge(archive: &Archive, view: &mut View, goes: &(dyn Fn(&BackupId)
     let planned = |id: &BackupId| view.plans.iter().any(|stored| stored.plan.deletes(id));
     let mut stay: Vec<Manifest> = view.complete().filter(|m| !goes(&m.id) && !planned(&m.id)).cloned().collect();
     stay.sort_by(by_position);
-    let hurt = archive.found_hurt(CHECKS).await?;
+    let verdicts = archive.verdicts().await?;
     for manifest in stay.into_iter().rev() {
-        let why = match hurt.contains(manifest.id.as_str()) {
+        let why = match verdicts.is_hurt(manifest.id.as_str()) {
             true => Some("`walrecv verify` found it hurt, and none of every byte has found it whole since".to_owned()),
             false => archive.lacks_wal(&manifest).await?,
         };

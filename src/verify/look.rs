@@ -15,7 +15,9 @@ use super::{Options, Progress, Stage};
 use crate::archive::Archive;
 use crate::backoff::Backoff;
 use crate::error::{Error, Kind, Result};
+use crate::repo::names::{BackupPart, parse_backup_part};
 use crate::seal::content::Malformed;
+use crate::seal::content::event::Spoiled;
 use crate::seal::header::{KeyClass, ObjectKind};
 use crate::seal::opener::{OpenFailed, open_index};
 
@@ -88,6 +90,7 @@ struct Book {
     more: Vec<Flaw>,
     checked: Checked,
     bad_pages: Vec<BadPage>,
+    spoiled: Spoiled,
 }
 
 impl<'a> Look<'a> {
@@ -126,8 +129,22 @@ impl<'a> Look<'a> {
     /// Notes trouble with an object that these backups need.
     pub fn blame(&self, object: &str, expected: &str, trouble: Trouble, hurts: BTreeSet<String>) {
         let Trouble { flaw, found } = trouble;
+        if !hurts.is_empty() && flaw != Flaw::Unreadable {
+            self.spoil(object);
+        }
         let (object, expected) = (object.to_owned(), expected.to_owned());
         self.note(Problem { object, flaw, expected, found, hurts, limits: BTreeSet::new() });
+    }
+
+    /// Notes a pack or a map that no new backup shall build on.
+    fn spoil(&self, object: &str) {
+        let root = self.archive.names.root();
+        let relative = object.strip_prefix(&root).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
+        match parse_backup_part(relative) {
+            Some((backup, BackupPart::Pack(number))) => self.book().spoiled.add_packs(backup, [number]),
+            Some((backup, BackupPart::Map(_))) => _ = self.book().spoiled.maps.insert(backup.to_owned()),
+            _ => {}
+        }
     }
 
     /// All that were noted so far.
@@ -213,7 +230,7 @@ impl<'a> Look<'a> {
 
     pub fn report(&self, shelf: &Shelf, stored: Stored, left_over: LeftOver, took: Duration) -> Report {
         let mut book = self.book();
-        let Book { mut problems, more, mut checked, bad_pages } = std::mem::take(&mut *book);
+        let Book { mut problems, more, mut checked, bad_pages, spoiled } = std::mem::take(&mut *book);
         checked.bytes = self.fetched.load(Ordering::Relaxed);
         problems.sort_by(|a, b| (&a.object, a.flaw).cmp(&(&b.object, b.flaw)));
         let flaws = problems.iter().map(|problem| problem.flaw).chain(more.iter().copied());
@@ -245,6 +262,8 @@ impl<'a> Look<'a> {
             wal: stored.ranges(),
             recorded_holes: stored.recorded,
             remembered: Vec::new(),
+            carried: Vec::new(),
+            spoiled,
             problems_not_named: more.len() as u64,
             checked,
             left_over,

@@ -103,10 +103,12 @@ pub async fn verify(archive: &Archive, options: &Options) -> Result<Report> {
     if options.only.is_none() {
         others::look(&look).await?;
     }
-    let remembered = if options.deep { Vec::new() } else { remembered::look(&look, &shelf).await? };
+    let told = remembered::ask(&look).await?;
+    let remembered = remembered::blame(&look, &shelf, &told);
     let gone = backups::vanished(&look, &mut shelf).await?;
     look.forget(&gone);
-    let report = Report { remembered, ..look.report(&shelf, stored, left_over, clock.elapsed()) };
+    let mut report = Report { remembered, ..look.report(&shelf, stored, left_over, clock.elapsed()) };
+    remembered::carry(&mut report, &told);
     look.demand_key(&report)?;
     Ok(report)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::seal::content::event::{Outcome, Verified};
+use crate::seal::content::event::{Outcome, Spoiled, Verified};
 
 /// Problems that are named; what goes beyond is counted.
 pub const NAMED: usize = 10_000;
@@ -157,6 +157,11 @@ pub struct Report {
     pub problems_not_named: u64,
     /// Backups that an earlier deep check found hurt, and this quick one has not read again.
     pub remembered: Vec<String>,
+    /// What the event says again of earlier ones, whether it was looked at or not.
+    #[serde(skip)]
+    pub carried: Vec<String>,
+    #[serde(skip)]
+    pub spoiled: Spoiled,
     pub checked: Checked,
     pub left_over: LeftOver,
     pub bad_pages: Vec<BadPage>,
@@ -173,13 +178,15 @@ impl Report {
         };
         Verified {
             deep: self.deep,
+            seconds: self.milliseconds.div_ceil(1000),
             only: self.only.clone(),
             outcome: self.outcome,
             problems: self.problems.len() as u64 + self.problems_not_named,
             whole: of(State::Whole),
             hurt: of(State::Hurt),
             unknown: of(State::Unknown),
-            remembered: self.remembered.clone(),
+            remembered: self.carried.clone(),
+            spoiled: self.spoiled.clone(),
         }
     }
 }

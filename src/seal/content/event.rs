@@ -1,5 +1,7 @@
 //! Events: what happened to an archive that nobody may overlook later. Small index objects, one for each.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -75,10 +77,13 @@ pub struct MinimalWal {
 }
 
 /// The archive, or one backup of it, was read back and checked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// Every byte was opened, not only what names, lengths and indexes tell.
     pub deep: bool,
+    /// How long it took: what was noted meanwhile it need not have seen.
+    #[serde(default)]
+    pub seconds: u64,
     /// What was looked at: everything, or only this backup and its WAL.
     pub only: Option<String>,
     pub outcome: Outcome,
@@ -90,16 +95,65 @@ pub struct Verified {
     pub hurt: Vec<String>,
     /// Backups of which something could not be read, so that nothing is known.
     pub unknown: Vec<String>,
-    /// Of those that are hurt: what an earlier deep check found, and this quick one has not read again.
+    /// What earlier deep checks found hurt, and this one has not judged by every byte: said again, since those may be too far back to be asked. Also such as this
+    /// one did not look at, and such as were deleted.
     #[serde(default)]
     pub remembered: Vec<String>,
+    /// What is missing or damaged of what these backups need: no new one builds on it.
+    #[serde(default)]
+    pub spoiled: Spoiled,
+}
+
+/// Packs and maps that are missing or damaged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spoiled {
+    /// Numbers of packs by the backup that stored them; none: more than [`Spoiled::NAMED`], so any of its packs may be meant.
+    #[serde(default)]
+    pub packs: BTreeMap<String, BTreeSet<u32>>,
+    /// Backups that stored the maps.
+    #[serde(default)]
+    pub maps: BTreeSet<String>,
+}
+
+impl Spoiled {
+    /// Packs of one backup that are named, so that the event stays small.
+    pub const NAMED: usize = 1000;
+
+    pub fn is_empty(&self) -> bool {
+        self.packs.is_empty() && self.maps.is_empty()
+    }
+
+    pub fn add_packs(&mut self, backup: &str, numbers: impl IntoIterator<Item = u32>) {
+        let all = self.packs.get(backup).is_some_and(BTreeSet::is_empty);
+        let named = self.packs.entry(backup.to_owned()).or_default();
+        named.extend(numbers);
+        if all || named.len() > Self::NAMED {
+            named.clear();
+        }
+    }
+
+    pub fn has_pack(&self, backup: &str, number: u32) -> bool {
+        self.packs.get(backup).is_some_and(|named| named.is_empty() || named.contains(&number))
+    }
+
+    /// Adds what another one tells.
+    pub fn merge(&mut self, other: &Spoiled) {
+        self.maps.extend(other.maps.iter().cloned());
+        for (backup, numbers) in &other.packs {
+            match numbers.is_empty() {
+                true => _ = self.packs.insert(backup.clone(), BTreeSet::new()),
+                false => self.add_packs(backup, numbers.iter().copied()),
+            }
+        }
+    }
 }
 
 /// What a check came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Nothing is wrong.
+    #[default]
     Ok,
     /// Something is missing, damaged, or not what it should be.
     Corrupt,
@@ -224,15 +278,17 @@ mod tests {
             reason: "r".to_owned(),
         };
         let corrupt = CorruptWal { timeline: TimelineId(1), lsn: Lsn(7), problem: "p".to_owned() };
+        let mut spoiled = Spoiled::default();
+        spoiled.add_packs("b", [5, 0]);
         let verified = Verified {
             deep: true,
-            only: None,
+            seconds: 7,
             outcome: Outcome::Corrupt,
             problems: 3,
             whole: vec!["a".to_owned()],
             hurt: vec!["b".to_owned()],
-            unknown: Vec::new(),
-            remembered: Vec::new(),
+            spoiled,
+            ..Verified::default()
         };
         let one = Verified { only: Some("b".to_owned()), ..verified.clone() };
         let verified = [What::Verified(verified), What::Verified(one)];
@@ -272,6 +328,23 @@ mod tests {
             assert!(text.contains(&format!("\"event\": \"{}\"", event.what.name())), "{text}");
             assert_eq!(Event::decode(text.as_bytes()).unwrap(), event);
         }
+    }
+
+    #[test]
+    fn packs_that_are_too_many_to_be_named_are_all_of_their_backup() {
+        let mut few = Spoiled::default();
+        few.add_packs("a", [1, 2]);
+        few.add_packs("b", 0..Spoiled::NAMED as u32);
+        assert!(few.has_pack("a", 2) && !few.has_pack("a", 3) && !few.has_pack("c", 1));
+        assert!(!few.has_pack("b", Spoiled::NAMED as u32));
+        let mut many = few.clone();
+        many.add_packs("b", [Spoiled::NAMED as u32]);
+        many.add_packs("b", [7]);
+        assert!(many.has_pack("b", u32::MAX));
+        few.merge(&many);
+        assert_eq!(few, many);
+        many.merge(&Spoiled::default());
+        assert_eq!(few, many);
     }
 
     #[test]
