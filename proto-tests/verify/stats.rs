@@ -46,13 +46,27 @@ fn bytes_are_counted_by_kind_and_by_what_each_backup_alone_holds() {
 
     // Backups of one day, WAL of today: the basis is what lies between.
     assert_eq!((told.days.len(), told.days[0].backups), (2, 2), "{:?}", told.days);
-    let forecast = told.forecast.expect("months lie between");
+    let forecast = told.forecast.clone().expect("months lie between");
     assert!(forecast.basis_days > 30.0 && forecast.bytes_per_day <= classes.wal.bytes, "{forecast:?}");
     assert!(forecast.bytes_in_90_days >= forecast.bytes_in_30_days && forecast.bytes_in_30_days >= told.bytes);
+
+    let whole = |told: &Stats| {
+        let all: u64 = told.days.iter().map(|day| day.backup_bytes + day.wal_bytes + day.other_bytes).sum();
+        assert_eq!(all, told.bytes, "{:?}", told.days);
+        told.days.iter().map(|day| day.backup_bytes).sum::<u64>()
+    };
+    let stored = whole(&told);
+    let gone = run(shop.archive().repo.head(&shop.archive().names.backup(&first))).expect("a look").expect("one").size;
 
     // Without the first: a relation that is gone, two pages that were replaced, the old pg_control.
     run(shop.archive().repo.delete(&shop.archive().names.backup(&first))).expect("a delete");
     let told = look(&shop);
+    // What it stored is still there, and of its day.
+    assert_eq!(whole(&told), stored - gone);
+    let forecast = told.forecast.as_ref().expect("months lie between");
+    let packs_of_the_first = sum(&shop, &format!("packs/{first}"));
+    let later = told.classes.wal.bytes + told.classes.tails.bytes + packs_of_the_first;
+    assert!(forecast.bytes_per_day as f64 * forecast.basis_days >= later as f64 * 0.9, "{forecast:?}, {later} bytes");
     let dead = told.pack_bytes - told.live_bytes.expect("maps that read well");
     let exact = (12 + 2 + 1) * 8192;
     assert!((exact - 3 * 8192..=exact).contains(&dead), "{dead} bytes are dead, of {exact}");

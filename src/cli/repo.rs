@@ -23,10 +23,10 @@ pub async fn stats(common: &Common) -> Result<()> {
 
 fn print(stats: &Stats, url: &str) {
     output::line(format!(
-        "cluster {} in {url}: {} in {} objects",
+        "cluster {} in {url}: {} in {}",
         stats.cluster,
         output::bytes(stats.bytes),
-        stats.objects
+        output::count(stats.objects, "object")
     ));
     output::line("");
     let classes = &stats.classes;
@@ -53,9 +53,15 @@ fn print(stats: &Stats, url: &str) {
     if let (Some(live), Some(dead)) = (stats.live_bytes, stats.dead_share) {
         output::line("");
         output::line(format!(
-            "packs hold {} of file contents, of which backups need {}: {:.1} % is dead",
+            "packs hold {} of file contents, of which backups need {}: {:.1} % is needed by none",
             output::bytes(stats.pack_bytes),
             output::bytes(live),
+            dead * 100.0
+        ));
+    }
+    if let Some(dead) = stats.newest_dead_share {
+        output::line(format!(
+            "of the packs of the newest backup {:.1} % is not needed by itself: beyond 30 % a later one brings that space back",
             dead * 100.0
         ));
     }
@@ -76,7 +82,7 @@ fn trend(stats: &Stats) {
     };
     let rows: Vec<Vec<String>> = newest.map(row).collect();
     output::line(output::table(&["DAY (UTC)", "BACKUPS", "BY BACKUPS", "BY WAL"], &[false, true, true, true], &rows));
-    output::line("Stored on that day and still there.");
+    output::line("Stored on that day and still there, whichever backup needs it now.");
     match &stats.forecast {
         Some(forecast) => output::line(format!(
             "growth    {} a day, from {:.1} days without the oldest backup; if nothing is deleted {} in 30 days, {} in 90",

@@ -12,6 +12,7 @@ use super::look::Look;
 use super::maps::{self, Parts};
 use super::{Options, Problem};
 use crate::archive::Archive;
+use crate::archive::backups::by_position;
 use crate::error::{Context, Result};
 use crate::repo::Listed;
 use crate::seal::content::BackupId;
@@ -53,13 +54,16 @@ pub struct Share {
     pub alone_bytes: u64,
 }
 
-/// What was added on one day (UTC), as far as it is still there.
+/// What was stored on one day (UTC, by the store's times) and is still there, whoever needs it now. All days together are all bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Day {
     pub day: String,
+    /// Complete ones that are still there, by the day on which their copy ended.
     pub backups: u64,
     pub backup_bytes: u64,
+    /// With tails.
     pub wal_bytes: u64,
+    pub other_bytes: u64,
 }
 
 /// What to expect, if it goes on like this and nothing is deleted.
@@ -87,6 +91,9 @@ pub struct Stats {
     pub live_bytes: Option<u64>,
     /// The part of `pack_bytes` that no backup needs, 0 to 1.
     pub dead_share: Option<f64>,
+    /// Of the packs that the newest backup needs the part that it does not need itself, 0 to 1, whether others need it or not. This decides when a backup stores
+    /// survivors anew; null: there is no backup.
+    pub newest_dead_share: Option<f64>,
     /// Oldest first.
     pub days: Vec<Day>,
     /// Null: there is less than a day to tell it from.
@@ -111,8 +118,7 @@ pub async fn stats(archive: &Archive, options: &Options) -> Result<Stats> {
     // Blocks at both ends of a piece count whole.
     let live_bytes = live(&look, &shelf).await.map(|live| live.min(pack_bytes));
     let dead_share = live_bytes.filter(|_| pack_bytes > 0).map(|live| 1.0 - live as f64 / pack_bytes as f64);
-    let wal = listed.iter().filter(|entry| class_of(&entry.name, &root) == "wal");
-    let days = days(wal, &shelf);
+    let days = days(&listed, &root, &shelf);
     let all = [&classes.packs, &classes.maps, &classes.wal, &classes.tails, &classes.manifests, &classes.other];
     Ok(Stats {
         version: Stats::VERSION,
@@ -123,6 +129,7 @@ pub async fn stats(archive: &Archive, options: &Options) -> Result<Stats> {
         pack_bytes,
         live_bytes,
         dead_share,
+        newest_dead_share: newest_dead_share(&shelf),
         forecast: forecast(&listed, &root, &shelf, all.iter().map(|class| class.bytes).sum()),
         days,
         classes,
@@ -182,7 +189,7 @@ fn shares(listed: &[Listed], root: &str, shelf: &Shelf, census: &Census) -> Vec<
     }
     let share = |(manifest, alone_bytes): (&crate::seal::content::manifest::Manifest, u64)| Share {
         id: manifest.id.to_string(),
-        stopped_at: manifest.stopped_at.to_string(),
+        stopped_at: manifest.stopped_at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
         stored_bytes: manifest.sizes.stored,
         alone_bytes,
     };
@@ -220,49 +227,67 @@ fn mark(file: &File, blocks: &mut HashMap<(BackupId, u32), Vec<u64>>) {
     }
 }
 
+fn newest_dead_share(shelf: &Shelf) -> Option<f64> {
+    let sizes = &shelf.manifests.iter().max_by(|a, b| by_position(a, b))?.sizes;
+    Some(if sizes.carried == 0 { 0.0 } else { sizes.dead() as f64 / sizes.carried as f64 })
+}
+
 fn day_of(moment: Timestamp) -> String {
     moment.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d").to_string()
 }
 
-fn days<'l>(wal: impl Iterator<Item = &'l Listed>, shelf: &Shelf) -> Vec<Day> {
+/// What an object was stored for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    Backups,
+    Wal,
+    Other,
+}
+
+fn stored_for(name: &str, root: &str) -> For {
+    match class_of(name, root) {
+        "packs" | "maps" | "backups" | "manifests" | "intents" | "alive" => For::Backups,
+        "wal" | "tail" => For::Wal,
+        _ => For::Other,
+    }
+}
+
+fn days(listed: &[Listed], root: &str, shelf: &Shelf) -> Vec<Day> {
     let mut days: BTreeMap<String, Day> = BTreeMap::new();
     let mut of = |moment: Timestamp, add: &dyn Fn(&mut Day)| {
         let day = day_of(moment);
         add(days.entry(day.clone()).or_insert_with(|| Day { day, ..Day::default() }));
     };
-    for entry in wal {
-        if let Ok(moment) = Timestamp::try_from(entry.modified) {
-            of(moment, &|day| day.wal_bytes += entry.size);
-        }
+    for entry in listed {
+        // A time that no calendar has: better on some day than on none.
+        of(Timestamp::try_from(entry.modified).unwrap_or_default(), &|day| match stored_for(&entry.name, root) {
+            For::Backups => day.backup_bytes += entry.size,
+            For::Wal => day.wal_bytes += entry.size,
+            For::Other => day.other_bytes += entry.size,
+        });
     }
     for manifest in &shelf.manifests {
-        of(manifest.stopped_at, &|day| {
-            day.backups += 1;
-            day.backup_bytes += manifest.sizes.stored;
-        });
+        of(manifest.stopped_at, &|day| day.backups += 1);
     }
     days.into_values().collect()
 }
 
-/// Growth from the end of the oldest backup, which is the state that it grows from, to the newest object.
+/// Growth from the end of the oldest backup, which is the state that it grows from, to the newest object. What was stored since counts, whether its own backup
+/// is still there or not.
 fn forecast(listed: &[Listed], root: &str, shelf: &Shelf, bytes: u64) -> Option<Forecast> {
     let oldest = shelf.manifests.iter().min_by_key(|manifest| manifest.stopped_at)?;
     let from = oldest.stopped_at;
-    let since = |moment: Timestamp| moment.duration_since(from).as_secs_f64() / DAY;
-    let (mut added, mut basis_days) = (0u64, 0f64);
-    let mut add = |moment: Timestamp, bytes: u64| {
-        if moment > from {
-            added += bytes;
-            basis_days = basis_days.max(since(moment));
-        }
+    let own = |name: &str| {
+        let rest = name.strip_prefix(root).unwrap_or_default().trim_start_matches('/');
+        rest.split('/').nth(1) == Some(oldest.id.as_str())
     };
-    for entry in listed.iter().filter(|entry| class_of(&entry.name, root) == "wal") {
-        if let Ok(moment) = Timestamp::try_from(entry.modified) {
-            add(moment, entry.size);
+    let (mut added, mut basis_days) = (0u64, 0f64);
+    for entry in listed.iter().filter(|entry| stored_for(&entry.name, root) != For::Other && !own(&entry.name)) {
+        let Ok(moment) = Timestamp::try_from(entry.modified) else { continue };
+        if moment > from {
+            added += entry.size;
+            basis_days = basis_days.max(moment.duration_since(from).as_secs_f64() / DAY);
         }
-    }
-    for manifest in shelf.manifests.iter().filter(|manifest| manifest.id != oldest.id) {
-        add(manifest.stopped_at, manifest.sizes.stored);
     }
     if basis_days < 1.0 {
         return None;

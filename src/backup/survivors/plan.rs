@@ -55,8 +55,7 @@ pub fn due(parent: Space<'_>, now: Timestamp, every: Duration) -> Option<Due> {
         let why = format!("space was last brought back at {last}, which is due every {hours} hours");
         return Some(Due { why, shreds: true });
     }
-    let (all, live) = (sizes.carried, sizes.changed.saturating_add(sizes.reused));
-    let dead = all.saturating_sub(live);
+    let (all, dead) = (sizes.carried, sizes.dead());
     (started != last && dead.saturating_mul(100) > all.saturating_mul(DEAD_DUE))
         .then(|| format!("{} % of what the packs hold is dead, more than {DEAD_DUE} %", percent(dead, all)))
         .map(|why| Due { why, shreds: false })

@@ -153,6 +153,13 @@ pub struct Sizes {
     pub carried: u64,
 }
 
+impl Sizes {
+    /// File bytes in the packs that this backup needs which it does not need itself; earlier ones may.
+    pub fn dead(&self) -> u64 {
+        self.carried.saturating_sub(self.changed.saturating_add(self.reused))
+    }
+}
+
 /// From the backup's pg_control (`catalog/pg_control.h`): what a restore has to know before it copies a byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlFacts {
