@@ -71,6 +71,10 @@ fn any_backup_can_be_deleted_and_the_others_restore() {
     assert!(ids.iter().all(|id| refused.stderr.contains(id.as_str())), "{}", refused.stderr);
     let refused = expire(&site, &["--backup", "yesterday"]).expect_code(2);
     assert!(refused.stderr.contains(last.as_str()), "{}", refused.stderr);
+    for (said, meant) in [("latest", last), (&second[..second.len() - 2], second)] {
+        let planned = expire(&site, &["--backup", said, "--plan", "--output", "json"]).expect_code(0).json();
+        assert_eq!(planned["delete"][0]["id"], meant.as_str(), "{planned}");
+    }
     let all: Vec<&str> = ids.iter().flat_map(|id| ["--backup", id.as_str()]).collect();
     let refused = expire(&site, &all).expect_code(20);
     assert!(refused.stderr.contains("take a new backup"), "{}", refused.stderr);

@@ -93,6 +93,14 @@ fn a_repository_is_looked_after() {
         (&told["id"], &told["restorable"], &told["last_verified"]["state"]),
         (&id.into(), &true.into(), &"whole".into())
     );
+    // One duration under one name, one form of times and versions.
+    for one in [newest, &told] {
+        for name in ["copy_seconds", "started_at", "stopped_at", "server_version_num"] {
+            assert_eq!((&one[name], one[name].is_null()), (&backup[name], false), "{name}: {one} {backup}");
+        }
+        assert_eq!(one["stopped_at"], moment(&one["stopped_at"]));
+    }
+    assert!(backup["copy_seconds"].as_f64() <= backup["elapsed_seconds"].as_f64(), "{backup}");
     assert!(told["changed_share"].as_f64().is_some_and(|share| share > 0.0 && share <= 1.0), "{told}");
     let text = site.walrecv(&["show", &id[..id.len() - 2]]).run().expect_code(0).stdout;
     for word in [id, "transfer", "made by", "restorable", "verified", "PostgreSQL 17."] {
@@ -165,6 +173,15 @@ fn damaged(site: &Site, id: &str) {
     fs::write(&pack, &good).expect("a pack");
     let text = site.walrecv(&["verify", "--deep"]).run().expect_code(0).stdout;
     assert!(text.contains("result  ok"), "{text}");
+
+    let manifest = files(&site.repository(), &format!("/backups/{id}")).pop().expect("a manifest");
+    let good = fs::read(&manifest).expect("a manifest");
+    fs::write(&manifest, &good[..good.len() - 1]).expect("a manifest");
+    let told = shown(site, &["list"]);
+    let unreadable = &told["unreadable"][0];
+    assert!(unreadable["object"].as_str().is_some_and(|name| name.ends_with(id)), "{told}");
+    assert!(unreadable["problem"].is_string() && told["backups"].as_array().map(Vec::len) == Some(1), "{told}");
+    fs::write(&manifest, &good).expect("a manifest");
 
     let segments = files(&site.repository(), "/wal/00000001/0000000100000000/0000");
     let middle = &segments[segments.len() / 2];

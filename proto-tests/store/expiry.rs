@@ -463,6 +463,26 @@ fn a_quiet_backup_that_gives_signs_of_life_is_not_given_up() {
     });
 }
 
+/// By a clock that is ahead a backup that is being taken looks dead: a plan that names it would keep every later one from building on it.
+#[test]
+fn a_clock_that_is_ahead_announces_nothing() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        let ids = [world.back_up(1).await, world.back_up(2).await];
+        let quiet = BackupId::new(Timestamp::try_from(world.memory.now()).unwrap(), TimelineId(1), Lsn(1), 7);
+        sign(&world.archive, &quiet, 0).await;
+        let of = |ahead| ExpireOptions { now: world.memory.now() + ahead, ..world.options(&[&ids[0]], 1_000) };
+        let hour = Duration::from_secs(3600);
+        let error =
+            run(world.seen_by(FREE), of(STALE + 2 * hour), world.ring.clone()).await.expect_err("a wrong clock");
+        assert!(error.kind() == Kind::Retention && error.to_string().contains("ahead of the store's"), "{error}");
+        assert!(world.archive.list_plans().await.unwrap().plans.is_empty());
+        assert_eq!(world.complete(), ids);
+        let (_, outcome) = run(world.seen_by(FREE), of(hour / 2), world.ring.clone()).await.unwrap();
+        assert_eq!(outcome.deleted, [ids[0].clone()]);
+    });
+}
+
 #[test]
 fn two_expiries_do_not_delete_the_last_two_backups() {
     runtime().block_on(async {
@@ -475,7 +495,7 @@ fn two_expiries_do_not_delete_the_last_two_backups() {
         let outcome = one.carry_out(&world.ring, &proposals[0]).await.unwrap();
         assert_eq!(outcome.deleted, [ids[0].clone()]);
         let outcome = other.carry_out(&world.ring, &proposals[1]).await.unwrap();
-        assert_eq!((outcome.deleted.len(), outcome.spared), (0, vec![(ids[1].clone(), Spared::Last)]));
+        assert_eq!((outcome.deleted.len(), outcome.spared), (0, vec![(ids[1].clone(), Spared::Last { unfit: None })]));
         assert_eq!(world.complete(), [ids[1].clone()]);
         // The plan stands. A later run goes on with it as soon as there is another backup, and not before.
         let (_, outcome) = world.expire(world.options(&[], 1_000)).await.unwrap();

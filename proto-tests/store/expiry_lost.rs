@@ -7,9 +7,11 @@ use walrecv::archive::lost::COMPLETE;
 use walrecv::error::Kind;
 use walrecv::pg::{Lsn, TimelineId};
 use walrecv::retention::ExpireOptions;
+use walrecv::retention::plan::Spared;
 use walrecv::seal::content::BackupId;
 use walrecv::seal::content::event::{Outcome, Verified, What};
 use walrecv::seal::content::manifest::Backup;
+use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
 
 use crate::archive_pieces::writer;
 use crate::expiry::{LIFE, STALE, World, runtime};
@@ -31,7 +33,7 @@ async fn found_whole(world: &World, id: &BackupId) {
         whole: vec![id.to_string()],
         hurt: Vec::new(),
         unknown: Vec::new(),
-        remembered: vec![],
+        ..Verified::default()
     };
     world.archive.put_event(&writer(), What::Verified(check), PATIENCE).await.expect("an event");
 }
@@ -212,7 +214,7 @@ fn a_backup_that_nothing_can_be_restored_from_is_no_reason_to_delete_another() {
             whole: Vec::new(),
             hurt: vec![ids[1].to_string()],
             unknown: Vec::new(),
-            remembered: vec![],
+            ..Verified::default()
         };
         hurt.archive.put_event(&writer(), What::Verified(check), PATIENCE).await.unwrap();
         // Its own WAL is not there.
@@ -229,6 +231,27 @@ fn a_backup_that_nothing_can_be_restored_from_is_no_reason_to_delete_another() {
             );
             assert_eq!(world.complete().len(), 2);
         }
+        // An earlier run was to delete the other one, and was interrupted before the check: that one stays, and the words say why.
+        let created_at = jiff::Timestamp::try_from(hurt.memory.now()).unwrap();
+        let plan = Plan {
+            version: Plan::VERSION,
+            id: PlanId::new(created_at, [7; 8]),
+            cluster: hurt.archive.names.cluster.clone(),
+            system: hurt.archive.names.system,
+            created_at,
+            delete: vec![Deletion { backup: ids[0].clone(), maps: Vec::new(), forced: false }],
+            sweep: Vec::new(),
+            made_by: "a test".to_owned(),
+            host: String::new(),
+            user: String::new(),
+        };
+        hurt.archive.put_plan(&writer(), &plan, PATIENCE).await.unwrap();
+        let (proposal, _) = hurt.expire(hurt.options(&[], 1_000)).await.unwrap();
+        let [(spared, Spared::Last { unfit: Some((unfit, why)) })] = proposal.spared.as_slice() else {
+            panic!("{proposal:?}")
+        };
+        assert!((spared, unfit) == (&ids[0], &ids[1]) && why.contains("`walrecv verify`"), "{proposal:?}");
+        hurt.memory.remove(&hurt.archive.names.plan(plan.id.as_str()));
         // The one that is of no use may go, and so may both by force.
         assert_eq!(tried(&hurt, &ids[1], false).await.unwrap(), [ids[1].clone()]);
         assert_eq!(tried(&short, &ids[0], true).await.unwrap(), [ids[0].clone()]);

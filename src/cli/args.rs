@@ -248,7 +248,7 @@ pub struct BackupArgs {
 
 #[derive(Debug, Args)]
 pub struct ExpireArgs {
-    /// Backup to delete; may be given several times. Without it, only what earlier runs began is finished
+    /// Backup to delete: an id, the beginning of one, or `latest`; may be given several times. Without it, only what earlier runs began is finished
     #[arg(long, value_name = "ID")]
     pub backup: Vec<String>,
     /// Only say what would go, what would stay, and what that frees

@@ -10,7 +10,7 @@ use super::args::{BackupArgs, Common};
 use super::context::{Context, Signals};
 use super::progress::Teller;
 use super::receive::{options as receiver_options, place};
-use super::{list, output};
+use super::{list, output, show};
 use crate::archive::Archive;
 use crate::backup::{BackupOptions, Outcome, Progress, take_with};
 use crate::config::settings;
@@ -149,12 +149,20 @@ async fn archive_of_server(context: &Context, server: &Conninfo) -> Result<Archi
     Ok(context.archive_of(names, context.index_ring()?))
 }
 
+/// The copy, as `list` and `show` tell it, and how fast it was; then all that somebody waited for: the checkpoint before it, maps and WAL after it.
+fn took(outcome: &Outcome) -> String {
+    let copy = show::took(&outcome.manifest);
+    let rate = output::bytes((outcome.manifest.sizes.read as f64 / copy.max(0.001)) as u64);
+    let (copy, all) = (output::seconds(copy), output::seconds(outcome.elapsed.as_secs_f64()));
+    let wal = output::seconds(outcome.waited_for_wal.as_secs_f64());
+    format!("{copy} ({rate}/s); in all {all}, {wal} of it waiting for WAL")
+}
+
 fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Service) {
     let manifest = &outcome.manifest;
-    let seconds = outcome.elapsed.as_secs_f64();
     if common.output == output::Format::Json {
         let mut value = list::backup_json(manifest);
-        value["elapsed_seconds"] = seconds.into();
+        value["elapsed_seconds"] = outcome.elapsed.as_secs_f64().into();
         value["waited_for_wal_seconds"] = outcome.waited_for_wal.as_secs_f64().into();
         value["wal_streamed_here"] = match &service.slot {
             Some((slot, temporary)) => json!({ "slot": slot, "temporary": temporary }),
@@ -175,10 +183,13 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
         let kind = if *temporary { "a temporary slot, which is gone" } else { slot.as_str() };
         output::line(format!("             streamed by this command on {kind}"));
     }
-    output::line(format!("data         {} in {} files", output::bytes(sizes.total), sizes.files));
-    output::line(format!("stored       {} in {} packs", output::bytes(sizes.stored), sizes.packs));
-    let rate = output::bytes((sizes.read as f64 / seconds.max(0.001)) as u64);
-    output::line(format!("took         {} ({rate}/s)", output::seconds(seconds)));
+    output::line(format!("data         {} in {}", output::bytes(sizes.total), output::count(sizes.files, "file")));
+    output::line(format!(
+        "stored       {} in {}",
+        output::bytes(sizes.stored),
+        output::count(sizes.packs.into(), "pack")
+    ));
+    output::line(format!("took         {}", took(outcome)));
     if manifest.bad_page_count > 0 {
         output::line(format!("BAD PAGES    {}: {}", manifest.bad_page_count, super::show::BAD_PAGES));
         for page in manifest.bad_pages.iter().take(10) {

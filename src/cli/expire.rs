@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::{Common, ExpireArgs};
 use super::context::{Context, env};
-use super::output;
+use super::{output, show};
 use crate::archive::Archive;
 use crate::config::duration;
 use crate::error::{Error, Kind, Result};
@@ -20,8 +20,9 @@ pub async fn run(common: &Common, args: &ExpireArgs) -> Result<()> {
         .map_err(|problem| Error::new(Kind::Usage, format!("--delete-delay: {problem}")))?;
     let context = Context::open(common).await?;
     let archive = context.archive(context.index_ring()?).await?;
+    let asked = ids(&archive, &args.backup).await?;
     let options = ExpireOptions {
-        backups: ids(&archive, &args.backup).await?,
+        backups: asked.clone(),
         force: args.force,
         delete_delay,
         state_dir: Some(context.settings.state_dir.clone()),
@@ -39,7 +40,7 @@ pub async fn run(common: &Common, args: &ExpireArgs) -> Result<()> {
         if !text {
             output::json(&as_json(&archive, &proposal, None));
         }
-        return verdict(&proposal.spared, proposal.blocked.as_ref(), args);
+        return verdict(&proposal.spared, proposal.blocked.as_ref(), &asked);
     }
     let ask = match args.yes || proposal.delete.is_empty() {
         true => false,
@@ -55,29 +56,21 @@ pub async fn run(common: &Common, args: &ExpireArgs) -> Result<()> {
     }
     let Outcome { mut failures, spared, blocked, .. } = outcome;
     if failures.is_empty() {
-        return verdict(&spared, blocked.as_ref(), args);
+        return verdict(&spared, blocked.as_ref(), &asked);
     }
     let (count, first) = (failures.len(), failures.swap_remove(0));
     let class = if count == 1 { "one step failed".to_owned() } else { format!("{count} steps failed, the first") };
     Err(first.context(class).hint("run this again: it goes on where it stopped"))
 }
 
-/// The ids that were typed; one that cannot be one is answered with those that are there.
+/// The backups that are meant, as everywhere else. A whole id need not be listed: its manifest may be what is gone.
 async fn ids(archive: &Archive, typed: &[String]) -> Result<Vec<BackupId>> {
     let mut ids = Vec::new();
-    for text in typed {
-        match BackupId::parse(text.trim()) {
-            Ok(id) => ids.push(id),
-            Err(problem) => {
-                let known = archive.list_backups().await?.complete;
-                let known: Vec<&str> = known.iter().map(|manifest| manifest.id.as_str()).collect();
-                let hint = match known.is_empty() {
-                    true => "no complete backup is stored".to_owned(),
-                    false => format!("there are: {}", known.join(", ")),
-                };
-                return Err(Error::new(Kind::Usage, problem.to_string()).hint(hint));
-            }
-        }
+    for text in typed.iter().map(|text| text.trim()) {
+        ids.push(match BackupId::parse(text) {
+            Ok(id) => id,
+            Err(_) => show::choose(archive, text).await?,
+        });
     }
     Ok(ids)
 }
@@ -109,7 +102,7 @@ async fn agreed() -> Result<bool> {
 }
 
 /// The run is done; but is what was asked for?
-fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, args: &ExpireArgs) -> Result<()> {
+fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, asked: &[BackupId]) -> Result<()> {
     if let Some((kind @ Kind::Retention, problem)) = blocked {
         return Err(Error::new(*kind, problem.clone())
             .hint("see whether the folder `backups` of this cluster is all there before you use force"));
@@ -124,7 +117,7 @@ fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, args
             _ => "use a version of walrecv that reads it: until then it is deleted by no force",
         }));
     }
-    match spared.iter().find(|(id, _)| args.backup.iter().any(|typed| typed.trim() == id.as_str())) {
+    match spared.iter().find(|(id, _)| asked.contains(id)) {
         Some((id, why)) => Err(Error::new(Kind::Retention, format!("backup {id} stays for now: {}", reason(why)))
             .hint("run the same command again when that has passed: nothing does it by itself")),
         None => Ok(()),
@@ -135,13 +128,15 @@ fn reason(why: &Spared) -> String {
     match why {
         Spared::Reused { by } => format!("backup {by} is being taken and reuses it"),
         Spared::DarkIntent { of } => format!("the intent of backup {of} cannot be read: it may reuse anything"),
-        Spared::Last => "no complete backup would be left".to_owned(),
+        Spared::Last { unfit: None } => "no complete backup would be left".to_owned(),
+        Spared::Last { unfit: Some((id, why)) } => {
+            format!("no backup would be left to restore from: nothing can be restored from {id}: {why}")
+        }
     }
 }
 
 fn amount(amount: &Amount) -> String {
-    let plural = if amount.objects == 1 { "" } else { "s" };
-    format!("{} in {} object{plural}", output::bytes(amount.bytes), amount.objects)
+    format!("{} in {}", output::bytes(amount.bytes), output::count(amount.objects, "object"))
 }
 
 fn show(proposal: &Proposal, delay: Duration) {
@@ -169,7 +164,8 @@ fn show(proposal: &Proposal, delay: Duration) {
     for id in &proposal.sweep {
         output::line(format!("sweeps       {id}"));
     }
-    output::line(format!("keeps        {} complete backups, with all that they need", proposal.kept));
+    let (kept, need) = (proposal.kept as u64, if proposal.kept == 1 { "it needs" } else { "they need" });
+    output::line(format!("keeps        {}, with all that {need}", output::count(kept, "complete backup")));
     output::line(format!("frees now    {}", amount(&proposal.now)));
     if proposal.later.objects > 0 {
         let when = match delay.is_zero() {
@@ -212,7 +208,7 @@ fn as_json(archive: &Archive, proposal: &Proposal, outcome: Option<&Outcome>) ->
             json!({
                 "id": id.to_string(), "label": manifest.as_ref().map(|m| m.label.clone()),
                 "total_bytes": manifest.as_ref().map(|m| m.sizes.total),
-                "stopped_at": manifest.as_ref().map(|m| m.stopped_at.to_string()),
+                "stopped_at": manifest.as_ref().map(|m| output::rfc3339(m.stopped_at)),
             })
         })
         .collect();
@@ -242,16 +238,15 @@ mod tests {
     fn what_is_spared_is_to_be_asked_for_again() {
         let [id, by] =
             ["20260131T020000Z-00000001-0000000003000028-1a2b", "20260131T030000Z-00000001-0000000004000028-1a2b"];
-        let backup = vec![format!(" {id} ")];
-        let args = ExpireArgs { backup, plan: false, force: false, delete_delay: "24h".to_owned(), yes: true };
         let [id, by] = [id, by].map(|text| BackupId::parse(text).unwrap());
-        let error = verdict(&[(id, Spared::Reused { by: by.clone() })], None, &args).unwrap_err();
+        let asked = [id.clone()];
+        let error = verdict(&[(id, Spared::Reused { by: by.clone() })], None, &asked).unwrap_err();
         assert!(error.kind() == Kind::Retention && error.to_string().contains(by.as_str()), "{error}");
         // No plan names it, and a run without its id does not know of it.
         assert!(error.advice().is_some_and(|hint| hint.contains("the same command") && !hint.contains("plan")));
         // Force deletes what is damaged, and nothing that other keys or versions read.
         let hint = |kind| {
-            let error = verdict(&[], Some(&(kind, "it cannot be read".to_owned())), &args).unwrap_err();
+            let error = verdict(&[], Some(&(kind, "it cannot be read".to_owned())), &asked).unwrap_err();
             (error.kind(), error.advice().unwrap_or_default().to_owned())
         };
         assert!(hint(Kind::Corrupt).1.contains("--force"));
@@ -259,6 +254,17 @@ mod tests {
             let (told, hint) = hint(kind);
             assert!(told == kind && hint.contains("by no force") && !hint.contains("--force"), "{hint}");
         }
+    }
+
+    #[test]
+    fn why_the_last_one_stays_names_the_one_that_cannot_be_restored() {
+        let id = BackupId::parse("20260131T020000Z-00000001-0000000003000028-1a2b").unwrap();
+        assert_eq!(reason(&Spared::Last { unfit: None }), "no complete backup would be left");
+        let told = reason(&Spared::Last { unfit: Some((id.clone(), "its WAL is gone".to_owned())) });
+        assert!(
+            told.contains(id.as_str()) && told.ends_with("its WAL is gone") && !told.contains("complete"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -291,7 +291,7 @@ fn report(
         output::json(&serde_json::json!({
             "repository": url, "cluster": cluster, "config": places.config, "identity_file": identity,
             "encrypted": !args.no_encryption, "slot_created": args.create_slot,
-            "server": { "version_num": server.version, "system_identifier": server.system, "wal_segment_size": server.segment_size },
+            "server": { "server_version_num": server.version, "system_identifier": server.system, "wal_segment_size": server.segment_size },
             "remarks": server.remarks,
         }));
         return Ok(());

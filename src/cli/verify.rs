@@ -113,16 +113,16 @@ fn print(report: &Report, url: &str) {
     }
     report.problems.iter().for_each(problem);
     if report.problems_not_named > 0 {
-        output::line(format!("        and {} more problems", report.problems_not_named));
+        output::line(format!("        and {} more", output::count(report.problems_not_named, "problem")));
     }
     checked(&report.checked, report.deep);
     if report.left_over.objects > 0 {
         let left = &report.left_over;
         output::line(format!(
-            "left    {} objects, {}, of {} backups without a manifest or not needed any more: no harm",
-            left.objects,
+            "left    {}, {}, of {} without a manifest or not needed any more: no harm",
+            output::count(left.objects, "object"),
             output::bytes(left.bytes),
-            left.backups.len()
+            output::count(left.backups.len() as u64, "backup")
         ));
     }
     let result = match report.outcome {
@@ -164,14 +164,14 @@ fn problem(problem: &Problem) {
 
 fn checked(checked: &Checked, deep: bool) {
     output::line(format!(
-        "checked {} manifests, {} map parts, {} packs, {} objects with WAL, {} tails, {} histories, {} others; {} read",
-        checked.manifests,
-        checked.map_parts,
-        checked.packs,
-        checked.wal_objects,
-        checked.tails,
-        checked.histories,
-        checked.others,
+        "checked {}, {}, {}, {} with WAL, {}, {}, {}; {} read",
+        output::count(checked.manifests, "manifest"),
+        output::count(checked.map_parts, "map part"),
+        output::count(checked.packs, "pack"),
+        output::count(checked.wal_objects, "object"),
+        output::count(checked.tails, "tail"),
+        output::count(checked.histories, "timeline history"),
+        output::count(checked.others, "other"),
         output::bytes(checked.bytes)
     ));
     if deep {
@@ -181,6 +181,7 @@ fn checked(checked: &Checked, deep: bool) {
             _ => format!("page checksums: {good} right, {newer} too new to judge, {bad} wrong"),
         };
         let Checked { pages, runs, wal_records, .. } = checked;
-        output::line(format!("opened  {pages} data pages in {runs} runs, {wal_records} WAL records; {sums}"));
+        let (pages, runs) = (output::count(*pages, "data page"), output::count(*runs, "run"));
+        output::line(format!("opened  {pages} in {runs}, {}; {sums}", output::count(*wal_records, "WAL record")));
     }
 }

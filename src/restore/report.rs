@@ -67,7 +67,7 @@ pub struct EstimateShown {
 pub struct BackupShown {
     pub id: String,
     pub label: String,
-    pub server_version: u32,
+    pub server_version_num: u32,
     pub start_lsn: String,
     pub stop_lsn: String,
     pub stopped_at: String,
@@ -131,7 +131,7 @@ impl Plan {
             backup: BackupShown {
                 id: manifest.id.to_string(),
                 label: manifest.label.clone(),
-                server_version: manifest.version_num,
+                server_version_num: manifest.version_num,
                 start_lsn: manifest.start.to_string(),
                 stop_lsn: manifest.stop.to_string(),
                 stopped_at: manifest.stopped_at.to_string(),

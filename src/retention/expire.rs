@@ -1,6 +1,6 @@
 //! An expiry from the first look to the event: each step durable before the next.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
@@ -23,6 +23,8 @@ use crate::seal::key::WriterKeys;
 
 /// How often a manifest that comes back (its writer never heard that it was stored) is deleted again.
 const DELETE_ATTEMPTS: u32 = 4;
+/// By how much this host's clock may be ahead of the store's.
+const CLOCK_AHEAD: Duration = Duration::from_secs(3600);
 
 /// What a run did.
 #[derive(Debug, Default)]
@@ -121,6 +123,7 @@ impl Expiry {
         let keys = ring.fresh()?;
         let plan = self.announced(proposal)?;
         let now = self.archive.put_plan(&keys, &plan, self.options.put_limit).await?;
+        self.demand_clock(&plan, now).await?;
         outcome.plan = Some(plan.id.clone());
         outcome.unfinished = true;
         let waits = self.waits(now);
@@ -133,6 +136,19 @@ impl Expiry {
         self.sweep(&plan, &waits, &mut outcome).await?;
         self.record(&keys, &plan, &mut outcome).await;
         Ok(outcome)
+    }
+
+    /// What the plan names was chosen by this host's clock. Where that is ahead, backups that are being taken look dead, and no later one would be built on them
+    /// while the plan stands: it goes again, before anything is done by it. `now` is when the store took it.
+    async fn demand_clock(&self, plan: &Plan, now: SystemTime) -> Result<()> {
+        let ahead = self.options.now.duration_since(now).unwrap_or_default();
+        if ahead <= CLOCK_AHEAD {
+            return Ok(());
+        }
+        self.archive.repo.delete(&self.archive.names.plan(plan.id.as_str())).await?;
+        let text = format!("this host's clock is {} minutes ahead of the store's", ahead.as_secs() / 60);
+        Err(Error::new(Kind::Retention, text)
+            .hint("Set the clock and run this again: by a wrong one a backup that is being taken looks dead. Nothing was deleted."))
     }
 
     fn announced(&self, proposal: &Proposal) -> Result<Plan> {

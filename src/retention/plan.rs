@@ -98,8 +98,8 @@ pub enum Spared {
     Reused { by: BackupId },
     /// The intent of a running backup cannot be read: it may reuse anything.
     DarkIntent { of: BackupId },
-    /// No complete backup would be left, or none from which anything can be restored.
-    Last,
+    /// No complete backup would be left, or none from which anything can be restored: one of those that would be, and why.
+    Last { unfit: Option<(BackupId, String)> },
 }
 
 impl View {
@@ -187,10 +187,15 @@ impl View {
             match self.reused(&deletion.backup, waits) {
                 Some(why) => stay.push((deletion.backup.clone(), why)),
                 None if some_left || deletion.forced => go.push(deletion.clone()),
-                None => stay.push((deletion.backup.clone(), Spared::Last)),
+                None => stay.push((deletion.backup.clone(), Spared::Last { unfit: self.an_unfit() })),
             }
         }
         (go, stay)
+    }
+
+    /// One from which nothing can be restored, as far as is known, and why.
+    fn an_unfit(&self) -> Option<(BackupId, String)> {
+        self.unfit.iter().next_back().map(|(id, why)| (id.clone(), why.clone()))
     }
 
     /// The maps of backups that were deleted less than `delete_delay` ago: somebody may still be restoring them.
@@ -300,7 +305,7 @@ pub fn wanted(view: &View, asked: &[BackupId], force: bool, waits: &Waits) -> Re
         }
     }
     let (_, spared) = view.deletable(&wanted.delete, None, waits);
-    match spared.iter().find(|(id, why)| *why == Spared::Last && asked.contains(id)) {
+    match spared.iter().find(|(id, why)| matches!(why, Spared::Last { .. }) && asked.contains(id)) {
         Some((id, _)) => Err(last(id, view)),
         None => Ok(wanted),
     }
@@ -351,8 +356,7 @@ fn no_such(id: &BackupId, view: &View) -> Error {
 }
 
 fn last(id: &BackupId, view: &View) -> Error {
-    let unfit =
-        view.unfit.iter().next_back().map(|(unfit, why)| format!("; nothing can be restored from {unfit}: {why}"));
+    let unfit = view.an_unfit().map(|(unfit, why)| format!("; nothing can be restored from {unfit}: {why}"));
     let text = match view.complete().count() {
         _ if let Some(unfit) = &unfit => format!("no backup would be left to restore from without {id}{unfit}"),
         1 => format!("backup {id} is the last complete one"),
