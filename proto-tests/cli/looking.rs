@@ -93,14 +93,7 @@ fn a_repository_is_looked_after() {
         (&told["id"], &told["restorable"], &told["last_verified"]["state"]),
         (&id.into(), &true.into(), &"whole".into())
     );
-    // One duration under one name, one form of times and versions.
-    for one in [newest, &told] {
-        for name in ["copy_seconds", "started_at", "stopped_at", "server_version_num"] {
-            assert_eq!((&one[name], one[name].is_null()), (&backup[name], false), "{name}: {one} {backup}");
-        }
-        assert_eq!(one["stopped_at"], moment(&one["stopped_at"]));
-    }
-    assert!(backup["copy_seconds"].as_f64() <= backup["elapsed_seconds"].as_f64(), "{backup}");
+    one_form(&backup, &[newest, &told]);
     assert!(told["changed_share"].as_f64().is_some_and(|share| share > 0.0 && share <= 1.0), "{told}");
     let text = site.walrecv(&["show", &id[..id.len() - 2]]).run().expect_code(0).stdout;
     for word in [id, "transfer", "made by", "restorable", "verified", "PostgreSQL 17."] {
@@ -124,6 +117,17 @@ fn a_repository_is_looked_after() {
     assert!(live > 0 && live <= all, "{stats}");
     assert!(site.walrecv(&["repo", "stats"]).run().expect_code(0).stdout.contains("COMES BACK"));
     damaged(&site, id);
+}
+
+/// One duration under one name, one form of times and versions, in whatever tells of a backup.
+fn one_form(backup: &Value, others: &[&Value]) {
+    for one in others {
+        for name in ["copy_seconds", "started_at", "stopped_at", "server_version_num"] {
+            assert_eq!((&one[name], one[name].is_null()), (&backup[name], false), "{name}: {one} {backup}");
+        }
+        assert_eq!(one["stopped_at"], moment(&one["stopped_at"]));
+    }
+    assert!(backup["copy_seconds"].as_f64() <= backup["elapsed_seconds"].as_f64(), "{backup}");
 }
 
 /// One timeline, one window, from the end of the first backup to the end of WAL.
