@@ -36,6 +36,8 @@ mod killed;
 mod looking;
 #[path = "cli/many.rs"]
 mod many;
+#[path = "cli/planted.rs"]
+mod planted;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/restored_primary.rs"]

@@ -171,6 +171,7 @@ async fn examine(server: &ScratchServer, demands: &Demands, watch: &Watch<'_>, r
         begun,
         Ok(State::Passed(landed.map_or("reached".to_owned(), |lsn| format!("at {lsn}, as planned")))),
     );
+    server.disable_event_triggers().await?;
     for (number, sql) in demands.assertions.iter().enumerate() {
         (watch.stage)(&format!("assertion {}", number + 1));
         let begun = Instant::now();

@@ -179,9 +179,10 @@ async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(S
     }
 }
 
-const RELATIONS: &str = "select coalesce(json_agg(json_build_array(n.nspname, c.relname, c.relkind::text, c.oid::bigint, \
-    c.relpersistence::text)), '[]') \
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') \
+const RELATIONS: &str = "select coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(n.nspname, c.relname, \
+        c.relkind::pg_catalog.text, c.oid::pg_catalog.int8, c.relpersistence::pg_catalog.text)), '[]') \
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+    where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') \
     and n.nspname <> 'information_schema' and n.nspname !~ '^pg_(catalog$|toast|temp)'";
 
 async fn known(server: &ScratchServer, database: &str) -> Result<Vec<Known>> {
@@ -207,8 +208,8 @@ async fn with_children(server: &ScratchServer, database: &str, wish: &Wish, tabl
         all.push(table);
         if children {
             let sql = format!(
-                "with recursive parts(oid) as (select inhrelid from pg_inherits where inhparent = {oid} \
-                 union select i.inhrelid from pg_inherits i join parts on i.inhparent = parts.oid) \
+                "with recursive parts(oid) as (select inhrelid from pg_catalog.pg_inherits where inhparent = {oid} \
+                 union select i.inhrelid from pg_catalog.pg_inherits i join parts on i.inhparent = parts.oid) \
                  {RELATIONS} and c.oid in (select oid from parts)"
             );
             all.extend(names::read(&server.ask(database, &sql).await?)?);

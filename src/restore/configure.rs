@@ -197,6 +197,7 @@ fn settings(
         newest,
         program: &options.program,
         fetch_arguments: &options.fetch_arguments,
+        version: prepared.choice.manifest.major(),
         parameters: prepared.choice.parameters,
         keep_archiving: options.keep_archiving,
         keep_subscriptions: options.keep_subscriptions,

@@ -9,8 +9,8 @@ use super::plan_file;
 use super::settings::{self, Outside, value_of};
 use super::target::{Action, Target, time_text};
 use crate::error::{Error, Kind, Result};
-use crate::pg::TimelineId;
 use crate::pg::xact::Parameters;
+use crate::pg::{MajorVersion, TimelineId};
 
 const BEGIN: &str = "# walrecv restore: begin";
 const END: &str = "# walrecv restore: end";
@@ -50,6 +50,8 @@ pub struct Wishes<'a> {
     pub program: &'a Path,
     /// Arguments that `wal-fetch` needs when no plan binds it, such as `--config FILE`.
     pub fetch_arguments: &'a [String],
+    /// Of the server; `None`: one that is not supported.
+    pub version: Option<MajorVersion>,
     /// The highest values that recovery will meet, from pg_control and WAL.
     pub parameters: Parameters,
     pub keep_archiving: bool,
@@ -197,29 +199,39 @@ fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<
         out.push(("stats_temp_directory", "pg_stat_tmp".to_owned()));
     }
     if let Some(scratch) = wishes.scratch {
-        let directory = scratch.directory.to_str().filter(|d| !d.contains([',', '"', '\n']));
-        let directory = directory.ok_or_else(|| {
-            Error::new(Kind::Usage, format!("not usable as a socket directory: {}", scratch.directory.display()))
-        })?;
-        out.extend([
-            ("listen_addresses", String::new()),
-            ("unix_socket_directories", directory.to_owned()),
-            ("port", scratch.port.to_string()),
-            ("hba_file", format!("{directory}/pg_hba.conf")),
-            ("ident_file", format!("{directory}/pg_ident.conf")),
-            ("external_pid_file", String::new()),
-            ("ssl", "off".to_owned()),
-            ("logging_collector", "off".to_owned()),
-            ("log_destination", "stderr".to_owned()),
-            // What it says is searched.
-            ("lc_messages", "C".to_owned()),
-            // Production's may be more than this host has beside its own servers, or less than a recovery wants.
-            ("shared_buffers", "128MB".to_owned()),
-            ("huge_pages", "off".to_owned()),
-            // pg_cron's jobs name the host that they connect to: production. Versions before 1.6 know only the second; without pg_cron both say nothing.
-            ("cron.launch_active_jobs", "off".to_owned()),
-            ("cron.max_running_jobs", "0".to_owned()),
-        ]);
+        out.extend(alone(scratch, wishes.version)?);
+    }
+    Ok(out)
+}
+
+/// What a scratch server has for itself.
+fn alone(scratch: &Scratch, version: Option<MajorVersion>) -> Result<Vec<(&'static str, String)>> {
+    let directory = scratch.directory.to_str().filter(|d| !d.contains([',', '"', '\n']));
+    let directory = directory.ok_or_else(|| {
+        Error::new(Kind::Usage, format!("not usable as a socket directory: {}", scratch.directory.display()))
+    })?;
+    let mut out = vec![
+        ("listen_addresses", String::new()),
+        ("unix_socket_directories", directory.to_owned()),
+        ("port", scratch.port.to_string()),
+        ("hba_file", format!("{directory}/pg_hba.conf")),
+        ("ident_file", format!("{directory}/pg_ident.conf")),
+        ("external_pid_file", String::new()),
+        ("ssl", "off".to_owned()),
+        ("logging_collector", "off".to_owned()),
+        ("log_destination", "stderr".to_owned()),
+        // What it says is searched.
+        ("lc_messages", "C".to_owned()),
+        // Production's may be more than this host has beside its own servers, or less than a recovery wants.
+        ("shared_buffers", "128MB".to_owned()),
+        ("huge_pages", "off".to_owned()),
+        // pg_cron's jobs name the host that they connect to: production. Versions before 1.6 know only the second; without pg_cron both say nothing.
+        ("cron.launch_active_jobs", "off".to_owned()),
+        ("cron.max_running_jobs", "0".to_owned()),
+    ];
+    // Production's event triggers may write to production: who logged in, what was changed. Versions before 17 do not know the setting.
+    if version >= Some(MajorVersion::V17) {
+        out.push(("event_triggers", "off".to_owned()));
     }
     Ok(out)
 }

@@ -73,6 +73,7 @@ fn run_with(case: &Case<'_>, main: Option<&str>, auto: &str) -> (String, Vec<Neu
         newest: TimelineId(case.newest),
         program: Path::new(case.program),
         fetch_arguments: &[],
+        version: Some(MajorVersion::V17),
         parameters: parameters(case.connections),
         keep_archiving: case.keep_archiving,
         keep_subscriptions: false,
@@ -222,6 +223,7 @@ fn a_scratch_server_is_alone() {
         "huge_pages = 'off'",
         "cron.launch_active_jobs = 'off'",
         "cron.max_running_jobs = '0'",
+        "event_triggers = 'off'",
     ] {
         assert!(lines(&text).contains(&line), "{line} in\n{text}");
     }
@@ -242,6 +244,7 @@ fn a_path_with_a_line_break_is_refused() {
         newest: TimelineId(1),
         program: Path::new("/a\nb"),
         fetch_arguments: &[],
+        version: None,
         parameters: parameters(1),
         keep_archiving: false,
         keep_subscriptions: false,

@@ -20,6 +20,7 @@ use crate::archive::Archive;
 use crate::disk::ahead;
 use crate::disk::throwaway::Throwaway;
 use crate::error::{Context, Error, Kind, Result};
+use crate::pg::MajorVersion;
 use crate::seal::content::manifest::Manifest;
 
 /// It has no TCP, so the number only names its socket.
@@ -219,10 +220,18 @@ impl Setup {
 }
 
 impl ScratchServer {
-    /// One of PostgreSQL's programs, set up to reach this server and no other: nothing of the environment speaks of one.
+    /// One of PostgreSQL's programs, set up to reach this server and no other: nothing of the environment speaks of one. It comes as a superuser, so it finds no
+    /// names but PostgreSQL's own.
     pub fn client(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = self.client_as(&self.superuser, program, arguments);
         // A role may have a language of its own. Only a superuser may choose another.
+        command.env("PGOPTIONS", format!("-c lc_messages=C {}", server::NO_SEARCH_PATH));
+        command
+    }
+
+    /// As [`ScratchServer::client`], with the search_path of role and database: for what a person asks, and for statements that name everything in full.
+    pub fn as_written(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = self.client(program, arguments);
         command.env("PGOPTIONS", "-c lc_messages=C");
         command
     }
@@ -230,7 +239,7 @@ impl ScratchServer {
     fn client_as(&self, role: &str, program: &str, arguments: &[&str]) -> Command {
         let mut command = self.program(program);
         command.arg("-h").arg(&self.sockets).arg("-p").arg(PORT.to_string());
-        command.args(["-w", "-U", role]).args(arguments);
+        command.args(["-w", "-U", role]).args(arguments).env("PGOPTIONS", server::NO_SEARCH_PATH);
         command
     }
 
@@ -244,16 +253,25 @@ impl ScratchServer {
         command
     }
 
-    /// What psql prints of a query's rows: columns split by `|`.
+    /// What psql prints of a query's rows: columns split by `|`. Names that are not PostgreSQL's own are found in full only.
     pub async fn ask(&self, database: &str, sql: &str) -> Result<String> {
+        self.answer(database, sql, &|arguments| self.client("psql", arguments)).await
+    }
+
+    /// The same of a person's own query, which means what it means in production.
+    pub async fn ask_as_written(&self, database: &str, sql: &str) -> Result<String> {
+        self.answer(database, sql, &|arguments| self.as_written("psql", arguments)).await
+    }
+
+    async fn answer(&self, database: &str, sql: &str, psql: &(dyn Fn(&[&str]) -> Command + Sync)) -> Result<String> {
         let database = server::dbname(database);
         let arguments = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", &database, "-c", sql];
-        let mut command = self.client("psql", &arguments);
+        let mut command = psql(&arguments);
         command.env("PGCLIENTENCODING", "UTF8");
         let answer = match output(command, "psql").await {
             // A database of SQL_ASCII holds any bytes: they are taken as they are.
             Err(error) if error.to_string().contains("invalid byte sequence for encoding \"UTF8\"") => {
-                output(self.client("psql", &arguments), "psql").await?
+                output(psql(&arguments), "psql").await?
             }
             other => other?,
         };
@@ -265,7 +283,7 @@ impl ScratchServer {
         let owner = self.account.as_ref().map(|account| account.name.clone());
         let own = std::env::var("USER").ok();
         let mut last = None;
-        let sql = "select rolname from pg_roles where rolsuper and rolcanlogin order by oid limit 1";
+        let sql = "select rolname from pg_catalog.pg_roles where rolsuper and rolcanlogin order by oid limit 1";
         for role in ["postgres".to_owned()].into_iter().chain(owner).chain(own) {
             let command = self.client_as(&role, "psql", &["-X", "-A", "-t", "-q", "-d", "template1", "-c", sql]);
             match output(command, "psql").await.map(|answer| text(&answer)) {
@@ -282,22 +300,38 @@ impl ScratchServer {
     pub async fn databases(&self) -> Result<Vec<String>> {
         let out = self.left_out.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         let sql = format!(
-            "select datname from pg_database where datallowconn and datconnlimit <> -2 and oid <> all ('{{{out}}}'::oid[]) order by 1"
+            "select datname from pg_catalog.pg_database where datallowconn and datconnlimit <> -2 and oid <> all ('{{{out}}}'::pg_catalog.oid[]) order by 1"
         );
         Ok(self.ask("template1", &sql).await?.lines().map(str::to_owned).collect())
     }
 
     /// The names of all databases that are there for users, those that were left out too.
     pub async fn named(&self) -> Result<Vec<String>> {
-        let sql = "select datname from pg_database where datallowconn and datconnlimit <> -2 order by 1";
+        let sql = "select datname from pg_catalog.pg_database where datallowconn and datconnlimit <> -2 order by 1";
         Ok(self.ask("template1", sql).await?.lines().map(str::to_owned).collect())
     }
 
     /// Whether a database of this name is there and was left out: the backup had it under another name.
     pub async fn left_out(&self, name: &str) -> Result<bool> {
-        let oids =
-            self.ask("template1", &format!("select oid from pg_database where datname = {}", literal(name))).await?;
+        let sql = format!("select oid from pg_catalog.pg_database where datname = {}", literal(name));
+        let oids = self.ask("template1", &sql).await?;
         Ok(oids.lines().any(|oid| self.left_out.iter().any(|out| out.to_string() == oid)))
+    }
+
+    /// Switches off what `event_triggers` (17 and later) does not: production's event triggers, those that fire for replicas too. No such statement fires one.
+    pub async fn disable_event_triggers(&self) -> Result<()> {
+        if self.programs.version >= MajorVersion::V17 {
+            return Ok(());
+        }
+        let sql = "select pg_catalog.string_agg(pg_catalog.format('alter event trigger %I disable', evtname), '; ') \
+            from pg_catalog.pg_event_trigger where evtenabled <> 'D'";
+        for database in self.databases().await? {
+            let disable = self.ask(&database, sql).await?;
+            if !disable.is_empty() {
+                self.ask(&database, &disable).await.context(format!("database {database}"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the server in good order, so that its files can be looked at.

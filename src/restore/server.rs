@@ -70,6 +70,10 @@ pub fn unmoved(command: &mut Command) {
     }
 }
 
+/// Takes a client's search_path, so that it finds names in `pg_catalog` alone, as PostgreSQL's own programs do: whoever may make objects in a restored database,
+/// or owns it, could otherwise give a superuser's statements another meaning. What a role or a database sets counts for less than this.
+pub const NO_SEARCH_PATH: &str = "-c search_path=";
+
 /// A database's name as clients take it for `-d`, where one with `=` or `://` in it is read as a whole connection (`PQconninfoParse`).
 pub fn dbname(name: &str) -> String {
     format!("dbname='{}'", name.replace('\\', "\\\\").replace('\'', "\\'"))
@@ -79,6 +83,7 @@ pub fn dbname(name: &str) -> String {
 #[derive(Clone, Debug)]
 pub struct Programs {
     pub folder: PathBuf,
+    pub version: MajorVersion,
 }
 
 impl Programs {
@@ -100,7 +105,7 @@ impl Programs {
         let mut found = Vec::new();
         for folder in candidates {
             match major_of(&folder.join("postgres")) {
-                Some(major) if major == version.number() => return Ok(Programs { folder }),
+                Some(major) if major == version.number() => return Ok(Programs { folder, version }),
                 Some(major) => found.push(format!("{major} in {}", folder.display())),
                 None => {}
             }

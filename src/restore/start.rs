@@ -138,7 +138,9 @@ impl Start {
         };
         let (new_timeline, landed) = match self.action {
             Action::Promote => self.promoted(landing.timeline).map_or((None, None), |(t, l)| (Some(t), Some(l))),
-            Action::Pause => (None, self.ask(&lock, "select pg_last_wal_replay_lsn()").and_then(|l| l.parse().ok())),
+            Action::Pause => {
+                (None, self.ask(&lock, "select pg_catalog.pg_last_wal_replay_lsn()").and_then(|l| l.parse().ok()))
+            }
             Action::Shutdown | Action::Follow => (None, None),
         };
         let LockFile { pid, port, socket_directory, .. } = lock;
@@ -169,7 +171,7 @@ impl Start {
             Action::Shutdown => return Ok(false),
             Action::Pause => {}
         }
-        let answer = if ready { self.ask(lock, "select pg_is_wal_replay_paused()") } else { None };
+        let answer = if ready { self.ask(lock, "select pg_catalog.pg_is_wal_replay_paused()") } else { None };
         if answer.is_some() || !ready {
             *heard = Instant::now();
         } else if heard.elapsed() >= SHUT_OUT {
@@ -231,6 +233,7 @@ impl Start {
         for (user, database) in [(owner, "postgres"), ("postgres", "postgres"), (owner, "template1")] {
             let mut command = server::command(self.account.as_ref(), &self.programs.path("psql"));
             server::unmoved(&mut command);
+            command.env("PGOPTIONS", server::NO_SEARCH_PATH);
             command.current_dir("/").args(["-X", "-A", "-t", "-w", "-U", user, "-d", database, "-c", sql]);
             command.arg("-h").arg(lock.socket_directory.as_ref()?).arg("-p").arg(lock.port?.to_string());
             if let Ok(output) = server::run(command, "psql") {
