@@ -294,6 +294,22 @@ fn the_beginning_of_a_segment_is_no_end_where_a_fork_lies_further() {
 }
 
 #[test]
+fn a_timeline_without_its_history_is_not_absent() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    let asker = Asker::new(&world, "free");
+    asker.signal("recovery.signal");
+    assert_eq!(asker.ask("00000002.history"), Said::Absent);
+    assert_eq!(asker.segment(ONE, 7), Said::Absent);
+    world.store(TWO, 4..=7);
+    assert_eq!(asker.ask("00000002.history"), Said::Unknown(Kind::Corrupt));
+    assert_eq!(asker.segment(ONE, 7), Said::Unknown(Kind::Corrupt), "it may be where timeline 2 left");
+    assert_eq!(asker.ask("00000003.history"), Said::Absent);
+    world.store_history();
+    assert!(matches!(asker.ask("00000002.history"), Said::Served(_)));
+}
+
+#[test]
 fn a_stray_folder_of_a_high_timeline_costs_little() {
     let world = World::new();
     world.store_all();

@@ -170,7 +170,7 @@ impl Inventory {
         match self.histories.get(&timeline) {
             Some(history) => Ok(history.clone()),
             None if timeline <= TimelineId(1) => Ok(TimelineHistory::root(timeline)),
-            None => Err(not_known(timeline, &not_stored(timeline))),
+            None => Err(history_missing(timeline)),
         }
     }
 
@@ -183,6 +183,12 @@ impl Inventory {
     pub fn unknown(&self) -> impl Iterator<Item = (TimelineId, String)> {
         let damaged = self.damaged.iter().map(|(timeline, problem)| (*timeline, problem.clone()));
         damaged.chain(self.missing.iter().map(|timeline| (*timeline, not_stored(*timeline))))
+    }
+
+    /// Whether a known timeline left this one, or one may have whose history cannot be read.
+    pub fn is_left(&self, timeline: TimelineId) -> bool {
+        let known = self.histories.values().any(|history| history.switch_point_of(timeline).is_some());
+        known || self.damaged.keys().chain(&self.missing).any(|other| *other > timeline)
     }
 
     /// Whether anything of this segment is stored.
@@ -224,6 +230,11 @@ impl Inventory {
             [stock.complete.first(), stock.parts.keys().next(), stock.partial.first(), stock.tails.keys().next()];
         ends.into_iter().flatten().min().copied()
     }
+}
+
+/// No history is stored of a timeline of which WAL is.
+pub fn history_missing(timeline: TimelineId) -> Error {
+    not_known(timeline, &not_stored(timeline))
 }
 
 fn not_stored(timeline: TimelineId) -> String {

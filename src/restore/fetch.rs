@@ -175,7 +175,7 @@ async fn once(
     look::same_cluster(&call.pgdata, archive.names.system).context(&call.name)?;
     match wanted {
         Wanted::Segment(segment) => free(&archive, segment, call, &destination).await,
-        Wanted::History(timeline) => match archive.history(timeline).await? {
+        Wanted::History(timeline) => match look::history(&archive, timeline).await.context(&call.name)? {
             Some(content) => hand_over(&destination, content, None).await,
             None => Ok(false),
         },

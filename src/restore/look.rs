@@ -4,8 +4,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use bytes::Bytes;
+
 use super::decide::{Child, Own};
 use crate::archive::Archive;
+use crate::archive::inventory::history_missing;
 use crate::error::{Error, Kind, Result};
 use crate::pg::control::ControlFile;
 use crate::pg::scan::{ScanConfig, WalScanner};
@@ -52,6 +55,29 @@ async fn stored_in_group(archive: &Archive, segment: SegmentName) -> Result<BTre
     Ok(listed.iter().filter_map(|l| of(&l.name)).collect())
 }
 
+/// The history of a timeline; `None`: none is stored, nor anything else of it. `Kind::Corrupt` where there is WAL of it, or was: its history was stored before that,
+/// and may only be away for now, as in a copy of the repository that is not finished.
+pub async fn history(archive: &Archive, timeline: TimelineId) -> Result<Option<Bytes>> {
+    let found = archive.history(timeline).await?;
+    if found.is_some() || !begun(archive, timeline).await? {
+        return Ok(found);
+    }
+    // It may have come between the two looks.
+    archive.history(timeline).await?.map(Some).ok_or_else(|| history_missing(timeline))
+}
+
+/// Whether a receiver has begun to store a timeline: WAL, a tail, or a heartbeat. Two small listings.
+async fn begun(archive: &Archive, timeline: TimelineId) -> Result<bool> {
+    let names = &archive.names;
+    let beats = names.heartbeat_folder(timeline);
+    let tails = archive.repo.folders(&format!("{}/tail/{:08X}", names.root(), timeline.0)).await?;
+    let of_ours = |name: &str| {
+        SegmentName::parse(name, names.segment_size).is_some_and(|segment| segment.timeline == timeline)
+            || name == leaf(&beats)
+    };
+    Ok(tails.iter().any(|name| of_ours(leaf(name))) || !archive.groups(timeline).await?.is_empty())
+}
+
 /// So many timelines without a history file may stand between two that have one, before only those with WAL are looked at.
 const LONGEST_GAP: u32 = 16;
 
@@ -72,7 +98,12 @@ pub async fn children(archive: &Archive, segment: SegmentName, pgdata: &Path) ->
         number = if missing < LONGEST_GAP { next } else { timelines.range(next..).next().copied().unwrap_or(next) };
         let expected = timelines.last().is_some_and(|last| number <= *last);
         let timeline = TimelineId(number);
-        let Some(content) = archive.history(timeline).await? else {
+        let found = match timelines.contains(&number) {
+            // One of which WAL is stored may be a child, as long as nobody knows.
+            true => history(archive, timeline).await?,
+            false => archive.history(timeline).await?,
+        };
+        let Some(content) = found else {
             if expected {
                 missing = if missing < LONGEST_GAP { missing + 1 } else { 0 };
                 continue;
