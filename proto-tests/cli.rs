@@ -34,6 +34,8 @@ mod idle;
 mod killed;
 #[path = "cli/looking.rs"]
 mod looking;
+#[path = "cli/lost_end.rs"]
+mod lost_end;
 #[path = "cli/many.rs"]
 mod many;
 #[path = "cli/planted.rs"]

@@ -49,6 +49,29 @@ fn the_newest_one_that_is_covered_counts() {
 }
 
 #[test]
+fn what_one_speaks_of_and_is_gone_is_missed_where_no_timeline_goes_on() {
+    let archive = archive(&memory(), 1, true);
+    let lost = async |archive: &Archive| {
+        let inventory = archive.inventory().await.unwrap();
+        archive.lost_end(&inventory, TIMELINE).await.unwrap().map(|lost| (lost.from, lost.beat.lsn))
+    };
+    runtime().block_on(async {
+        assert_eq!(lost(&archive).await, None);
+        store_segment(&archive, segment(&archive, 5), &wal(MIB as usize, 1)).await;
+        archive.put_history(&writer(), TIMELINE, b"1\t0/100000\tx\n2\t0/200000\tx\n", PATIENCE).await.unwrap();
+        put(&archive, beat(6 * MIB, 1_000)).await;
+        assert_eq!(lost(&archive).await, None);
+        put(&archive, beat(6 * MIB + 80, 2_000)).await;
+        assert_eq!(lost(&archive).await, Some((Lsn(6 * MIB), Lsn(6 * MIB + 80))));
+        // What the old primary did after a promotion, and nobody goes on with.
+        let child = TimelineId(TIMELINE.0 + 1);
+        let history = format!("1\t0/100000\tx\n2\t0/200000\tx\n{TIMELINE}\t0/580000\tx\n");
+        archive.put_history(&writer(), child, history.as_bytes(), PATIENCE).await.unwrap();
+        assert_eq!(lost(&archive).await, None);
+    });
+}
+
+#[test]
 fn a_clock_that_ran_ahead_is_corrected() {
     let archive = archive(&memory(), 1, true);
     runtime().block_on(async {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::inventory::Inventory;
 use super::{Archive, refused};
 use crate::error::{Error, Kind, Result};
-use crate::pg::TimelineId;
+use crate::pg::{Lsn, TimelineId};
 use crate::repo::Found;
 use crate::repo::names::WalObject;
 use crate::seal::content::heartbeat::Heartbeat;
@@ -14,6 +15,14 @@ use crate::seal::header::ObjectKind;
 use crate::seal::key::WriterKeys;
 use crate::seal::opener::{open_index, read_header};
 use crate::seal::sealer::{Compression, seal_index};
+
+/// WAL from `from` up to a heartbeat's position that was stored, and is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostEnd {
+    /// Where the stored WAL of the timeline ends; zero where nothing of it is stored.
+    pub from: Lsn,
+    pub beat: Heartbeat,
+}
 
 impl Archive {
     /// Stores a heartbeat once, then deletes those of the timeline that say less, or that it corrects.
@@ -79,6 +88,20 @@ impl Archive {
         Ok(beats.into_iter().find(|beat| end.is_some_and(|end| end >= beat.lsn)))
     }
 
+    /// WAL that was stored at the end of a timeline and is not any more, as a heartbeat shows. `None` of a timeline that another left: WAL past the fork is no
+    /// part of a recovery that goes on, and what is before it is missed there.
+    pub async fn lost_end(&self, inventory: &Inventory, timeline: TimelineId) -> Result<Option<LostEnd>> {
+        if inventory.is_left(timeline) {
+            return Ok(None);
+        }
+        let Some(beat) = self.heartbeats(timeline).await?.into_iter().max_by_key(|beat| beat.lsn) else {
+            return Ok(None);
+        };
+        // A heartbeat is stored after the WAL that it speaks of: whoever looks for that later than for the heartbeat finds it.
+        let from = self.durable_end(timeline).await?.unwrap_or_default();
+        Ok((from < beat.lsn).then_some(LostEnd { from, beat }))
+    }
+
     /// By name; nothing is opened.
     async fn list_heartbeats(&self, timeline: TimelineId) -> Result<Vec<(String, Heartbeat)>> {
         let listed = self.repo.list(&self.names.heartbeat_folder(timeline)).await?;
@@ -99,7 +122,6 @@ fn uncorrected(beats: &[Heartbeat]) -> Vec<Heartbeat> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pg::Lsn;
     use crate::pg::xact::PgTime;
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::inventory::Inventory;
 use crate::error::Result;
+use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
 
 /// One timeline of a path: its WAL counts from `begin` up to `end`; `None` for the last one, which ends where the WAL ends.
@@ -27,6 +28,8 @@ pub enum Beyond {
     Stored,
     /// By its history this timeline left the one before it there.
     Fork { timeline: TimelineId, at: Lsn },
+    /// A heartbeat, which is stored once all WAL up to its position is.
+    Heartbeat { lsn: Lsn, time: PgTime },
 }
 
 impl std::fmt::Display for Beyond {
@@ -34,6 +37,9 @@ impl std::fmt::Display for Beyond {
         match self {
             Beyond::Stored => write!(f, "later WAL is stored"),
             Beyond::Fork { timeline, at } => write!(f, "timeline {timeline} left at {at}"),
+            Beyond::Heartbeat { lsn, time } => {
+                write!(f, "the heartbeat of {time} shows that WAL was stored to {lsn}")
+            }
         }
     }
 }

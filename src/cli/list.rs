@@ -10,6 +10,7 @@ use super::context::Context;
 use super::show::BAD_PAGES;
 use super::{output, show};
 use crate::archive::Archive;
+use crate::archive::heartbeat::LostEnd;
 use crate::archive::holes::Barrier;
 use crate::archive::inventory::Inventory;
 use crate::archive::path::Path;
@@ -43,6 +44,14 @@ pub async fn run(common: &Common) -> Result<()> {
     let inventory = archive.inventory().await?;
     for (timeline, problem) in inventory.unknown() {
         output::note(format!("warning: windows do not go on into timeline {timeline}: {problem}"));
+    }
+    for timeline in inventory.timelines.keys() {
+        if let Some(LostEnd { from, beat }) = archive.lost_end(&inventory, *timeline).await? {
+            let (to, time) = (beat.lsn, beat.time);
+            output::note(format!(
+                "warning: WAL of timeline {timeline} ends at {from}, and the heartbeat of {time} shows that it was stored to {to}"
+            ));
+        }
     }
     let catalog = noted(&context, &archive);
     let shelf = Shelf { archive: &archive, inventory: &inventory, catalog: catalog.as_ref() };

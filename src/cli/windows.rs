@@ -42,7 +42,11 @@ pub async fn run(common: &Common) -> Result<()> {
     let manifests = stock::complete_backups(&archive).await?;
     let bases: Vec<Base> = manifests.iter().map(Base::of).collect();
     let stored = windows::stored(&archive, &inventory).await?;
-    let reaches = windows::reaches(&stored, &inventory.histories, &bases, archive.names.segment_size);
+    let mut reaches = windows::reaches(&stored, &inventory.histories, &bases, archive.names.segment_size);
+    for reach in &mut reaches {
+        let lost = archive.lost_end(&inventory, reach.timeline).await?;
+        reach.lost = lost.map(|lost| Stretch { from: lost.from, to: lost.beat.lsn });
+    }
     let catalog = list::noted(&context, &archive);
     let shelf = Shelf { archive: &archive, inventory: &inventory, catalog: catalog.as_ref() };
     let mut rows = Vec::new();
@@ -90,7 +94,7 @@ async fn timed<'a>(shelf: &Shelf<'_>, reach: &Reach, window: &'a Window, manifes
 
 /// One line of characters for each timeline, all on one scale of positions, and what the characters mean.
 fn draw(rows: &[Row<'_>], bases: &[Base], width: usize) -> Vec<String> {
-    let ends = rows.iter().flat_map(|row| &row.reach.stored);
+    let ends = rows.iter().flat_map(|row| row.reach.stored.iter().chain(&row.reach.lost));
     let first = ends.clone().map(|stretch| stretch.from).min().unwrap_or(Lsn(0));
     let last = ends.map(|stretch| stretch.to).max().unwrap_or(Lsn(0));
     let label = rows.iter().map(|row| row.reach.timeline.to_string().len()).max().unwrap_or(1).max(8);
@@ -182,7 +186,11 @@ fn reason<'a>(reach: &Reach, hole: &Stretch, given_up: &'a [Hole]) -> Option<&'a
 fn hole_lines(row: &Row<'_>, given_up: &[Hole]) -> Vec<String> {
     let reach = row.reach;
     let line = |hole: &Stretch| {
-        let why = reason(reach, hole, given_up).unwrap_or("nothing of it is stored");
+        let nothing = match reach.lost.as_ref() == Some(hole) {
+            true => "a heartbeat shows that it was stored, and it is gone",
+            false => "nothing of it is stored",
+        };
+        let why = reason(reach, hole, given_up).unwrap_or(nothing);
         let advice = match is_passed(reach, hole) {
             true => "a backup behind it can be restored",
             false => "TAKE A NEW BACKUP: none leads past it",
@@ -237,12 +245,14 @@ mod tests {
             timeline: TimelineId(1),
             fork: None,
             stored: vec![stretch(0, 40 * KB), stretch(41 * KB, 80 * KB)],
+            lost: None,
             windows: vec![window(10 * KB, 40 * KB)],
         };
         let two = Reach {
             timeline: TimelineId(2),
             fork: Some((TimelineId(1), Lsn(30 * KB))),
             stored: vec![stretch(30 * KB, 100 * KB)],
+            lost: None,
             windows: vec![window(30 * KB, 100 * KB)],
         };
         let rows = [&one, &two].map(|reach| Row { reach, windows: Vec::new() });
@@ -254,5 +264,9 @@ mod tests {
         assert!(lines.iter().take(3).all(|line| line.chars().count() <= 30));
         assert_eq!(hole_lines(&rows[0], &[]).len(), 1);
         assert!(hole_lines(&rows[0], &[])[0].contains("TAKE A NEW BACKUP"));
+        let cut = Reach { lost: Some(stretch(100 * KB, 120 * KB)), ..two.clone() };
+        let row = Row { reach: &cut, windows: Vec::new() };
+        assert!(hole_lines(&row, &[])[0].contains("a heartbeat shows"), "{:?}", hole_lines(&row, &[]));
+        assert!(draw(&[row], &[], 30)[1].ends_with('!'));
     }
 }

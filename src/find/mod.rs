@@ -118,7 +118,7 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
         // The end of the archive is no hole.
         let written = path.beyond(&inventory, name.number, reached, size).map(|beyond| match beyond {
             Beyond::Stored => name.end(),
-            Beyond::Fork { at, .. } => at,
+            Beyond::Fork { at, .. } | Beyond::Heartbeat { lsn: at, .. } => at,
         });
         reader.take(name, &content, written)?;
         if !content.is_empty() {
@@ -128,10 +128,14 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
         (search.progress)(done, total);
     }
     drop(reading);
-    let missing = std::mem::take(&mut reader.missing);
+    let mut missing = std::mem::take(&mut reader.missing);
     let tallied = reader.tally.map(Tally::finish).unwrap_or_default();
     let beat = archive.complete_through(path.target()).await?.map(|beat| beat.time);
     let complete_through = beat.max(tallied.newest);
+    if complete_through.is_none_or(|through| to > through) {
+        let lost = archive.lost_end(&inventory, path.target()).await?.filter(|lost| lost.beat.time >= from);
+        missing.extend(lost.map(|lost| Missing { from: lost.from.max(end), to: lost.beat.lsn }));
+    }
     Ok(Searched { tallied, path: (*path).clone(), from: first.start(size), to: end, bytes, missing, complete_through })
 }
 

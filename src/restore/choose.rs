@@ -6,10 +6,11 @@ use super::plan::{Landing, Origin, Refusal, Stop, Walk};
 use super::scan::{Hole, Read, Route};
 use super::target::Target;
 use crate::archive::Archive;
+use crate::archive::heartbeat::LostEnd;
 use crate::archive::inventory::Inventory;
 use crate::error::{Error, Kind, Result};
 use crate::pg::xact::{Parameters, PgTime};
-use crate::pg::{Lsn, TimelineId};
+use crate::pg::{Lsn, SegmentName, TimelineId};
 use crate::seal::content::heartbeat::Heartbeat;
 use crate::seal::content::manifest::Manifest;
 
@@ -57,7 +58,10 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     for manifest in &candidates {
         let route = Route { archive, inventory, path: &path, version: version(manifest)? };
         let walk = Walk::new(wanted.target.clone(), origin(manifest)).knowing(known.clone());
-        let read = route.read(walk, manifest.start, until).await?;
+        let mut read = route.read(walk, manifest.start, until).await?;
+        if until.is_none() && read.hole.is_none() && !read.walk.stopped() {
+            read.hole = lost_end(archive, inventory, &path).await?;
+        }
         let (hole, parameters) = (read.hole, parameters(manifest, &read));
         let refusal = match finish(read, &path) {
             Ok(landing) => {
@@ -89,6 +93,15 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
         passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole) });
     }
     Err(unreachable(&wanted.target, &candidates, &passed_over, minimal))
+}
+
+/// The end of the path's WAL is none where a heartbeat shows that there was more.
+async fn lost_end(archive: &Archive, inventory: &Inventory, path: &Path) -> Result<Option<Hole>> {
+    let Some(LostEnd { from, beat }) = archive.lost_end(inventory, path.target()).await? else { return Ok(None) };
+    let size = archive.names.segment_size;
+    let from = from.max(path.legs.last().map_or(Lsn(0), |leg| leg.begin));
+    let segment = SegmentName::new(path.target(), size.segment_of(from), size);
+    Ok(Some(Hole { segment, shown_by: Beyond::Heartbeat { lsn: beat.lsn, time: beat.time } }))
 }
 
 /// What is known of times at which nothing was committed on this path.
@@ -217,6 +230,9 @@ fn gap(hole: &Hole, landing: &Landing) -> Error {
     let reachable = format!("a target up to {replayed} can be reached, such as --target-lsn {last_record}");
     Error::new(Kind::Gap, message).hint(match hole.shown_by {
         Beyond::Stored => reachable,
+        Beyond::Heartbeat { .. } => {
+            format!("bring that WAL back from another copy of the repository; without it {reachable}")
+        }
         Beyond::Fork { timeline, .. } => {
             format!(
                 "let walrecv receive fetch what is missing from a server of timeline {timeline}; without it {reachable}"

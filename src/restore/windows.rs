@@ -59,11 +59,13 @@ pub struct Reach {
     pub fork: Option<(TimelineId, Lsn)>,
     /// Its WAL, from the fork on.
     pub stored: Vec<Stretch>,
+    /// WAL behind its end that was stored, as a heartbeat shows, and is gone. Whoever has the archive looks for it.
+    pub lost: Option<Stretch>,
     pub windows: Vec<Window>,
 }
 
 impl Reach {
-    /// Where nothing is stored between two stretches, or between the fork and the first one.
+    /// Where nothing is stored between two stretches, between the fork and the first one, or behind the last.
     pub fn holes(&self) -> Vec<Stretch> {
         let begin = self.fork.map(|(_, at)| at).or(self.stored.first().map(|first| first.from));
         let mut at = begin.unwrap_or(Lsn(0));
@@ -74,6 +76,7 @@ impl Reach {
             }
             at = stretch.to;
         }
+        holes.extend(self.lost);
         holes
     }
 }
@@ -119,6 +122,7 @@ pub fn reaches(
             timeline: *timeline,
             fork,
             stored: own.map(|own| Stretch { from: own.from.max(begin), to: own.to }).collect(),
+            lost: None,
             windows: windows(&Path::of(&history), stored, backups, size),
         }
     };

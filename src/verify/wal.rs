@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::backups::Shelf;
 use super::look::{Look, Trouble};
 use super::report::{Flaw, Problem, Range, SeenHole};
+use crate::archive::heartbeat::LostEnd;
 use crate::archive::inventory::{Inventory, TimelineStock};
 use crate::archive::refused;
 use crate::error::{Context, Result};
@@ -126,7 +127,33 @@ pub async fn look(look: &Look<'_>, shelf: &Shelf) -> Result<Stored> {
     for (number, manifest) in shelf.manifests.iter().enumerate() {
         needs(look, shelf, &stored, number, manifest);
     }
+    if look.options.only.is_none() {
+        for timeline in stored.inventory.timelines.keys() {
+            lost_end(look, shelf, &stored, *timeline).await;
+        }
+    }
     Ok(stored)
+}
+
+/// WAL behind the end of a timeline that a heartbeat speaks of.
+async fn lost_end(look: &Look<'_>, shelf: &Shelf, stored: &Stored, timeline: TimelineId) {
+    let archive = look.archive;
+    let folder = archive.names.heartbeat_folder(timeline);
+    // What of its WAL cannot be read is told with the WAL.
+    let Ok(Some(lost)) = look.patient(&folder, || archive.lost_end(&stored.inventory, timeline)).await else { return };
+    let LostEnd { from, beat } = lost;
+    let (hurts, limits) = stored.affected(shelf, Stretch { timeline, from, to: beat.lsn });
+    look.note(Problem {
+        object: SegmentName::new(timeline, look.size().segment_of(from), look.size()).to_string(),
+        flaw: Flaw::Gap,
+        expected: format!(
+            "WAL from {from} to {} of timeline {timeline}: a heartbeat shows that it was stored",
+            beat.lsn
+        ),
+        found: format!("it is stored up to {from}"),
+        hurts,
+        limits,
+    });
 }
 
 impl Look<'_> {
