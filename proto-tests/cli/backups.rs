@@ -249,6 +249,16 @@ fn wal_that_was_written_under_minimal_leads_nowhere() {
             let lines = site.walrecv(&["list"]).run().expect_code(0).stdout;
             let line = lines.lines().find(|line| line.starts_with("WAL_LEVEL MINIMAL")).expect("a line");
             assert_eq!(line.contains("TAKE A NEW BACKUP"), !closed, "{line}");
+            let drawn = site.walrecv(&["list", "--windows"]).run().expect_code(0).stdout;
+            assert_eq!(drawn.lines().find(|line| line.starts_with("WAL_LEVEL MINIMAL")), Some(line), "{drawn}");
+            let drawn = site.walrecv(&["list", "--windows", "--output", "json"]).run().expect_code(0).json();
+            assert_eq!(drawn["minimal_wal"], list["minimal_wal"]);
+            let windows = drawn["timelines"][0]["windows"].as_array().expect("windows").clone();
+            assert_eq!((windows.len(), &windows[0]["through_lsn"]), (1 + usize::from(closed), &alarms[0]["lsn"]));
+            let found = site.walrecv(&["find", "--from", &before, "--output", "json"]).run().json();
+            assert_eq!(found["minimal_wal"][0], alarms[0]["lsn"], "{found}");
+            let found = site.walrecv(&["find", "--from", &before]).run().stdout;
+            assert!(found.contains("MINIMAL  from "), "{found}");
             let checked = site.walrecv(&["check", "--output", "json"]).run().json()["findings"].clone();
             let finding = checked.as_array().and_then(|all| all.iter().find(|one| one["check"] == "holes").cloned());
             assert_eq!(finding.expect("a finding")["verdict"], if closed { "ok" } else { "warn" }, "{version}");

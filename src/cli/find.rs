@@ -98,6 +98,11 @@ fn print(told: &Told<'_>, wish: Wish) {
     for hole in missing {
         output::line(format!("MISSING  WAL from {} to {}: what was done there is not known", hole.from, hole.to));
     }
+    for at in &tallied.minimal {
+        output::line(format!(
+            "MINIMAL  from {at} on the server ran under wal_level = minimal: what was done then is not all in WAL, and no backup from before leads past it"
+        ));
+    }
     if tallied.overflowed {
         output::line("counts   are too low: more transactions ran at once than are kept track of");
     }
@@ -134,6 +139,7 @@ fn json(told: &Told<'_>, wish: Wish) -> Value {
         "commits": tallied.commits,
         "complete_through": complete_through.and_then(time),
         "missing": holes.collect::<Vec<_>>(),
+        "minimal_wal": tallied.minimal.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "counts_too_low": tallied.overflowed,
         "left_out": tallied.left_out,
         "not_asked_for": told.hidden(),

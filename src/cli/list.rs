@@ -368,7 +368,7 @@ fn checked_json(window: &Window, verdicts: &Verdicts) -> Value {
 }
 
 /// `closed`: a backup behind it makes it a matter of the past.
-fn barrier_text(barrier: &Barrier, closed: bool) -> String {
+pub(super) fn barrier_text(barrier: &Barrier, closed: bool) -> String {
     let advice = match closed {
         true => "a backup behind it is complete",
         false => "TAKE A NEW BACKUP: no backup reaches past it",
@@ -392,7 +392,7 @@ fn hole_json(barrier: &Barrier, closed: bool) -> Option<Value> {
     }))
 }
 
-fn minimal_json(barrier: &Barrier, closed: bool) -> Option<Value> {
+pub(super) fn minimal_json(barrier: &Barrier, closed: bool) -> Option<Value> {
     let Barrier::Minimal(at) = barrier else { return None };
     Some(json!({ "timeline": at.timeline.0, "lsn": at.lsn.to_string(), "closed_by_backup": closed }))
 }

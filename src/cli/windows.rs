@@ -6,6 +6,7 @@ use super::args::Common;
 use super::context::Context;
 use super::list::{self, Shelf};
 use super::output;
+use crate::archive::holes::Barrier;
 use crate::error::Result;
 use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, TimelineId};
@@ -20,7 +21,7 @@ const WIDEST: usize = 120;
 /// A window and the times of its ends.
 struct Timed<'a> {
     window: &'a Window,
-    /// When its first backup was complete or, behind a fork, of the oldest commit.
+    /// When its first backup was complete or, behind a fork, of the oldest commit in the segments after that of the fork, which begins with the parent's.
     from: Option<PgTime>,
     /// Of the newest commit or heartbeat.
     through: Option<PgTime>,
@@ -42,7 +43,9 @@ pub async fn run(common: &Common) -> Result<()> {
     let manifests = stock::complete_backups(&archive).await?;
     let bases: Vec<Base> = manifests.iter().map(Base::of).collect();
     let stored = windows::stored(&archive, &inventory).await?;
-    let mut reaches = windows::reaches(&stored, &inventory.histories, &bases, archive.names.segment_size);
+    let recorded = archive.minimal_wal().await?;
+    let minimal: Vec<_> = recorded.iter().map(|one| (one.timeline, one.lsn)).collect();
+    let mut reaches = windows::reaches(&stored, &inventory.histories, &bases, &minimal, archive.names.segment_size);
     for reach in &mut reaches {
         let lost = archive.lost_end(&inventory, reach.timeline).await?;
         reach.lost = lost.map(|lost| Stretch { from: lost.from, to: lost.beat.lsn });
@@ -58,10 +61,14 @@ pub async fn run(common: &Common) -> Result<()> {
         rows.push(Row { reach, windows });
     }
     let given_up = archive.holes().await?;
+    let recorded: Vec<Barrier> = recorded.into_iter().map(Barrier::Minimal).collect();
+    let open = archive.open_among(recorded.clone(), &manifests).await?;
+    let is_closed = |barrier: &Barrier| !open.contains(barrier);
     if common.output == output::Format::Json {
         let names = &archive.names;
         output::json(&json!({
             "cluster": names.cluster, "system_identifier": names.system.to_string(),
+            "minimal_wal": recorded.iter().filter_map(|one| list::minimal_json(one, is_closed(one))).collect::<Vec<_>>(),
             "timelines": rows.iter().map(|row| row_json(row, &given_up)).collect::<Vec<_>>(),
         }));
         return Ok(());
@@ -76,16 +83,20 @@ pub async fn run(common: &Common) -> Result<()> {
     output::line("");
     table(&rows);
     rows.iter().flat_map(|row| hole_lines(row, &given_up)).for_each(output::line);
+    recorded.iter().for_each(|one| output::line(list::barrier_text(one, is_closed(one))));
     Ok(())
 }
 
 async fn timed<'a>(shelf: &Shelf<'_>, reach: &Reach, window: &'a Window, manifests: &[Manifest]) -> Result<Timed<'a>> {
     let first = manifests.iter().find(|manifest| Some(&manifest.id) == window.backups.first());
+    // A summary speaks of a whole segment: one that lies in the window in part is not asked.
+    let segment = shelf.archive.names.segment_size.bytes();
+    let (begin, end) = (window.from.align_up(segment), window.to.align_down(segment));
     let from = match first.filter(|manifest| manifest.stop == window.from) {
         Some(manifest) => Some(PgTime::from_unix_micros(manifest.stopped_at.as_microsecond())),
-        None => list::oldest_commit(shelf, reach.timeline, window.from, window.to).await?,
+        None => list::oldest_commit(shelf, reach.timeline, begin, end).await?,
     };
-    let newest = list::newest_commit(shelf, reach.timeline, window.from, window.to).await?;
+    let newest = list::newest_commit(shelf, reach.timeline, window.from, end).await?;
     let beats = shelf.archive.heartbeats(reach.timeline).await?;
     let beat =
         beats.into_iter().filter(|beat| (window.from..=window.to).contains(&beat.lsn)).map(|beat| beat.time).max();

@@ -121,6 +121,7 @@ pub struct Tally {
     overflowed: bool,
     commits: u64,
     newest: Option<PgTime>,
+    minimal: Vec<Lsn>,
 }
 
 /// What it came to.
@@ -136,6 +137,8 @@ pub struct Tallied {
     pub commits: u64,
     /// Of the newest commit or abort, within the window or not.
     pub newest: Option<PgTime>,
+    /// Where the server went on under `wal_level = minimal`: what was done from there on is not all in WAL.
+    pub minimal: Vec<Lsn>,
 }
 
 impl Tally {
@@ -154,6 +157,7 @@ impl Tally {
             overflowed: false,
             commits: 0,
             newest: None,
+            minimal: Vec::new(),
         }
     }
 
@@ -173,6 +177,7 @@ impl Tally {
         } else {
             match xact::note(record, self.version)? {
                 Note::RestorePoint { name, time } => self.restore_point(record, name, time),
+                note if note.is_minimal() => self.minimal.push(record.start),
                 // What was running then is no more, but for prepared transactions.
                 Note::Checkpoint { shutdown: true, .. } | Note::EndOfRecovery { .. } => {
                     self.open.retain(|_, open| open.prepared);
@@ -460,8 +465,8 @@ impl Tally {
         let mut found = self.found;
         found.extend(self.largest.into_values().filter(|one| one.wal_bytes >= least));
         found.sort_by_key(|one| one.lsn);
-        let Tally { left_out, overflowed, commits, newest, .. } = self;
-        Tallied { found, left_out, overflowed, commits, newest }
+        let Tally { left_out, overflowed, commits, newest, minimal, .. } = self;
+        Tallied { found, left_out, overflowed, commits, newest, minimal }
     }
 }
 

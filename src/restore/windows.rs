@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::path::Path;
+use super::path::{Leg, Path};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
 use crate::error::Result;
@@ -103,11 +103,12 @@ pub async fn stored(archive: &Archive, inventory: &Inventory) -> Result<BTreeMap
     Ok(out)
 }
 
-/// What these backups and this WAL lead to, by timeline.
+/// What these backups and this WAL lead to, by timeline. `minimal`: where WAL under `wal_level = minimal` begins, past which nothing can be recovered.
 pub fn reaches(
     stored: &BTreeMap<TimelineId, Vec<Stretch>>,
     histories: &BTreeMap<TimelineId, TimelineHistory>,
     backups: &[Base],
+    minimal: &[(TimelineId, Lsn)],
     size: SegmentSize,
 ) -> Vec<Reach> {
     let of = |timeline: &TimelineId| {
@@ -123,7 +124,7 @@ pub fn reaches(
             fork,
             stored: own.map(|own| Stretch { from: own.from.max(begin), to: own.to }).collect(),
             lost: None,
-            windows: windows(&Path::of(&history), stored, backups, size),
+            windows: windows(&Path::of(&history), stored, backups, minimal, size),
         }
     };
     stored.keys().map(of).filter(|reach| !reach.stored.is_empty()).collect()
@@ -134,6 +135,7 @@ fn windows(
     path: &Path,
     stored: &BTreeMap<TimelineId, Vec<Stretch>>,
     backups: &[Base],
+    minimal: &[(TimelineId, Lsn)],
     size: SegmentSize,
 ) -> Vec<Window> {
     let begin = path.legs.last().map_or(Lsn(0), |leg| leg.begin);
@@ -143,11 +145,24 @@ fn windows(
     sorted.sort_by_key(|base| base.stop);
     for base in sorted {
         let from = base.stop.max(begin);
-        let Some(to) = through(path, stored, base, size).filter(|to| *to >= from) else { continue };
+        let reached = through(path, stored, base, size).and_then(|to| short_of_minimal(path, minimal, base.start, to));
+        let Some(to) = reached.filter(|to| *to >= from) else { continue };
         let window = found.entry(to).or_insert(Window { from, to, backups: Vec::new() });
         window.backups.push(base.id.clone());
     }
     found.into_values().collect()
+}
+
+/// `to`, or where the first WAL under `wal_level = minimal` behind `start` begins; `None` where that lies before the path's last timeline.
+fn short_of_minimal(path: &Path, minimal: &[(TimelineId, Lsn)], start: Lsn, to: Lsn) -> Option<Lsn> {
+    let on_way = |(timeline, at): &&(TimelineId, Lsn)| {
+        let counts = |leg: &Leg| *at >= leg.begin && leg.end.is_none_or(|fork| *at < fork);
+        *at >= start && path.leg(*timeline).is_some_and(counts)
+    };
+    match minimal.iter().filter(on_way).min_by_key(|(_, at)| *at) {
+        None => Some(to),
+        Some((timeline, at)) => (*timeline == path.target()).then_some(to.min(*at)),
+    }
 }
 
 /// Where the WAL that continues a backup along the path ends on its last timeline; `None` where it ends before that.
