@@ -55,7 +55,9 @@ impl Link {
     fn broken_by(self, first: &Record<'_>) -> Option<Differs> {
         let voids = first.rmid == RM_XLOG && first.info & 0xF0 == XLOG_OVERWRITE_CONTRECORD;
         let broken = first.prev != self.record && !voids;
-        broken.then(|| Differs { name: self.object, from: first.prev.min(self.record), to: first.start })
+        // The first record that a server writes after pg_resetwal names none.
+        let named = Some(first.prev).filter(|prev| *prev != Lsn(0)).unwrap_or(self.record);
+        broken.then(|| Differs { name: self.object, from: named.min(self.record), to: first.start })
     }
 }
 
@@ -113,5 +115,33 @@ impl Check {
     /// Up to where stored copies were compared; `None` when nothing is left to compare.
     pub fn compared(&self) -> Option<Lsn> {
         self.comparison.limit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_wal_before_the_first_record_is_told_from_where_it_differs() {
+        let told = |prev: u64| {
+            let (start, end) = (Lsn(0x500), Lsn(0x540));
+            let first = Record {
+                start,
+                end,
+                prev: Lsn(prev),
+                xid: 0,
+                rmid: RM_XLOG,
+                info: 0,
+                total_len: 64,
+                crc: 0,
+                body: None,
+            };
+            let link = Link { record: Lsn(0x480), object: "wal/x".to_owned() };
+            link.broken_by(&first).map(|differs| (differs.from.0, differs.to.0))
+        };
+        assert_eq!(told(0x480), None);
+        assert_eq!((told(0x4C0), told(0x400)), (Some((0x480, 0x500)), Some((0x400, 0x500))));
+        assert_eq!(told(0), Some((0x480, 0x500)), "the first record after pg_resetwal names none");
     }
 }
