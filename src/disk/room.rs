@@ -27,9 +27,38 @@ pub fn at(path: &Path) -> Option<Room> {
     Some(Room { device, free, certain: AS_WRITTEN.contains(&(stat.f_type as u64)) })
 }
 
+/// Bytes of the disk that the files of a folder take, but for old WAL, which a restore keeps beside its own. Links are not followed.
+pub fn taken(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() && entry.file_name() != "pg_wal" => taken(&entry.path()),
+        Ok(found) if found.is_file() => found.blocks().saturating_mul(BLOCK),
+        _ => 0,
+    };
+    entries.flatten().map(of).fold(0, u64::saturating_add)
+}
+
+/// Unit of `st_blocks`, whatever the file system's own is (`stat(2)`).
+const BLOCK: u64 = 512;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_files_take_is_counted_without_old_wal_and_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["base/5", "pg_wal"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        std::fs::write(dir.path().join("base/5/1"), vec![1; 100_000]).unwrap();
+        std::fs::write(dir.path().join("pg_wal/1"), vec![1; 500_000]).unwrap();
+        std::fs::File::create(dir.path().join("hole")).unwrap().set_len(1 << 30).unwrap();
+        rustix::fs::sync();
+        let counted = taken(dir.path());
+        assert!((100_000..200_000).contains(&counted), "{counted}");
+        assert_eq!(taken(&dir.path().join("absent")), 0);
+    }
 
     #[test]
     fn what_is_not_there_yet_lies_where_its_parent_does() {

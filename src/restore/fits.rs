@@ -9,15 +9,16 @@ use crate::disk::room::{self, Room};
 use crate::error::{Error, Kind, Result};
 
 /// `Kind::Failed` where the bytes that are laid certainly do not fit: zeros are holes and count for nothing, nor does the WAL that recovery needs beside. Where
-/// the file system may compress, it is only told. What is laid over an older state is not weighed: most of it stands there.
+/// the file system may compress, it is only told. What stands there already takes no more room, whatever of it is kept.
 pub fn demand(prepared: &Prepared, ground: &Ground) -> Result<()> {
-    if ground.is_occupied() {
-        return Ok(());
-    }
     let place =
         |oid: &u32| ground.tablespaces.iter().find(|(of, _)| of == oid).map_or(&ground.root, |(_, place)| place);
-    let laid = prepared.laid.iter().map(|(oid, bytes)| (place(oid).as_path(), *bytes));
-    demand_in(laid, &room::at)
+    let mut laid: BTreeMap<&Path, u64> = BTreeMap::new();
+    for (oid, bytes) in &prepared.laid {
+        *laid.entry(place(oid)).or_default() += bytes;
+    }
+    let standing = |place: &Path| if ground.is_occupied() { room::taken(place) } else { 0 };
+    demand_in(laid.into_iter().map(|(place, bytes)| (place, bytes.saturating_sub(standing(place)))), &room::at)
 }
 
 /// Several places may lie in one file system.
