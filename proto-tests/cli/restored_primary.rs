@@ -39,7 +39,9 @@ fn a_restored_server_streams_into_the_same_archive_and_is_restored_by_the_same_b
     let receiver = site.receive(&[]);
     insert(&first, 101, 110);
     first.switch_wal();
+    let behind = first.sql("select clock_timestamp()");
     insert(&first, 111, 120);
+    first.switch_wal();
     wait_durable(&first, first.lsn());
     first.kill9();
     let said = end(receiver).stderr;
@@ -52,6 +54,16 @@ fn a_restored_server_streams_into_the_same_archive_and_is_restored_by_the_same_b
     assert_eq!(second.value("select timeline_id from pg_control_checkpoint()"), "3");
     let old = site.land(&first, "old", &["--latest", "--target-timeline", "1"]);
     assert_eq!(old.value(rows), "30 30", "the dead branch is kept whole");
+    // The segment of the fork begins with what timeline 1 committed: it does not tell from when on timeline 2 can be restored.
+    let drawn = site.walrecv(&["list", "--windows", "--output", "json"]).run().expect_code(0).json();
+    let from = drawn["timelines"][1]["windows"][0]["from"].as_str().unwrap_or_else(|| panic!("a time in {drawn:#}"));
+    let [from, behind] =
+        [from, &behind.replace("+00", "Z")].map(|text| text.parse::<jiff::Timestamp>().expect("a time"));
+    assert!(from >= behind, "{from} {behind}");
+    // Who pauses is told how to go on.
+    let paused = ["--target-lsn", &target, "--target-timeline", "1", "--target-action", "pause"];
+    let told = site.restore(&first, "paused", &paused).run().expect_code(0).stdout;
+    assert!(told.contains("pg_promote()"), "{told}");
     let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
     assert_eq!(listed["holes"].as_array().map(Vec::len), Some(0), "{listed}");
 }

@@ -83,10 +83,32 @@ fn a_tablespace_made_after_the_backup_is_never_replayed_over_another_server() {
     wait_durable(&scene.server, scene.server.lsn());
     scene.scratch(&["extract", "--latest", "--table", "kept", "--file", "kept.sql"]).run().expect_code(0);
     assert_eq!(scene.server.sql("select count(*) from kept"), "3001");
+    planned(&scene);
     over_a_copy(&scene);
     scene.server.kill9();
     end(receiver);
     elsewhere(&scene);
+}
+
+/// A plan for a place refuses what the restore would refuse, and names where the tablespaces go.
+fn planned(scene: &Scene) {
+    let plan = |args: &[&str]| scene.site.restore(&scene.server, "planned", &["--latest", "--plan"]).args(args);
+    scene.refused(plan(&[]), 2, &["is occupied"]);
+    let (from, to) = (scene.fast.display().to_string(), scene.site.data("mapped").display().to_string());
+    scene.refused(plan(&["--tablespace-mapping", "/nowhere=/else"]), 2, &["no tablespace at /nowhere", &from]);
+    let mapping = format!("{from}={to}");
+    let told = plan(&["--tablespace-mapping", &mapping, "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(
+        (&told["tablespaces"][0]["location"], &told["tablespaces"][0]["place"]),
+        (&from.clone().into(), &to.clone().into())
+    );
+    let text = plan(&["--tablespace-mapping", &mapping]).run().expect_code(0).stdout;
+    assert!(text.contains(&format!("goes to {to} (on the server: {from})")), "{text}");
+    assert!(!scene.site.data("planned").exists() && !scene.site.data("mapped").exists());
+    // Without a place it is the plan alone.
+    let told = scene.site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!((&told["tablespaces"][0]["place"], &told["new_tablespaces"]), (&from.into(), &serde_json::json!([])));
+    scene.site.walrecv(&["restore", "--latest", "--plan", "--tablespace-mapping", &mapping]).run().expect_code(2);
 }
 
 /// A copy of a data directory has the links of the original, which lead to that one's files.

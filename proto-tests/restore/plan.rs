@@ -287,6 +287,20 @@ fn what_cannot_be_reached_is_refused_with_what_can() {
     let error = plan(&world, time(1), None).expect_err("before the backup's end");
     assert_eq!(error.kind(), Kind::Target);
     assert!(error.advice().is_some_and(|a| a.contains(&world.stop.to_string())), "{:?}", error.advice());
+    let xid = |xid| plan(&world, Target::Xid { xid, inclusive: true }, None).expect_err("no such transaction");
+    let newest = world.two.commits.last().expect("a commit").xid;
+    for (asked, said) in
+        [(5, "older than 10"), (newest + 5, &format!("newer than {newest}")), (newest - 9_000, "wrote nothing")]
+    {
+        let error = xid(asked);
+        assert!(
+            error.kind() == Kind::Target && error.advice().is_some_and(|a| a.contains(said)),
+            "{:?}",
+            error.advice()
+        );
+    }
+    let error = plan(&world, Target::Name("x".to_owned()), None).expect_err("no restore point");
+    assert!(error.advice().is_some_and(|a| a.contains("no restore point is stored")), "{:?}", error.advice());
     // The end of what is stored, as list --windows tells it.
     let end = world.two.made.end();
     let at = |inclusive| plan(&world, Target::Lsn { lsn: end, inclusive }, None);

@@ -447,9 +447,9 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', conflicts_with_all = ["delta", "standby"])]
     pub databases: Vec<String>,
     /// Where a tablespace goes: OLDDIR=NEWDIR; may be given several times
-    #[arg(long, value_name = "OLD=NEW")]
+    #[arg(long, value_name = "OLD=NEW", requires = "pgdata")]
     pub tablespace_mapping: Vec<String>,
-    /// Only say where the restore would land
+    /// Only say where the restore would land; with --pgdata also whether it may go there
     #[arg(long)]
     pub plan: bool,
     /// Start the server and wait until it has reached the target

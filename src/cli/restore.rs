@@ -34,14 +34,20 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     let backup = show::chosen(&archive, args.backup.as_ref()).await?;
     let timeline = target::timeline(&archive, args.target_timeline.as_deref(), backup.as_deref()).await?;
     let wanted = Wanted { target, timeline, backup };
+    let cluster = &archive.names.cluster;
     if args.plan {
-        return show_plan(common, &prepare(&archive, &wanted, args).await?.plan);
+        let mut prepared = prepare(&archive, &wanted, args).await?;
+        if args.pgdata.is_some() {
+            let options = options(common, cluster, context.settings.config_path.as_path(), args)?;
+            prepared.plan.tablespaces = restore::check(&prepared, &options)?;
+        }
+        return show_plan(common, &prepared.plan);
     }
-    let options = options(common, &archive.names.cluster, context.settings.config_path.as_path(), args)?;
+    let options = options(common, cluster, context.settings.config_path.as_path(), args)?;
     let patience = duration::parse(&args.stall_limit)
         .map_err(|problem| Error::new(Kind::Usage, format!("--stall-limit: {problem}")))?;
-    let prepared = prepare(&archive, &wanted, args).await?;
-    restore::check(&prepared, &options)?;
+    let mut prepared = prepare(&archive, &wanted, args).await?;
+    prepared.plan.tablespaces = restore::check(&prepared, &options)?;
     let programs = if args.start { Some(programs(&prepared, args)?) } else { None };
     if args.start && !args.scratch {
         restore::demand_free_port(&archive, &prepared).await?;
@@ -236,6 +242,11 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
             next.xid, next.time, next.lsn
         ));
     }
+    for laid in plan.tablespaces.iter() {
+        let from =
+            if laid.place == laid.location { String::new() } else { format!(" (on the server: {})", laid.location) };
+        output::line(format!("tablespace   {} goes to {}{from}", laid.oid, laid.place));
+    }
     for made in &plan.new_tablespaces {
         output::line(format!(
             "tablespace   {} at {}, made after the backup ({}): recovery makes it there, no mapping sends it elsewhere",
@@ -364,6 +375,9 @@ fn show_end(
     }
     let Some(started) = started else {
         let what = match options.action {
+            Action::Pause => {
+                "it recovers to the target by itself and pauses there, until `select pg_promote()` opens it"
+            }
             Action::Follow => "it is a standby, and reads the archive with this configuration as its own user",
             _ => "it recovers to the target by itself",
         };
@@ -380,6 +394,11 @@ fn show_end(
     if let (Some(pid), Some(port)) = (started.pid, started.port) {
         let socket = started.socket_directory.as_ref().map(|d| format!("-h {} ", d.display())).unwrap_or_default();
         output::line(format!("running      process {pid}: psql {socket}-p {port} -U postgres"));
+    }
+    if options.action == Action::Pause {
+        output::line(
+            "paused       look first; then `select pg_promote()` opens it as it is now; for another moment stop it and restore again",
+        );
     }
     show_drops(&prepared.plan);
     Ok(())

@@ -13,6 +13,7 @@ use self::names::{Known, Name};
 use crate::archive::Archive;
 use crate::disk::staged::Staged;
 use crate::error::{Context, Error, Kind, Result};
+use crate::restore::near;
 use crate::restore::scratch::{ScratchServer, Setup};
 use crate::restore::server::{dbname, ended};
 use crate::restore::{Access, Plan, Prepared, lay};
@@ -138,7 +139,7 @@ async fn find(server: &ScratchServer, wish: &Wish, wanted: &[Name]) -> Result<(S
     if let Some(database) = &wish.database {
         if !databases.contains(database) {
             let named = server.named().await?;
-            let near = names::nearest(database, named.iter().map(String::as_str));
+            let near = near::nearest(database, named.iter().map(String::as_str));
             let text = format!("there is no database {database:?} at that time");
             let hint = match near.is_empty() {
                 true => format!("there are: {}; `walrecv find` says when one was dropped", named.join(", ")),

@@ -1,12 +1,10 @@
 //! Names of tables as people write them, and what they may have meant.
 
 use crate::error::{Error, Kind, Result};
+use crate::restore::near::nearest;
 
 /// Begins the advice where names are suggested.
 pub const LIKE: &str = "names like it: ";
-/// How many names are suggested.
-const SUGGESTED: usize = 5;
-
 /// A name that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
@@ -130,34 +128,6 @@ fn absent(name: &Name, known: &[Known]) -> Error {
     Error::new(Kind::Usage, format!("there is no table {asked:?} at that time")).hint(hint)
 }
 
-/// The names that are least different, and not very different.
-pub fn nearest<'n>(asked: &str, names: impl Iterator<Item = &'n str>) -> Vec<String> {
-    let most = (asked.chars().count() / 3).max(2);
-    let lower = asked.to_lowercase();
-    let mut near: Vec<(usize, &str)> =
-        names.map(|name| (distance(&lower, &name.to_lowercase()), name)).filter(|(far, _)| *far <= most).collect();
-    near.sort_unstable();
-    near.dedup();
-    near.into_iter().take(SUGGESTED).map(|(_, name)| name.to_owned()).collect()
-}
-
-/// Letters to insert, delete or replace (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut next = vec![i + 1];
-        for (j, y) in b.iter().enumerate() {
-            let get = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX - 1);
-            let replaced = get(&row, j) + usize::from(x != *y);
-            let least = replaced.min(get(&row, j + 1) + 1).min(get(&next, j) + 1);
-            next.push(least);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,12 +176,5 @@ mod tests {
         let none = choose("ordres").unwrap_err();
         assert_eq!(none.advice(), Some("names like it: orders"));
         assert!(choose("nothing_like_this").unwrap_err().advice().unwrap().starts_with("no table"));
-    }
-
-    #[test]
-    fn distances() {
-        for (a, b, far) in [("", "", 0), ("a", "", 1), ("orders", "ordres", 2), ("kitten", "sitting", 3)] {
-            assert_eq!((distance(a, b), distance(b, a)), (far, far), "{a} {b}");
-        }
     }
 }

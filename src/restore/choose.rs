@@ -1,8 +1,9 @@
 //! Chooses the backup and the path: the newest backup from which the server's own rules lead to the target.
 
 use super::decide::Bounds;
+use super::near;
 use super::path::{self, Beyond, Path};
-use super::plan::{Landing, Origin, Refusal, Stop, Walk};
+use super::plan::{Landing, Met, Origin, Refusal, Stop, Walk, precedes};
 use super::scan::{Hole, Read, Route};
 use super::target::Target;
 use crate::archive::Archive;
@@ -55,6 +56,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     // A newer backup was read from here to the end without meeting the target: it can only lie before.
     let mut until = None;
     let mut minimal = None;
+    let mut met = Met::default();
     for manifest in &candidates {
         let route = Route { archive, inventory, path: &path, version: version(manifest)? };
         let walk = Walk::new(wanted.target.clone(), origin(manifest)).knowing(known.clone());
@@ -63,6 +65,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
             read.hole = lost_end(archive, inventory, &path).await?;
         }
         let (hole, parameters) = (read.hole, parameters(manifest, &read));
+        met.join(read.walk.met().clone());
         let refusal = match finish(read, &path) {
             Ok(landing) => {
                 // Where the target is met, what is missing behind it does not matter.
@@ -92,7 +95,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
         }
         passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole) });
     }
-    Err(unreachable(&wanted.target, &candidates, &passed_over, minimal))
+    Err(unreachable(&wanted.target, &candidates, &passed_over, minimal, &met))
 }
 
 /// The end of the path's WAL is none where a heartbeat shows that there was more.
@@ -284,7 +287,13 @@ fn not_reached(target: &Target, refusal: &Refusal, hole: Option<Hole>) -> Error 
 }
 
 /// No backup leads there.
-fn unreachable(target: &Target, candidates: &[&Manifest], passed_over: &[PassedOver], minimal: Option<Lsn>) -> Error {
+fn unreachable(
+    target: &Target,
+    candidates: &[&Manifest],
+    passed_over: &[PassedOver],
+    minimal: Option<Lsn>,
+    met: &Met,
+) -> Error {
     let reasons: Vec<_> = passed_over.iter().map(|p| format!("backup {}: {}", p.backup, p.why)).collect();
     let message = format!("{} cannot be reached; {}", target.describe(), reasons.join("; "));
     let earliest = candidates.iter().min_by_key(|m| m.stop);
@@ -294,7 +303,8 @@ fn unreachable(target: &Target, candidates: &[&Manifest], passed_over: &[PassedO
         ));
     }
     let hint = match (target, earliest) {
-        (Target::Name(_) | Target::Xid { .. }, _) => "walrecv list shows from when to when can be restored".to_owned(),
+        (Target::Name(name), _) => no_such_name(name, met),
+        (Target::Xid { xid, .. }, _) => no_such_transaction(*xid, met),
         (_, Some(m)) => format!(
             "the earliest that can be reached is the end of backup {} ({}): --target-lsn {}",
             m.id, m.stopped_at, m.stop
@@ -302,6 +312,51 @@ fn unreachable(target: &Target, candidates: &[&Manifest], passed_over: &[PassedO
         (_, None) => "walrecv list shows the backups".to_owned(),
     };
     Error::new(Kind::Target, message).hint(hint)
+}
+
+/// What a name may have meant.
+fn no_such_name(name: &str, met: &Met) -> String {
+    let near = near::nearest(name, met.points.iter().map(String::as_str));
+    let some = |names: &[String]| names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+    match (near.is_empty(), met.points.len()) {
+        (_, 0) => {
+            "no restore point is stored since the oldest backup on the way; walrecv find tells what was done, and when"
+                .to_owned()
+        }
+        (false, _) => format!("names like it: {}", some(&near)),
+        (true, 1..=SOME) => format!("there are: {}", some(&met.points.iter().cloned().collect::<Vec<_>>())),
+        (true, more) => {
+            format!("none of {more} restore points has a name like it; walrecv find tells them, with times")
+        }
+    }
+}
+
+/// So many names are told.
+const SOME: usize = 5;
+
+/// Why a transaction does not end in what is stored.
+fn no_such_transaction(xid: u32, met: &Met) -> String {
+    if let Some(whole) = met.whole {
+        return format!("it was a subtransaction of {whole}, and ended with that: --target-xid {whole}");
+    }
+    match met.xids {
+        None => "no transaction ended since the oldest backup on the way".to_owned(),
+        Some((_, last)) if precedes(last, xid) => {
+            format!(
+                "it is newer than {last}, the newest that ended in what is stored: it had not ended, or what it did is not stored yet"
+            )
+        }
+        Some((first, _)) if precedes(xid, first) => {
+            format!(
+                "it is older than {first}, the oldest that ended since the oldest backup on the way: no backup leads there"
+            )
+        }
+        Some((first, last)) => {
+            format!(
+                "transactions from {first} to {last} ended there: it wrote nothing, or had not ended; walrecv find tells those that did much"
+            )
+        }
+    }
 }
 
 /// The WAL segments that a recovery reads: from `start` to `needed`.

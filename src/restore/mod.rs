@@ -15,6 +15,7 @@ mod keep;
 pub mod lay;
 mod listing;
 mod look;
+pub mod near;
 mod occupant;
 pub mod only;
 mod pack;
@@ -51,7 +52,7 @@ pub use only::{Only, Pick};
 pub use plan_file::Access;
 pub use port::demand_free as demand_free_port;
 pub use rehearse::rehearse;
-pub use report::Plan;
+pub use report::{PlacedShown, Plan};
 pub use target::{Action, Target};
 pub use weigh::replayed;
 
@@ -142,9 +143,12 @@ pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<Timeline
     })
 }
 
-/// Everything that can be refused before a byte is copied: directories, tablespaces, paths, a server at work, too little room. Changes nothing.
-pub fn check(prepared: &Prepared, options: &Options) -> Result<()> {
-    fits::demand(prepared, &ground::look(prepared, options)?)
+/// Everything that can be refused before a byte is copied: directories, tablespaces, paths, a server at work, too little room. Changes nothing. Where the
+/// tablespaces would go.
+pub fn check(prepared: &Prepared, options: &Options) -> Result<Vec<PlacedShown>> {
+    let ground = ground::look(prepared, options)?;
+    fits::demand(prepared, &ground)?;
+    Ok(PlacedShown::of(&prepared.choice.manifest, &ground.tablespaces))
 }
 
 /// Lays the backup back and writes the recovery settings and the plan. The target directories must be absent, empty, or left by an

@@ -3,6 +3,8 @@
 //! The rules are those of `recoveryStopsBefore`, `recoveryStopsAfter` and `CheckRecoveryConsistency`
 //! (`xlogrecovery.c`; up to 14 `xlog.c`). They run from the redo point of one backup, so the landing depends on the backup.
 
+use std::collections::BTreeSet;
+
 use super::target::Target;
 use crate::pg::xact::{Note, PgTime};
 use crate::pg::{Lsn, TimelineId};
@@ -95,7 +97,45 @@ pub struct Landing {
     pub looked: Lsn,
     /// Tablespaces at paths of their own that are made on the way.
     pub tablespaces: Vec<MadeTablespace>,
+    /// The transaction that is the target did not commit.
+    pub rolled_back: bool,
 }
+
+/// What was seen of what a target may have meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// Names of restore points.
+    pub points: BTreeSet<String>,
+    /// The first and the last in the order of transaction ids that ended.
+    pub xids: Option<(u32, u32)>,
+    /// The transaction of which the target was a part.
+    pub whole: Option<u32>,
+}
+
+impl Met {
+    pub fn join(&mut self, other: Met) {
+        self.points.extend(other.points);
+        if let Some((first, last)) = other.xids {
+            self.ended(first);
+            self.ended(last);
+        }
+        self.whole = self.whole.or(other.whole);
+    }
+
+    fn ended(&mut self, xid: u32) {
+        let (first, last) = self.xids.unwrap_or((xid, xid));
+        self.xids =
+            Some((if precedes(xid, first) { xid } else { first }, if precedes(last, xid) { xid } else { last }));
+    }
+}
+
+/// `TransactionIdPrecedes` (`access/transam/transam.c`).
+pub fn precedes(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
+/// Names of restore points that are kept, at most.
+const KEPT_POINTS: usize = 10_000;
 
 /// Why this backup cannot reach the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +176,8 @@ pub struct Walk {
     missed: Vec<Commit>,
     looked: Lsn,
     tablespaces: Vec<MadeTablespace>,
+    rolled_back: bool,
+    met: Met,
 }
 
 impl Walk {
@@ -158,6 +200,20 @@ impl Walk {
             missed: Vec::new(),
             looked: redo,
             tablespaces: Vec::new(),
+            rolled_back: false,
+            met: Met::default(),
+        }
+    }
+
+    /// What was seen of what the target may have meant.
+    pub fn met(&self) -> &Met {
+        &self.met
+    }
+
+    /// A subtransaction that ends with the transaction `whole`: no record of its own would meet a target.
+    pub fn see_part(&mut self, part: u32, whole: u32) {
+        if matches!(self.target, Target::Xid { xid, .. } if xid == part) {
+            self.met.whole = Some(whole);
         }
     }
 
@@ -188,6 +244,7 @@ impl Walk {
         }
         if self.stops_before(record) {
             self.stop = Some(Stop::Before { start: record.start, end: record.end });
+            self.rolled_back = self.rolls_back(record);
             return self.look_past(record);
         }
         if record.note.is_minimal() {
@@ -197,7 +254,13 @@ impl Walk {
         self.replay(record);
         if self.stops_after(record) {
             self.stop = Some(Stop::After { start: record.start, end: record.end });
+            self.rolled_back = self.rolls_back(record);
         }
+    }
+
+    /// Whether the record ends the transaction that is the target, and not with a commit.
+    fn rolls_back(&self, record: &Seen) -> bool {
+        matches!(self.target, Target::Xid { .. }) && matches!(record.note, Note::Abort { .. })
     }
 
     /// The landing, when WAL ends here or enough was seen. `timeline` is the path's last one with WAL up to here.
@@ -242,6 +305,7 @@ impl Walk {
             missed: self.missed,
             looked: self.looked,
             tablespaces: self.tablespaces,
+            rolled_back: self.rolled_back,
         })
     }
 
@@ -299,6 +363,13 @@ impl Walk {
     }
 
     fn replay(&mut self, record: &Seen) {
+        match (&self.target, &record.note) {
+            (Target::Name(_), Note::RestorePoint { name, .. }) if self.met.points.len() < KEPT_POINTS => {
+                self.met.points.insert(name.clone());
+            }
+            (Target::Xid { .. }, note) => ended(note).iter().for_each(|(xid, _)| self.met.ended(*xid)),
+            _ => {}
+        }
         self.replayed = record.end;
         self.last_record = record.start;
         match &record.note {

@@ -339,3 +339,41 @@ fn tablespaces_that_are_made_on_the_way_are_told() {
     assert_eq!(told(Target::Xid { xid: 7, inclusive: true }), [5]);
     assert_eq!(told(Target::Latest), [5, 8, 10]);
 }
+
+#[test]
+fn what_a_target_may_have_meant_is_remembered() {
+    let met = |target: Target, notes: &[Note]| {
+        let stopped_at = PgTime(0);
+        let origin =
+            Origin { redo: REDO, checkpoint: REDO, consistent_at: CONSISTENT, stored_to: CONSISTENT, stopped_at };
+        let mut walk = Walk::new(target, origin);
+        for (index, note) in notes.iter().enumerate() {
+            let (start, end) = record(index as u64);
+            walk.see(&Seen { start, end, transaction: true, checkpoint: None, note: note.clone() });
+        }
+        walk.see_part(900, 13);
+        walk.met().clone()
+    };
+    let xid = |xid| Target::Xid { xid, inclusive: true };
+    assert_eq!(met(xid(99), &history()), Met { xids: Some((10, 13)), ..Met::default() });
+    assert_eq!(met(xid(900), &history()).whole, Some(13));
+    // Transaction ids wrap.
+    let wrapped = [commit(4_294_967_290, 1), commit(5, 2), abort(4_294_967_280, 3)];
+    assert_eq!(met(xid(99), &wrapped).xids, Some((4_294_967_280, 5)));
+    let points = [point("b", 1), point("a", 2), point("b", 3)];
+    let named = met(Target::Name("c".to_owned()), &points);
+    assert_eq!(
+        (named.points.into_iter().collect::<Vec<_>>(), named.xids),
+        (vec!["a".to_owned(), "b".to_owned()], None)
+    );
+}
+
+#[test]
+fn a_target_that_rolled_back_is_told() {
+    let mut wal = history();
+    wal[4] = abort(11, 200);
+    for inclusive in [true, false] {
+        let rolled_back = |xid| run(&wal, Target::Xid { xid, inclusive }).unwrap().rolled_back;
+        assert_eq!((rolled_back(11), rolled_back(12)), (true, false));
+    }
+}

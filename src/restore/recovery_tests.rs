@@ -17,6 +17,7 @@ fn landing(stop: Stop) -> Landing {
         missed: Vec::new(),
         looked: Lsn(0x300),
         tablespaces: Vec::new(),
+        rolled_back: false,
     }
 }
 

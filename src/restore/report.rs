@@ -1,15 +1,17 @@
 //! The plan as people and scripts see it.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
 use super::choose::Choice;
 use super::decide::Bounds;
 use super::only::{Database, Only};
-use super::plan::{Commit, MadeTablespace, Stop};
+use super::plan::{Commit, Landing, MadeTablespace, Stop};
 use super::target::{Target, time_text};
 use crate::pg::{Lsn, SegmentSize};
+use crate::seal::content::manifest::{Manifest, Tablespace};
 
 /// What a restore is going to do. The names of the fields are stable.
 #[derive(Clone, Debug, Serialize)]
@@ -32,6 +34,8 @@ pub struct Plan {
     pub wal_segments: u64,
     pub wal_bytes: u64,
     pub landing: LandingShown,
+    /// Tablespaces of the backup outside of the data directory, and where they are laid.
+    pub tablespaces: Vec<PlacedShown>,
     /// Tablespaces that were made after the backup: recovery makes them at these very paths.
     pub new_tablespaces: Vec<TablespaceShown>,
     /// Commits at or before the target time that lie after the stop, because commit times do not follow the order of WAL.
@@ -106,6 +110,28 @@ pub struct TablespaceShown {
 }
 
 #[derive(Clone, Debug, Serialize)]
+pub struct PlacedShown {
+    pub oid: u32,
+    /// On the server.
+    pub location: String,
+    pub place: String,
+}
+
+impl PlacedShown {
+    /// Those of a backup. What `placed` does not name goes where it was.
+    pub(super) fn of(manifest: &Manifest, placed: &[(u32, PathBuf)]) -> Vec<PlacedShown> {
+        let outside = manifest.tablespaces.iter().filter(|tablespace| tablespace.location.0.starts_with(b"/"));
+        let shown = |tablespace: &Tablespace| {
+            let location = String::from_utf8_lossy(&tablespace.location.0).into_owned();
+            let place =
+                placed.iter().find(|(oid, _)| *oid == tablespace.oid).map(|(_, place)| place.display().to_string());
+            PlacedShown { oid: tablespace.oid, place: place.unwrap_or_else(|| location.clone()), location }
+        };
+        outside.map(shown).collect()
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
 pub struct LandingShown {
     /// `None` when nothing was committed between the backup's redo point and the stop.
     pub last_commit: Option<CommitShown>,
@@ -164,8 +190,9 @@ impl Plan {
                 commits_replayed: landing.commits,
                 lsn: landing.replayed.to_string(),
                 timeline: landing.timeline.0,
-                stop: stop(landing.stop),
+                stop: stop(landing),
             },
+            tablespaces: PlacedShown::of(manifest, &[]),
             new_tablespaces: landing.tablespaces.iter().map(tablespace).collect(),
             missed: landing.missed.iter().copied().map(commit).collect(),
             looked_until: landing.looked.to_string(),
@@ -196,10 +223,11 @@ fn tablespace(made: &MadeTablespace) -> TablespaceShown {
     TablespaceShown { oid: made.oid, location, lsn: made.at.to_string() }
 }
 
-fn stop(stop: Stop) -> String {
-    match stop {
-        Stop::Before { start, .. } => format!("the server stops before the record at {start}"),
-        Stop::After { start, .. } => format!("the server stops after the record at {start}"),
+fn stop(landing: &Landing) -> String {
+    let rolled_back = if landing.rolled_back { ", which rolls the transaction back" } else { "" };
+    match landing.stop {
+        Stop::Before { start, .. } => format!("the server stops before the record at {start}{rolled_back}"),
+        Stop::After { start, .. } => format!("the server stops after the record at {start}{rolled_back}"),
         Stop::EndOfWal => "the archive's WAL ends".to_owned(),
         Stop::Cut => "the target is met where the WAL ends: it is cut there".to_owned(),
     }

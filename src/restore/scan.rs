@@ -108,6 +108,9 @@ impl Route<'_> {
                         read.parameters = Some(read.parameters.map_or(*new, |old| highest(old, *new)));
                     }
                     let transaction = record.rmid == RM_XACT;
+                    if let Ok(Some(ending)) = xact::ending(record, self.version) {
+                        ending.subtransactions().for_each(|part| read.walk.see_part(part, ending.xid));
+                    }
                     let checkpoint = xact::checkpoint_time(record, self.version);
                     read.walk.see(&Seen { start: record.start, end: record.end, transaction, checkpoint, note });
                 }
