@@ -10,7 +10,7 @@ use walrecv::restore::{Options, Prepared, Target, stock};
 
 use super::net::run;
 use super::restore::{Copy, Story, versions};
-use crate::support::{Client, Clock, Seed, Server, rounds};
+use crate::support::{Client, Clock, Seed, Server, rounds, soaks};
 
 const SECOND: i64 = 1_000_000;
 const HOUR: i64 = 3600 * SECOND;
@@ -336,8 +336,7 @@ fn expected(events: &[Event]) -> String {
 #[test]
 fn random_targets_land_where_the_plan_says_with_the_rows_of_the_ledger() {
     let mut seed = Seed::of_run();
-    let soak = rounds(0, 1) > 0;
-    for version in versions().into_iter().rev().take(if soak { 6 } else { 1 }) {
+    for version in versions().into_iter().rev().take(if soaks() { 6 } else { 1 }) {
         let mut history = History::new(version, Seed::from(seed.next()));
         let (mut landed, mut refused, mut kinds) = (0, 0, BTreeMap::new());
         while landed < rounds(8, 200) {
