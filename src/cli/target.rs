@@ -119,7 +119,7 @@ fn moment(civil: DateTime, zone: &TimeZone) -> Result<Timestamp> {
     let shown = |moment: jiff::Timestamp| output::time(moment);
     let (why, hint) = match told.offset() {
         AmbiguousOffset::Gap { .. } => ("the clocks are put forward over it".to_owned(), WITH_OFFSET.to_owned()),
-        AmbiguousOffset::Fold { .. } => match (told.clone().earlier(), told.clone().later()) {
+        AmbiguousOffset::Fold { .. } => match (told.earlier(), told.later()) {
             (Ok(first), Ok(second)) => {
                 let both = format!("write '{}' or '{}'", shown(first), shown(second));
                 ("the clocks are put back, and it is there twice".to_owned(), both)
