@@ -43,7 +43,7 @@ fn find(text: &str, wanted: &[&str; 4]) -> Option<Secret> {
             let matches = field.raw == "*" || *field.text == *wanted;
             if matches { rest } else { None }
         })?;
-        let password = unescape(rest);
+        let password = field(rest).0.text;
         if password.is_empty() { None } else { Some(Secret(password)) }
     })
 }
@@ -66,7 +66,7 @@ fn field(line: &str) -> (Field<'_>, Option<&str>) {
     (Field { raw, text: unescape(raw) }, rest)
 }
 
-/// `\x` stands for `x`; a bare colon ends a password.
+/// `\x` stands for `x`.
 fn unescape(raw: &str) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::with_capacity(raw.len()));
     let mut characters = raw.chars();
@@ -101,6 +101,9 @@ mod tests {
     #[test]
     fn backslashes_protect_colons_and_themselves() {
         assert_eq!(password(r"\:\:1:1:d\\b:u:p\:a\\ss", ["::1", "1", r"d\b", "u"]).as_deref(), Some(r"p:a\ss"));
+        // A bare one ends the password, as it ends any other field.
+        assert_eq!(password(r"*:*:*:*:p\\:a:note", ["db", "1", "d", "u"]).as_deref(), Some(r"p\"));
+        assert_eq!(password("*:*:*:*::note", ["db", "1", "d", "u"]), None);
         // An escaped star is a star, not a wildcard.
         assert_eq!(password(r"\*:1:d:u:x", ["h", "1", "d", "u"]), None);
         assert_eq!(password(r"\*:1:d:u:x", ["*", "1", "d", "u"]).as_deref(), Some("x"));
