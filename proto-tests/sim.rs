@@ -34,6 +34,8 @@ mod tails;
 mod trace;
 #[path = "sim/two_histories.rs"]
 mod two_histories;
+#[path = "sim/until.rs"]
+mod until;
 #[path = "sim/waits.rs"]
 mod waits;
 #[path = "sim/walsender.rs"]

@@ -68,6 +68,7 @@ struct Inner {
     class: Class,
     message: String,
     hint: Option<String>,
+    sqlstate: Option<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -76,7 +77,9 @@ impl Error {
     /// case, without a full stop, and says what was expected, what was found and where.
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
         let class = if kind == Kind::Corrupt { Class::Corrupt } else { Class::Permanent };
-        Error { inner: Box::new(Inner { kind, class, message: message.into(), hint: None, source: None }) }
+        Error {
+            inner: Box::new(Inner { kind, class, message: message.into(), hint: None, sqlstate: None, source: None }),
+        }
     }
 
     /// Marks the error as one that may pass by itself.
@@ -94,6 +97,12 @@ impl Error {
     /// Adds one sentence that says what to do now.
     pub fn hint(mut self, hint: impl Into<String>) -> Error {
         self.inner.hint = Some(hint.into());
+        self
+    }
+
+    /// Keeps the SQLSTATE of a server's refusal.
+    pub fn of_sqlstate(mut self, sqlstate: impl Into<String>) -> Error {
+        self.inner.sqlstate = Some(sqlstate.into());
         self
     }
 
@@ -125,6 +134,11 @@ impl Error {
 
     pub fn is_transient(&self) -> bool {
         self.inner.class == Class::Transient
+    }
+
+    /// The SQLSTATE, where this is a server's refusal.
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.inner.sqlstate.as_deref()
     }
 
     /// Whether a disk could not read or write what it has (EIO): a bad sector, unless the way to the disk is bad for a moment.

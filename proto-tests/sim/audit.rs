@@ -19,7 +19,7 @@ use walrecv::seal::hash::content_hash;
 use walrecv::seal::key::ReaderKeys;
 
 use super::chance::Chance;
-use super::cluster::{Branch, SEGMENT, Trail};
+use super::cluster::{Branch, Trail};
 use super::disk::Loss;
 use super::trace::Trace;
 use super::world::SPOOL;
@@ -37,6 +37,8 @@ pub type Copier = Box<dyn Fn(Loss) -> Place + Send + Sync>;
 /// Bytes that must be there.
 struct Promise {
     place: Place,
+    /// Bytes of a segment.
+    segment: u64,
     /// The next run first puts there what the spool has.
     spooled: bool,
     loss: Loss,
@@ -104,7 +106,7 @@ impl Audit {
     /// Everything from the first byte of the archive on.
     pub fn demand_all(&self, branch: &Branch, timeline: TimelineId, to: Lsn, trail: &Trail) {
         let loss = self.0.chance.pick(&[Loss::All, Loss::AllButRemovals, Loss::Some]);
-        self.demand(branch, timeline, (Lsn(SEGMENT), to), loss, false, trail);
+        self.demand(branch, timeline, (Lsn(branch.segment()), to), loss, false, trail);
     }
 
     fn demand(
@@ -117,7 +119,8 @@ impl Audit {
         trail: &Trail,
     ) {
         let copier = self.0.copier.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = from.align_down(SEGMENT);
+        let segment = branch.segment();
+        let from = from.align_down(segment);
         let (Some(copier), true) = (&*copier, to > from) else { return };
         let known = branch.ancestors.iter().map(|(t, _)| *t).chain([branch.timeline]);
         let path = known.filter(|t| *t <= timeline).map(|t| (t, branch.begin_of(t))).collect();
@@ -126,7 +129,7 @@ impl Audit {
         let minimal = inside.filter(|made| (made.rmid, made.info) == (0, 0x60) && level_of(branch, made) == 0);
         let minimal = minimal.map(|made| made.start).collect();
         let trail = trail.clone();
-        let promise = Promise { place: copier(loss), spooled, loss, path, from, to, bytes, minimal, trail };
+        let promise = Promise { place: copier(loss), segment, spooled, loss, path, from, to, bytes, minimal, trail };
         self.0.open.fetch_add(1, Ordering::SeqCst);
         *self.0.counts.lock().unwrap_or_else(PoisonError::into_inner).entry("promises").or_default() += 1;
         let _ = self.0.queue.send(promise);
@@ -166,7 +169,8 @@ async fn judge(audit: Audit, mut promises: UnboundedReceiver<Promise>, keys: Arc
 
 impl Promise {
     async fn check(&self, keys: Arc<dyn ReaderKeys>) -> Result<(), String> {
-        let size = SegmentSize::new(SEGMENT).ok_or("no size")?;
+        let span = self.segment;
+        let size = SegmentSize::new(span).ok_or("no size")?;
         let names = ClusterNames { cluster: "main".to_owned(), system: SYSTEM, segment_size: size };
         if self.spooled {
             let recovered = recover(&self.place, Path::new(SPOOL), &Observer::new(|_| ())).await;
@@ -177,17 +181,20 @@ impl Promise {
         holes.iter().try_for_each(|hole| self.is_honest(hole))?;
         if !self.minimal.is_empty() {
             let noted = archive.minimal_wal().await.map_err(|e| format!("alarms cannot be read: {e}"))?;
-            let missing = self.minimal.iter().find(|lsn| !noted.iter().any(|alarm| alarm.lsn == **lsn));
+            // What lies in a hole nobody has seen.
+            let unseen = |lsn: &&Lsn| next_hole(&holes, **lsn).is_some_and(|hole| hole.from <= **lsn);
+            let missing = self.minimal.iter().filter(|lsn| !unseen(lsn));
+            let missing = missing.clone().find(|lsn| !noted.iter().any(|alarm| alarm.lsn == **lsn));
             missing.map_or(Ok(()), |lsn| Err(format!("nothing says that wal_level is minimal at {lsn}: {noted:?}")))?;
         }
         // Before the first word to any server nothing was promised: a slot may be lost before anything is stored.
-        let first = self.trail.told.iter().map(|(_, lsn)| lsn.align_down(SEGMENT)).min();
+        let first = self.trail.told.iter().map(|(_, lsn)| lsn.align_down(span)).min();
         let mut at = self.from.max(first.unwrap_or_default());
         while at < self.to {
             // The newest timeline that has a copy of this segment.
-            let newest = self.path.iter().rev().find(|(_, begin)| begin.align_down(SEGMENT) <= at);
+            let newest = self.path.iter().rev().find(|(_, begin)| begin.align_down(span) <= at);
             let newest = newest.map_or(TimelineId(1), |(t, _)| *t);
-            let end = (at + SEGMENT).min(self.to);
+            let end = (at + span).min(self.to);
             // What stands before a hole is on the timeline that it begins on, which may have been left later in this segment.
             let (timeline, upto) = match next_hole(&holes, at).filter(|hole| hole.from < end) {
                 Some(hole) => {
@@ -197,7 +204,7 @@ impl Promise {
                 None => (newest, end),
             };
             if upto <= at {
-                at = at + SEGMENT;
+                at = at + span;
                 continue;
             }
             let segment = SegmentName::new(timeline, size.segment_of(at), size);
@@ -220,7 +227,7 @@ impl Promise {
                 let differs = found.iter().zip(wanted).position(|(a, b)| a != b).unwrap_or_default();
                 return Err(format!("{segment} differs from the server's at offset {differs}"));
             }
-            at = at + SEGMENT;
+            at = at + span;
         }
         Ok(())
     }

@@ -263,3 +263,32 @@ fn a_segment_that_differs_once_is_received_again() {
         },
     );
 }
+
+/// A stored part of a large segment is as final as a segment: what differs from it must not be acknowledged beside it, in a tail that no reader could join with it.
+#[test]
+fn a_part_that_is_stored_is_compared_before_anything_of_it_counts() {
+    const PART: u64 = 16 << 20;
+    let in_parts = |plan: &mut Plan| {
+        plan.flush_interval = Duration::from_millis(100);
+        (plan.segment, plan.before) = (2 * PART, PART - 300_000);
+    };
+    quiet_world_with(in_parts, |world: Arc<World>| async move {
+        let border = Lsn(3 * PART);
+        write(&world, 100_000);
+        let snapshot = world.cluster.state().end();
+        write(&world, 300_000);
+        assert!(snapshot < border && border < world.cluster.state().end());
+        acknowledged(&world).await;
+        world.processes()[0].iter().for_each(|process| process.life.kill());
+        world.excuses().diverged = true;
+        world.cluster.crash(Phase::Down);
+        world.cluster.roll_back(snapshot + 1);
+        comes_up(&world);
+        // Still inside the part, and checked: but nobody knows yet whether it is what is stored.
+        write(&world, 20_000);
+        sleep(Duration::from_secs(20)).await;
+        let told = world.cluster.state().told_end();
+        assert!(told <= Lsn(2 * PART), "told {told}, inside a part that is stored: {}", world.trace.last());
+        found_out(&world).await;
+    });
+}

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use walrecv::pg::Lsn;
 
-use super::cluster::{Phase, SEGMENT, Slot};
+use super::chance::Chance;
+use super::cluster::{Phase, Slot};
 use super::disk::{DiskFaults, Loss};
 use super::store::StoreFaults;
 use super::walsender::{NetFaults, TIMEOUT};
@@ -48,12 +49,17 @@ pub async fn play(world: Arc<World>) {
 /// The server's own work.
 async fn write(world: Arc<World>, end: Instant) {
     let chance = world.chance.split();
+    let minimal = Chance::new(world.plan.wal, "minimal");
     let steps = world.plan.chaos.as_millis() as u64 / 300;
     while Instant::now() < end {
         sleep(chance.millis(0, 600)).await;
         let bytes = chance.between(0, 2 * world.plan.wal / steps.max(1));
         if world.cluster.state().phase == Phase::Up {
             world.cluster.write(bytes.max(64), &chance);
+            if world.plan.minimal && minimal.one_in(20) {
+                super::minimal::level(&world, 0);
+                super::minimal::level(&world, 1);
+            }
         }
     }
 }
@@ -189,7 +195,7 @@ async fn fail_over(world: &World) {
     let behind = chance.pick(&[0, 0, 5000, 200_000, 1_300_000]);
     let at = {
         let state = world.cluster.state();
-        let least = state.branch().begin_of(state.branch().timeline).0.max(SEGMENT + 4096);
+        let least = state.branch().begin_of(state.branch().timeline).0.max(state.segment + 4096);
         Lsn(state.end().0.saturating_sub(chance.below(behind + 1)).max(least))
     };
     let with_slot = !chance.one_in(5);
@@ -218,26 +224,41 @@ fn make_slot(world: &World) {
 
 /// Nobody holds back what the archive needs any more.
 fn lose_slot(world: &World) {
-    let (drops, keep) = (world.chance.one_in(2), world.chance.pick(&[0, 100_000, SEGMENT, 2 * SEGMENT]));
+    let (drops, keep) =
+        (world.chance.one_in(2), world.chance.pick(&[0, 100_000, world.plan.segment, 2 * world.plan.segment]));
     world.trace.say(format!("server: the slot is {}, and WAL removed", if drops { "dropped" } else { "lost" }));
     world.excuses().slot = true;
     world.cluster.forget(drops, keep);
 }
 
 async fn roll_back(world: &World) {
-    let state_end = world.cluster.state().end();
-    if !world.plan.roll_back || world.excuses().diverged || world.cluster.state().branches.len() > 1 {
+    let forked = world.cluster.state().branches.len() > 1;
+    if !world.plan.roll_back || world.excuses().diverged || forked && !world.plan.goes_back {
         return;
     }
+    let (end, least) = {
+        let state = world.cluster.state();
+        // Of a failover that is given up the old primary's end counts, which is not below the fork.
+        let fork = state.branch().ancestors.last().map(|(_, fork)| *fork);
+        let before = state.branch().ancestors.last().map(|(timeline, _)| state.branch().begin_of(*timeline).0);
+        (fork.unwrap_or(state.end()), before.unwrap_or(state.removed.0).max(state.segment) + 4096)
+    };
     let back = world.chance.between(100, 1_200_000);
-    let at = Lsn(state_end.0.saturating_sub(back).max(SEGMENT + 4096).max(world.cluster.state().removed.0 + 4096));
-    if at >= state_end {
+    let at = Lsn(end.0.saturating_sub(back).max(least));
+    if at >= end {
         return;
     }
-    world.trace.say(format!("server: is set back to a snapshot that ends before {at}"));
     world.excuses().diverged = true;
     world.cluster.crash(Phase::Down);
-    world.cluster.roll_back(at);
+    if forked {
+        world
+            .trace
+            .say(format!("server: the failover is given up; the old primary has a snapshot that ends before {at}"));
+        world.cluster.go_back(at);
+    } else {
+        world.trace.say(format!("server: is set back to a snapshot that ends before {at}"));
+        world.cluster.roll_back(at);
+    }
     let regrown = world.chance.pick(&[0, 0, back]);
     if regrown > 0 {
         world.cluster.write(regrown, &world.chance.clone());

@@ -13,6 +13,7 @@ use super::trace::Trace;
 use super::world::Plan;
 use crate::support::wal_maker::WalMaker;
 
+/// The size of segments where the plan says nothing else.
 pub const SEGMENT: u64 = 1 << 20;
 pub const SLOT: &str = "sim";
 
@@ -30,6 +31,11 @@ pub struct Branch {
 }
 
 impl Branch {
+    /// Bytes of a segment.
+    pub fn segment(&self) -> u64 {
+        self.wal.config().segment_size.bytes()
+    }
+
     /// The end of what this server has.
     pub fn end(&self) -> Lsn {
         self.upto.unwrap_or(self.wal.end())
@@ -110,6 +116,8 @@ pub struct Trail {
 }
 
 pub struct State {
+    /// Bytes of a segment. The first one is where all WAL begins.
+    pub segment: u64,
     pub branches: Vec<Branch>,
     pub current: usize,
     pub phase: Phase,
@@ -122,6 +130,8 @@ pub struct State {
     pub sessions: u64,
     pub version: MajorVersion,
     pub sql: bool,
+    /// The slot is lost at the very moment at which somebody begins to stream on it.
+    pub lost_at_start: bool,
     /// The view of slots may not be read.
     pub view_refused: bool,
     pub synchronous: bool,
@@ -164,22 +174,28 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(plan: &Plan, trace: Trace, audit: Audit) -> Arc<Cluster> {
         let Plan { version, sql, synchronous, spool, .. } = *plan;
-        let size = SegmentSize::new(SEGMENT).expect("a size");
-        let mut wal = WalMaker::new(version, size, TimelineId(1), Lsn(SEGMENT));
+        let segment = plan.segment;
+        let size = SegmentSize::new(segment).expect("a size");
+        let mut wal = WalMaker::new(version, size, TimelineId(1), Lsn(segment));
         wal.checkpoint(false);
+        while wal.end() < Lsn(segment + plan.before) {
+            wal.filler(1, 30_000);
+        }
         let branch = Branch { timeline: TimelineId(1), wal, ancestors: Vec::new(), damaged: None, upto: None };
-        let start = Lsn(SEGMENT + 40);
+        let start = Lsn(segment + 40);
         let slot = Slot { restart: Some(start), saved: Some(start), ..Slot::default() };
         let state = State {
+            segment,
             branches: vec![branch],
             current: 0,
             phase: Phase::Up,
             epoch: 0,
             slot: Some(slot),
-            removed: Lsn(SEGMENT),
+            removed: Lsn(segment),
             sessions: 0,
             version,
             sql,
+            lost_at_start: false,
             view_refused: false,
             synchronous,
             spool,
@@ -239,7 +255,7 @@ impl Cluster {
             }
             let slot = state.slot.as_ref().filter(|slot| !slot.lost);
             let keep = slot.and_then(|slot| slot.saved).unwrap_or(end).min(end);
-            state.removed = state.removed.max(keep.align_down(SEGMENT));
+            state.removed = state.removed.max(keep.align_down(state.segment));
         });
     }
 
@@ -249,7 +265,7 @@ impl Cluster {
             let lost = Slot { lost: true, ..Slot::default() };
             state.slot = state.slot.take().filter(|_| !drops).map(|_| lost);
             let rest = state.end().0.saturating_sub(keep);
-            state.removed = state.removed.max(Lsn(rest).align_down(SEGMENT));
+            state.removed = state.removed.max(Lsn(rest).align_down(state.segment));
         });
     }
 
@@ -279,7 +295,7 @@ impl Cluster {
             state.current = state.branches.len() - 1;
             let slot = state.slot.clone().unwrap_or_default();
             let restart = slot.saved.map(|lsn| lsn.min(fork));
-            state.removed = state.removed.min(restart.unwrap_or(fork).align_down(SEGMENT));
+            state.removed = state.removed.min(restart.unwrap_or(fork).align_down(state.segment));
             // Whoever is still connected to a standby that is promoted keeps its slot.
             state.slot = with_slot.then_some(Slot { restart, saved: restart, active: slot.active, lost: false });
         });
@@ -294,12 +310,27 @@ impl Cluster {
             state.branches.push(Branch { wal, damaged: None, upto: None, ..old });
             state.current = state.branches.len() - 1;
             state.next_xid += 100_000;
+            // A snapshot has the WAL that it ends in.
+            state.removed = state.removed.min(back.align_down(state.segment));
             // What the slot was told later is forgotten with the rest.
             if let Some(slot) = &mut state.slot {
                 slot.saved = slot.saved.map(|lsn| lsn.min(back));
                 slot.restart = slot.saved;
             }
         });
+    }
+
+    /// A failover is given up: the old primary comes back with a snapshot of when its WAL ended at `at`, and goes on otherwise on its own timeline.
+    pub fn go_back(&self, at: Lsn) {
+        self.change(|state| {
+            let before = state.branch().ancestors.last().map(|(timeline, _)| *timeline);
+            let old = state.branches.iter().rposition(|branch| Some(branch.timeline) == before);
+            state.current = old.unwrap_or(state.current);
+            let restart = state.told_end().min(at).max(Lsn(state.segment + 40));
+            state.slot = Some(Slot { restart: Some(restart), saved: Some(restart), ..Slot::default() });
+            state.removed = state.removed.min(restart.align_down(state.segment));
+        });
+        self.roll_back(at);
     }
 
     /// A status update of a walsender's client.
@@ -317,7 +348,7 @@ impl Cluster {
                 return;
             }
             if state.spool && written > flushed {
-                let from = flushed.max(Lsn(SEGMENT));
+                let from = flushed.max(Lsn(state.segment));
                 self.audit.promised_written(state.branch(), timeline, from, written, &state.trail);
             }
             state.trail.told.insert((timeline, flushed));
@@ -332,7 +363,7 @@ impl Cluster {
                 Some(index) => std::mem::replace(&mut state.told[index].2, flushed),
                 None => {
                     state.told.push((current, timeline, flushed));
-                    Lsn(SEGMENT)
+                    Lsn(state.segment)
                 }
             };
             self.audit.promised(state.branch(), timeline, from, flushed, &state.trail);

@@ -13,7 +13,6 @@ use walrecv::error::Result;
 use walrecv::pg::SegmentSize;
 use walrecv::repo::ClusterNames;
 
-use super::cluster::SEGMENT;
 use super::life::Life;
 use super::world::World;
 use crate::support::wal_maker::SYSTEM;
@@ -37,7 +36,7 @@ pub async fn judge(world: &World) {
 
 async fn differences(world: &World, index: usize) -> Result<Vec<String>> {
     let (place, path) = (world.place(&Life::new(0)), world.catalog(index));
-    let size = SegmentSize::new(SEGMENT).expect("a size");
+    let size = SegmentSize::new(world.plan.segment).expect("a size");
     let names = ClusterNames { cluster: "main".to_owned(), system: SYSTEM, segment_size: size };
     let archive = Archive { repo: place.repo.clone(), names, keys: place.reader.clone() };
     if !path.exists() {

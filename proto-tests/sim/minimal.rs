@@ -10,7 +10,7 @@ use walrecv::pg::{Lsn, SegmentSize, TimelineId};
 use walrecv::repo::ClusterNames;
 use walrecv::seal::content::event::MinimalWal;
 
-use super::cluster::SEGMENT;
+use super::cluster::{Phase, SEGMENT};
 use super::life::Life;
 use super::store::StoreFaults;
 use super::tails::{acknowledged, quiet_world_with, write};
@@ -18,7 +18,7 @@ use super::world::{Plan, World};
 use crate::support::wal_maker::SYSTEM;
 
 /// The server is started with this level; where its record begins and ends.
-fn level(world: &World, wal_level: i32) -> (Lsn, Lsn) {
+pub fn level(world: &World, wal_level: i32) -> (Lsn, Lsn) {
     let parameters = Parameters {
         max_connections: 100,
         max_worker_processes: 8,
@@ -98,5 +98,43 @@ fn a_restart_that_sees_it_again_notes_nothing() {
         }
         let told = world.trace.last();
         assert_eq!(told.matches("MinimalWal(").count(), 1, "{told}");
+    });
+}
+
+/// The record begins in one segment and ends in the next. A standby ended in its middle, and all that it had was acknowledged when it stopped: the next
+/// run begins at the border, sees the rest of a record that says nothing by itself, and goes below.
+#[test]
+fn it_is_noted_of_a_record_that_arrived_without_its_head() {
+    let soon = |plan: &mut Plan| plan.flush_interval = Duration::from_millis(100);
+    quiet_world_with(soon, |world: Arc<World>| async move {
+        let border = Lsn(2 * SEGMENT);
+        acknowledged(&world).await;
+        world.cluster.change(|state| {
+            let current = state.current;
+            state.branches[current].wal.fill_to(Lsn(border.0 - 32));
+        });
+        let (lsn, end) = level(&world, 0);
+        let half = border + 48;
+        assert!(lsn < border && half < end, "{lsn} to {end}");
+        world.cluster.change(|state| {
+            let current = state.current;
+            state.branches[current].upto = Some(half);
+        });
+        sleep(Duration::from_secs(3)).await;
+        super::chaos::shut_down(&world).await;
+        assert_eq!(world.cluster.state().told_end(), half, "{}", world.trace.last());
+        world.processes()[0].iter().for_each(|process| process.life.kill());
+        sleep(Duration::from_secs(4)).await;
+        assert_eq!(noted(&world).await, [], "nobody can know yet");
+        world.cluster.change(|state| {
+            let current = state.current;
+            (state.branches[current].upto, state.phase) = (None, Phase::Up);
+            if let Some(slot) = &mut state.slot {
+                (slot.restart, slot.saved) = (Some(half), Some(half));
+            }
+        });
+        write(&world, 1000);
+        acknowledged(&world).await;
+        assert_eq!(noted(&world).await, [MinimalWal { timeline: TimelineId(1), lsn }], "{}", world.trace.last());
     });
 }

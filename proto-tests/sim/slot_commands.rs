@@ -1,6 +1,6 @@
 //! What a server answers to questions and commands about its slot.
 
-use super::cluster::{Cluster, SEGMENT, SLOT, Slot};
+use super::cluster::{Cluster, SLOT, Slot};
 use super::words;
 
 impl Cluster {
@@ -43,7 +43,7 @@ impl Cluster {
             ["slot_type", "restart_lsn", "active_pid", "wal_status", "safe", "invalidation", "current", "limit"];
         let state = self.state();
         let row = state.slot.as_ref().map(|slot| {
-            let gone = slot.restart.is_some_and(|lsn| lsn.align_down(SEGMENT) < state.removed);
+            let gone = slot.restart.is_some_and(|lsn| lsn.align_down(state.segment) < state.removed);
             let status = if slot.lost || gone { "lost" } else { "reserved" };
             [
                 Some("physical".to_owned()),

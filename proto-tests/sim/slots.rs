@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
-use walrecv::pg::Lsn;
+use walrecv::pg::{Lsn, MajorVersion};
 
 use super::cluster::{Phase, SEGMENT};
 use super::disk::DiskFaults;
@@ -143,4 +143,66 @@ fn a_stop_leaves_no_server_without_a_slot() {
         assert!(world.cluster.state().slot.is_some(), "{}", world.trace.last());
         acknowledged(&world).await;
     });
+}
+
+/// The run ends by an error that has nothing to do with the slot, between dropping that and making it anew.
+#[test]
+fn an_error_leaves_no_server_without_a_slot() {
+    let gives_up = |plan: &mut Plan| {
+        flushes_soon(plan);
+        (plan.gaps, plan.gives_up) = (true, true);
+    };
+    quiet_world_with(gives_up, |world: Arc<World>| async move {
+        write(&world, 300_000);
+        acknowledged(&world).await;
+        world.disk.set_faults(DiskFaults { full: true, ..DiskFaults::default() });
+        write(&world, 600_000);
+        let seen = async |what: &str| {
+            let mut looks = 0;
+            while !world.trace.last().contains(what) {
+                looks += 1;
+                assert!(looks < 200_000, "{}", world.trace.last());
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        seen("Stalled").await;
+        // Each answer of the server takes a while.
+        world.network.set_faults(NetFaults { pause: 1, ..NetFaults::default() });
+        seen("server: DROP_REPLICATION_SLOT").await;
+        world.excuses().failed = true;
+        world.disk.set_faults(DiskFaults { dir_sync_error: 1, ..DiskFaults::default() });
+        seen(" fails: Failed").await;
+        assert!(world.cluster.state().slot.is_some(), "{}", world.trace.last());
+        world.network.set_faults(NetFaults::default());
+        world.disk.set_faults(DiskFaults::default());
+        acknowledged(&world).await;
+    });
+}
+
+/// 16 and 17 let anybody stream on a slot that is lost, and hold nothing back for it: the first word would make it look as if they did.
+#[test]
+fn a_slot_that_is_lost_as_the_stream_begins_is_told_nothing() {
+    for (version, sql) in [(MajorVersion::V16, true), (MajorVersion::V16, false), (MajorVersion::V17, true)] {
+        let of_version = move |plan: &mut Plan| {
+            flushes_soon(plan);
+            (plan.version, plan.sql, plan.gaps) = (version, sql, true);
+        };
+        quiet_world_with(of_version, |world: Arc<World>| async move {
+            write(&world, 300_000);
+            acknowledged(&world).await;
+            world.cluster.crash(Phase::Down);
+            let told = world.cluster.state().told_end();
+            world.cluster.change(|state| (state.lost_at_start, state.phase) = (true, Phase::Up));
+            write(&world, 1000);
+            acknowledged(&world).await;
+            let trace = world.trace.last();
+            assert!(world.cluster.state().slot.as_ref().is_some_and(|slot| !slot.lost), "streamed on: {trace}");
+            // All WAL is there, so it was only made anew.
+            assert!(
+                trace.contains("it is lost") && trace.contains("SlotCreated") && !trace.contains("Hole"),
+                "{trace}"
+            );
+            assert!(world.cluster.state().told_end() > told, "{trace}");
+        });
+    }
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use walrecv::pg::{Lsn, MajorVersion, TimelineId};
 
 use super::chance::Chance;
-use super::cluster::{Cluster, Phase, SLOT};
+use super::cluster::{Cluster, Phase, SLOT, Slot};
 use super::life::Life;
 use super::words;
 
@@ -343,7 +343,7 @@ impl Session {
             ["SHOW", name] => {
                 let state = self.cluster.state();
                 let value = match name {
-                    "wal_segment_size" => "1MB",
+                    "wal_segment_size" => &format!("{}MB", state.segment >> 20),
                     "synchronous_standby_names" if state.synchronous => "walrecv",
                     "synchronous_standby_names" => "",
                     "max_slot_wal_keep_size" => "-1",
@@ -405,6 +405,9 @@ impl Session {
                 return Some(("XX000", format!("requested starting point {from} is ahead of {end}")));
             }
             if slotted {
+                if let Some(slot) = state.slot.as_mut().filter(|_| std::mem::take(&mut state.lost_at_start)) {
+                    *slot = Slot { lost: true, ..Slot::default() };
+                }
                 match &mut state.slot {
                     None => return Some(("42704", format!("replication slot \"{SLOT}\" does not exist"))),
                     Some(slot) if slot.active.is_some() => {
@@ -458,7 +461,8 @@ impl Session {
                 return Err(Over::Cut);
             }
             let (end, historic, stopping, removed) = self.standing(historic_end, slotted)?;
-            if sent < end && !ended && sent.align_down(super::cluster::SEGMENT) < removed {
+            let segment = self.cluster.state().segment;
+            if sent < end && !ended && sent.align_down(segment) < removed {
                 self.cluster.change(|state| state.trail.refused.insert((timeline, sent)));
                 let text = format!("requested WAL segment at {sent} has already been removed");
                 self.cable.say(words::error("ERROR", "58P01", &text, "XLogReadRaiseError"));

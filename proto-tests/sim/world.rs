@@ -21,7 +21,7 @@ use walrecv::seal::sealer::Compression;
 
 use super::audit::Audit;
 use super::chance::Chance;
-use super::cluster::{Cluster, SLOT};
+use super::cluster::{Cluster, SEGMENT, SLOT};
 use super::disk::{Loss, Mount, SimDisk};
 use super::life::Life;
 use super::store::{Client, SimStore};
@@ -48,12 +48,19 @@ pub struct Plan {
     pub memory: u64,
     pub second: bool,
     pub spool: bool,
+    /// Bytes of a segment, and of WAL that the server has before anything begins.
+    pub segment: u64,
+    pub before: u64,
     /// Bytes of WAL that the server writes while things go wrong.
     pub wal: u64,
     pub chaos: Duration,
     /// What may happen.
     pub failovers: u64,
     pub roll_back: bool,
+    /// Where there was a failover, it is given up, and the old primary is what is set back.
+    pub goes_back: bool,
+    /// The server is started under `wal_level = minimal` now and then.
+    pub minimal: bool,
     /// The slot is lost now and then, with what it held: a hole is left behind.
     pub gaps: bool,
     /// The slot is given up while nothing can be stored.
@@ -86,10 +93,14 @@ impl Plan {
             memory: chance.pick(&[36 << 20, 36 << 20, 3 << 20]),
             second: chance.one_in(4),
             spool: chance.one_in(3),
+            segment: SEGMENT,
+            before: 0,
             wal: chance.between(300 << 10, 3500 << 10),
             chaos: chance.millis(5_000, 60_000),
             failovers: chance.pick(&[0, 0, 1, 2]),
             roll_back: chance.one_in(8),
+            goes_back: false,
+            minimal: false,
             gaps: false,
             gives_up: false,
             bad_wal: chance.one_in(12),
@@ -156,6 +167,8 @@ impl World {
         let mut plan = Plan::new(&chance);
         let holes = Chance::new(seed, "holes");
         (plan.gaps, plan.gives_up) = (holes.one_in(5), holes.one_in(3));
+        plan.goes_back = Chance::new(seed, "goes back").one_in(2);
+        plan.minimal = Chance::new(seed, "minimal").one_in(6);
         let rests = Chance::new(seed, "rests");
         plan.rests = rests.one_in(2).then(|| rests.millis(100, 3000));
         change(&mut plan);
@@ -272,7 +285,7 @@ impl World {
         Place { repo, cluster: "main".to_owned(), writer: self.writer.clone(), reader: self.reader.clone() }
     }
 
-    fn options(&self, life: &Life, index: usize) -> ReceiveOptions {
+    pub fn options(&self, life: &Life, index: usize) -> ReceiveOptions {
         let info = Conninfo::parse("host=sim user=walrecv sslmode=disable", &|_| None).expect("a connection string");
         let (network, life) = (self.network.clone(), life.clone());
         let dialer = Dialer::new(move || {
@@ -368,7 +381,7 @@ impl World {
 }
 
 /// As `walrecv receive` does it.
-async fn run(
+pub async fn run(
     place: Place,
     options: ReceiveOptions,
     observer: Observer,
@@ -378,7 +391,7 @@ async fn run(
     receive(options, place, observer, stop).await
 }
 
-fn tell(trace: &Trace, id: u32, event: &ReceiveEvent, states: &str) {
+pub fn tell(trace: &Trace, id: u32, event: &ReceiveEvent, states: &str) {
     match event {
         // The clock in it is the host's.
         ReceiveEvent::Watching { .. } | ReceiveEvent::Slot(_) => {}

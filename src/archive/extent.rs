@@ -155,15 +155,20 @@ impl Archive {
         Ok(reach(self.measure_objects(segment).await?) == segment.size.bytes())
     }
 
-    async fn measure_objects(&self, segment: SegmentName) -> Result<Vec<(u64, u64)>> {
-        let share = segment.size.bytes().min(PART_BYTES);
-        let mut extents = Vec::new();
+    /// Starts of the objects of a segment that are there: its own, or those of its parts.
+    pub async fn stored_objects(&self, segment: SegmentName) -> Result<Vec<Lsn>> {
+        let mut starts = Vec::new();
         for (name, start) in self.objects_of(segment) {
             if self.repo.head(&name).await?.is_some() {
-                let from = start.since(segment.start());
-                extents.push((from, from + share));
+                starts.push(start);
             }
         }
-        Ok(extents)
+        Ok(starts)
+    }
+
+    async fn measure_objects(&self, segment: SegmentName) -> Result<Vec<(u64, u64)>> {
+        let share = segment.size.bytes().min(PART_BYTES);
+        let starts = self.stored_objects(segment).await?;
+        Ok(starts.into_iter().map(|start| start.since(segment.start())).map(|from| (from, from + share)).collect())
     }
 }

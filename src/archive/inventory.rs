@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Archive;
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineHistory, TimelineId};
+use crate::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
 use crate::repo::WalGroup;
-use crate::repo::names::{WalObject, parts_of};
+use crate::repo::names::{PART_BYTES, WalObject, parts_of};
 
 /// The stored WAL of one timeline, by name (nothing opened yet).
 #[derive(Clone, Debug, Default)]
@@ -22,6 +22,17 @@ pub struct TimelineStock {
 
 /// How many of a timeline's newest segments [`Archive::newest`] lists at least: whoever looks for holes that a killed run left looks no deeper.
 pub const NEWEST: u64 = 8;
+
+impl TimelineStock {
+    /// Starts of the objects from segment `first` on: whole segments, or parts of large ones.
+    pub fn objects_from(&self, first: SegmentNumber, size: SegmentSize) -> BTreeSet<Lsn> {
+        let at = |number: SegmentNumber, part: u32| number.start(size) + u64::from(part) * PART_BYTES;
+        let complete = self.complete.range(first..);
+        let whole = complete.flat_map(|number| (0..parts_of(size).unwrap_or(1)).map(|part| at(*number, part)));
+        let parts = self.parts.range(first..);
+        whole.chain(parts.flat_map(|(number, parts)| parts.iter().map(|part| at(*number, *part)))).collect()
+    }
+}
 
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {

@@ -270,7 +270,8 @@ impl Archive {
     }
 
     /// Frame 0 of the `.partial` of a segment.
-    pub(super) async fn partial_summary(&self, segment: SegmentName) -> Result<Option<Summary>> {
+    /// What the `.partial` of this segment says of itself; `None`: there is none.
+    pub async fn partial_summary(&self, segment: SegmentName) -> Result<Option<Summary>> {
         let name = self.names.partial(segment);
         let Some(head) = self.repo.get_range(&name, 0..HEAD_BYTES).await? else { return Ok(None) };
         let claims = self.claims_inside(segment, ObjectKind::Partial, &name, &head)?;

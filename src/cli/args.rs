@@ -137,7 +137,7 @@ pub struct ReceiveArgs {
     /// none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", env = "WALRECV_COMPRESSION")]
     pub compression: Option<String>,
-    /// Stop once everything up to this LSN is durable; where another receiver has the slot for 15 s, fail (11)
+    /// Stop once everything up to this LSN is durable; fail after 15 s where another receiver has the slot (11), or where what is stored cannot be compared (17)
     #[arg(long, value_name = "LSN")]
     pub until: Option<String>,
 }

@@ -123,6 +123,12 @@ fn explain(mut tried: Vec<Error>, exhausted: Option<Target>) -> Error {
     let error = Error::new(last.kind(), format!("no server was taken: {}", all.join("; ")));
     let passes = last.is_transient() || exhausted.is_some() && tried.iter().any(Error::is_transient);
     let error = if passes { error.transient() } else { error };
+    // The same host may have several addresses.
+    let state = last.sqlstate().or_else(|| tried.iter().rev().find_map(Error::sqlstate));
+    let error = match state {
+        Some(state) => error.of_sqlstate(state),
+        None => error,
+    };
     let advice = last.advice().or_else(|| tried.iter().find_map(Error::advice));
     match (exhausted, advice) {
         (Some(target), _) if target != Target::Any => waiting(error, target),

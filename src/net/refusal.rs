@@ -148,6 +148,10 @@ pub(super) fn lost(error: LinkError, scene: &Scene) -> Error {
 
 /// An ErrorResponse to `command` (or to the login).
 pub(super) fn server(error: &ServerError, command: &'static str, scene: &Scene) -> Error {
+    meaning(error, command, scene).of_sqlstate(error.sqlstate.as_str())
+}
+
+fn meaning(error: &ServerError, command: &'static str, scene: &Scene) -> Error {
     let text = format!("{}: {command}: {error}", scene.server);
     let new = |kind| Error::new(kind, text.clone());
     let own_hint = |e: Error| match &error.hint {

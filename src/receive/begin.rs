@@ -214,6 +214,21 @@ impl Run {
         }
     }
 
+    /// Nothing of a segment in which the timeline was found to end counts before the server has sent as much, which it may not do soon.
+    fn tell_stored_end(&self, stored: &prepare::Stored, server: &Server, switch_point: Option<Lsn>) {
+        // On a timeline that it left, it never will: the rest is a dead branch, and is told as such.
+        let held = server.identity.position;
+        for end in stored.tails.iter().filter(|tail| switch_point.is_none() && tail.is_end && tail.end() > held) {
+            self.observer.warn(format!(
+                "{} goes on to {}, and {} is at {held}: what it sends is compared with that, and nothing from {} on is acknowledged before it is past the end",
+                end.name,
+                end.end(),
+                server.stream.server(),
+                end.start
+            ));
+        }
+    }
+
     pub(super) fn begin(
         &mut self,
         archive: &Archive,
@@ -226,6 +241,8 @@ impl Run {
             // Without a lasting slot nobody has said that what was found below the start is durable.
             stored.litter.clear();
         }
+        let switch_point = server.history.switch_point_of(timeline);
+        self.tell_stored_end(&stored, server, switch_point);
         let begin = Begin {
             archive: archive.clone(),
             writer: self.place.writer.clone(),
@@ -237,7 +254,6 @@ impl Run {
             desk: self.desk.clone(),
         };
         let mut pipeline = Pipeline::begin(&self.options, begin, self.observer.clone())?;
-        let switch_point = server.history.switch_point_of(timeline);
         pipeline.connected(held(server, switch_point), switch_point);
         self.pipeline = Some(pipeline);
         Ok(())

@@ -16,6 +16,8 @@ pub struct OldTail {
     pub name: String,
     /// All pieces of it, where it is made of such.
     pub pieces: Vec<String>,
+    /// It is the end of a timeline, an object with one hash.
+    pub is_end: bool,
     pub start: Lsn,
     /// (bytes from `start`, keyed hash of them), ascending.
     pub marks: Vec<(u64, [u8; 32])>,
@@ -122,7 +124,8 @@ mod tests {
             hasher.update(&stream[start as usize..(start + end) as usize]);
             (*end, hasher.finalize())
         });
-        OldTail { name: format!("tail at {start}"), pieces: Vec::new(), start: Lsn(start), marks: marks.collect() }
+        let name = format!("tail at {start}");
+        OldTail { name, pieces: Vec::new(), is_end: false, start: Lsn(start), marks: marks.collect() }
     }
 
     fn stream() -> Vec<u8> {

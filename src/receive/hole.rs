@@ -54,7 +54,7 @@ impl Run {
         // What lies before its fork is the timeline before.
         let fork = server.history.begin_of(timeline).unwrap_or_default();
         let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked).max(fork);
-        let next = reachable(server, (timeline, whole(from)), size).await?;
+        let next = reachable(server, (timeline, from), size).await?;
         if next > (timeline, asked) {
             // Up to there everything is stored, if only in tails: nothing is missing where the server still has that segment.
             return self.begin_at(archive, server, next.0, next.1).await;
@@ -219,19 +219,19 @@ async fn reachable(server: &mut Server, at: (TimelineId, Lsn), size: SegmentSize
     Ok(within(&server.history, server.identity.position, at, size))
 }
 
-/// Where a server can be asked, to go on at a place: a timeline that it left by then goes on in the next one, with the segment of the fork; past its own end
-/// it has nothing, and what is stored there is compared once it has come so far.
+/// Where a server can be asked, to go on where WAL is stored up to a place: a timeline that it left by then goes on in the next one, with the segment of the
+/// fork; past its own end it has nothing, and what is stored there is compared once it has come so far.
 fn within(
     history: &TimelineHistory,
     position: Lsn,
-    (timeline, start): (TimelineId, Lsn),
+    (timeline, stored): (TimelineId, Lsn),
     size: SegmentSize,
 ) -> (TimelineId, Lsn) {
     let whole = |lsn: Lsn| lsn.align_down(size.bytes());
     match history.switch_point_of(timeline) {
-        Some(fork) if start > fork => (history.timeline_at(fork), whole(fork)),
-        Some(_) => (timeline, start),
-        None => (timeline, start.min(whole(position))),
+        Some(fork) if stored >= fork => (history.timeline_at(fork), whole(fork)),
+        Some(_) => (timeline, whole(stored)),
+        None => (timeline, whole(stored.min(position))),
     }
 }
 
@@ -260,7 +260,14 @@ mod tests {
         };
         assert_eq!(go(1, 8 * MIB), (1, 8 * MIB));
         assert_eq!(go(1, 9 * MIB), (2, 8 * MIB), "a dead branch goes on there");
-        assert_eq!(go(2, 20 * MIB), (2, 20 * MIB), "where it ends the server says what comes next");
+        assert_eq!(go(1, fork - 1), (1, 8 * MIB), "the end of it is missing");
+        assert_eq!(
+            go(1, fork),
+            (2, 8 * MIB),
+            "all of it is stored, and the server may have let go of its last segment"
+        );
+        assert_eq!(go(2, 20 * MIB - 1), (2, 19 * MIB));
+        assert_eq!(go(2, 20 * MIB), (3, 20 * MIB));
         assert_eq!(go(2, 25 * MIB), (3, 20 * MIB));
         assert_eq!(go(3, 30 * MIB), (3, 30 * MIB));
         assert_eq!(go(3, 33 * MIB), (3, 30 * MIB), "it lags");

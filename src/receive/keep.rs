@@ -24,7 +24,7 @@ use crate::disk::spare::Spare;
 use crate::error::{Class, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::xact::Note;
-use crate::pg::{DurableLsn, Lsn, SegmentNumber, SegmentSize, TimelineId};
+use crate::pg::{DurableLsn, Lsn, SegmentSize, TimelineId};
 use crate::seal::key::WriterKeys;
 use crate::seal::sealer::Compression;
 use crate::stats::StreamStats;
@@ -101,8 +101,8 @@ pub struct KeepConfig {
     pub timeline: TimelineId,
     pub compression: Compression,
     pub flush_interval: Duration,
-    /// Segments of this timeline that are stored: they are compared when they are complete, and nothing of them is acknowledged before.
-    pub stored: BTreeSet<SegmentNumber>,
+    /// Starts of the objects of this timeline that are stored: they are compared when they are complete, and nothing of them is acknowledged before.
+    pub stored: BTreeSet<Lsn>,
     /// Tail files to write again.
     pub spare: Spare,
     /// Folder of the spool.
@@ -213,7 +213,7 @@ impl Keeper {
                 open.oldest = Some(Instant::now());
             }
             // What is stored complete already is not spooled.
-            let stored = self.config.stored.contains(&open.place.segment.number);
+            let stored = self.is_stored(&open);
             if let Some(spool) = self.spool.as_mut().filter(|_| !stored) {
                 spool.arrived(&open, upto);
             }
@@ -242,6 +242,11 @@ impl Keeper {
         }
         let raw = std::mem::take(&mut self.spare);
         Ok(Open::begin(&self.config.archive, &self.keys, place, self.config.compression, raw)?)
+    }
+
+    /// Whether an earlier run stored the object that is being filled.
+    fn is_stored(&self, open: &Open) -> bool {
+        self.config.stored.contains(&open.place.start)
     }
 
     fn segment_size(&self) -> SegmentSize {
@@ -422,9 +427,9 @@ impl Keeper {
     /// The timeline ends here: its last bytes become an object of their own.
     pub async fn finish(&mut self) -> Result<(), Stop> {
         self.flush(Flush::All, 0)?;
-        let stored = self.config.stored.clone();
         self.leave_merging();
-        if let Some(mut open) = self.open.take().filter(|open| !stored.contains(&open.place.segment.number)) {
+        let open = self.open.take();
+        if let Some(mut open) = open.filter(|open| !self.is_stored(open)) {
             self.wake(&mut open).await?;
             let object = open.finish_partial(&self.config.archive, &self.keys, self.config.compression)?;
             self.tell(Kept::Object(Box::new(object)));
@@ -444,7 +449,7 @@ impl Keeper {
             return Ok(());
         };
         // What is stored complete already is compared at its end; until then nothing of it counts.
-        if self.config.stored.contains(&open.place.segment.number) {
+        if self.is_stored(&open) {
             self.all_pending = false;
             open.oldest = None;
         } else {

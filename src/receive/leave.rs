@@ -96,9 +96,7 @@ impl Run {
     pub(super) async fn stopped(mut self) -> Result<ReceiveReport> {
         let stop_by = self.stop_by();
         self.tell_who_waits();
-        // A slot that was dropped is made anew.
-        let given_up = async { while self.giving_up.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout_at(stop_by, given_up).await;
+        self.slot_is_made().await;
         let Some(mut pipeline) = self.pipeline.take() else {
             self.end_index(None).await;
             return Ok(ReceiveReport::default());
@@ -126,8 +124,16 @@ impl Run {
     /// Ended by an error, which whoever asks later should know.
     pub(super) async fn failed(mut self, error: Error) -> Error {
         self.pipeline = None;
+        self.slot_is_made().await;
         self.end_index(Some(error.to_string())).await;
         error
+    }
+
+    /// Waits, within the grace, until a slot that was dropped is made anew: else nobody would hold WAL back from then on.
+    async fn slot_is_made(&mut self) {
+        let stop_by = self.stop_by();
+        let made = async { while self.giving_up.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout_at(stop_by, made).await;
     }
 
     async fn end_index(&mut self, problem: Option<String>) {

@@ -34,7 +34,7 @@ use crate::disk::spare::Spare;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::scan::ScanConfig;
-use crate::pg::{Lsn, MajorVersion, SegmentNumber, SegmentSize, TimelineId};
+use crate::pg::{Lsn, MajorVersion, SegmentSize, TimelineId};
 use crate::seal::content::heartbeat::Heartbeat;
 use crate::seal::header::ObjectKind;
 
@@ -91,8 +91,8 @@ pub struct Pipeline {
     progress_at: Instant,
     flush_interval: Duration,
     told_at: Option<Instant>,
-    /// Segments that were stored complete before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
-    stored: BTreeSet<SegmentNumber>,
+    /// Starts of the objects that were stored before this run: what arrives of them is compared at their end, and nothing of them is durable here before.
+    stored: BTreeSet<Lsn>,
     clearing: Clearing,
     /// There is a spool: what it has waits for nothing.
     spools: bool,
@@ -137,7 +137,7 @@ impl Pipeline {
             timeline,
             compression: options.compression,
             flush_interval,
-            stored: stored.segments.clone(),
+            stored: stored.objects.clone(),
             spare: spare.clone(),
             spool: spool.clone(),
             stats: observer.stats().clone(),
@@ -177,7 +177,7 @@ impl Pipeline {
             progress_at: Instant::now(),
             flush_interval,
             told_at: None,
-            stored: stored.segments,
+            stored: stored.objects,
             notes: Notes::begin(timeline, start, feed),
             observer,
         })
@@ -317,11 +317,11 @@ impl Pipeline {
         self.progress_at.elapsed() >= limit + self.flush_interval
     }
 
-    /// Whether the next byte to become durable belongs to a stored segment that has not arrived whole: no repository is waited for, only the server.
+    /// Whether the next byte to become durable belongs to a stored object that has not arrived whole: no repository is waited for, only the server.
     fn only_compares(&self) -> bool {
         self.puts.is_empty()
             && self.alarms.is_quiet()
-            && self.stored.contains(&self.segment_size().segment_of(self.ledger.durable()))
+            && self.stored.contains(&self.clearing.object_of(self.ledger.durable()))
     }
 
     /// Whether nothing that was asked for is on its way to the thread or back.
@@ -329,14 +329,19 @@ impl Pipeline {
         self.flushes == 0 && self.outbox.is_empty()
     }
 
-    /// Whether everything that was taken was handed on, and the rest waits for the end of a segment that is stored already.
+    /// Whether everything that was taken was handed on, and the rest waits for the end of an object that is stored already.
     pub fn only_lacks_comparison(&self) -> bool {
         self.flushed >= self.received && self.is_quiet() && self.only_compares()
     }
 
-    /// The same where a tail of an earlier run goes on past what has arrived.
+    /// The same where a tail or an end of an earlier run goes on past what has arrived.
     fn lacks_older_bytes(&self) -> bool {
         self.flushed >= self.received && self.is_quiet() && self.puts.is_empty() && self.ledger.only_lacks_comparison()
+    }
+
+    /// Whether what was taken counts only once the server has sent more, to compare what is stored with.
+    pub fn waits_for_comparison(&self) -> bool {
+        self.only_lacks_comparison() || self.lacks_older_bytes()
     }
 
     fn ask(&mut self, work: Work) {

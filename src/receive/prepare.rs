@@ -28,9 +28,9 @@ const LOOKS: u32 = 8;
 
 /// What is stored of one timeline from a start on.
 pub struct Stored {
-    /// Complete segments.
-    pub segments: BTreeSet<SegmentNumber>,
-    /// Tails of unfinished segments, to compare.
+    /// Starts of the objects that are there: of a large segment some parts may be, and not the others.
+    pub objects: BTreeSet<Lsn>,
+    /// Tails of unfinished segments and ends of the timeline, to compare.
     pub tails: Vec<OldTail>,
     /// Segments below the start that are complete and still have tails: those are of no use any more.
     pub litter: BTreeSet<SegmentNumber>,
@@ -99,20 +99,22 @@ pub async fn stored(
     let stock = inventory.timelines.get(&timeline).unwrap_or(&none);
     let first = archive.names.segment_size.segment_of(start);
     let mut tails = Vec::new();
-    let mut segments: BTreeSet<SegmentNumber> = stock.complete.range(first..).copied().collect();
-    for (number, names) in stock.tails.range(first..) {
-        if !segments.contains(number) {
-            let segment = SegmentName::new(timeline, *number, archive.names.segment_size);
-            match settled_tails(archive, segment, names.clone(), observer).await? {
-                Some(found) => tails.extend(found),
-                None => _ = segments.insert(*number),
-            }
-        }
+    let mut objects = stock.objects_from(first, archive.names.segment_size);
+    let name_of = |number: &SegmentNumber| SegmentName::new(timeline, *number, archive.names.segment_size);
+    let unfinished = |number: &SegmentNumber| !stock.complete.contains(number);
+    for (number, names) in stock.tails.range(first..).filter(|(number, _)| unfinished(number)) {
+        let (found, since) = settled_tails(archive, name_of(number), names.clone(), observer).await?;
+        tails.extend(found);
+        objects.extend(since);
+    }
+    for number in stock.partial.range(first..).filter(|number| unfinished(number)) {
+        let end = stored_end_of(archive, name_of(number), observer).await?;
+        tails.extend(end.filter(|end| !objects.contains(&end.start)));
     }
     let litter = stock.tails.range(..first).map(|(number, _)| *number);
     let litter = litter.filter(|number| stock.complete.contains(number)).collect();
     let link = link(archive, timeline, start).await?;
-    Ok(Stored { segments, tails, litter, link, reported: None })
+    Ok(Stored { objects, tails, litter, link, reported: None })
 }
 
 /// The last record that begins in the object before `start`, where that is stored and says so.
@@ -136,25 +138,45 @@ fn last_begun(last: LastRecord, start: Lsn) -> Lsn {
     }
 }
 
-/// The tails of one segment, of which none was gone when it was read: merged meanwhile, or no longer needed. `None`: the segment is complete by now.
+/// The tails of one segment, of which none was gone when it was read: merged meanwhile, or no longer needed. With them the starts of its objects, where it had
+/// to be looked again.
 async fn settled_tails(
     archive: &Archive,
     segment: SegmentName,
     mut names: Vec<String>,
     observer: &Observer,
-) -> Result<Option<Vec<OldTail>>> {
+) -> Result<(Vec<OldTail>, Vec<Lsn>)> {
+    let mut objects = Vec::new();
     for _ in 0..LOOKS {
         if let Some(tails) = old_tails(archive, segment, &names, observer).await? {
-            return Ok(Some(tails));
+            return Ok((tails, objects));
         }
         names = archive.tails_of(segment).await?;
+        objects = archive.stored_objects(segment).await?;
         if archive.is_complete(segment).await? {
-            return Ok(None);
+            return Ok((Vec::new(), objects));
         }
     }
     let text =
         format!("what is stored of segment {segment} changes faster than it can be read: another run is at work");
     Err(Error::new(Kind::Repository, text).transient())
+}
+
+/// The end of the timeline that stands in this segment, as something to compare: the server may go on past it, or on another way. Its content is known by one
+/// hash only, so nothing from its start on counts before all of it was sent again.
+async fn stored_end_of(archive: &Archive, segment: SegmentName, observer: &Observer) -> Result<Option<OldTail>> {
+    let name = archive.names.partial(segment);
+    match archive.partial_summary(segment).await {
+        Ok(found) => Ok(found.map(|summary| {
+            let marks = vec![(summary.end.since(summary.start), summary.hash)];
+            OldTail { name, pieces: Vec::new(), is_end: true, start: summary.start, marks }
+        })),
+        Err(problem) if problem.kind() == Kind::Corrupt => {
+            observer.warn(format!("the end {name} of timeline {} cannot be compared: {problem}", segment.timeline));
+            Ok(None)
+        }
+        Err(problem) => Err(problem),
+    }
 }
 
 /// The tails of one segment: local files one by one, the pieces of one run together. `None` when one of them is gone.
@@ -176,7 +198,8 @@ async fn old_tails(
         }
         match archive.marks_of(segment, name, &bytes) {
             Ok((salt, start, marks)) => {
-                let new = || OldTail { name: name.clone(), pieces: Vec::new(), start, marks: Vec::new() };
+                let new =
+                    || OldTail { name: name.clone(), pieces: Vec::new(), is_end: false, start, marks: Vec::new() };
                 let run = runs.entry(salt).or_insert_with(new);
                 run.marks.extend(marks);
                 if !name.ends_with(".open") {

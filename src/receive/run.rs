@@ -404,7 +404,7 @@ impl Run {
     async fn stream_once(&mut self, server: &mut Server) -> Result<End> {
         let (scout, lags) = (self.scout(server), self.lags(server));
         let pipeline = self.pipeline.as_mut().ok_or_else(|| Error::new(Kind::Failed, "nothing to stream into"))?;
-        let (timeline, slot) = (pipeline.timeline(), self.options.slot.clone());
+        let (timeline, slot, temporary) = (pipeline.timeline(), self.options.slot.clone(), self.options.temporary_slot);
         // Whatever the slot holds: where a segment has just begun, what lies above its start is too little to recognise a server by.
         let lowest = if self.let_go == Some(pipeline.received()) { floor(server, pipeline) } else { Lsn::INVALID };
         let from = pipeline.resume_at(lowest);
@@ -412,7 +412,12 @@ impl Run {
         pipeline.ledger.doubt();
         let start = async {
             server.look_at_role(self.options.conninfo.application_name()).await?;
-            answered("START_REPLICATION", server.stream.start_replication(slot.as_deref(), from, timeline)).await
+            let started = server.stream.start_replication(slot.as_deref(), from, timeline);
+            let started = answered("START_REPLICATION", started).await?;
+            if let (Started::Streaming, Some(name), false) = (&started, &slot, temporary) {
+                server.demand_slot(name).await?;
+            }
+            Ok(started)
         };
         let started = tokio::select! {
             started = start => started,

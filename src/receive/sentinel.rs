@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -16,7 +16,7 @@ use super::observe::{Observer, ReceiveEvent};
 use super::server::answered;
 use super::slot::{self, SlotRow};
 use crate::backoff::Backoff;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::pg::{MajorVersion, SystemIdentifier};
 
@@ -26,10 +26,12 @@ const LOOK: Duration = Duration::from_secs(60);
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// While nothing is streamed, the slot only grows.
 const LOOK_AWAY: Duration = Duration::from_secs(5);
+/// A stream that has begun waits so long for a look at the slot: less than half of what its server waits for a word (`wal_sender_timeout`).
+const SLOT_NOW: Duration = Duration::from_secs(4);
 /// SQLSTATE `admin_shutdown`.
 const ADMIN_SHUTDOWN: &str = "57P01";
-/// SQLSTATE `cannot_connect_now`, as an error's text has it.
-const CANNOT_CONNECT_NOW: &str = " 57P03: ";
+/// SQLSTATE `cannot_connect_now`.
+const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// What the second connection noticed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl Second {
 
 /// A server that streams is not starting up: where it refuses like that, it is closed.
 fn is_closed(error: &Error) -> bool {
-    error.to_string().contains(CANNOT_CONNECT_NOW)
+    error.sqlstate() == Some(CANNOT_CONNECT_NOW)
 }
 
 /// A watched second connection; it is closed when this is dropped.
@@ -99,6 +101,7 @@ pub struct Sentinel {
     /// Whether commits wait for this receiver, once a sign has said so.
     pub synchronous: Option<bool>,
     signs: mpsc::UnboundedReceiver<Sign>,
+    questions: mpsc::UnboundedSender<oneshot::Sender<Option<SlotRow>>>,
     away: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -137,11 +140,22 @@ impl Sentinel {
     ) -> Sentinel {
         let info = server.0.clone();
         let (out, signs) = mpsc::unbounded_channel();
+        let (questions, asked) = mpsc::unbounded_channel();
         let (away, is_away) = watch::channel(false);
         let (pace, last) = (Pace::default(), Notes::default());
-        let watcher = Watcher { info, slot, out, is_away, observer, pace, last };
+        let watcher = Watcher { info, slot, out, asked, is_away, observer, pace, last };
         let task = tokio::spawn(watcher.run(second));
-        Sentinel { server, synchronous: None, signs, away, task }
+        Sentinel { server, synchronous: None, signs, questions, away, task }
+    }
+
+    /// The slot as it is now; `None`: there is none. A server that does not say so soon is an error that may pass.
+    pub async fn slot_now(&self) -> Result<Option<SlotRow>> {
+        let (answer, row) = oneshot::channel();
+        let _ = self.questions.send(answer);
+        let answered = tokio::time::timeout(SLOT_NOW, row).await;
+        answered.ok().and_then(|row| row.ok()).ok_or_else(|| {
+            Error::new(Kind::Server, "the second connection does not tell whether the slot still holds WAL").transient()
+        })
     }
 
     /// The stream was left: looks more often from now on.
@@ -168,6 +182,7 @@ struct Watcher {
     info: Conninfo,
     slot: Option<String>,
     out: mpsc::UnboundedSender<Sign>,
+    asked: mpsc::UnboundedReceiver<oneshot::Sender<Option<SlotRow>>>,
     is_away: watch::Receiver<bool>,
     observer: Observer,
     pace: Pace,
@@ -220,10 +235,18 @@ impl Watcher {
             looked = tokio::select! {
                 code = second.connection.closed() => return code,
                 () = tokio::time::sleep(pause) => self.look(second).await,
+                Some(answer) = self.asked.recv() => self.answer(second, answer).await,
                 Ok(()) = self.is_away.changed() => Ok(()),
             };
             pause = if *self.is_away.borrow() { LOOK_AWAY } else { LOOK };
         }
+    }
+
+    async fn answer(&mut self, second: &mut Second, answer: oneshot::Sender<Option<SlotRow>>) -> Result<()> {
+        let row = second.state(self.slot.as_deref().unwrap_or_default()).await?;
+        // Who asked may have left meanwhile.
+        let _ = answer.send(row);
+        Ok(())
     }
 
     /// Questions that the server refuses are told once, until one is answered.
@@ -304,7 +327,17 @@ fn plain(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{by_star, lists};
+    use super::{by_star, is_closed, lists};
+    use crate::error::{Error, Kind};
+
+    /// What a server says may have anything in it: a translation, or a name.
+    #[test]
+    fn a_closed_server_is_known_by_its_sqlstate() {
+        let refused = |state: &str, text: &str| Error::new(Kind::Server, text).of_sqlstate(state);
+        assert!(is_closed(&refused("57P03", "das Datenbanksystem fährt herunter")));
+        assert!(!is_closed(&refused("42704", "role \"FATAL 57P03: \" does not exist")));
+        assert!(!is_closed(&Error::new(Kind::Server, "x: login: FATAL 57P03: the database system is shutting down")));
+    }
 
     #[test]
     fn finds_itself_among_the_synchronous_standbys() {

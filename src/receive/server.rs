@@ -214,6 +214,25 @@ impl Server {
         self.behind.is_some_and(|ahead| ahead.timeline > self.identity.timeline)
     }
 
+    /// 16 and 17 let a lost slot be streamed on, and hold nothing back for it (`ReplicationSlotsComputeRequiredLSN`).
+    pub fn streams_on_lost_slots(&self) -> bool {
+        (MajorVersion::V16..=MajorVersion::V17).contains(&self.version)
+    }
+
+    /// Looks at the slot once more, now that it is in use, before the server is told anything: it may have been lost between the first look and the start of the
+    /// stream, and the first word would make it look as if it held WAL. Once in use it cannot be lost without an end of the stream.
+    pub async fn demand_slot(&mut self, name: &str) -> Result<()> {
+        if !self.streams_on_lost_slots() || self.unasked {
+            return Ok(());
+        }
+        let held = matches!(self.slot, SlotPosition::At(_));
+        match self.sentinel.slot_now().await? {
+            Some(row) if row.is_lost() || held && row.restart_lsn.is_none() => Err(slot::changed(name, "it is lost")),
+            Some(_) => Ok(()),
+            None => Err(slot::changed(name, "it is gone")),
+        }
+    }
+
     /// Asks whether the server is in recovery, and whether commits wait for `receiver`: before each stream, since a standby may have been promoted.
     pub async fn look_at_role(&mut self, receiver: &str) -> Result<()> {
         // 13 has no setting that says just that; a primary where sessions are read-only by default is taken for a standby, which costs its heartbeats.

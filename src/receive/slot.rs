@@ -107,7 +107,7 @@ pub fn lost(name: &str, row: Option<&SlotRow>) -> Error {
 
 /// Whether `error` is the server's word that there is no such slot (SQLSTATE `undefined_object`).
 pub fn is_missing(error: &Error) -> bool {
-    error.kind() == Kind::Slot && !error.is_transient() && error.to_string().contains(" 42704: ")
+    error.kind() == Kind::Slot && !error.is_transient() && error.sqlstate() == Some("42704")
 }
 
 /// Another receiver was at the slot between a look and what was done because of it: the next look tells what is to be done.

@@ -15,6 +15,7 @@ use super::pipeline::{Pipeline, Turn};
 use super::scout::Scout;
 use super::sentinel::Sign;
 use super::server::Server;
+use super::slot;
 use super::{ReceiveOptions, wait_until};
 use crate::error::{Error, Kind, Result};
 use crate::net::Conninfo;
@@ -29,6 +30,9 @@ const ASK: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(950);
 /// After so long without a word the connection is given up.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// A run that is to end waits so long for a server that has to go on before what is stored can be compared.
+const COMPARED: Duration = Duration::from_secs(15);
 
 /// How a stream ended.
 #[derive(Debug)]
@@ -76,6 +80,8 @@ pub struct Stream<'a> {
     proof: Option<Lsn>,
     /// Where this server lags: looks for another one.
     scout: Option<Scout>,
+    /// All that the caller asked for is there but for a comparison, for which the server has to go on: it does so by then, or the run ends.
+    compared_by: Option<Instant>,
 }
 
 impl<'a> Stream<'a> {
@@ -105,6 +111,7 @@ impl<'a> Stream<'a> {
             next: from,
             proof,
             scout,
+            compared_by: None,
         }
     }
 
@@ -207,15 +214,34 @@ impl<'a> Stream<'a> {
         Ok(self.is_far_enough().then_some(End::Stop))
     }
 
-    /// Whether everything that the caller asked for is durable. What was received that far is not left to wait for the next flush.
+    /// Whether everything that the caller asked for is durable and this server's. What was received that far is not left to wait for the next flush.
     fn is_far_enough(&mut self) -> bool {
         let Some(until) = self.options.until.filter(|until| self.pipeline.received() >= *until) else { return false };
-        let durable = self.pipeline.ledger.durable() >= until;
+        let durable = self.pipeline.ledger.answer() >= until;
         if !durable {
             self.pipeline.flush_all();
         }
-        // A segment that is stored already is compared at its end, which may not come before the server has something to write.
-        durable || self.pipeline.only_lacks_comparison()
+        durable
+    }
+
+    /// What is stored already is compared at its end, which may not come before the server has something to write. Until then nobody knows whether it is this
+    /// server's, which may have been put back to a snapshot: that is no success.
+    fn demand_comparison(&mut self) -> Result<()> {
+        let Some(until) = self.options.until.filter(|until| self.pipeline.received() >= *until) else { return Ok(()) };
+        if !self.pipeline.waits_for_comparison() {
+            self.compared_by = None;
+            return Ok(());
+        }
+        if *self.compared_by.get_or_insert_with(|| Instant::now() + COMPARED) > Instant::now() {
+            return Ok(());
+        }
+        let text = format!(
+            "what is stored around {until} goes on past {}, where this server's WAL ends, so it cannot be compared with what this server has",
+            self.pipeline.received()
+        );
+        Err(Error::new(Kind::Server, text).hint(
+            "Run it again once the server has gone on to its next segment: SELECT pg_switch_wal() there. If it was restored from a snapshot, that tells.",
+        ))
     }
 
     /// The answer to a ping goes out when it says what the server waits for: every byte it has sent. An earlier answer would be met by the next ping at once.
@@ -253,7 +279,14 @@ impl<'a> Stream<'a> {
         }
         let mut status = self.pipeline.ledger.ordinary();
         status.reply_requested = self.heart.ask(Instant::now(), silent >= ASK);
-        self.report(status).await
+        if let Some(end) = self.report(status).await? {
+            return Ok(Some(end));
+        }
+        // What made it far enough may have moved while there was no connection.
+        if self.is_far_enough() {
+            return Ok(Some(End::Stop));
+        }
+        self.demand_comparison().map(|()| None)
     }
 
     /// Whether a server that lets nobody in any more has been ahead for the whole grace, by more than it should wait for at its end. While its clients are
@@ -294,6 +327,11 @@ impl<'a> Stream<'a> {
                 self.server.synchronous = listed;
                 self.pipeline.set_flush_interval(self.options.interval(listed));
                 self.observer.tell(ReceiveEvent::Synchronous(listed));
+            }
+            // 16 and 17 stream on, and hold nothing back. What is to be done about it the next look at the slot decides.
+            Sign::Slot(outlook) if outlook.row.is_lost() && self.server.streams_on_lost_slots() => {
+                let name = self.options.slot.as_deref().unwrap_or_default();
+                return Some(End::Lost(slot::changed(name, "it is lost")));
             }
             Sign::Closed | Sign::Synchronous(_) | Sign::Slot(_) => {}
         }

@@ -36,7 +36,7 @@ impl Keeper {
         self.spool_rests(false);
         let upto = open.offset(self.wanted());
         // As in the tail: what is stored complete already counts for nothing before it is compared.
-        let stored = self.config.stored.contains(&open.place.segment.number);
+        let stored = self.is_stored(open);
         if let Some(spool) = self.spool.as_mut().filter(|_| !stored) {
             let spooled = spool.keep(&self.keys, open, upto);
             self.tell_spooled(spooled);

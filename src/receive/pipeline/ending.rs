@@ -12,7 +12,7 @@ impl Pipeline {
     pub async fn settle(&mut self) -> Result<Option<Refused>> {
         while !self.is_durable() {
             self.flush_all();
-            if self.only_lacks_comparison() || self.lacks_older_bytes() {
+            if self.waits_for_comparison() {
                 break;
             }
             if let Turn::Refused(refused) = self.turn().await? {
