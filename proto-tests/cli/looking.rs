@@ -185,6 +185,8 @@ fn damaged(site: &Site, id: &str) {
     let unreadable = &told["unreadable"][0];
     assert!(unreadable["object"].as_str().is_some_and(|name| name.ends_with(id)), "{told}");
     assert!(unreadable["problem"].is_string() && told["backups"].as_array().map(Vec::len) == Some(1), "{told}");
+    let text = site.walrecv(&["list"]).run().expect_code(0).stdout;
+    assert!(text.lines().any(|line| line.starts_with("UNREADABLE") && line.contains(id)), "{text}");
     fs::write(&manifest, &good).expect("a manifest");
 
     let segments = files(&site.repository(), "/wal/00000001/0000000100000000/0000");

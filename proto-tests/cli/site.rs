@@ -137,8 +137,8 @@ impl Copy {
         rows.first().and_then(|row| row.first().cloned().flatten()).unwrap_or_default()
     }
 
-    /// A tool of the server's version against this copy; panics unless it succeeds.
-    pub fn run(&self, server: &Server, tool: &str, args: &[&str]) {
+    /// What a tool of the server's version says of this copy; panics unless it succeeds.
+    pub fn run(&self, server: &Server, tool: &str, args: &[&str]) -> String {
         let started = &self.told["started"];
         let mut command = server.bin(tool);
         command.env("PGHOST", started["socket_directory"].as_str().expect("a socket"));
@@ -146,6 +146,15 @@ impl Copy {
         let output = command.args(args).output().unwrap_or_else(|e| panic!("{tool}: {e}"));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{tool} {args:?}: {}\n{said}", output.status);
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    /// Stops it as a DBA would; the data directory stays.
+    pub fn stop(self) -> PathBuf {
+        let mut command = crate::support::user::as_postgres(&self.pg_ctl);
+        let output = command.arg("-D").arg(&self.data).args(["-m", "fast", "-w", "stop"]).output().expect("run pg_ctl");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.data.clone()
     }
 }
 

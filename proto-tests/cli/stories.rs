@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use walrecv::pg::MajorVersion;
 
 use crate::site::{Copy, Site, end};
+use crate::support::server::Stop;
 use crate::support::user::as_postgres;
 use crate::support::{Server, TempDir, install, require_moto, require_servers};
 
@@ -41,6 +42,7 @@ impl Production {
     fn new(version: MajorVersion) -> Production {
         let taken = TempDir::for_postgres("taken");
         let server = Server::builder(version)
+            .initdb("--data-checksums")
             .setting("archive_mode", "on")
             .setting("archive_command", format!("cp %p {}/%f", taken.path().display()))
             .setting("synchronous_standby_names", "walrecv")
@@ -76,6 +78,24 @@ impl Production {
     }
 }
 
+/// What `pg_dumpall` printed, without what differs from copy to copy.
+fn dump(text: &str) -> Vec<String> {
+    let other = |line: &&str| line.contains("restrict ") || line.contains("LOCATION");
+    text.lines().filter(|line| !other(line)).map(str::to_owned).collect()
+}
+
+fn same_dump(ours: &[String], theirs: &[String]) {
+    let first = ours.iter().zip(theirs).find(|(ours, theirs)| ours != theirs);
+    assert!(ours == theirs, "the dumps of {} and {} lines differ, first in {first:?}", ours.len(), theirs.len());
+}
+
+/// Every page of a server that was stopped.
+fn page_checksums(server: &Server, data: &std::path::Path) {
+    let mut tool = as_postgres(server.bin_dir().join("pg_checksums"));
+    let output = tool.arg("--check").arg(data).output().expect("run pg_checksums");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Whatever is acknowledged comes back, to the last commit: the server waits for the archive.
 fn full(version: MajorVersion) {
     let mut production = Production::new(version);
@@ -93,6 +113,7 @@ fn full(version: MajorVersion) {
     let backup = production.site.backup();
     assert_eq!(backup["bad_pages"], 0);
     let aims = production.live();
+    let dumped = dump(&production.server.run("pg_dumpall", &[]));
     production.server.kill9();
     end(receiver);
     lists(&production.site, &backup);
@@ -111,7 +132,7 @@ fn full(version: MajorVersion) {
     }
     assert_eq!(count(&to("by-name", &["--target-name", "before the deploy"], 1)), "20");
     assert_eq!(count(&to("by-lsn", &["--target-lsn", &aims.lsn], 2)), "30");
-    latest(&production, &spaces[3]);
+    latest(&production, &spaces[3], &dumped);
     println!("PostgreSQL {version}: the full story");
 }
 
@@ -124,7 +145,7 @@ fn lists(site: &Site, backup: &serde_json::Value) {
 }
 
 /// Laid back without a start, so that PostgreSQL's own tools look at it before and after.
-fn latest(production: &Production, mapping: &str) {
+fn latest(production: &Production, mapping: &str, dumped: &[String]) {
     let (server, site) = (&production.server, &production.site);
     let aim = ["--latest", "--tablespace-mapping", mapping];
     let planned = site.restore(server, "latest", &aim).args(["--plan", "--output", "json"]).run().expect_code(0).json();
@@ -141,8 +162,9 @@ fn latest(production: &Production, mapping: &str) {
     assert!(output.status.success(), "pg_verifybackup: {}", String::from_utf8_lossy(&output.stderr));
 
     let before = fs::read_dir(production.taken.path()).expect("a folder").count();
-    let copy = Server::builder(server.version()).on_data_dir(&data).start();
+    let mut copy = Server::builder(server.version()).on_data_dir(&data).start();
     copy.wait_sql("select pg_is_in_recovery()", "f");
+    same_dump(&dump(&copy.run("pg_dumpall", &[])), dumped);
     assert_eq!(copy.sql("select count(*), max(n) from story"), "60|60");
     assert_eq!(copy.sql("select to_regclass('aside') is null"), "t");
     assert_eq!(copy.sql("show archive_mode"), "off");
@@ -158,11 +180,13 @@ fn latest(production: &Production, mapping: &str) {
         );
     }
     assert_eq!(fs::read_dir(production.taken.path()).expect("a folder").count(), before, "nothing went to production");
+    copy.stop(Stop::Fast);
+    page_checksums(server, &data);
 }
 
 /// The shortest useful path.
 fn short(version: MajorVersion, settle: impl Fn(&Server) -> Site) {
-    let mut server = Server::start(version);
+    let mut server = Server::builder(version).initdb("--data-checksums").start();
     let site = settle(&server);
     let receiver = site.receive(&["--flush-interval", "200ms"]);
     server.sql("create table story (n bigint primary key, filler text)");
@@ -170,14 +194,17 @@ fn short(version: MajorVersion, settle: impl Fn(&Server) -> Site) {
     site.backup();
     write(&server, 21..=50);
     server.sql("insert into story select n, repeat('y', 3000) from generate_series(51, 1500) n");
+    let dumped = dump(&server.run("pg_dumpall", &[]));
     crate::site::wait_durable(&server, server.lsn());
     server.kill9();
     end(receiver);
     let copy = site.land(&server, "data", &["--latest"]);
     assert_eq!(count(&copy), "1500");
+    same_dump(&dump(&copy.run(&server, "pg_dumpall", &[])), &dumped);
     if version >= MajorVersion::V14 {
         copy.run(&server, "pg_amcheck", &["--all", "--install-missing"]);
     }
+    page_checksums(&server, &copy.stop());
     println!("PostgreSQL {version}: the short story");
 }
 

@@ -148,6 +148,36 @@ fn an_event_under_another_name_is_refused() {
     assert!(error.kind() == Kind::Corrupt && error.to_string().contains(&hole), "{error}");
 }
 
+/// A store was away, or an object was put back: a quick check sees that as well as it saw the loss, and nothing was opened that could have been bad.
+#[test]
+fn what_a_quick_check_missed_is_whole_when_it_is_back() {
+    let shop = Shop::new();
+    let archive = shop.archive();
+    let check = |deep: bool| {
+        let report = run(verify(archive, &Options { deep, patience: BRIEF, ..Options::default() })).expect("a report");
+        run(archive.put_event(&shop.keys, What::Verified(report.event()), PATIENCE)).expect("an event");
+        // Names of events tell the second.
+        std::thread::sleep(Duration::from_millis(1100));
+        report.outcome
+    };
+    let hurt = || run(archive.verdicts()).expect("verdicts").hurt().count();
+    let owner = shop.backups[0].manifest.id.to_string();
+    let name = archive.names.pack(&owner, 0);
+    let pack = get(&archive.repo, &name);
+    let (away, back) = (|| run(archive.repo.delete(&name)).expect("a delete"), || shop.put(&name, &[pack.clone()]));
+    away();
+    assert_eq!((check(false), hurt()), (Outcome::Corrupt, 2));
+    assert!(run(archive.verdicts()).expect("verdicts").spoiled().has_pack(&owner, 0));
+    back();
+    assert_eq!((check(false), hurt()), (Outcome::Ok, 0));
+    assert!(run(archive.verdicts()).expect("verdicts").spoiled().is_empty());
+    away();
+    assert_eq!((check(true), hurt()), (Outcome::Corrupt, 2));
+    back();
+    assert_eq!((check(false), hurt()), (Outcome::Corrupt, 2), "it takes a check like the one that found it");
+    assert_eq!((check(true), hurt()), (Outcome::Ok, 0));
+}
+
 /// What people see is the newest result: a quick one that read no packs would say that all is well again.
 #[test]
 fn a_quick_check_does_not_hide_what_a_deep_one_found() {

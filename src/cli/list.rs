@@ -88,6 +88,9 @@ pub async fn run(common: &Common) -> Result<()> {
     print(&archive, &inventory, &windows);
     tell_checks(&windows, &verdicts);
     tell_bad_pages(&windows);
+    for (name, problem) in &list.unreadable {
+        output::line(format!("UNREADABLE: {name}: {problem}; a backup may be behind it: put it back from a copy"));
+    }
     if let Some((at, drill)) = &drill {
         output::line(drill_text(*at, drill));
     }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::exit;
 use crate::error::{Error, Kind};
 use crate::pg::xact::PgTime;
+pub use crate::seal::content::rfc3339;
 
 /// `--output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -136,11 +137,6 @@ pub const PG_EPOCH_UNIX_MICROS: i64 = 946_684_800_000_000;
 /// A moment for people, as PostgreSQL prints and reads it in UTC: `2026-11-21 14:05:00.000123+00`.
 pub fn time(moment: Timestamp) -> String {
     moment.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string()
-}
-
-/// A moment for scripts, RFC 3339 in UTC: `2026-11-21T14:05:00.000123Z`.
-pub fn rfc3339(moment: Timestamp) -> String {
-    moment.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
 /// The same moment; `None` where PostgreSQL's range goes on and no calendar does.

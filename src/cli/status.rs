@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::args::{Common, StatusArgs};
 use super::context::{Signals, settings};
 use super::{at_rest, health, output};
-use crate::daemon::board::rfc3339;
 use crate::daemon::report::{Check, ClusterReport, Document};
 use crate::daemon::socket;
 use crate::error::{Error, Result};
@@ -141,7 +140,7 @@ fn as_json(seen: &Seen) -> Value {
         })
         .collect();
     json!({
-        "version": crate::daemon::report::VERSION, "at": rfc3339(jiff::Timestamp::now()), "healthy": code(seen) == 0,
+        "version": crate::daemon::report::VERSION, "at": output::rfc3339(jiff::Timestamp::now()), "healthy": code(seen) == 0,
         "clusters": clusters, "silent": seen.silent.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }

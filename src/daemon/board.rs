@@ -13,6 +13,7 @@ use crate::archive::holes::Barrier;
 use crate::error::Error;
 use crate::pg::{Lsn, TimelineId};
 use crate::receive::{Lags, ReceiveEvent, SlotHealth};
+use crate::seal::content::rfc3339;
 use crate::stats::{StreamStats, Timing};
 
 /// More than this to fetch is more than a moment's work.
@@ -423,11 +424,6 @@ fn seconds(duration: Duration) -> f64 {
 /// From microseconds since 2000.
 fn moment(time: i64) -> Option<Timestamp> {
     Timestamp::from_microsecond(crate::pg::xact::PgTime(time).to_unix_micros()).ok()
-}
-
-/// RFC 3339 in UTC with microseconds.
-pub fn rfc3339(moment: Timestamp) -> String {
-    moment.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
 #[cfg(test)]

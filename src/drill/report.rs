@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::restore::scratch::ScratchServer;
 use crate::restore::{Plan, Prepared, replayed};
 use crate::seal::content::event::{Drill, Measured};
+use crate::seal::content::rfc3339;
 
 /// How a check ended, with what was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl Drilled {
         let at = Timestamp::now();
         Drilled {
             cluster: archive.names.cluster.clone(),
-            began: at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+            began: rfc3339(at),
             milliseconds: 0,
             passed: false,
             seed: match aim.point {
@@ -130,7 +131,7 @@ impl Drilled {
         let commit = newest.choice.landing.last_commit.map(|commit| commit.time);
         let beat = archive.complete_through(newest.choice.path.target()).await?.map(|beat| beat.time);
         let through = commit.max(beat).and_then(|time| Timestamp::from_microsecond(time.to_unix_micros()).ok());
-        self.covered_through = through.map(|time| time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string());
+        self.covered_through = through.map(rfc3339);
         self.rpo_seconds = through.and_then(|time| age(time, self.at, Timestamp::now()));
         Ok(())
     }

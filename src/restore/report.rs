@@ -12,6 +12,7 @@ use super::plan::{Commit, Landing, MadeTablespace, Stop};
 use super::target::{Target, time_text};
 use crate::pg::{Lsn, SegmentSize};
 use crate::seal::content::manifest::{Manifest, Tablespace};
+use crate::seal::content::rfc3339;
 
 /// What a restore is going to do. The names of the fields are stable.
 #[derive(Clone, Debug, Serialize)]
@@ -160,7 +161,7 @@ impl Plan {
                 server_version_num: manifest.version_num,
                 start_lsn: manifest.start.to_string(),
                 stop_lsn: manifest.stop.to_string(),
-                stopped_at: manifest.stopped_at.to_string(),
+                stopped_at: rfc3339(manifest.stopped_at),
                 why: "the newest complete backup from which the target can be reached".to_owned(),
                 hurt: choice.hurt,
             },

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::seal::content::event::Measured;
 use crate::seal::content::manifest::Manifest;
 use crate::seal::content::map::{File, PackPlace, Source};
+use crate::seal::content::rfc3339;
 
 /// Drills that are looked at for one that has measured.
 const DRILLS: usize = 16;
@@ -29,7 +30,7 @@ impl Prepared {
         });
         let estimate = drill.and_then(|(at, drill)| {
             let (laying_seconds, recovery_seconds) = seconds(&drill.measured?, &self.plan, &self.choice)?;
-            Some(EstimateShown { laying_seconds, recovery_seconds, measured_at: at.to_string(), host: drill.host })
+            Some(EstimateShown { laying_seconds, recovery_seconds, measured_at: rfc3339(at), host: drill.host })
         });
         let plan = Plan { stored_bytes: Some(stored_bytes), estimate, ..self.plan };
         Ok(Prepared { plan, laid, configuration, ..self })

@@ -15,8 +15,8 @@ use crate::archive::Archive;
 use crate::archive::backups::by_position;
 use crate::error::{Context, Result};
 use crate::repo::Listed;
-use crate::seal::content::BackupId;
 use crate::seal::content::map::{File, Source};
+use crate::seal::content::{BackupId, rfc3339};
 
 /// Bytes that are counted as one when live ones are told from dead ones.
 const BLOCK: u64 = 8192;
@@ -189,7 +189,7 @@ fn shares(listed: &[Listed], root: &str, shelf: &Shelf, census: &Census) -> Vec<
     }
     let share = |(manifest, alone_bytes): (&crate::seal::content::manifest::Manifest, u64)| Share {
         id: manifest.id.to_string(),
-        stopped_at: manifest.stopped_at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+        stopped_at: rfc3339(manifest.stopped_at),
         stored_bytes: manifest.sizes.stored,
         alone_bytes,
     };

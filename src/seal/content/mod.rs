@@ -31,6 +31,11 @@ impl Malformed {
     }
 }
 
+/// A moment for scripts, in one form everywhere: RFC 3339 in UTC with microseconds, `2026-11-21T14:05:00.000123Z`.
+pub fn rfc3339(moment: jiff::Timestamp) -> String {
+    moment.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
+
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
