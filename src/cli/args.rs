@@ -107,6 +107,21 @@ pub enum Command {
     Catalog(CatalogCommand),
 }
 
+/// A line that is a call of `wal-fetch`, by itself: the same options as in [`Cli`], and none of the other commands. Help is the whole's.
+#[derive(Debug, Parser)]
+#[command(name = "walrecv", disable_help_flag = true, disable_help_subcommand = true)]
+pub struct CallOfServer {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: CommandOfServer,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CommandOfServer {
+    WalFetch(WalFetchArgs),
+}
+
 #[derive(Debug, Args)]
 pub struct InitArgs {
     /// Connection string as libpq reads it: 'host=db1 user=walrecv' or postgresql://walrecv@db1
@@ -549,6 +564,44 @@ mod tests {
     fn the_definition_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+        CallOfServer::command().debug_assert();
+    }
+
+    /// Whatever is understood alone is understood as the whole would, and a call of the server is understood alone.
+    #[test]
+    fn a_call_of_wal_fetch_is_read_by_itself_as_the_whole_reads_it() {
+        let alone = |line: &str| match CallOfServer::try_parse_from(line.split(' ')) {
+            Ok(CallOfServer { common, command: CommandOfServer::WalFetch(args) }) => {
+                Some(format!("{common:?} {args:?}"))
+            }
+            Err(_) => None,
+        };
+        let whole = |line: &str| match Cli::try_parse_from(line.split(' ')) {
+            Ok(Cli { common, command: Command::WalFetch(args) }) => Some(format!("{common:?} {args:?}")),
+            _ => None,
+        };
+        for call in [
+            "walrecv wal-fetch 000000010000000000000001 pg_wal/RECOVERYXLOG",
+            "walrecv wal-fetch --prefetch 64MB --standby-wait 1s --identity-file i 00000002.history x",
+            "walrecv --config c -v --cluster wal-fetch wal-fetch --output json --repo file:///r f p",
+            "walrecv wal-fetch -vv -- -f -p",
+        ] {
+            assert!(alone(call).is_some(), "{call}");
+            assert_eq!(alone(call), whole(call), "{call}");
+        }
+        for other in [
+            "walrecv",
+            "walrecv --version",
+            "walrecv wal-fetch",
+            "walrecv wal-fetch --help",
+            "walrecv wal-fetch f p more",
+            "walrecv wal-fetch f p --prefetch",
+            "walrecv wal-fetch --output xml f p",
+            "walrecv help wal-fetch",
+            "walrecv --cluster wal-fetch list",
+        ] {
+            assert_eq!((alone(other), whole(other)), (None, None), "{other}");
+        }
     }
 
     #[test]

@@ -37,8 +37,11 @@ use std::ffi::OsString;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
-use self::args::{CatalogCommand, Cli, Command, RepoCommand, SlotCommand};
+use self::args::{CallOfServer, CatalogCommand, Cli, Command, CommandOfServer, RepoCommand, SlotCommand};
 use crate::error::{Error, Kind, Result};
 
 /// Parses the line, runs the command, prints an error as last words, and returns the exit code.
@@ -61,7 +64,7 @@ fn failure(error: &Error, fetch: bool) -> u8 {
 }
 
 fn run(line: &[OsString], fetch: bool) -> u8 {
-    let cli = match Cli::try_parse_from(line) {
+    let cli = match parse(line, fetch) {
         Ok(cli) => cli,
         Err(error) if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // Help and version that were asked for are 0; help in place of a missing command is 2.
@@ -111,6 +114,18 @@ fn run(line: &[OsString], fetch: bool) -> u8 {
             output::error(&error, format);
             failure(&error, fetch)
         }
+    }
+}
+
+/// Of a recovery each call is waited for by the server, and to set up the arguments of all other commands takes longer than most of them: so `wal-fetch` is tried
+/// alone, and whatever is not a call of it is left to the whole.
+fn parse(line: &[OsString], fetch: bool) -> clap::error::Result<Cli> {
+    let alone = if fetch { CallOfServer::try_parse_from(line).ok() } else { None };
+    match alone {
+        Some(CallOfServer { common, command: CommandOfServer::WalFetch(args) }) => {
+            Ok(Cli { common, command: Command::WalFetch(args) })
+        }
+        None => Cli::try_parse_from(line),
     }
 }
 
@@ -185,16 +200,18 @@ async fn until<T>(mut signals: context::Signals, job: impl Future<Output = Resul
 
 fn start_tracing(verbose: u8) {
     let default = match verbose {
-        0 => "walrecv=warn",
-        1 => "walrecv=info",
-        _ => "walrecv=debug",
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WALRECV_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(output::watched())
-        .with_target(false)
-        .try_init();
+    let format =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(output::watched()).with_target(false);
+    let _ = match EnvFilter::try_from_env("WALRECV_LOG") {
+        Ok(filter) => tracing_subscriber::registry().with(format.with_filter(filter)).try_init(),
+        // The other kind takes a tenth of a call of wal-fetch to set up.
+        Err(_) => {
+            let filter = Targets::new().with_target("walrecv", default);
+            tracing_subscriber::registry().with(format.with_filter(filter)).try_init()
+        }
+    };
 }
