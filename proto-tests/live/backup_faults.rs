@@ -14,7 +14,7 @@ use walrecv::error::{Error, Kind, Result};
 use walrecv::pg::MajorVersion;
 use walrecv::repo::backend::{Answer, Backend, Piece};
 use walrecv::repo::{Found, Listed, Repository};
-use walrecv::seal::content::manifest::Manifest;
+use walrecv::seal::content::manifest::{Manifest, Transfer};
 
 use super::backup::{Always, Fixture, check_against_server_manifest};
 use super::net::{conninfo, run};
@@ -42,6 +42,8 @@ struct Mood {
     death: Option<(u32, bool)>,
     /// The object at which that came.
     died_at: Option<String>,
+    /// Whatever was to be created.
+    tried: Vec<String>,
 }
 
 /// An honest repository behind a moody one.
@@ -84,6 +86,7 @@ impl Moody {
 impl Backend for Moody {
     fn create<'a>(&'a self, name: &'a str, parts: &'a [Bytes]) -> BoxFuture<'a, Result<Answer>> {
         async move {
+            self.mood(|mood| mood.tried.push(name.to_owned()));
             if let Some(arrives) = self.death_at(name) {
                 if arrives {
                     self.store(name, parts).await?;
@@ -148,7 +151,10 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
-        let server = Server::builder(VERSION).setting("autovacuum", "off").start();
+        Scene::of(Server::builder(VERSION).setting("autovacuum", "off").start())
+    }
+
+    fn of(server: Server) -> Scene {
         let mut fixture = Fixture::new(&server);
         let store = Moody { honest: fixture.archive.repo.clone(), mood: Arc::default(), died: Arc::default() };
         fixture.archive.repo = Repository::with_backend("test://moody", Box::new(store.clone()));
@@ -225,6 +231,24 @@ fn whatever_cannot_be_stored_is_named_and_leaves_no_backup() {
             assert!(error.to_string().contains(word), "{word} {harm:?}: {error}");
             assert_eq!(scene.complete(), before, "{word} {harm:?}");
         }
+    }
+}
+
+/// What is received while a backup is announced waits for that.
+#[test]
+fn nothing_is_stored_of_a_backup_that_is_not_announced() {
+    const NEWEST: MajorVersion = MajorVersion::V18;
+    require_servers!(NEWEST);
+    let server = Server::builder(NEWEST).setting("summarize_wal", "on").start();
+    let mut scene = Scene { put_limit: Duration::from_secs(6), ..Scene::of(server) };
+    for transfer in [Transfer::Full, Transfer::Incremental] {
+        scene.store.mood(|mood| *mood = Mood { harm: Some(("/intents/", Harm::Away)), ..Mood::default() });
+        let error = scene.take().expect_err("it is not announced");
+        assert!(error.to_string().contains("/intents/"), "{error}");
+        let tried = scene.store.mood(std::mem::take).tried;
+        assert!(!tried.is_empty() && tried.iter().all(|name| name.contains("/intents/")), "{transfer:?}: {tried:?}");
+        let taken = scene.take().expect("a backup").manifest;
+        assert_eq!(taken.transfer, transfer, "{:?}", taken.why_full);
     }
 }
 

@@ -7,15 +7,16 @@ use jiff::Timestamp;
 use super::cache::Shelf;
 use super::finish::made_by;
 use super::incremental::{self, Asked};
-use super::parent::{self, Reuse};
+use super::parent::{self, Reuse, Survey};
 use super::past::Past;
 use super::sealing::Sealing;
 use super::state::{host, state_id};
 use super::take::blocking;
+use super::upload::Upload;
 use super::{BackupOptions, Progress};
 use crate::archive::Archive;
 use crate::disk::scratch::Scratch;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::net::Connection;
 use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::BackupId;
@@ -46,15 +47,16 @@ pub struct Local {
 }
 
 /// Sends BASE_BACKUP and waits for its beginning: the server makes a checkpoint first. `past` is what a parent has to lie in, or why the server shall send
-/// everything.
+/// everything, `survey` what the repository tells.
 pub async fn begin(
     archive: &Archive,
     connection: &mut Connection,
     local: &Local,
     options: &BackupOptions,
     past: std::result::Result<Past<'_>, String>,
+    survey: Survey,
 ) -> Result<(Begun, Option<Reuse>)> {
-    let choice = parent::choose(archive, connection, local, options, past).await?;
+    let choice = parent::choose(archive, connection, local, options, past, survey).await?;
     options.tell(Progress::Checkpoint);
     let command = BaseBackupOptions {
         label: options.label.clone(),
@@ -64,11 +66,9 @@ pub async fn begin(
         compression: options.server_compression,
         ..BaseBackupOptions::default()
     };
-    let newest = choice.newest.as_ref().map_err(String::clone);
-    let asked = incremental::ask(connection, archive, newest, &choice.spoiled, &local.scratch, &command).await?;
-    let Asked { first, why_full, files } = asked;
+    let Asked { first, why_full } = incremental::ask(connection, archive, choice.wanted(), &command).await?;
     let transfer = if why_full.is_none() { Transfer::Incremental } else { Transfer::Full };
-    let (reuse, why_full) = choice.settle(why_full, files);
+    let (reuse, why_full) = choice.settle(why_full);
     match first {
         BackupEvent::Start { lsn: start, timeline, tablespaces } => {
             let started_at = Timestamp::now();
@@ -78,8 +78,8 @@ pub async fn begin(
     }
 }
 
-/// Creates the intent: before the first pack, so that an expiry sees it. `dead` are the interrupted backups whose packs may be used.
-pub async fn announce(
+/// The intent, sealed: it is to be stored before the first pack, so that an expiry sees it. `dead` are the interrupted backups whose packs may be used.
+pub async fn intent(
     archive: &Archive,
     begun: &Begun,
     reuse: Option<&Reuse>,
@@ -87,7 +87,7 @@ pub async fn announce(
     local: &Local,
     sealing: &mut Sealing,
     options: &BackupOptions,
-) -> Result<()> {
+) -> Result<Upload> {
     let state_dir = options.state_dir.clone();
     let state = blocking(move || state_id(state_dir.as_deref())).await?;
     let intent = Intent {
@@ -103,6 +103,5 @@ pub async fn announce(
         identity: local.identity.clone(),
         host: host(),
     };
-    let upload = sealing.index(ObjectKind::Intent, 0, &intent.encode())?;
-    upload.put(&archive.repo, options.put_limit).await.map(|_| ()).context("cannot announce the backup")
+    sealing.index(ObjectKind::Intent, 0, &intent.encode())
 }

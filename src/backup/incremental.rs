@@ -4,21 +4,16 @@
 //! Every refusal of an incremental transfer comes before the first byte of the backup and leaves the session as it was, so the full transfer is asked
 //! for on the same connection. It costs the server one more checkpoint: PostgreSQL looks for its summaries of WAL only after it has made one.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures::Stream;
 use futures::stream;
 use sha2::{Digest, Sha256};
 
-use super::parent;
 use super::parent_files::ParentFiles;
 use crate::archive::{Archive, refused};
-use crate::disk::scratch::Scratch;
 use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Upload};
 use crate::pg::{Lsn, MajorVersion, TimelineId};
-use crate::seal::content::event::Spoiled;
 use crate::seal::content::hex;
 use crate::seal::content::manifest::{Manifest, ServerManifest};
 use crate::seal::header::ObjectKind;
@@ -32,12 +27,10 @@ pub struct Asked {
     pub first: BackupEvent,
     /// Why the server sends everything, for people; `None`: it sends what changed since the parent.
     pub why_full: Option<String>,
-    /// The parent's files, where they were read.
-    pub files: Option<ParentFiles>,
 }
 
-/// The parent of an incremental transfer, or why there can be none.
-pub type Wanted<'a> = std::result::Result<&'a Manifest, String>;
+/// The parent of an incremental transfer and its files, or why there can be none.
+pub type Wanted<'a> = std::result::Result<(&'a Manifest, &'a ParentFiles), String>;
 
 /// Sends BASE_BACKUP: incrementally to `parent`, or, where that cannot be, in full.
 ///
@@ -46,17 +39,14 @@ pub async fn ask(
     connection: &mut Connection,
     archive: &Archive,
     parent: Wanted<'_>,
-    spoiled: &Spoiled,
-    scratch: &Arc<Scratch>,
     options: &BaseBackupOptions,
 ) -> Result<Asked> {
-    let mut files = None;
-    let why = match prepare(connection, archive, parent, spoiled, scratch, &mut files).await? {
+    let why = match prepare(connection, archive, parent).await? {
         Some(why) => why,
         None => {
             let incremental = BaseBackupOptions { incremental: true, ..options.clone() };
             match connection.begin_base_backup(&incremental).await? {
-                Ok(first) => return Ok(Asked { first, why_full: None, files }),
+                Ok(first) => return Ok(Asked { first, why_full: None }),
                 Err(refusal) if means_full(&refusal.server) => told(&refusal.server),
                 Err(refusal) => return Err(refusal.error),
             }
@@ -64,7 +54,7 @@ pub async fn ask(
     };
     tracing::info!("a full transfer: {why}");
     match connection.begin_base_backup(options).await? {
-        Ok(first) => Ok(Asked { first, why_full: Some(why), files }),
+        Ok(first) => Ok(Asked { first, why_full: Some(why) }),
         Err(refusal) => Err(refusal.error),
     }
 }
@@ -75,15 +65,8 @@ pub fn too_old(version: MajorVersion) -> String {
 }
 
 /// Everything before BASE_BACKUP: why the transfer must be full, or nothing.
-async fn prepare(
-    connection: &mut Connection,
-    archive: &Archive,
-    parent: Wanted<'_>,
-    spoiled: &Spoiled,
-    scratch: &Arc<Scratch>,
-    files: &mut Option<ParentFiles>,
-) -> Result<Option<String>> {
-    let parent = match parent {
+async fn prepare(connection: &mut Connection, archive: &Archive, parent: Wanted<'_>) -> Result<Option<String>> {
+    let (parent, files) = match parent {
         Ok(parent) => parent,
         Err(why) => return Ok(Some(why)),
     };
@@ -95,11 +78,7 @@ async fn prepare(
     if connection.show("summarize_wal").await? != "on" {
         return Ok(Some("summarize_wal is off on the server".to_owned()));
     }
-    let read = match parent::files(archive, parent, spoiled, scratch).await? {
-        Ok(read) => files.insert(read),
-        Err(why) => return Ok(Some(why)),
-    };
-    if let Some(path) = &read.torn {
+    if let Some(path) = &files.torn {
         let shown = String::from_utf8_lossy(path);
         return Ok(Some(format!("{shown} of backup {} is not made of whole pages", parent.id)));
     }

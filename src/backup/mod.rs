@@ -1,11 +1,13 @@
 //! Floor 5: base backups; finished only when their WAL is durable.
 //!
 //! ```text
-//! interrupted backups given up → connect → check → wait for the receiver → parent, its past and page hashes → BASE_BACKUP → intent
-//!   → look at plans → what interrupted backups stored
+//! interrupted backups given up, what is stored is read, connect → check → wait for the receiver → parent, its past and page hashes → BASE_BACKUP
+//!   → intent → look at plans → what interrupted backups stored
 //!   tar stream → files → chunks → changed ones → frames → packs (sealed while the socket goes on)
 //!   → maps → WAL durable to the stop position → manifest → page hashes of the parent go
 //! ```
+//!
+//! An increment is received while its intent is stored and plans are looked at; its packs wait for that ([`announce`]).
 //!
 //! What is written down of each file between its last byte and the map, and who says what becomes of a chunk: [`record`] and [`diff`].
 //!
@@ -14,6 +16,7 @@
 
 mod alive;
 mod alone;
+mod announce;
 mod bad_pages;
 mod begin;
 mod cache;

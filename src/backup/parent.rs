@@ -13,7 +13,8 @@ use super::BackupOptions;
 use super::begin::Local;
 use super::cache::{Cache, Shelf};
 use super::diff::Parent;
-use super::incremental;
+use super::held::Held;
+use super::incremental::{self, Wanted};
 use super::layers;
 use super::parent_files::ParentFiles;
 use super::past::Past;
@@ -29,6 +30,21 @@ use crate::seal::content::BackupId;
 use crate::seal::content::event::Spoiled;
 use crate::seal::content::manifest::{Backup, Manifest};
 
+/// What the repository tells, whatever the server will say: read while it is being connected to.
+#[derive(Default)]
+pub struct Survey {
+    /// What checks have found: what is missing of a backup would be missing in every one after it.
+    verdicts: Verdicts,
+    /// Nothing is built on what needs any of it.
+    spoiled: Arc<Spoiled>,
+    /// Oldest first.
+    complete: Vec<Manifest>,
+    files: Option<FilesOf>,
+}
+
+/// A backup and its files, or why it cannot be built on.
+type FilesOf = (BackupId, Result<ParentFiles, String>);
+
 /// What there is to build on, before the server is asked and anyone is told.
 pub struct Choice {
     /// It is time to store survivors anew: the transfer is full.
@@ -38,7 +54,9 @@ pub struct Choice {
     /// The newest complete backup whose page hashes are here, or why there is none.
     pub hashed: Result<Hashed, String>,
     /// Nothing is built on what needs any of it.
-    pub spoiled: Arc<Spoiled>,
+    spoiled: Arc<Spoiled>,
+    /// Those of `newest`; where there is none, perhaps those of `hashed`.
+    files: Option<FilesOf>,
 }
 
 /// A complete backup whose page hashes are here.
@@ -60,9 +78,24 @@ pub struct Reuse {
 /// A parent that may be used: nobody deletes it any more.
 pub struct Chosen {
     pub manifest: Manifest,
-    pub files: ParentFiles,
-    pub cache: Option<Cache>,
-    pub survivors: Option<Survivors>,
+    /// What files are compared with.
+    pub parent: Parent,
+}
+
+/// Reads what [`choose`] asks of the repository, and the files of the newest backup, which nearly always is the parent.
+///
+/// Errors: a repository that does not answer.
+pub async fn survey(archive: &Archive, local: &Local, options: &BackupOptions) -> Result<Survey> {
+    if options.full {
+        return Ok(Survey::default());
+    }
+    let (verdicts, list) = tokio::try_join!(archive.verdicts(), archive.list_backups())?;
+    let (complete, spoiled) = (list.complete, Arc::new(verdicts.spoiled()));
+    let files = match complete.last() {
+        Some(newest) => Some((newest.id.clone(), files(archive, newest, &spoiled, &local.scratch).await?)),
+        None => None,
+    };
+    Ok(Survey { verdicts, spoiled, complete, files })
 }
 
 /// Looks for them. `past` is that of the server, or why the transfer shall be full, whatever it can be compared with.
@@ -74,17 +107,19 @@ pub async fn choose(
     local: &Local,
     options: &BackupOptions,
     past: Result<Past<'_>, String>,
+    survey: Survey,
 ) -> Result<Choice> {
     if options.full {
         let asked = || "a full transfer was asked for".to_owned();
         let spoiled = Arc::default();
-        return Ok(Choice { due: None, newest: Err(asked()), hashed: Err(asked()), spoiled });
+        return Ok(Choice { due: None, newest: Err(asked()), hashed: Err(asked()), spoiled, files: None });
     }
-    let fitness = Fitness::ask(archive, connection, local).await?;
+    let Survey { verdicts, spoiled, complete, files: mut read } = survey;
+    let fitness = Fitness::ask(verdicts, connection, local).await?;
     let newest = match past {
         Err(why) => Err(why),
         Ok(_) if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
-        Ok(past) => newest(archive, connection, past, &fitness).await?,
+        Ok(past) => newest(archive, connection, past, &fitness, complete).await?,
     };
     let hashed = match &local.shelf {
         Some(shelf) => hashed(archive, shelf, &fitness).await?,
@@ -101,7 +136,12 @@ pub async fn choose(
         Some(due) => newest.and_then(|_| Err(due.why.clone())),
         None => newest,
     };
-    Ok(Choice { due, newest, hashed, spoiled: Arc::new(fitness.verdicts.spoiled()) })
+    if let Ok(parent) = &newest
+        && read.as_ref().is_none_or(|(id, _)| *id != parent.id)
+    {
+        read = Some((parent.id.clone(), files(archive, parent, &spoiled, &local.scratch).await?));
+    }
+    Ok(Choice { due, newest, hashed, spoiled, files: read })
 }
 
 /// The newest complete backup in the server's past, or why the server shall not be asked for what has changed since.
@@ -110,8 +150,8 @@ async fn newest(
     connection: &mut Connection,
     mut past: Past<'_>,
     fitness: &Fitness,
+    complete: Vec<Manifest>,
 ) -> Result<Result<Manifest, String>> {
-    let complete = archive.list_backups().await?.complete;
     let none = if complete.is_empty() {
         "there is no earlier backup to build on"
     } else {
@@ -134,8 +174,7 @@ struct Fitness {
 }
 
 impl Fitness {
-    async fn ask(archive: &Archive, connection: &mut Connection, local: &Local) -> Result<Fitness> {
-        let verdicts = archive.verdicts().await?;
+    async fn ask(verdicts: Verdicts, connection: &mut Connection, local: &Local) -> Result<Fitness> {
         let checksums = connection.show("data_checksums").await? == "on";
         Ok(Fitness { verdicts, checksums, identity: local.identity.clone() })
     }
@@ -202,28 +241,32 @@ async fn hashed(archive: &Archive, shelf: &Shelf, fitness: &Fitness) -> Result<R
     Ok(Err(why))
 }
 
-impl Chosen {
-    /// The manifest, and what files are compared with.
-    pub fn parts(self) -> (Manifest, Parent) {
-        let Chosen { manifest, files, cache, survivors } = self;
-        (manifest, Parent { files, cache, survivors })
-    }
-}
-
 impl Choice {
-    /// What is built on, now that the server has said how it sends, and what the manifest says of that: `why_full` is the server's side of it, `files`
-    /// are those of `newest`.
-    pub fn settle(self, why_full: Option<String>, files: Option<ParentFiles>) -> (Option<Reuse>, Option<String>) {
+    /// The parent of an incremental transfer with its files, or why there can be none.
+    pub fn wanted(&self) -> Wanted<'_> {
+        let parent = self.newest.as_ref().map_err(String::clone)?;
+        match &self.files {
+            Some((id, Ok(files))) if *id == parent.id => Ok((parent, files)),
+            Some((id, Err(why))) if *id == parent.id => Err(why.clone()),
+            _ => Err(format!("the files of backup {} were not read", parent.id)),
+        }
+    }
+
+    /// What is built on, now that the server has said how it sends, and what the manifest says of that: `why_full` is the server's side of it.
+    pub fn settle(self, why_full: Option<String>) -> (Option<Reuse>, Option<String>) {
         let (newest, spoiled) = (self.newest.ok().map(|manifest| manifest.id), self.spoiled);
+        let mut read = self.files;
+        let mut files_of = |id: &BackupId| read.take_if(|(of, _)| of == id).and_then(|(_, files)| files.ok());
         let Some(why) = why_full else {
             // Hashes of any other backup say nothing of what is not sent.
             let cache = self.hashed.ok().filter(|hashed| Some(&hashed.manifest.id) == newest.as_ref());
             let cache = cache.map(|hashed| hashed.cache);
-            return (newest.map(|id| Reuse { id, files, cache, due: None, spoiled }), None);
+            let reuse = newest.map(|id| Reuse { files: files_of(&id), id, cache, due: None, spoiled });
+            return (reuse, None);
         };
         match self.hashed {
             Ok(Hashed { manifest, cache }) => {
-                let files = files.filter(|_| newest.as_ref() == Some(&manifest.id));
+                let files = files_of(&manifest.id);
                 (Some(Reuse { id: manifest.id, files, cache: Some(cache), due: self.due, spoiled }), Some(why))
             }
             Err(nothing) => (None, Some(everything(&why, &nothing))),
@@ -239,12 +282,9 @@ pub fn everything(sent: &str, stored: &str) -> String {
 /// The look after the announcement: only now is it known that nobody deletes what the parent needs. The inner error is why it cannot be built on.
 pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Result<Result<Chosen, String>> {
     let Reuse { id, files, cache, due, spoiled } = reuse;
-    let manifest = match archive.look_before_reuse(Some(&id)).await?.parent {
+    let manifest = match announced(archive, &id).await? {
         Ok(manifest) => manifest,
-        Err(why) => {
-            tracing::warn!("backup {id} is not built on: {why}");
-            return Ok(Err(why));
-        }
+        Err(why) => return Ok(Err(why)),
     };
     let files = match files {
         Some(files) => Ok(files),
@@ -254,18 +294,57 @@ pub async fn look(archive: &Archive, reuse: Reuse, scratch: &Arc<Scratch>) -> Re
         Ok(files) => files,
         Err(why) => return Ok(Err(why)),
     };
-    // What was deleted beside walrecv, or never reached the disk, would be missing in every backup from here on.
-    if let Some(lost) = files.held.lost(archive).await? {
-        tracing::error!(
-            "backup {id} cannot be built on, nor restored: {lost}; `walrecv verify` tells what else is hurt"
-        );
-        return Ok(Err(format!("of what backup {id} needs, {lost}")));
+    if let Err(why) = stored(archive, &id, &files.held).await? {
+        return Ok(Err(why));
     }
     let (files, survivors) = match due {
         Some(due) => find(archive, &manifest, files, due).await?,
         None => (files, None),
     };
-    Ok(Ok(Chosen { manifest, files, cache, survivors }))
+    Ok(Ok(Chosen { manifest, parent: Parent { files, cache, survivors } }))
+}
+
+impl Reuse {
+    /// What files are compared with, where all of that is here, and what is left to [`Pledge::look`].
+    pub fn ready(self) -> Result<(Parent, Pledge), Box<Reuse>> {
+        match self {
+            Reuse { id, files: Some(mut files), cache, due: None, .. } => {
+                let held = std::mem::take(&mut files.held);
+                Ok((Parent { files, cache, survivors: None }, Pledge { id, held }))
+            }
+            other => Err(Box::new(other)),
+        }
+    }
+}
+
+/// A parent that is compared with already, and of which it is not known yet whether it may be built on.
+pub struct Pledge {
+    id: BackupId,
+    held: Held,
+}
+
+impl Pledge {
+    /// As [`look`]: its manifest, or why it cannot be built on.
+    pub async fn look(&self, archive: &Archive) -> Result<Result<Manifest, String>> {
+        let manifest = match announced(archive, &self.id).await? {
+            Ok(manifest) => manifest,
+            Err(why) => return Ok(Err(why)),
+        };
+        Ok(stored(archive, &self.id, &self.held).await?.map(|()| manifest))
+    }
+}
+
+/// The manifest of a backup that an intent names by now, or why it is not to be built on.
+async fn announced(archive: &Archive, id: &BackupId) -> Result<Result<Manifest, String>> {
+    let parent = archive.look_before_reuse(Some(id)).await?.parent;
+    Ok(parent.inspect_err(|why| tracing::warn!("backup {id} is not built on: {why}")))
+}
+
+/// Whether all packs of a backup are there. What was deleted beside walrecv, or never reached the disk, would be missing in every backup from here on.
+async fn stored(archive: &Archive, id: &BackupId, held: &Held) -> Result<Result<(), String>> {
+    let Some(lost) = held.lost(archive).await? else { return Ok(Ok(())) };
+    tracing::error!("backup {id} cannot be built on, nor restored: {lost}; `walrecv verify` tells what else is hurt");
+    Ok(Err(format!("of what backup {id} needs, {lost}")))
 }
 
 /// What of the parent is stored anew.

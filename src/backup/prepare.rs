@@ -1,5 +1,8 @@
 //! Before the first byte: is this the right server, and does a receiver follow it?
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use super::reader::Reader;
 use super::wal::{Moment, Reach, Reached, WalWatch};
 use super::{BackupOptions, Progress, wal};
@@ -104,8 +107,8 @@ pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupO
     match near(watch, timeline, from, prepared.segment_size).await {
         Some(end) => following.seen = end >= needed,
         None => {
-            following.reached(watch, |durable| options.tell(Progress::WaitingForReceiver { durable, needed })).await?;
-            following.seen = true;
+            let tell = |durable| options.tell(Progress::WaitingForReceiver { durable, needed });
+            following.look(watch, &wal::PAUSES, tell).await?;
         }
     }
     Ok(following)
@@ -142,9 +145,9 @@ impl Following {
         self.reach.needed
     }
 
-    /// The refusal, where the archive does not reach where the server was; else never returns.
+    /// The refusal, where the archive does not reach where the server was; else never returns. It looks seldom: nothing waits for it.
     pub async fn fails(&mut self, watch: &dyn WalWatch) -> Error {
-        match self.until_seen(watch).await {
+        match self.look(watch, &(*wal::PAUSES.end()..=*wal::PAUSES.end()), |_| ()).await {
             Err(error) => error,
             Ok(()) => std::future::pending().await,
         }
@@ -152,18 +155,23 @@ impl Following {
 
     /// Returns once the archive has reached where the server was; else the refusal.
     pub async fn until_seen(&mut self, watch: &dyn WalWatch) -> Result<()> {
-        if !self.seen {
-            self.reached(watch, |_| ()).await?;
-            self.seen = true;
-        }
-        Ok(())
+        self.look(watch, &wal::PAUSES, |_| ()).await
     }
 
-    async fn reached(&self, watch: &dyn WalWatch, tell: impl Fn(Option<Lsn>)) -> Result<()> {
+    async fn look(
+        &mut self,
+        watch: &dyn WalWatch,
+        pauses: &RangeInclusive<Duration>,
+        tell: impl Fn(Option<Lsn>),
+    ) -> Result<()> {
+        if self.seen {
+            return Ok(());
+        }
         let Reach { timeline, needed, patience, .. } = self.reach;
-        let reached = self.reach.wait(watch, &self.server, wal::PAUSE, tell).await;
+        let reached = self.reach.wait(watch, &self.server, pauses, tell).await;
         let Reached { durable, remark } = reached.context("does a receiver follow the server?")?;
         if durable.is_some_and(|durable| durable >= needed) {
+            self.seen = true;
             return Ok(());
         }
         let state = match durable {

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 
 use super::alive;
 use super::alone::lock;
-use super::begin::{Begun, Local, announce, begin};
+use super::announce::{Announcement, Base, Stop};
+use super::begin::{Begun, Local, begin, intent};
 use super::cache::Shelf;
 use super::completed::Completed;
 use super::dead;
@@ -17,13 +18,12 @@ use super::finish::{self, Said, Span, made_by};
 use super::intake::{Expected, Files, Intake, Received};
 use super::layers;
 use super::lineage::Origin;
-use super::orphans::{self, Orphans};
-use super::parent::{self, Chosen, Reuse};
+use super::parent::{self, Survey};
 use super::past::{self, Past};
 use super::prepare::{self, Following, Prepared};
 use super::reader::Reader;
 use super::sealing::{Sealing, fill_random};
-use super::upload::{self, store_all};
+use super::upload::{self, Outbox, store_all};
 use super::wal::{self, Reach, Reached, WalWatch};
 use super::{BackupOptions, Outcome, Progress};
 use crate::archive::Archive;
@@ -66,44 +66,57 @@ pub async fn take_with(
     let clock = Instant::now();
     let _lock = lock(archive, options).await?;
     let local = local(archive, &ring, options).await?;
-    let dead = dead::runs(archive, &ring, options).await;
-    let mut avoid = None;
+    let (dead, met) = tokio::join!(dead::runs(archive, &ring, options), meet(archive, server, &local, options));
+    let (mut met, mut avoid) = (Some(met), None);
     loop {
-        let mut prepared = prepare::connect(archive, server, options).await?;
+        let met = match met.take() {
+            Some(met) => met,
+            None => meet(archive, server, &local, options).await,
+        };
+        let (mut prepared, survey) = met?;
         let mut following = prepare::follow(&prepared, watch, options).await?;
         let past = avoid.take().map_or(Ok(Past { watch, following: &mut following }), Err);
-        let (begun, reuse) = begin(archive, &mut prepared.connection, &local, options, past).await?;
+        let (begun, reuse) = begin(archive, &mut prepared.connection, &local, options, past, survey).await?;
         let mut random = [0; 2];
         fill_random(&mut random)?;
         let id = BackupId::new(begun.started_at, begun.timeline, begun.start, u16::from_le_bytes(random));
         let mut sealing = Sealing::new(archive.clone(), ring.clone(), id.clone())?;
-        announce(archive, &begun, reuse.as_ref(), &dead, &local, &mut sealing, options).await?;
+        let intent = intent(archive, &begun, reuse.as_ref(), &dead, &local, &mut sealing, options).await?;
+        let limit = options.put_limit;
+        let announcement = Announcement { intent, begun, reuse, dead: &dead, local: &local, limit };
         let taken = async {
-            let job = match look(archive, begun, reuse, &dead, &local).await? {
-                Ok(job) => job,
-                Err(lost) => return Ok(Err(lost)),
-            };
             tokio::select! {
-                copied = copy(archive, prepared, job, sealing, options, watch, following) => copied,
-                never = alive::keep(archive, &ring, &id, alive::EVERY, options.put_limit) => match never {},
+                copied = copy(archive, prepared, announcement, sealing, options, watch, following) => copied,
+                never = alive::keep(archive, &ring, &id, alive::EVERY, limit) => match never {},
             }
         };
         match taken.await {
-            Ok(Ok((manifest, waited_for_wal))) => {
+            Ok((manifest, waited_for_wal)) => {
                 return Ok(Outcome { manifest, elapsed: clock.elapsed(), waited_for_wal });
             }
-            Ok(Err(lost)) => {
+            Err(Stop::Lost(lost)) => {
                 // The connection is dropped with what the server has begun.
                 tracing::warn!("backup {id} is given up, and all pages are asked for: {lost}");
                 give_up(archive, ring.clone(), id, &Error::new(Kind::Interrupted, lost.clone())).await;
                 avoid = Some(lost);
             }
-            Err(error) => {
+            Err(Stop::Unannounced(error)) => return Err(error),
+            Err(Stop::Failed(error)) => {
                 give_up(archive, ring, id.clone(), &error).await;
                 return Err(error.context(format_args!("backup {id}")));
             }
         }
     }
+}
+
+/// Connects to the server, and reads meanwhile what the repository tells.
+async fn meet(
+    archive: &Archive,
+    server: &Conninfo,
+    local: &Local,
+    options: &BackupOptions,
+) -> Result<(Prepared, Survey)> {
+    tokio::try_join!(prepare::connect(archive, server, options), parent::survey(archive, local, options))
 }
 
 /// The places of this host; what a killed run left in them is removed. The lock is held.
@@ -116,63 +129,34 @@ async fn local(archive: &Archive, ring: &WriterRing, options: &BackupOptions) ->
     Ok(Local { shelf, scratch: Arc::new(scratch), identity })
 }
 
-/// A backup that is announced: what it builds on, and where what the next one is compared with goes.
-struct Job {
-    begun: Begun,
-    chosen: Option<Chosen>,
-    orphans: Option<Orphans>,
-    local: Local,
-}
-
-/// Whether what is to be built on may be, now that everyone can see that it is going to be. The inner error is why an incremental transfer is no use; of a
-/// full one everything is stored then.
-async fn look(
-    archive: &Archive,
-    mut begun: Begun,
-    reuse: Option<Reuse>,
-    dead: &[BackupId],
-    local: &Local,
-) -> Result<std::result::Result<Job, String>> {
-    let chosen = match reuse {
-        None => None,
-        Some(reuse) => match parent::look(archive, reuse, &local.scratch).await? {
-            Ok(chosen) => Some(chosen),
-            Err(lost) if begun.transfer == Transfer::Incremental => return Ok(Err(lost)),
-            Err(lost) => {
-                begun.why_full = begun.why_full.map(|why| parent::everything(&why, &lost));
-                None
-            }
-        },
-    };
-    let survivors = chosen.as_ref().and_then(|chosen| chosen.survivors.as_ref());
-    let dead = survivors.map_or_else(|| dead.to_vec(), |survivors| survivors.others(dead));
-    let orphans = orphans::usable(archive, &dead, &local.scratch).await;
-    Ok(Ok(Job { begun, chosen, orphans, local: local.clone() }))
-}
-
-/// From the first archive to the manifest. The inner error is why what the server did not send cannot be taken from the parent.
+/// From the announcement to the manifest.
 async fn copy(
     archive: &Archive,
     prepared: Prepared,
-    job: Job,
+    announcement: Announcement<'_>,
     sealing: Sealing,
     options: &BackupOptions,
     watch: &dyn WalWatch,
     mut following: Following,
-) -> Result<std::result::Result<(Manifest, Duration), String>> {
+) -> Result<(Manifest, Duration), Stop> {
     let version_num = prepared.connection.version_num();
     let server = prepared.connection.same_server().clone();
-    let Job { begun, chosen, orphans, local } = job;
-    let (parent, built_on) = chosen.map(Chosen::parts).unzip();
+    let local = announcement.local.clone();
+    let Base { begun, parent: built_on, orphans, sure } = announcement.base(archive).await?;
     let renewed = built_on.as_ref().is_some_and(|parent| parent.survivors.is_some());
-    let identity = local.identity.clone();
     let diff = begin_diff(&sealing, begun.transfer, built_on, local.shelf.clone()).await?.beside(orphans);
-    let received = receive(archive, prepared, &begun, diff, local.scratch, sealing, options);
-    let (span, transferred) = tokio::select! {
-        received = received => received?,
-        error = useless(&mut following, watch, &server, &begun) => return Err(error),
+    let (to_store, uploads) = upload::channel();
+    let store = async {
+        let parent = sure.await?;
+        Ok::<_, Stop>((parent, store_all(&archive.repo, uploads, options.put_limit).await?))
     };
-    let Transferred { received, files, mut sealing, read, stored, connection, reader } = transferred;
+    let received =
+        async { Ok(receive(prepared, &begun, diff, local.scratch.clone(), sealing, options, to_store).await?) };
+    let ((parent, stored), (span, transferred)) = tokio::select! {
+        received = async { tokio::try_join!(store, received) } => received?,
+        error = useless(&mut following, watch, &server, &begun) => return Err(Stop::Failed(error)),
+    };
+    let Transferred { received, files, mut sealing, read, connection, reader } = transferred;
     let ended = Instant::now();
     options.tell(Progress::Mapping { files: received.tally.files });
     let (to, from) = upload::channel();
@@ -191,34 +175,52 @@ async fn copy(
     let wal = async {
         let patience = outage(options);
         let asked = origin.ask_for(Some(connection), patience);
-        let wal = demand_wal(archive, &span, options, watch, &server);
-        let ((), (), sent) = tokio::try_join!(following.until_seen(watch), wal, asked)?;
+        let wal = async {
+            tokio::select! {
+                stored = demand_wal(archive, &span, options, watch, &server) => stored?,
+                error = following.fails(watch) => return Err(error),
+            }
+            following.until_seen(watch).await
+        };
+        let ((), sent) = tokio::try_join!(wal, asked)?;
         origin.demand(watch, sent, patience).await?;
         let led = past::demand(watch, (timeline, stop), unsent, patience).await?;
         Ok((led, ended.elapsed()))
     };
     let (mapped, ((written, kept), mut sealing), (led, waited)) =
         tokio::try_join!(store_all(&archive.repo, from, options.put_limit), write, wal)?;
-    if let Err(lost) = led {
-        return Ok(Err(lost));
-    }
+    led.map_err(Stop::Lost)?;
     let (id, label) = (sealing.id.clone(), &options.label);
     let Begun { transfer, why_full, .. } = begun;
-    let said =
-        Said { id: &id, label, version_num, written, parent: parent.as_ref(), transfer, renewed, why_full, identity };
+    let (parent, identity) = (parent.as_ref(), local.identity.clone());
+    let said = Said { id: &id, label, version_num, written, parent, transfer, renewed, why_full, identity };
     let mut manifest = finish::manifest(archive, &received, &span, said)?;
     manifest.sizes.read = read;
     manifest.sizes.stored = stored + mapped;
+    complete(archive, &mut sealing, &manifest, &local, kept, options).await?;
+    Ok((manifest, waited))
+}
+
+/// Creates the manifest, which makes it a backup, and leaves the signs of that. `hashes`: those of its pages are all kept.
+async fn complete(
+    archive: &Archive,
+    sealing: &mut Sealing,
+    manifest: &Manifest,
+    local: &Local,
+    hashes: bool,
+    options: &BackupOptions,
+) -> Result<()> {
+    let (id, shelf) = (sealing.id.clone(), local.shelf.clone());
     demand_intent(archive, &id, options.put_limit).await?;
     let upload = sealing.index(ObjectKind::Manifest, 0, &manifest.encode())?;
     options.tell(Progress::Completing);
     upload.put(&archive.repo, options.put_limit).await.context("cannot create the manifest")?;
     let completed = options.state_dir.as_deref().map(|dir| Completed::of(dir, archive));
     // It is a backup already, whatever becomes of this.
-    let kept = blocking(move || keep(&id, completed.as_ref(), local.shelf.as_ref(), kept));
-    let (kept, ()) = tokio::join!(kept, alive::complete(archive, &mut sealing, GIVE_UP));
+    let kept = blocking(move || keep(&id, completed.as_ref(), shelf.as_ref(), hashes));
+    let (kept, ()) = tokio::join!(kept, alive::complete(archive, sealing, GIVE_UP));
     kept.unwrap_or_else(|error| tracing::warn!(%error, "that this backup is complete is not noted in state_dir"));
-    Ok(Ok((manifest, waited)))
+    Ok(())
 }
 
 /// Beside the copy, which is no use without its WAL. Returns only where that does not come.
@@ -257,23 +259,22 @@ struct Transferred {
     files: Files,
     sealing: Sealing,
     read: u64,
-    stored: u64,
     connection: Connection,
     reader: Reader,
 }
 
-/// Receives, packs and stores at the same time: the socket here, computing on a thread of its own, objects a few at a time.
+/// Receives and packs; what is to be stored goes into the outbox.
 async fn receive(
-    archive: &Archive,
     prepared: Prepared,
     begun: &Begun,
     diff: Diff,
     scratch: Arc<Scratch>,
     sealing: Sealing,
     options: &BackupOptions,
+    to_store: Outbox,
 ) -> Result<(Span, Transferred)> {
     let expected = Expected {
-        system: archive.names.system,
+        system: prepared.identity.system,
         start: begun.start,
         tablespaces: begun.tablespaces.clone(),
         checksums: prepared.checksums,
@@ -283,7 +284,6 @@ async fn receive(
         incremental: begun.transfer == Transfer::Incremental,
         scratch,
     };
-    let (to_store, uploads) = upload::channel();
     let known: Option<Vec<u64>> = begun.tablespaces.iter().map(|t| t.size_kb).collect();
     let feed = Feed {
         connection: prepared.connection,
@@ -291,12 +291,11 @@ async fn receive(
         options: options.clone(),
         total: known.map(|sizes| sizes.iter().sum::<u64>() * 1024),
     };
-    let store = store_all(&archive.repo, uploads, options.put_limit);
-    let (fed, stored) = tokio::try_join!(prepared.reader.run(feed.run()), store)?;
+    let fed = prepared.reader.run(feed.run()).await?;
     let Fed { connection, stop, stop_timeline, read, received, files, sealing } = fed;
     let Begun { start, timeline, started_at, .. } = *begun;
     let span = Span { start, timeline, stop, stop_timeline, started_at, stopped_at: Timestamp::now() };
-    Ok((span, Transferred { received, files, sealing, read, stored, connection, reader: prepared.reader }))
+    Ok((span, Transferred { received, files, sealing, read, connection, reader: prepared.reader }))
 }
 
 /// Asks once more for what keeps an expiry away. A repository that is away for a while must not cost what was copied in hours.
@@ -351,7 +350,7 @@ async fn wait_for_wal(span: &Span, options: &BackupOptions, watch: &dyn WalWatch
     };
     let (timeline, from, patience) = (span.stop_timeline, span.start, options.wal_stall);
     let reach = Reach { timeline, from, needed, patience, outage: outage(options), renewed: true };
-    let Reached { durable, remark } = reach.wait(watch, server, wal::PAUSE, tell).await?;
+    let Reached { durable, remark } = reach.wait(watch, server, &wal::PAUSES, tell).await?;
     let (kind, text) = match durable {
         Some(durable) if durable >= needed => return Ok(()),
         Some(durable) => {

@@ -1,5 +1,6 @@
 //! How far the WAL in the archive reaches: asked before a backup begins, waited for before it is called complete.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -11,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::net::Conninfo;
 use crate::pg::{Lsn, TimelineId};
 
-/// Between two looks at an archive: at first, since a receiver that follows is seen at once, and later.
-const FIRST_PAUSE: Duration = Duration::from_millis(3);
-pub const PAUSE: Duration = Duration::from_millis(500);
+/// Between two looks at an archive for which something waits: an eighth of the time that it has been waited for, so that what comes is seen soon after that,
+/// and no less, or more, than this.
+pub const PAUSES: RangeInclusive<Duration> = Duration::from_millis(3)..=Duration::from_millis(500);
 /// An archive that has not moved for so long, though the server has more, may have no receiver.
 const STANDSTILL: Duration = Duration::from_secs(4);
 /// A receiver of our own may have to wait for a server that restarts, or for a repository.
@@ -108,25 +109,25 @@ pub struct Reached {
 impl Reach {
     /// Looks until the archive reaches `needed` or patience has ended; tells every answer and returns the last one. An archive that stands still is brought to
     /// the attention of `watch`; where this process streams by itself, patience is for standstill only. A look that fails for a moment is no news: it must not
-    /// end a backup that is copied already. The pauses between looks grow up to `longest`.
+    /// end a backup that is copied already. `pauses`: the shortest and the longest between two looks.
     pub async fn wait(
         self,
         watch: &dyn WalWatch,
         server: &Conninfo,
-        longest: Duration,
+        pauses: &RangeInclusive<Duration>,
         tell: impl Fn(Option<Lsn>),
     ) -> Result<Reached> {
-        let (mut since, mut moved) = (Instant::now(), Instant::now());
+        let begun = Instant::now();
+        let (mut since, mut moved) = (begun, begun);
         let (mut last, mut failing) = (None, None::<Instant>);
         let mut attended = Attendance::default();
-        let mut pause = FIRST_PAUSE.min(longest);
         loop {
             let durable = match watch.durable_end(self.timeline, self.from).await {
                 Err(error)
                     if error.is_transient() && failing.get_or_insert_with(Instant::now).elapsed() < self.outage =>
                 {
                     tracing::warn!("cannot see how far WAL is stored: {error}; looking again");
-                    sleep(longest).await;
+                    sleep(*pauses.end()).await;
                     continue;
                 }
                 answer => answer?,
@@ -154,8 +155,7 @@ impl Reach {
                     since = Instant::now();
                 }
             }
-            sleep(pause).await;
-            pause = (pause + pause / 2).min(longest);
+            sleep((begun.elapsed() / 8).clamp(*pauses.start(), *pauses.end())).await;
         }
     }
 }
@@ -199,7 +199,11 @@ mod tests {
         Conninfo::parse("host=nowhere user=nobody", &|_| None).unwrap()
     }
 
-    /// Pauses of 20 ms; where the archive has ended up, and how many answers it took.
+    fn pauses(longest: u64) -> RangeInclusive<Duration> {
+        Duration::from_millis(3)..=Duration::from_millis(longest)
+    }
+
+    /// Pauses of at most 20 ms; where the archive has ended up, and how many answers it took.
     fn ask(answers: &[Option<u64>], milliseconds: u64, renewed: bool) -> (Option<Lsn>, usize) {
         let told = Mutex::new(0);
         let watch = Script(Mutex::new(answers.to_vec()));
@@ -207,8 +211,7 @@ mod tests {
         let reach =
             Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, outage: patience, renewed };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let reached =
-            runtime.block_on(reach.wait(&watch, &server(), Duration::from_millis(20), |_| *told.lock().unwrap() += 1));
+        let reached = runtime.block_on(reach.wait(&watch, &server(), &pauses(20), |_| *told.lock().unwrap() += 1));
         (reached.unwrap().durable, told.into_inner().unwrap())
     }
 
@@ -247,9 +250,7 @@ mod tests {
                 Reach { timeline: TimelineId(1), from: Lsn(1), needed: Lsn(10), patience, outage, renewed: true };
             let watch = Flaky(Mutex::new(failures), transient);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            runtime
-                .block_on(reach.wait(&watch, &server(), Duration::from_millis(5), |_| ()))
-                .map(|reached| reached.durable)
+            runtime.block_on(reach.wait(&watch, &server(), &pauses(5), |_| ())).map(|reached| reached.durable)
         };
         assert_eq!(ask(3, true, 5000).unwrap(), Some(Lsn(u64::MAX)));
         assert!(ask(1, false, 5000).is_err());

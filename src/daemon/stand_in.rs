@@ -90,6 +90,8 @@ struct Work {
     remark: Option<String>,
     /// It was begun without knowing whether the slot is there.
     unsure: bool,
+    /// The way to see who has the slot: the first look is waited for, so it is opened before that.
+    second: Option<JoinHandle<Result<Second>>>,
 }
 
 /// What the receiver told.
@@ -101,7 +103,7 @@ struct Notes {
 }
 
 impl StandIn {
-    /// `options` are those of the cluster's ordinary receiver.
+    /// `options` are those of the cluster's ordinary receiver. Connects to the server at once, where a slot is to be looked at; to be called within a runtime.
     pub fn new(
         archive: Archive,
         options: ReceiveOptions,
@@ -111,7 +113,9 @@ impl StandIn {
         let (stop, _) = watch::channel(false);
         // A slot that lasts is not for a backup to make.
         let options = ReceiveOptions { after_failover: AfterFailover::Stop, until: None, ..options };
-        let (work, notes) = (tokio::sync::Mutex::default(), Arc::default());
+        let conninfo = options.conninfo.clone();
+        let second = options.slot.as_ref().map(|_| tokio::spawn(async move { Second::open(&conninfo).await }));
+        let (work, notes) = (tokio::sync::Mutex::new(Work { second, ..Work::default() }), Arc::default());
         let ready = Arc::new(watch::Sender::new(false));
         StandIn { archive, options, place, tell: Arc::new(tell), stop, work, notes, ready }
     }
@@ -153,7 +157,8 @@ impl StandIn {
         if work.looked.is_some_and(|at| at.elapsed() < pause) {
             return Ok(Attendance { own: false, remark: work.remark.clone() });
         }
-        let seen = self.look(server).await;
+        let second = work.second.take();
+        let seen = self.look(server, second).await;
         work.looked = Some(Instant::now());
         let way = match (seen, &self.options.slot) {
             (Seen::Somebody(pid), name) => {
@@ -197,10 +202,10 @@ impl StandIn {
     }
 
     /// Who streams now. What cannot be found out is no reason to end a backup.
-    async fn look(&self, server: &Conninfo) -> Seen {
+    async fn look(&self, server: &Conninfo, second: Option<JoinHandle<Result<Second>>>) -> Seen {
         let found = tokio::time::timeout(LOOK * 3, async {
             match &self.options.slot {
-                Some(name) => look_at_slot(&self.options.conninfo, name).await,
+                Some(name) => look_at_slot(&self.options.conninfo, name, second).await,
                 None => look_at_walsenders(server, self.options.conninfo.application_name()).await,
             }
         });
@@ -289,8 +294,13 @@ async fn ended(job: JoinHandle<Result<ReceiveReport>>) -> Error {
     }
 }
 
-async fn look_at_slot(info: &Conninfo, name: &str) -> Result<Seen> {
-    let mut second = Second::open(info).await?;
+/// `second` is on its way there, perhaps.
+async fn look_at_slot(info: &Conninfo, name: &str, second: Option<JoinHandle<Result<Second>>>) -> Result<Seen> {
+    let died = |e| Error::new(Kind::Failed, "a connection to the server died").caused_by(e);
+    let mut second = match second {
+        Some(opening) => opening.await.map_err(died)??,
+        None => Second::open(info).await?,
+    };
     let sql = second.sql;
     let state = second.state(name).await;
     second.connection.close().await;
