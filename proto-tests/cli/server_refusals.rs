@@ -194,3 +194,39 @@ fn answer_with(mut stream: TcpStream, bytes: &[u8]) -> std::io::Result<()> {
     stream.write_all(bytes)?;
     stream.read_to_end(&mut startup).map(|_| ())
 }
+
+/// Of a cluster of which nothing is stored yet nothing else could tell; and what was sealed with it, nobody with the repository's own keys could ever open.
+#[test]
+fn the_secret_of_another_repository_is_refused_before_anything_is_written() {
+    crate::support::require_servers!(MajorVersion::V17);
+    let server = Server::builder(MajorVersion::V17).start();
+    let (site, other) = (Site::new(&server), Site::empty());
+    other.init(&server.conninfo("postgres")).run().expect_code(0);
+    let secret = std::fs::read_to_string(other.etc().join("walrecv-secret")).expect("a secret");
+    let own = site.etc().join("walrecv-secret");
+    let right = std::fs::read_to_string(&own).expect("a secret");
+    write(&own, &secret);
+    for command in [
+        &["receive"][..],
+        &["run"],
+        &["backup"],
+        &["check"],
+        &["list"],
+        &["verify"],
+        &["repo", "stats"],
+        &["expire", "--plan"],
+        &["restore", "--latest", "--plan"],
+    ] {
+        Refusal::of(&site, command).is(12, "is not the secret of this repository");
+    }
+    write(&own, &right);
+    site.walrecv(&["check"]).run().expect_code(0);
+    // Who changes the file that tells, stops writers and forges nothing.
+    let file = site.repository().join("walrecv.json");
+    let about = std::fs::read_to_string(&file).expect("the repository's file");
+    let elsewhere = std::fs::read_to_string(other.repository().join("walrecv.json")).expect("the other one's");
+    write(&file, &elsewhere);
+    Refusal::of(&site, &["receive"]).is(12, "is not the secret of this repository");
+    write(&file, &about);
+    site.walrecv(&["check"]).run().expect_code(0);
+}

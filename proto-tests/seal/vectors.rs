@@ -14,6 +14,7 @@ use walrecv::keys::setup::{self, RepositoryKeys};
 use walrecv::pg::{Lsn, TimelineId};
 use walrecv::seal::content::group::GroupSummary;
 use walrecv::seal::content::hex;
+use walrecv::seal::content::repository::{Encryption, RepositoryFile};
 use walrecv::seal::content::summary::Summary;
 use walrecv::seal::hash::content_hash;
 use walrecv::seal::header::{Claims, KeyClass, ObjectKind};
@@ -353,6 +354,12 @@ fn stored_vectors_give_their_outcomes() {
         std::fs::write(folder().join("vectors.txt"), &manifest).unwrap();
     }
     assert_eq!(std::fs::read_to_string(folder().join("vectors.txt")).unwrap(), manifest);
+    let created = "2026-01-02T03:04:05Z".to_owned();
+    let about = RepositoryFile::new(REPOSITORY, Encryption::Age, created, &keys.writer.secret);
+    if write {
+        std::fs::write(folder().join("walrecv.json"), about.encode()).unwrap();
+    }
+    assert_eq!(std::fs::read(folder().join("walrecv.json")).unwrap(), about.encode());
     for vector in vectors {
         let path = folder().join(format!("{}.bin", vector.name));
         if write {

@@ -16,6 +16,7 @@ use crate::net::Conninfo;
 use crate::pg::{Lsn, SegmentName};
 use crate::repo::{ClusterNames, Repository, names};
 use crate::restore::Access;
+use crate::seal::content::hex;
 use crate::seal::content::repository::{Encryption, RepositoryFile};
 use crate::seal::key::RepositorySecret;
 
@@ -35,7 +36,7 @@ pub fn env(name: &str) -> Option<String> {
 }
 
 impl Context {
-    /// Reads the configuration, opens the repository, reads `walrecv.json` and the repository secret.
+    /// Reads the configuration, opens the repository, reads `walrecv.json` and the repository secret, which must be this repository's (`Kind::Key`).
     pub async fn open(common: &Common) -> Result<Context> {
         Context::open_with(common, None).await
     }
@@ -206,7 +207,7 @@ async fn known_identity(settings: &Settings, repo: &Repository) -> Result<()> {
 
 fn secret(settings: &Settings, about: &RepositoryFile) -> Result<RepositorySecret> {
     match (&settings.identity, about.encryption) {
-        (None, Encryption::None) => return Ok(RepositorySecret::published()),
+        (None, Encryption::None) => return own(RepositorySecret::published(), about, "the published secret"),
         (Some(_), Encryption::Age) => {}
         (None, Encryption::Age) => {
             return Err(Error::new(Kind::Key, "the repository is encrypted, and no identity is configured")
@@ -225,7 +226,20 @@ fn secret(settings: &Settings, about: &RepositoryFile) -> Result<RepositorySecre
             .hint("copy the secret file from a host that writes, or print it with an identity")
     })?;
     let text = read_private(path, "repository secret")?;
-    setup::secret_from_text(&text).context(path.display())
+    let secret = setup::secret_from_text(&text).context(path.display())?;
+    own(secret, about, &format!("the repository secret in {}", path.display()))
+}
+
+/// Tried before anything is written: what another repository's secret seals, nobody with this repository's keys could ever open.
+fn own(secret: RepositorySecret, about: &RepositoryFile, what: &str) -> Result<RepositorySecret> {
+    if about.is_opened_by(&secret) {
+        return Ok(secret);
+    }
+    let text = format!("{what} is not the secret of this repository ({})", hex(&about.id.0));
+    Err(Error::new(Kind::Key, text).hint(format!(
+        "copy the secret file from a host that writes to this repository, or correct `repo`; if somebody changed {}, put it back from a copy",
+        names::REPOSITORY_FILE
+    )))
 }
 
 /// A private key or passphrase as configured.

@@ -19,6 +19,7 @@ use crate::keys::setup::{self, Recipient, RepositoryKeys};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::repo::{Found, Repository, names};
 use crate::seal::content::repository::{Encryption, RepositoryFile};
+use crate::seal::key::RepositorySecret;
 
 /// How long a new repository's first objects may take.
 const PUT_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
@@ -218,8 +219,10 @@ async fn make(
         state_dir: None,
         clusters: BTreeMap::from([(cluster.to_owned(), table(args))]),
     };
+    let mut secret = RepositorySecret::published();
     if !args.no_encryption {
         let keys = setup::generate();
+        secret = keys.secret.clone();
         if recipients.is_empty() {
             let (private, public) = setup::generate_recipient();
             made.file(&places.identity, &private)?;
@@ -237,7 +240,7 @@ async fn make(
         }
     }
     let encryption = if args.no_encryption { Encryption::None } else { Encryption::Age };
-    let about = RepositoryFile { id, encryption, created: now };
+    let about = RepositoryFile::new(id, encryption, now, &secret);
     put(repo, names::REPOSITORY_FILE, about.encode().into()).await?;
     made.file(&places.config, &config.render())
 }

@@ -15,6 +15,7 @@ const CONTENT_INFO: &[u8] = b"walrecv object v1 content";
 const INDEX_INFO: &[u8] = b"walrecv object v1 index";
 const HASH_INFO: &[u8] = b"walrecv hash v1";
 const PAGE_HASH_INFO: &[u8] = b"walrecv page hash v1";
+const CHECK_INFO: &[u8] = b"walrecv secret check v1";
 
 /// Held by every writer; with it alone the index class opens. All-published constant when the repository is not encrypted.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -38,6 +39,14 @@ impl RepositorySecret {
     /// Key of the hashes of pages: the same with info `walrecv page hash v1`.
     pub(super) fn page_hash_key(&self) -> Zeroizing<[u8; 32]> {
         self.derived(PAGE_HASH_INFO)
+    }
+
+    /// By which `walrecv.json` tells whether a secret is this repository's: HKDF-SHA-256 of the secret, salt the repository id, info
+    /// `walrecv secret check v1`. It says nothing of 32 random bytes.
+    pub fn check_value(&self, repository: &RepositoryId) -> [u8; 16] {
+        let mut value = [0; 16];
+        expand(&Hkdf::new(Some(&repository.0), &self.0), CHECK_INFO, &mut value);
+        value
     }
 
     fn derived(&self, info: &[u8]) -> Zeroizing<[u8; 32]> {
@@ -135,7 +144,7 @@ fn expand(hkdf: &Hkdf<Sha256>, info: &[u8], out: &mut [u8]) {
 }
 
 /// Equality in constant time.
-fn same(a: &[u8], b: &[u8]) -> bool {
+pub(super) fn same(a: &[u8], b: &[u8]) -> bool {
     let difference = a.iter().zip(b).fold(0, |sum, (x, y)| std::hint::black_box(sum | (x ^ y)));
     a.len() == b.len() && difference == 0
 }

@@ -4,6 +4,7 @@ the zstd command; what cannot be checked without them is said and skipped. Slow,
 
 import hashlib
 import hmac
+import json
 import os
 import struct
 import subprocess
@@ -259,8 +260,20 @@ def read(name, how, with_keys, expected):
     return read_object(data, obj) if how == "object" else read_tail(data, obj, how == "piece")
 
 
+def repository_file():
+    """The names of the keys that walrecv.json's check value admits."""
+    with open(os.path.join(HERE, "walrecv.json"), encoding="ascii") as file:
+        about = json.load(file)
+    salt, stored = bytes.fromhex(about["id"]), bytes.fromhex(about["secret_check"])
+    return {name for name, (secret, _) in KEYS.items() if hkdf(salt, secret, b"walrecv secret check v1", 16) == stored}
+
+
 def main():
     wrong = checked = skipped = 0
+    admitted = repository_file()
+    if admitted != {"identity", "secret", "other-identity"}:
+        print(f"WRONG walrecv.json: admits {sorted(admitted)}")
+        wrong += 1
     with open(os.path.join(HERE, "vectors.txt"), encoding="ascii") as file:
         lines = [line.split() for line in file if line.strip() and not line.startswith("#")]
     for name, how, with_keys, kind, timeline, start, *outcome in lines:

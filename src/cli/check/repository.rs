@@ -34,10 +34,13 @@ pub async fn look(context: &Context, report: &mut Report) {
 }
 
 async fn keys(context: &Context, report: &mut Report) {
-    if let Err(error) = context.writer_ring().and_then(|ring| ring.fresh().map(|_| ())) {
-        report.fail("keys to write", &error);
-    } else {
-        report.ok("keys to write", "repository secret and public key are here");
+    match context.writer_ring().and_then(|ring| ring.fresh().map(|_| ())) {
+        Err(error) => report.fail("keys to write", &error),
+        // The context has tried the secret.
+        Ok(()) if context.encrypted() => {
+            report.ok("keys to write", "the repository secret is this repository's, the public key is here");
+        }
+        Ok(()) => report.ok("keys to write", "none: the repository is not encrypted"),
     }
     if !context.encrypted() {
         return;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Malformed, hex, unhex};
 use crate::seal::header::{FORMAT, RepositoryId};
+use crate::seal::key::{RepositorySecret, same};
 
 const WHAT: &str = "repository file";
 
@@ -24,6 +25,8 @@ pub struct RepositoryFile {
     pub encryption: Encryption,
     /// When it was made, RFC 3339, UTC. For people.
     pub created: String,
+    /// [`RepositorySecret::check_value`] of its secret.
+    pub secret_check: [u8; 16],
 }
 
 #[derive(Serialize, Deserialize)]
@@ -32,12 +35,28 @@ struct Stored {
     id: String,
     encryption: Encryption,
     created: String,
+    secret_check: String,
 }
 
 impl RepositoryFile {
+    /// Of a new repository with this secret.
+    pub fn new(id: RepositoryId, encryption: Encryption, created: String, secret: &RepositorySecret) -> RepositoryFile {
+        RepositoryFile { id, encryption, created, secret_check: secret.check_value(&id) }
+    }
+
+    /// Whether this is the repository's secret. What another one seals could be opened by nobody who has the right one.
+    pub fn is_opened_by(&self, secret: &RepositorySecret) -> bool {
+        same(&self.secret_check, &secret.check_value(&self.id))
+    }
+
     pub fn encode(&self) -> Vec<u8> {
-        let stored =
-            Stored { format: FORMAT, id: hex(&self.id.0), encryption: self.encryption, created: self.created.clone() };
+        let stored = Stored {
+            format: FORMAT,
+            id: hex(&self.id.0),
+            encryption: self.encryption,
+            created: self.created.clone(),
+            secret_check: hex(&self.secret_check),
+        };
         let mut out = serde_json::to_vec_pretty(&stored).expect("numbers and strings are valid JSON");
         out.push(b'\n');
         out
@@ -56,9 +75,12 @@ impl RepositoryFile {
             return Err(Malformed::new(WHAT, format!("format version {format}, only {FORMAT} is supported")));
         }
         let stored: Stored = serde_json::from_slice(bytes).map_err(malformed)?;
-        let id = unhex(&stored.id)
-            .ok_or_else(|| Malformed::new(WHAT, format!("id {:?}, expected 32 hexadecimal digits", stored.id)))?;
-        Ok(RepositoryFile { id: RepositoryId(id), encryption: stored.encryption, created: stored.created })
+        let digits = |name: &str, text: &str| {
+            unhex(text).ok_or_else(|| Malformed::new(WHAT, format!("{name} {text:?}, expected 32 hexadecimal digits")))
+        };
+        let (id, secret_check) = (digits("id", &stored.id)?, digits("secret_check", &stored.secret_check)?);
+        let Stored { encryption, created, .. } = stored;
+        Ok(RepositoryFile { id: RepositoryId(id), encryption, created, secret_check })
     }
 }
 
@@ -70,15 +92,27 @@ mod tests {
     fn round_trip_and_refusals() {
         let id = RepositoryId([0xA5; 16]);
         for encryption in [Encryption::Age, Encryption::None] {
-            let file = RepositoryFile { id, encryption, created: "2026-01-02T03:04:05Z".into() };
-            assert_eq!(RepositoryFile::decode(&file.encode()), Ok(file));
+            let secret = RepositorySecret([0x5E; 32]);
+            let file = RepositoryFile::new(id, encryption, "2026-01-02T03:04:05Z".into(), &secret);
+            assert_eq!(RepositoryFile::decode(&file.encode()).as_ref(), Ok(&file));
+            assert!(file.is_opened_by(&secret));
+            for other in [RepositorySecret([0x5F; 32]), RepositorySecret::published()] {
+                assert!(!file.is_opened_by(&other));
+            }
+            let elsewhere = RepositoryFile { id: RepositoryId([0xA6; 16]), ..file };
+            assert!(!elsewhere.is_opened_by(&secret), "the check value is this repository's");
         }
         for (bad, names) in [
             ("", "EOF"),
             ("{}", "format"),
             (r#"{"format":2,"new":1}"#, "format version 2"),
-            (r#"{"format":1,"id":"zz","encryption":"age","created":""}"#, "32 hexadecimal"),
+            (r#"{"format":1,"id":"zz","encryption":"age","created":"","secret_check":""}"#, "id \"zz\", expected 32"),
             (r#"{"format":1,"id":"a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5","encryption":"rot13","created":""}"#, "rot13"),
+            (r#"{"format":1,"id":"a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5","encryption":"age","created":""}"#, "secret_check"),
+            (
+                r#"{"format":1,"id":"a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5","encryption":"age","created":"","secret_check":"a5"}"#,
+                "secret_check \"a5\", expected 32",
+            ),
         ] {
             let error = RepositoryFile::decode(bad.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(names), "{bad}: {error}");
