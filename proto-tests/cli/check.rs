@@ -1,6 +1,8 @@
 //! `walrecv check` explains: each thing that is missing has its own line, and that line says what to do.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use walrecv::net::{Connection, Conninfo, Mode};
@@ -104,6 +106,7 @@ fn a_server_that_is_in_order_before_and_after_first_use() {
         assert!(text.contains(" failed\n"), "{text}");
         if version == VERSIONS[0] {
             wal_that_nobody_takes(&site, &server);
+            keys_that_others_can_read(&site);
             keys_that_are_not_there(&site);
         }
     }
@@ -116,6 +119,17 @@ fn wal_that_nobody_takes(site: &Site, server: &Server) {
         server.switch_wal();
     }
     says(&check(site, 0), "archive", "warn", "whoever uses the slot");
+}
+
+fn keys_that_others_can_read(site: &Site) {
+    assert!(!check(site, 0).contains_key("mode of key files"));
+    let identity = site.etc().join("walrecv-identity.txt");
+    let set = |mode| std::fs::set_permissions(&identity, Permissions::from_mode(mode)).expect("set the mode");
+    set(0o640);
+    let open = check(site, 0);
+    says(&open, "mode of key files", "warn", "walrecv-identity.txt can be read by others: its mode is 0640");
+    says(&open, "mode of key files", "warn", "chmod 0600");
+    set(0o600);
 }
 
 fn keys_that_are_not_there(site: &Site) {

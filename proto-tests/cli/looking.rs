@@ -83,7 +83,7 @@ fn a_repository_is_looked_after() {
     }
     let wide = site.walrecv(&["list"]).run().expect_code(0).stdout;
     assert!(
-        wide.contains("RESTORABLE FROM") && wide.contains("last verified") && !wide.contains("WAL MISSING"),
+        wide.contains("RESTORABLE FROM") && wide.contains("every byte never") && !wide.contains("WAL MISSING"),
         "{wide}"
     );
 
@@ -177,6 +177,9 @@ fn damaged(site: &Site, id: &str) {
     fs::write(&pack, &good).expect("a pack");
     let text = site.walrecv(&["verify", "--deep"]).run().expect_code(0).stdout;
     assert!(text.contains("result  ok"), "{text}");
+    site.walrecv(&["verify"]).run().expect_code(0);
+    let text = site.walrecv(&["list"]).run().expect_code(0).stdout;
+    assert!(text.contains("every byte last at"), "a quick check does not hide when that was: {text}");
 
     let manifest = files(&site.repository(), &format!("/backups/{id}")).pop().expect("a manifest");
     let good = fs::read(&manifest).expect("a manifest");

@@ -164,6 +164,7 @@ fn what_the_last_receiver_knew_is_told_without_it_and_without_the_repository() {
     let (running, _) = status(&site, &[]);
     let check = &running["last_verified"];
     assert_eq!((&check["outcome"], &check["problems"], &check["deep"]), (&"ok".into(), &0.into(), &false.into()));
+    assert_eq!(check["deep_at"], Value::Null, "none opened every byte");
     assert_eq!(running["last_run"], Value::Null, "one runs");
     end(receiver);
     let stopped = |cluster: &Value| {
@@ -194,7 +195,11 @@ fn what_the_last_receiver_knew_is_told_without_it_and_without_the_repository() {
     site.walrecv(&["receive"]).run().expect_code(18);
     let (failed, _) = status(&site, &[]);
     let last = &failed["last_run"];
-    assert_eq!(last["ending"], "stopped", "it never came so far that it began: {last}");
+    assert_eq!(last["ending"], "failed", "though it never came so far that it streamed: {last}");
+    assert!(last["problem"].as_str().is_some_and(|problem| problem.contains("does not exist")), "{last}");
+    let said = |key: &str| failed[key].as_str().unwrap_or_default().to_owned();
+    assert!(said("problem").contains("ended by an error") && said("hint").contains("mend"), "{failed}");
+    assert_eq!(last["durable"], clean["last_run"]["durable"], "what an earlier run knew is not forgotten");
     server.sql("select pg_create_physical_replication_slot('walrecv_main', true)");
     let receiver = site.receive(&[]);
     let (_, code) = wait_state(&site, &[], |cluster| cluster["state"] == "streaming");

@@ -111,6 +111,11 @@ impl Verdicts {
         &self.checks
     }
 
+    /// The newest one that opened every byte of everything.
+    pub fn newest_deep(&self) -> Option<&Noted> {
+        self.checks.iter().find(|noted| noted.check.deep && noted.check.only.is_none())
+    }
+
     pub fn is_hurt(&self, id: &str) -> bool {
         self.hurt.contains_key(id)
     }

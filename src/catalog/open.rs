@@ -51,6 +51,17 @@ impl Catalog {
         Ok(Some(Catalog { db, identity: identity.clone(), _lock: Some(lock) }))
     }
 
+    /// Opens what stands there to write, whichever server it was of. `None` where there is no catalog of this cluster, or another process writes it.
+    pub fn write_known(path: &Path, cluster: &str) -> Result<Option<Catalog>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let Some(lock) = lock(path)? else { return Ok(None) };
+        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let identity = schema::identity(&db)?.filter(|identity| identity.cluster == cluster);
+        Ok(identity.map(|identity| Catalog { db, identity, _lock: Some(lock) }))
+    }
+
     /// Opens the catalog to read, whoever writes it meanwhile. `None` where there is none that could be used.
     pub fn read(path: &Path, identity: &Identity) -> Result<Option<Catalog>> {
         if !path.exists() {

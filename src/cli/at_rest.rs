@@ -121,6 +121,10 @@ fn tell_last(report: &mut ClusterReport, known: &LastKnown) {
         report.positions.durable = last.durable.clone();
         report.complete_through = last.complete_through.clone();
     }
+    if last.ending == Ending::Failed {
+        report.problem = Some("no receiver is running on this host: the last one ended by an error".to_owned());
+        report.hint = Some("mend what ended the last run, then start `walrecv run`, or `walrecv receive`".to_owned());
+    }
     report.last_run = Some(last);
 }
 
@@ -128,7 +132,7 @@ fn tell_stored(report: &mut ClusterReport, stored: Stored) {
     report.last_verified = stored.last_verified;
     report.hole = holes::words(&stored.open);
     let Some(Newest { timeline, durable, complete_through, at }) = stored.newest else {
-        report.problem = Some("no receiver is running on this host, and nothing is stored yet".to_owned());
+        report.problem = report.problem.take().map(|problem| format!("{problem}, and nothing is stored yet"));
         return;
     };
     report.timeline = Some(timeline.0);
@@ -177,6 +181,7 @@ async fn checked(archive: &Archive) -> Result<Option<Check>> {
     Ok(Some(Check {
         at: output::rfc3339(newest.at),
         deep: check.deep,
+        deep_at: verdicts.newest_deep().map(|noted| output::rfc3339(noted.at)),
         only: check.only.clone(),
         outcome: outcome.name().to_owned(),
         problems: check.problems,

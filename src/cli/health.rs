@@ -172,7 +172,12 @@ fn verified(check: &Check) -> String {
         0 => String::new(),
         _ => format!("; CANNOT BE RESTORED: {}", check.hurt.join(", ")),
     };
-    format!("{} ({depth}{only}): {}{hurt}", people(&check.at), check.outcome)
+    let deep = match &check.deep_at {
+        _ if check.deep => String::new(),
+        Some(at) => format!("; every byte last at {}", people(at)),
+        None => "; every byte never".to_owned(),
+    };
+    format!("{} ({depth}{only}): {}{deep}{hurt}", people(&check.at), check.outcome)
 }
 
 fn to_durable(report: &ClusterReport) -> String {

@@ -351,7 +351,12 @@ fn tell_checks(windows: &[Window], verdicts: &Verdicts) {
         Some(newest) => {
             let depth = if newest.check.deep { "every byte" } else { "names, lengths, indexes" };
             let (at, outcome) = (output::time(newest.at), newest.check.outcome.name());
-            output::line(format!("last verified {at} ({depth}): {outcome}"));
+            let deep = match verdicts.newest_deep() {
+                _ if newest.check.deep => String::new(),
+                Some(deep) => format!("; every byte last at {}", output::time(deep.at)),
+                None => "; every byte never: `walrecv verify --deep`".to_owned(),
+            };
+            output::line(format!("last verified {at} ({depth}): {outcome}{deep}"));
         }
         None if windows.is_empty() => {}
         None => output::line("never verified: `walrecv verify` reads it back"),

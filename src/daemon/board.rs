@@ -319,7 +319,9 @@ impl Board {
 
     fn behind(&self, known: &Known, now: Instant) -> Behind {
         let (stats, heart) = (&*self.stats, self.stats.heart());
-        let held = known.server.as_ref().map(|_| stats.server_end.get()).filter(|end| *end > 0);
+        // What has arrived the server has, whenever it said so last.
+        let held = known.server.as_ref().map(|_| stats.server_end.get().max(stats.received.get()));
+        let held = held.filter(|end| *end > 0);
         let bytes = held.map(|end| end.saturating_sub(stats.durable.get()));
         let seconds = match (heart.clock, heart.complete) {
             (Some((_, at)), Some(_)) if bytes == Some(0) && now.saturating_duration_since(at) < FRESH => Some(0.0),
@@ -560,6 +562,8 @@ mod tests {
         stats.durable.set(1000);
         stats.set_heart(Some((1000, 5_000_000)), Some((8_000_000, now)));
         assert_eq!((board.report().behind.bytes, board.report().behind.seconds), (Some(0), Some(0.0)));
+        stats.received.set(1500);
+        assert_eq!(board.report().behind.bytes, Some(500), "what has arrived the server has");
         stats.server_end.set(2000);
         let behind = board.report().behind.seconds.unwrap();
         assert!((3.0..3.5).contains(&behind), "{behind}");

@@ -132,6 +132,8 @@ pub struct Check {
     pub at: String,
     /// Every byte was read back.
     pub deep: bool,
+    /// When every byte of everything was read back last.
+    pub deep_at: Option<String>,
     /// The only backup that it looked at.
     pub only: Option<String>,
     /// `ok`, or what was wrong.

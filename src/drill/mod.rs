@@ -195,10 +195,9 @@ async fn examine(server: &ScratchServer, demands: &Demands, watch: &Watch<'_>, r
     Ok(())
 }
 
-/// How old `then` was when the drill began. What has come since, until it was `seen`, is not old; a moment later than that is of a clock that is ahead of this
-/// host's, and tells nothing.
-fn age(then: Timestamp, began: Timestamp, seen: Timestamp) -> Option<f64> {
-    (then <= seen).then(|| began.duration_since(then).as_secs_f64().max(0.0))
+/// How old `then` was when it was `seen`; a moment later than that is of a clock that is ahead of this host's, and tells nothing.
+fn age(then: Timestamp, seen: Timestamp) -> Option<f64> {
+    (then <= seen).then(|| seen.duration_since(then).as_secs_f64())
 }
 
 /// The error with which a drill ends whose checks did not all pass: what is damaged counts more than what is only not as demanded.
@@ -222,9 +221,9 @@ mod tests {
     #[test]
     fn a_clock_that_is_ahead_tells_no_age() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        assert_eq!(age(at(70), at(100), at(105)), Some(30.0));
-        assert_eq!(age(at(103), at(100), at(105)), Some(0.0), "it came while the drill looked");
-        assert_eq!(age(at(106), at(100), at(105)), None);
+        assert_eq!(age(at(70), at(105)), Some(35.0));
+        assert_eq!(age(at(105), at(105)), Some(0.0));
+        assert_eq!(age(at(106), at(105)), None);
     }
 
     #[test]

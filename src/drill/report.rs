@@ -69,8 +69,6 @@ pub struct Drilled {
     #[serde(skip)]
     pub(super) stage: &'static str,
     #[serde(skip)]
-    at: Timestamp,
-    #[serde(skip)]
     measured: Option<Measured>,
     /// Why it is not known how far the archive covers.
     #[serde(skip)]
@@ -79,10 +77,9 @@ pub struct Drilled {
 
 impl Drilled {
     pub(super) fn new(archive: &Archive, aim: &Aim) -> Drilled {
-        let at = Timestamp::now();
         Drilled {
             cluster: archive.names.cluster.clone(),
-            began: rfc3339(at),
+            began: rfc3339(Timestamp::now()),
             milliseconds: 0,
             passed: false,
             seed: match aim.point {
@@ -101,7 +98,6 @@ impl Drilled {
             checks: Vec::new(),
             remarks: Vec::new(),
             stage: "planning",
-            at,
             measured: None,
             uncovered: None,
         }
@@ -132,7 +128,7 @@ impl Drilled {
         let beat = archive.complete_through(newest.choice.path.target()).await?.map(|beat| beat.time);
         let through = commit.max(beat).and_then(|time| Timestamp::from_microsecond(time.to_unix_micros()).ok());
         self.covered_through = through.map(rfc3339);
-        self.rpo_seconds = through.and_then(|time| age(time, self.at, Timestamp::now()));
+        self.rpo_seconds = through.and_then(|time| age(time, Timestamp::now()));
         Ok(())
     }
 

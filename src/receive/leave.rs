@@ -13,7 +13,7 @@ use super::observe::ReceiveEvent;
 use super::run::{Next, Run};
 use super::server::Server;
 use super::stream::asked_to_stop;
-use crate::catalog::Fact;
+use crate::catalog::{Catalog, Fact};
 use crate::error::{Error, Result};
 
 /// How long a stop waits for the server to answer our CopyDone.
@@ -137,8 +137,24 @@ impl Run {
     }
 
     async fn end_index(&mut self, problem: Option<String>) {
-        if let Some(index) = self.index.take() {
-            index.end(problem).await;
+        match self.index.take() {
+            Some(index) => index.end(problem).await,
+            None => self.note_the_end(problem).await,
+        }
+    }
+
+    /// Of a run that never came to stream: how it ended is told by the catalog that an earlier one left, else the end of that one would be taken for its own.
+    async fn note_the_end(&self, problem: Option<String>) {
+        let Some(path) = self.options.catalog.clone() else { return };
+        let (cluster, began, at) = (self.place.cluster.clone(), self.began, SystemTime::now());
+        let note = move || -> Result<()> {
+            match Catalog::write_known(&path, &cluster)? {
+                Some(mut catalog) => catalog.apply(&[Fact::Began(began), Fact::Ended { at, problem }], at),
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = self.place.repo.lane().run(note).await.and_then(|noted| noted) {
+            self.observer.warn(format!("how this run ended is not noted in the catalog: {error}"));
         }
     }
 }

@@ -241,6 +241,7 @@ impl Pipeline {
         self.arrivals.arrived(self.received, Instant::now());
         let stats = self.observer.stats();
         stats.received.set(self.received.0);
+        stats.server_end.set(self.ledger.server_end().0);
         stats.bytes_received.add(bytes.len() as u64);
         self.rest_at = Some(Instant::now() + self.rest_after);
         self.ask(Work::Data(bytes));

@@ -1,7 +1,7 @@
 //! One run: connect, decide where to begin, stream, follow the timeline, and come back after every loss that may pass.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
@@ -51,6 +51,7 @@ pub struct Run {
     pub(super) desk: Option<Desk>,
     pub(super) observer: Observer,
     pub(super) stop: watch::Receiver<bool>,
+    pub(super) began: SystemTime,
     pub(super) archive: Option<Archive>,
     /// The tasks beside the stream, from the first answer of a server on.
     pub(super) index: Option<Index>,
@@ -111,6 +112,7 @@ impl Run {
             desk,
             observer,
             stop,
+            began: SystemTime::now(),
             archive: None,
             index: None,
             pipeline: None,

@@ -1,5 +1,7 @@
 //! The repository: its keys, and whether it can be written as walrecv writes.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -45,6 +47,10 @@ async fn keys(context: &Context, report: &mut Report) {
     if !context.encrypted() {
         return;
     }
+    let settings = &context.settings;
+    for file in [&settings.secret_file, &settings.identity_file, &settings.passphrase_file].into_iter().flatten() {
+        private(file, report);
+    }
     match context.repository_keys().await {
         Ok(keys) if context.settings.identity.as_deref() != Some(keys.public.as_str()) => report.fail(
             "keys to restore",
@@ -60,6 +66,15 @@ async fn keys(context: &Context, report: &mut Report) {
             ),
         // One is meant to open the repository from here, and does not.
         Err(error) => report.fail("keys to restore", &error),
+    }
+}
+
+/// Whoever reads the secret can forge what is stored, and whoever reads the private key can read it.
+fn private(file: &Path, report: &mut Report) {
+    let Ok(meta) = std::fs::metadata(file) else { return };
+    if meta.mode() & 0o077 != 0 {
+        let found = format!("{} can be read by others: its mode is {:04o}", file.display(), meta.mode() & 0o7777);
+        report.warn("mode of key files", found, format!("run chmod 0600 {}", file.display()));
     }
 }
 
