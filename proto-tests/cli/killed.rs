@@ -10,7 +10,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::walrecv::Running;
-use crate::support::{Seed, Server, require_servers, wait_for};
+use crate::support::{Seed, Server, install, require_servers, wait_for};
 
 const PACK: u64 = 16 << 20;
 
@@ -39,8 +39,10 @@ fn count(site: &Site) -> usize {
 
 #[test]
 fn a_killed_backup_is_none_and_the_next_one_uses_what_it_stored() {
-    let version = MajorVersion::V15;
-    require_servers!(version);
+    install::story_versions(&[MajorVersion::V15]).into_iter().for_each(killed_and_used);
+}
+
+fn killed_and_used(version: MajorVersion) {
     let mut seed = Seed::of_run();
     let server = Server::start(version);
     server.sql(

@@ -5,7 +5,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::check::point_to;
 use crate::site::{Site, end, wait_durable};
-use crate::support::{Server, require_servers};
+use crate::support::{Server, install};
 
 fn insert(server: &Server, from: u32, to: u32) {
     server.sql(&format!("insert into story select generate_series({from}, {to})"));
@@ -13,8 +13,10 @@ fn insert(server: &Server, from: u32, to: u32) {
 
 #[test]
 fn a_restored_server_streams_into_the_same_archive_and_is_restored_by_the_same_backup() {
-    let version = MajorVersion::V17;
-    require_servers!(version);
+    install::story_versions(&[MajorVersion::V17]).into_iter().for_each(takes_its_place);
+}
+
+fn takes_its_place(version: MajorVersion) {
     let mut server = Server::start(version);
     let site = Site::new(&server);
     let receiver = site.receive(&[]);

@@ -4,7 +4,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::user::as_postgres;
-use crate::support::{Client, Server, free_port, require_servers, wait_for};
+use crate::support::{Client, Server, free_port, install, wait_for};
 
 fn insert(server: &Server, from: u32, to: u32) {
     server.sql(&format!("insert into story select generate_series({from}, {to})"));
@@ -54,8 +54,10 @@ impl Drop for Standby<'_> {
 
 #[test]
 fn a_standby_from_the_archive_streams_on_and_can_be_promoted() {
-    let version = MajorVersion::V16;
-    require_servers!(version);
+    install::story_versions(&[MajorVersion::V16]).into_iter().for_each(streams_on_and_is_promoted);
+}
+
+fn streams_on_and_is_promoted(version: MajorVersion) {
     let mut server = Server::builder(version).setting("max_connections", "150").start();
     let site = Site::new(&server);
     let receiver = site.receive(&[]);
@@ -91,8 +93,10 @@ fn a_standby_from_the_archive_streams_on_and_can_be_promoted() {
 
 #[test]
 fn seldom_targets_are_planned_and_reached() {
-    let version = MajorVersion::V15;
-    require_servers!(version);
+    install::story_versions(&[MajorVersion::V15]).into_iter().for_each(seldom_targets);
+}
+
+fn seldom_targets(version: MajorVersion) {
     let mut server = Server::start(version);
     let site = Site::new(&server);
     let receiver = site.receive(&[]);

@@ -9,7 +9,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::user::{as_postgres, give_to_postgres};
-use crate::support::{Seed, Server, require_servers, rounds, strace};
+use crate::support::{Seed, Server, install, rounds, strace};
 
 const MARK: &str = ".walrecv-restore";
 
@@ -140,8 +140,10 @@ fn kill_often(scene: &mut Scene, (name, space): (&str, &str), more: &[&str], beg
 
 #[test]
 fn a_killed_restore_is_gone_on_with_and_never_starts_before_it_is_whole() {
-    let version = MajorVersion::V16;
-    require_servers!(version);
+    install::story_versions(&[MajorVersion::V16]).into_iter().for_each(killed_and_gone_on_with);
+}
+
+fn killed_and_gone_on_with(version: MajorVersion) {
     let mut scene = Scene::new(version);
     let remove = |scene: &Scene| {
         for name in ["copy", "copy space"] {

@@ -8,7 +8,7 @@ use crate::site::{SLOT, Site, end};
 use crate::support::ledger::missing;
 use crate::support::server::Stop;
 use crate::support::walrecv::{Running, path};
-use crate::support::{Ledger, Server, require_servers, wait_for};
+use crate::support::{Ledger, Server, install, require_servers, wait_for};
 
 /// Where the archive stands beside the standby when the primary dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,32 +141,35 @@ fn failover(version: MajorVersion, archive: Archive, promotion: Promotion) {
     end(pair.receiver);
 }
 
+/// Promoted while it runs and after a restart, on the usual version of each.
+fn failovers(archive: Archive, usual: [MajorVersion; 2]) {
+    for (promotion, usual) in [Promotion::Running, Promotion::AfterRestart].into_iter().zip(usual) {
+        install::story_versions(&[usual]).into_iter().for_each(|version| failover(version, archive, promotion));
+    }
+}
+
 #[test]
 fn a_standby_behind_the_archive_replays_what_only_the_archive_has() {
-    require_servers!(MajorVersion::V13, MajorVersion::V18);
-    failover(MajorVersion::V18, Archive::Ahead, Promotion::Running);
-    failover(MajorVersion::V13, Archive::Ahead, Promotion::AfterRestart);
+    failovers(Archive::Ahead, [MajorVersion::V18, MajorVersion::V13]);
 }
 
 #[test]
 fn a_standby_level_with_the_archive_keeps_everything() {
-    require_servers!(MajorVersion::V13, MajorVersion::V18);
-    failover(MajorVersion::V13, Archive::Level, Promotion::Running);
-    failover(MajorVersion::V18, Archive::Level, Promotion::AfterRestart);
+    failovers(Archive::Level, [MajorVersion::V13, MajorVersion::V18]);
 }
 
 #[test]
 fn a_standby_ahead_of_the_archive_keeps_what_only_it_has() {
-    require_servers!(MajorVersion::V13, MajorVersion::V18);
-    failover(MajorVersion::V18, Archive::Behind, Promotion::Running);
-    failover(MajorVersion::V13, Archive::Behind, Promotion::AfterRestart);
+    failovers(Archive::Behind, [MajorVersion::V18, MajorVersion::V13]);
 }
 
 /// There and back: the old primary is rewound, follows the new one through the archive, and is promoted when that one dies.
 #[test]
 fn a_rewound_primary_comes_back_with_every_row() {
-    let version = MajorVersion::V17;
-    require_servers!(version);
+    install::story_versions(&[MajorVersion::V17]).into_iter().for_each(rewound_and_back);
+}
+
+fn rewound_and_back(version: MajorVersion) {
     let mut pair = Pair::new(version);
     let ledger = Ledger::builder().writers(3).start(&pair.primary);
     pair.lose_primary(Archive::Ahead, &ledger);

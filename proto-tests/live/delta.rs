@@ -11,7 +11,7 @@ use walrecv::restore::{Options, Prepared, Target};
 
 use super::restore::{Story, numbers, verify};
 use crate::support::user::give_to_postgres;
-use crate::support::{Server, TempDir, require_servers};
+use crate::support::{Server, TempDir, install};
 
 /// Every file, directory and link below `root`, with owner, mode and content; what differs between two restores by right is left out.
 fn tree(root: &Path) -> BTreeMap<String, (u32, u32, Vec<u8>)> {
@@ -90,8 +90,10 @@ fn disturb(data: &Path, places: &TempDir, steady: &Path, removed: &Path) -> Path
 
 #[test]
 fn an_old_primary_becomes_what_the_backup_says_and_keeps_what_is_right() {
-    let version = MajorVersion::V17;
-    require_servers!(version);
+    install::story_versions(&[MajorVersion::V17]).into_iter().for_each(laid_over_an_old_primary);
+}
+
+fn laid_over_an_old_primary(version: MajorVersion) {
     let server = Server::builder(version).initdb("--data-checksums").setting("wal_keep_size", "1GB").start();
     let mut story = Story::new(server);
     let space = story.places.postgres_dir("a space");

@@ -21,7 +21,7 @@ use walrecv::seal::opener::open_index;
 use super::net::{conninfo, run};
 use crate::support::shelf::Shelf;
 use crate::support::user::as_postgres;
-use crate::support::{Client, Server, TempDir, install, soaks};
+use crate::support::{Client, Server, TempDir, install};
 
 /// The archive has everything: it is filled after the backup.
 struct Always;
@@ -511,7 +511,5 @@ fn what_the_plan_needs_and_cannot_be_read_stops_the_server() {
 
 /// The ends; all that are installed in a soak, or where they were asked for.
 pub fn versions() -> Vec<MajorVersion> {
-    let ends = [MajorVersion::V13, MajorVersion::V18];
-    let all = soaks() || std::env::var_os("WALRECV_PG_VERSIONS").is_some();
-    install::versions().into_iter().filter(|v| all || ends.contains(v)).collect()
+    install::story_versions(&[MajorVersion::V13, MajorVersion::V18])
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use walrecv::pg::MajorVersion;
 
+use super::soaks;
+
 /// Where the servers are: `WALRECV_PG_HOME`, or `/var/cache/walrecv-pg`.
 pub fn home() -> PathBuf {
     std::env::var_os("WALRECV_PG_HOME").map_or_else(|| PathBuf::from("/var/cache/walrecv-pg"), PathBuf::from)
@@ -31,6 +33,14 @@ pub fn versions() -> Vec<MajorVersion> {
     assert!(unknown.is_none(), "WALRECV_PG_VERSIONS: there is no PostgreSQL {unknown:?} to test");
     let wanted = MajorVersion::ALL.into_iter().filter(|v| asked.is_empty() || asked.contains(&v.number()));
     wanted.filter(|v| servers_present(*v)).collect()
+}
+
+/// The versions of a story: the `usual` ones; all of [`versions`] in a soak, and where `WALRECV_PG_VERSIONS` asks for some.
+pub fn story_versions(usual: &[MajorVersion]) -> Vec<MajorVersion> {
+    match soaks() || std::env::var_os("WALRECV_PG_VERSIONS").is_some() {
+        true => versions(),
+        false => usual.iter().copied().filter(|v| servers_present(*v)).collect(),
+    }
 }
 
 /// Reports a skip because this machine does not let the tests do something (mount, trace): nothing that could be installed. It is counted, and allowed
