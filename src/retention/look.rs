@@ -15,8 +15,6 @@ use crate::seal::content::manifest::{Backup, Manifest};
 
 /// Manifests read at the same time.
 const AT_ONCE: usize = 8;
-/// Newest checks that are asked what they found.
-
 /// Looks, in the order that makes the outcome safe although nothing stands still:
 ///
 /// 1. plans: what others delete is named before it goes;
