@@ -18,7 +18,7 @@ use walrecv::restore::{self, Options, Prepared, Target};
 use super::net::run;
 use super::restore::{Copy, Story, numbers};
 use crate::support::proxy::Proxy;
-use crate::support::{Moto, Seed, Server, moto, require_servers, rounds, wait_for};
+use crate::support::{Moto, Seed, Server, install, moto, rounds, wait_for};
 
 /// How long a failure lasts that is waited for.
 const WHILE: Duration = Duration::from_millis(700);
@@ -410,9 +410,15 @@ impl Gate {
 
 #[test]
 fn at_no_request_can_a_failing_repository_end_a_recovery() {
-    require_servers!(MajorVersion::V17);
     let mut seed = Seed::of_run();
-    let scene = Scene::new(MajorVersion::V17);
+    for version in install::story_versions(&[MajorVersion::V17]) {
+        println!("PostgreSQL {version}");
+        fail_at_requests(version, &mut seed);
+    }
+}
+
+fn fail_at_requests(version: MajorVersion, seed: &mut Seed) {
+    let scene = Scene::new(version);
     let asked = scene.recover("whole", None, false);
     let different: BTreeSet<&String> = asked.iter().collect();
     println!("{asked:?}");
