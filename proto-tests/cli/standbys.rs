@@ -8,7 +8,7 @@ use crate::site::{SLOT, Site, end};
 use crate::support::ledger::missing;
 use crate::support::server::Stop;
 use crate::support::walrecv::{Running, path};
-use crate::support::{Ledger, Server, install, require_servers, wait_for};
+use crate::support::{Ledger, Server, install, wait_for};
 
 /// Where the archive stands beside the standby when the primary dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

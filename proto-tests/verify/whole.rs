@@ -164,7 +164,8 @@ fn what_a_quick_check_missed_is_whole_when_it_is_back() {
     let owner = shop.backups[0].manifest.id.to_string();
     let name = archive.names.pack(&owner, 0);
     let pack = get(&archive.repo, &name);
-    let (away, back) = (|| run(archive.repo.delete(&name)).expect("a delete"), || shop.put(&name, &[pack.clone()]));
+    let (away, back) =
+        (|| run(archive.repo.delete(&name)).expect("a delete"), || shop.put(&name, std::slice::from_ref(&pack)));
     away();
     assert_eq!((check(false), hurt()), (Outcome::Corrupt, 2));
     assert!(run(archive.verdicts()).expect("verdicts").spoiled().has_pack(&owner, 0));
