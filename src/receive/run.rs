@@ -306,6 +306,8 @@ impl Run {
                     if !stored? {
                         return Ok(Next::AwaitRepository);
                     }
+                    // The archive was looked at just now: a refusal there, too, is no reason to begin again.
+                    self.gone_at = self.pipeline.as_ref().map(|p| (p.timeline(), p.received()));
                     continue;
                 }
                 // Where nothing tells beforehand whether there is a slot (13 and 14 without SQL), the attempt does.
