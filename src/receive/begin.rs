@@ -215,10 +215,9 @@ impl Run {
     }
 
     /// Nothing of a segment in which the timeline was found to end counts before the server has sent as much, which it may not do soon.
-    fn tell_stored_end(&self, stored: &prepare::Stored, server: &Server, switch_point: Option<Lsn>) {
-        // On a timeline that it left, it never will: the rest is a dead branch, and is told as such.
+    fn tell_stored_end(&self, stored: &prepare::Stored, server: &Server) {
         let held = server.identity.position;
-        for end in stored.tails.iter().filter(|tail| switch_point.is_none() && tail.is_end && tail.end() > held) {
+        for end in stored.tails.iter().filter(|tail| tail.is_end && tail.end() > held) {
             self.observer.warn(format!(
                 "{} goes on to {}, and {} is at {held}: what it sends is compared with that, and nothing from {} on is acknowledged before it is past the end",
                 end.name,
@@ -242,7 +241,9 @@ impl Run {
             stored.litter.clear();
         }
         let switch_point = server.history.switch_point_of(timeline);
-        self.tell_stored_end(&stored, server, switch_point);
+        // What a timeline had past the fork at which this server left it is a dead branch. The server never sends it, and its one hash is of all of it.
+        stored.tails.retain(|tail| !tail.is_end || switch_point.is_none_or(|fork| tail.end() <= fork));
+        self.tell_stored_end(&stored, server);
         let begin = Begin {
             archive: archive.clone(),
             writer: self.place.writer.clone(),
