@@ -39,6 +39,12 @@ impl PlanList {
         self.why(id).is_some()
     }
 
+    /// Whether a backup is going to be deleted that began after this one, and may have used what it stored.
+    pub fn delete_after(&self, id: &BackupId) -> bool {
+        let mut deleted = self.plans.iter().flat_map(|stored| &stored.plan.delete);
+        deleted.any(|deletion| deletion.backup.by_start(id).is_gt())
+    }
+
     /// Why that may be, in words.
     pub fn why(&self, id: &BackupId) -> Option<String> {
         if let Some((name, error)) = self.unreadable.first() {

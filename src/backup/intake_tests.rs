@@ -27,6 +27,7 @@ use crate::pg::data_page::SEGMENT_PAGES;
 use crate::pg::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
 use crate::repo::{ClusterNames, Repository};
 use crate::seal::content::contents::Contents;
+use crate::seal::content::event::Spoiled;
 use crate::seal::content::manifest::MapRef;
 use crate::seal::content::map::{File, Merge, PackPlace, Source, Step};
 use crate::seal::content::{BackupId, hex};
@@ -211,7 +212,8 @@ impl Bench {
         let runtime = runtime();
         let survivors = older.as_ref().and_then(|parent| parent.survivors.as_ref());
         let dead = survivors.map_or_else(|| dead.to_vec(), |survivors| survivors.others(dead));
-        let gather = || Orphans::gather(&self.archive, runtime.handle(), &dead, scratch.path()).unwrap();
+        let sound = Spoiled::default();
+        let gather = || Orphans::gather(&self.archive, runtime.handle(), &dead, &sound, scratch.path()).unwrap();
         let orphans = (!dead.is_empty()).then(gather);
         let diff = Diff::new(self.ring.page_hasher(), older, kept).beside(orphans);
         let mut intake = Intake::new(expected, diff, sealing, to_store.clone());

@@ -4,7 +4,7 @@
 //! dead runs → tombstones → intent names them, durable → plans looked at → frame 0 of their packs → chunk by chunk
 //! ```
 //! Nothing is taken from memory of a dead run: what is in the repository is enough, since frame 0 of a pack says which page of which file stands where,
-//! and its hash. A pack counts only when it is authentic and its object exactly as long as its frames are together.
+//! and its hash. A pack counts only when it is authentic, its object exactly as long as its frames are together, and no check has found it damaged.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -26,6 +26,7 @@ use crate::disk::scratch::Scratch;
 use crate::disk::sorted::{SortedFile, SortedWriter, Sorter};
 use crate::error::{Context, Error, Kind, Result};
 use crate::seal::content::contents::{Piece, Unit};
+use crate::seal::content::event::Spoiled;
 use crate::seal::content::map::EntryKind;
 use crate::seal::content::varint::{Cursor, put};
 use crate::seal::content::{BackupId, Malformed};
@@ -41,16 +42,19 @@ const WINDOW: u64 = 1 << 15;
 /// What the scratch files belong to.
 const BELONGS: &[u8] = b"packs of interrupted backups";
 
-/// What the packs of these backups hold, as far as no expiry may be deleting them: to be called when the intent that names them is durable.
+/// What the packs of these backups hold, as far as no expiry may be deleting them and no check has found them damaged: to be called when the intent that names
+/// them is durable.
 pub async fn usable(archive: &Archive, dead: &[BackupId], scratch: &Arc<Scratch>) -> Option<Orphans> {
     if dead.is_empty() {
         return None;
     }
     let found = async {
-        let plans = archive.list_plans().await?;
-        let free: Vec<BackupId> = dead.iter().filter(|id| !plans.names(id)).cloned().collect();
+        let (plans, verdicts) = tokio::try_join!(archive.list_plans(), archive.verdicts())?;
+        // What a backup used of them that is being deleted is in no map any more, so no check says what has become of it.
+        let free = |id: &&BackupId| !plans.names(id) && !plans.delete_after(id);
+        let (free, spoiled): (Vec<BackupId>, _) = (dead.iter().filter(free).cloned().collect(), verdicts.spoiled());
         let (archive, runtime, scratch) = (archive.clone(), Handle::current(), scratch.clone());
-        blocking(move || Orphans::gather(&archive, &runtime, &free, scratch.path())).await
+        blocking(move || Orphans::gather(&archive, &runtime, &free, &spoiled, scratch.path())).await
     };
     let used = |orphans: Orphans| (orphans.packs > 0).then_some(orphans);
     found.await.map(used).unwrap_or_else(|error| {
@@ -95,8 +99,14 @@ struct Found {
 
 impl Orphans {
     /// Reads what the packs of these dead backups hold. They are listed now: call this after the look at plans. `folder`: where lists go that may be
-    /// long; they have no names there afterwards. A pack that is cut or cannot be read is passed over, with a word in the log. Blocks.
-    pub fn gather(archive: &Archive, runtime: &Handle, dead: &[BackupId], folder: &Path) -> Result<Orphans> {
+    /// long; they have no names there afterwards. A pack that is cut, cannot be read or is known to be spoiled is passed over, with a word in the log. Blocks.
+    pub fn gather(
+        archive: &Archive,
+        runtime: &Handle,
+        dead: &[BackupId],
+        spoiled: &Spoiled,
+        folder: &Path,
+    ) -> Result<Orphans> {
         let mut pieces = Sorter::new(folder, SORTED);
         let mut places = PlaceWriter::new(folder.join("orphan-packs"));
         for id in dead {
@@ -106,8 +116,15 @@ impl Orphans {
                 let number = entry.name.rsplit('/').next()?.parse().ok()?;
                 (archive.names.pack(id.as_str(), number) == entry.name).then_some((number, entry.size))
             });
+            let sound = numbered.filter(|(number, _)| {
+                let spoiled = spoiled.has_pack(id.as_str(), *number);
+                if spoiled {
+                    tracing::warn!(%id, number, "a pack of an interrupted backup is not used: `walrecv verify` found it hurt");
+                }
+                !spoiled
+            });
             let read = |(number, size)| async move { (number, orphan_pack::read(archive, id, number, size).await) };
-            let mut reading = futures::stream::iter(numbered).map(read).buffer_unordered(AT_ONCE);
+            let mut reading = futures::stream::iter(sound).map(read).buffer_unordered(AT_ONCE);
             while let Some((number, found)) = runtime.block_on(reading.next()) {
                 match found {
                     Ok(pack) => {

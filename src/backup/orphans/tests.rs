@@ -12,9 +12,10 @@ use super::super::intake_tests::{Bench, Made, Sent, made, noise, runtime};
 use super::super::state::host;
 use super::*;
 use crate::pg::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
+use crate::seal::content::event::{Verified, What};
 use crate::seal::content::intent::Intent;
 use crate::seal::content::manifest::{Backup, ControlFacts, Manifest, MapRef, Raw, Sizes, Transfer};
-use crate::seal::content::plan::{Plan, PlanId};
+use crate::seal::content::plan::{Deletion, Plan, PlanId};
 use crate::seal::header::ObjectKind;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -65,7 +66,8 @@ fn every_chunk_of_a_whole_pack_is_found_where_it_stands() {
     dies(&bench, 1, &made(files.clone()));
     let scratch = tempfile::tempdir().unwrap();
     let runtime = runtime();
-    let mut orphans = Orphans::gather(&bench.archive, runtime.handle(), &[bench.id(1)], scratch.path()).unwrap();
+    let mut orphans =
+        Orphans::gather(&bench.archive, runtime.handle(), &[bench.id(1)], &Spoiled::default(), scratch.path()).unwrap();
     assert_eq!(orphans.packs, 2);
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing is left behind");
     for (path, bytes) in &files {
@@ -92,7 +94,9 @@ fn a_pack_that_is_cut_longer_or_another_one_counts_for_nothing() {
     let (scratch, runtime) = (tempfile::tempdir().unwrap(), runtime());
     let packs = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        Orphans::gather(&bench.archive, runtime.handle(), &[bench.id(1)], scratch.path()).unwrap().packs
+        Orphans::gather(&bench.archive, runtime.handle(), &[bench.id(1)], &Spoiled::default(), scratch.path())
+            .unwrap()
+            .packs
     };
     assert_eq!(packs(&whole[..whole.len() - 1]), 1);
     assert_eq!(packs(&whole[..100]), 1);
@@ -160,24 +164,62 @@ fn what_an_expiry_may_be_deleting_is_not_used() {
     let dead = [bench.id(1), bench.id(2)];
     let packs = || runtime.block_on(usable(&bench.archive, &dead, &scratch)).map(|orphans| orphans.packs);
     assert_eq!(packs(), Some(4));
-    let created_at = Timestamp::now();
-    let plan = Plan {
-        version: Plan::VERSION,
-        id: PlanId::new(created_at, [7; 8]),
-        cluster: "main".into(),
-        system: SystemIdentifier(7),
-        created_at,
-        delete: Vec::new(),
-        sweep: vec![bench.id(1)],
-        made_by: String::new(),
-        host: String::new(),
-        user: String::new(),
+    let plan = |delete: &[u16], sweep: &[u16]| {
+        let delete =
+            delete.iter().map(|number| Deletion { backup: bench.id(*number), maps: Vec::new(), forced: false });
+        let plan = Plan {
+            version: Plan::VERSION,
+            id: PlanId::new(Timestamp::now(), [7; 8]),
+            cluster: "main".into(),
+            system: SystemIdentifier(7),
+            created_at: Timestamp::now(),
+            delete: delete.collect(),
+            sweep: sweep.iter().map(|number| bench.id(*number)).collect(),
+            made_by: String::new(),
+            host: String::new(),
+            user: String::new(),
+        };
+        runtime.block_on(bench.archive.put_plan(&bench.ring.fresh().unwrap(), &plan, LIMIT)).unwrap();
+        bench.repository().join(bench.archive.names.plan(plan.id.as_str()))
     };
-    runtime.block_on(bench.archive.put_plan(&bench.ring.fresh().unwrap(), &plan, LIMIT)).unwrap();
+    // A backup between the two that may have used what the first one stored: what a check found of that nobody says any more.
+    let deleting = plan(&[1], &[]);
+    assert_eq!(packs(), Some(2), "it is named itself");
+    std::fs::remove_file(deleting).unwrap();
+    let deleting = plan(&[3], &[]);
+    assert_eq!(packs(), None);
+    std::fs::remove_file(deleting).unwrap();
+    plan(&[], &[1]);
     assert_eq!(packs(), Some(2));
     // It may speak of any backup.
     let path = bench.repository().join(bench.archive.names.plan("20260131T020001Z-0a02030405060708"));
     std::fs::write(path, b"no plan").unwrap();
+    assert_eq!(packs(), None);
+}
+
+/// Another backup used it, a check found it damaged, and that backup was deleted: what it hurt was not it alone.
+#[test]
+fn what_a_check_found_damaged_is_not_used() {
+    let (bench, runtime) = (Bench::new(), runtime());
+    dies(&bench, 1, &made(files(1)));
+    let scratch = Arc::new(Scratch::temporary().unwrap());
+    let packs = || runtime.block_on(usable(&bench.archive, &[bench.id(1)], &scratch)).map(|orphans| orphans.packs);
+    let check = |deep, hurt: &[&str], numbers: &[u32]| {
+        let mut spoiled = Spoiled::default();
+        if !hurt.is_empty() {
+            spoiled.add_packs(bench.id(1).as_str(), numbers.iter().copied());
+        }
+        let hurt = hurt.iter().map(|id| (*id).to_owned()).collect();
+        let check = What::Verified(Verified { deep, hurt, spoiled, ..Verified::default() });
+        runtime.block_on(bench.archive.put_event(&bench.ring.fresh().unwrap(), check, LIMIT)).unwrap();
+    };
+    assert_eq!(packs(), Some(2));
+    check(true, &["deleted"], &[1]);
+    assert_eq!(packs(), Some(1));
+    check(false, &[], &[]);
+    assert_eq!(packs(), Some(1), "a quick one takes nothing back");
+    // More than are named.
+    check(true, &["deleted"], &[]);
     assert_eq!(packs(), None);
 }
 
