@@ -47,6 +47,14 @@ fn restores(site: &Site, server: &Server, id: &str, name: &str) {
     std::fs::remove_dir_all(site.data(name)).expect("the copy goes");
 }
 
+/// And not as one that was interrupted, though all that it left is there.
+fn is_told_as_deleted(site: &Site, id: &str) {
+    let shown = site.walrecv(&["show", id]).run().expect_code(2).stderr;
+    assert!(shown.contains(&format!("backup {id} was deleted at ")) && !shown.contains("given up"), "{shown}");
+    let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(listed["unfinished"], serde_json::json!([]), "{listed}");
+}
+
 #[test]
 fn any_backup_can_be_deleted_and_the_others_restore() {
     let version = MajorVersion::V16;
@@ -91,6 +99,7 @@ fn any_backup_can_be_deleted_and_the_others_restore() {
     let text = expire(&site, &["--backup", second]).expect_code(0).stdout;
     assert!(text.contains("deletes") && text.contains("frees later") && text.contains("plan"), "{text}");
     assert_eq!((listed(&site), owners(&site)), (vec![first.clone(), third.clone(), last.clone()], before));
+    is_told_as_deleted(&site, second);
     let again = expire(&site, &["--backup", second]).expect_code(0).stdout;
     assert!(again.contains("is none") && again.contains("nothing to do now"), "{again}");
     restores(&site, &server, third, "beside");

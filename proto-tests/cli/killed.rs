@@ -53,15 +53,27 @@ fn killed_and_used(version: MajorVersion) {
     server.sql("checkpoint");
     let site = Site::new(&server);
     let receiving = site.receive(&[]);
-    for _ in 0..2 {
+    let unfinished = || {
+        let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+        let all = listed["unfinished"].as_array().expect("a list").clone();
+        all.into_iter().map(|one| (one["state"].as_str().expect("a state").to_owned(), one)).collect::<Vec<_>>()
+    };
+    let states = || unfinished().into_iter().map(|(state, _)| state).collect::<Vec<_>>();
+    assert_eq!(states(), Vec::<String>::new());
+    for round in 0..2 {
         let before = count(&site);
         let mut running = site.walrecv(&["backup", "--max-rate", "12000"]).spawn();
         let ended = wait_for("packs to arrive, or the end", || {
             running.try_wait().map(Some).or_else(|| (count(&site) > before).then_some(None))
         });
         assert!(ended.is_none(), "it ended before it could be killed: {ended:?}");
+        let told = unfinished();
+        let (state, one) = told.last().expect("the backup that is being taken");
+        assert_eq!((state.as_str(), told.len()), ("running", round + 1), "{one}");
+        assert!(one["packs"].as_u64() >= Some(1) && one["stored_bytes"].as_u64() > Some(0), "{one}");
         std::thread::sleep(Duration::from_millis(seed.below(250)));
         running.kill();
+        assert_eq!(states(), vec!["interrupted"; round + 1]);
         let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
         assert_eq!(listed["backups"].as_array().map(Vec::len), Some(0), "{listed}");
     }
@@ -87,7 +99,11 @@ fn killed_and_used(version: MajorVersion) {
     // What of them nothing needs goes by itself, and the rest with the backup that needs it.
     let expire =
         |args: &[&str]| site.walrecv(&["expire", "--yes", "--delete-delay", "0"]).args(args).run().expect_code(0);
+    assert_eq!(states(), ["interrupted"; 2]);
+    let text = site.walrecv(&["list"]).run().expect_code(0).stdout;
+    assert!(text.contains("INTERRUPTED: ") && !text.contains("RUNNING"), "{text}");
     expire(&[]);
+    assert_eq!(states(), Vec::<String>::new(), "nothing but what the backup needs is left");
     site.walrecv(&["verify"]).run().expect_code(0);
     assert!(count(&site) as u64 > own, "packs of dead runs that are used stay");
     expire(&["--backup", id, "--force"]);

@@ -96,6 +96,7 @@ fn backups_are_listed_and_none_is_hidden() {
             created_at: jiff::Timestamp::from_second(0).unwrap(),
             reason: "the server went away".into(),
             made_by: "test".into(),
+            deleted: false,
         };
         put(&archive, &id(3), ObjectKind::Manifest, &manifest(&archive, &id(3)).encode(), 3).await;
         put(&archive, &id(1), ObjectKind::Manifest, &manifest(&archive, &id(1)).encode(), 1).await;

@@ -106,6 +106,7 @@ impl Taking {
                 created_at: Timestamp::UNIX_EPOCH,
                 reason: error.to_string(),
                 made_by: "test".into(),
+                deleted: false,
             };
             let name = self.archive.names.backup(self.id.as_str());
             let _ = self.put(&name, ObjectKind::Tombstone, 0, &tombstone.encode()).await;

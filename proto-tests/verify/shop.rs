@@ -400,6 +400,7 @@ impl Shop {
             created_at: now(),
             reason: "the server went away".into(),
             made_by: "a test".into(),
+            deleted: false,
         };
         self.index(ObjectKind::Tombstone, 0, &tombstone.encode()).bytes.concat().into()
     }

@@ -234,6 +234,7 @@ fn what_is_no_backup_is_not_looked_at_by_name() {
         created_at: jiff::Timestamp::UNIX_EPOCH,
         reason: "deleted by a test".into(),
         made_by: "a test".into(),
+        deleted: false,
     };
     let claims = shop.archive().claims(ObjectKind::Tombstone, TimelineId(0), Lsn(0));
     let (name, content) = (names.backup(id.as_str()), tombstone.encode());

@@ -7,6 +7,7 @@ use futures::stream::{self, StreamExt};
 use super::{Archive, refused};
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::{Lsn, TimelineId};
+use crate::repo::Listed;
 use crate::seal::content::intent::Intent;
 use crate::seal::content::{BackupId, Malformed};
 use crate::seal::header::ObjectKind;
@@ -39,14 +40,20 @@ pub struct IntentList {
 }
 
 impl Archive {
-    /// Reads every intent. Only a failing listing fails the whole; names that are no backup's are left out.
-    pub async fn list_intents(&self) -> Result<IntentList> {
+    /// Which backups have been announced, and when the store took that: a listing, nothing is opened.
+    pub async fn announced(&self) -> Result<Vec<(BackupId, SystemTime)>> {
         let prefix = format!("{}/intents", self.names.root());
         let listed = self.repo.list(&prefix).await.context("cannot list the intents of backups")?;
-        let known = listed.into_iter().filter_map(|entry| {
+        let known = |entry: Listed| {
             let id = BackupId::parse(entry.name.rsplit('/').next()?).ok()?;
             (self.names.intent(id.as_str()) == entry.name).then_some((id, entry.modified))
-        });
+        };
+        Ok(listed.into_iter().filter_map(known).collect())
+    }
+
+    /// Reads every intent. Only a failing listing fails the whole; names that are no backup's are left out.
+    pub async fn list_intents(&self) -> Result<IntentList> {
+        let known = self.announced().await?.into_iter();
         let read = |id: BackupId, modified: SystemTime| async move {
             let found = self.intent(&id).await;
             (id, modified, found)

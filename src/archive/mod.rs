@@ -25,6 +25,7 @@ pub mod same;
 pub mod shelf;
 mod source;
 mod tails;
+pub mod unfinished;
 pub mod verdicts;
 
 use std::sync::Arc;

@@ -1,12 +1,12 @@
 //! One backup of a cluster at a time on this host. Others are not known: two backups at once cost time and space, and do no harm.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use super::BackupOptions;
-use super::state::host;
+use super::state::{host, known_state_id};
 use super::take::blocking;
 use crate::archive::Archive;
 use crate::disk::lock::LockFile;
@@ -19,7 +19,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// Takes the lock; `Kind::Busy`, with what the holder has noted, where another backup has it.
 pub async fn lock(archive: &Archive, options: &BackupOptions) -> Result<Option<LockFile>> {
     let Some(dir) = options.state_dir.clone() else { return Ok(None) };
-    let path = dir.join(format!("backup-{}.lock", archive.names.cluster));
+    let path = place(&dir, &archive.names.cluster);
     let (id, host) = (std::process::id(), host());
     let since = Timestamp::now().strftime("%Y-%m-%d %H:%M:%S+00");
     let note = format!("process {id} on {host}, since {since}, label {:?}", options.label);
@@ -41,6 +41,30 @@ pub async fn lock(archive: &Archive, options: &BackupOptions) -> Result<Option<L
         return Err(Error::new(Kind::Busy, text).hint("Wait for it to end, or stop it."));
     }
     Ok(taken)
+}
+
+fn place(state_dir: &Path, cluster: &str) -> PathBuf {
+    state_dir.join(format!("backup-{cluster}.lock"))
+}
+
+/// What a host and its `state_dir` know of who takes backups of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Here {
+    /// The digits in the intents of this `state_dir`; `None`: no backup was taken with it.
+    pub state: Option<String>,
+    pub host: String,
+    /// Whether a backup holds the lock; `None`: not known.
+    pub busy: Option<bool>,
+    /// What it noted: its process, since when, its label.
+    pub note: Option<String>,
+}
+
+/// Looks, and changes nothing. Blocks.
+pub fn here(state_dir: &Path, cluster: &str) -> Here {
+    let lock = place(state_dir, cluster);
+    let busy = LockFile::is_held(&lock);
+    let note = busy.filter(|busy| *busy).and_then(|_| LockFile::noted(&lock));
+    Here { state: known_state_id(state_dir), host: host(), busy, note }
 }
 
 fn take(path: &Path) -> Result<Option<LockFile>> {

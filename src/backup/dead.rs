@@ -124,6 +124,7 @@ async fn bury(archive: &Archive, keys: &WriterKeys, id: &BackupId, limit: Durati
         created_at: Timestamp::now(),
         reason: "it ended before it was complete, and the next backup with its state_dir found that".to_owned(),
         made_by: made_by(),
+        deleted: false,
     };
     let claims = archive.claims(ObjectKind::Tombstone, TimelineId(0), Lsn(0));
     let name = archive.names.backup(id.as_str());

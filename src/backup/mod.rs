@@ -62,6 +62,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use alone::{Here, here};
 pub use take::{take, take_with};
 pub use wal::{Attendance, Moment, WalWatch};
 

@@ -36,6 +36,12 @@ pub fn state_id(state_dir: Option<&Path>) -> Result<String> {
     Ok(kept)
 }
 
+/// Those digits, where a backup has made them. Blocks.
+pub fn known_state_id(state_dir: &Path) -> Option<String> {
+    let kept = std::fs::read_to_string(state_dir.join(FILE)).ok()?;
+    unhex::<16>(&kept).map(|_| kept)
+}
+
 /// This host's name, for a person who finds a backup or an intent; empty where it cannot be had.
 pub fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

@@ -371,6 +371,7 @@ async fn give_up(archive: &Archive, ring: Arc<WriterRing>, id: BackupId, error: 
         created_at: Timestamp::now(),
         reason: error.to_string(),
         made_by: made_by(),
+        deleted: false,
     };
     let put = async {
         let upload = Sealing::new(archive.clone(), ring, id)?.index(ObjectKind::Tombstone, 0, &tombstone.encode())?;

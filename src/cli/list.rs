@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::args::Common;
 use super::context::Context;
 use super::show::BAD_PAGES;
+use super::unfinished::Begun;
 use super::{output, show};
 use crate::archive::Archive;
 use crate::archive::heartbeat::LostEnd;
@@ -56,7 +57,10 @@ pub async fn run(common: &Common) -> Result<()> {
     let catalog = noted(&context, &archive);
     let shelf = Shelf { archive: &archive, inventory: &inventory, catalog: catalog.as_ref() };
     let mut windows = Vec::new();
+    let announced = archive.announced().await?;
     let list = stock::backups(&archive).await?;
+    let unfinished = archive.unfinished(announced, &list).await?;
+    let begun = Begun::new(unfinished, &context.settings.state_dir, &archive.names.cluster);
     for manifest in list.complete {
         windows.push(window(&shelf, manifest).await?);
     }
@@ -72,6 +76,7 @@ pub async fn run(common: &Common) -> Result<()> {
         output::json(&json!({
             "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
+            "unfinished": begun.json(),
             "holes": recorded.iter().filter_map(|one| hole_json(one, !open.contains(one))).collect::<Vec<_>>(),
             "minimal_wal": recorded.iter().filter_map(|one| minimal_json(one, !open.contains(one))).collect::<Vec<_>>(),
             "unreadable": list.unreadable.iter().map(|(name, problem)| json!({
@@ -86,6 +91,7 @@ pub async fn run(common: &Common) -> Result<()> {
         return Ok(());
     }
     print(&archive, &inventory, &windows);
+    begun.lines().into_iter().for_each(output::line);
     tell_checks(&windows, &verdicts);
     tell_bad_pages(&windows);
     for (name, problem) in &list.unreadable {

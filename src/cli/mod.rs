@@ -29,6 +29,7 @@ mod show;
 mod slot;
 mod status;
 mod target;
+mod unfinished;
 mod verify;
 mod wal_fetch;
 mod windows;

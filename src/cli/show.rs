@@ -10,7 +10,7 @@ use crate::archive::verdicts::{Found, Noted};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pg::data_page;
 use crate::seal::content::BackupId;
-use crate::seal::content::manifest::{Backup, BadPage, Manifest, Transfer};
+use crate::seal::content::manifest::{Backup, BadPage, Manifest, Tombstone, Transfer};
 
 /// What a bad page is known to be.
 pub(super) const BAD_PAGES: &str = "wrong checksums when they were read (damaged on the server, or being written)";
@@ -24,10 +24,7 @@ pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
     let id = choose(&archive, &args.backup).await?;
     let manifest = match archive.backup(&id).await? {
         Some(Backup::Complete(manifest)) => *manifest,
-        Some(Backup::GivenUp(tombstone)) => {
-            let text = format!("backup {id} was given up at {}: {}", tombstone.created_at, tombstone.reason);
-            return Err(Error::new(Kind::Usage, text).hint("nothing can be restored from it; take a new one"));
-        }
+        Some(Backup::GivenUp(tombstone)) => return Err(none_any_more(&tombstone)),
         None => return Err(unknown(id.as_str())),
     };
     let verdicts = archive.verdicts().await?;
@@ -89,6 +86,18 @@ pub async fn chosen(archive: &Archive, text: Option<&String>) -> Result<Option<S
     match text {
         Some(text) => Ok(Some(choose(archive, text).await?.to_string())),
         None => Ok(None),
+    }
+}
+
+/// The error for a backup that was deleted, or never became one.
+fn none_any_more(tombstone: &Tombstone) -> Error {
+    let Tombstone { id, reason, deleted, .. } = tombstone;
+    let at = output::time(tombstone.created_at);
+    match deleted {
+        true => Error::new(Kind::Usage, format!("backup {id} was deleted at {at}: {reason}"))
+            .hint("`walrecv list` shows the backups that there are"),
+        false => Error::new(Kind::Usage, format!("backup {id} was given up at {at}, before it was complete: {reason}"))
+            .hint("nothing can be restored from it; `walrecv list` shows the backups that there are"),
     }
 }
 

@@ -51,6 +51,15 @@ impl LockFile {
         }
     }
 
+    /// Whether another process holds the lock; changes nothing. `None`: there is none, or this user may not ask.
+    pub fn is_held(path: &Path) -> Option<bool> {
+        match File::open(path).ok()?.try_lock_shared() {
+            Ok(()) => Some(false),
+            Err(TryLockError::WouldBlock) => Some(true),
+            Err(TryLockError::Error(_)) => None,
+        }
+    }
+
     /// Whether the lock still stands at `path`: a file of that name made later would be another lock.
     pub fn stands_at(&self, path: &Path) -> bool {
         let own = self.file.metadata().map(|own| (own.dev(), own.ino()));

@@ -173,17 +173,19 @@ impl Expiry {
     /// Tombstones for what is dead and has none. A manifest may still win: then it is a backup.
     async fn give_up(&self, keys: &WriterKeys, view: &View, plan: &Plan, waits: &Waits, outcome: &mut Outcome) {
         let reason = |id: &BackupId| match view.state(id, waits) {
-            State::Deleted => Some(format!("deleted; noted by expiry {}", plan.id)),
-            State::Stale if plan.names(id) => Some(format!("nothing of it had moved for {:?}", waits.intent_stale)),
-            State::Stray if plan.names(id) => Some("left without an intent".to_owned()),
+            State::Deleted => Some((format!("deleted; noted by expiry {}", plan.id), true)),
+            State::Stale if plan.names(id) => {
+                Some((format!("nothing of it had moved for {:?}", waits.intent_stale), false))
+            }
+            State::Stray if plan.names(id) => Some(("left without an intent".to_owned(), false)),
             _ => None,
         };
         if view.bare(self.options.force).is_some() {
             return;
         }
         let dead: Vec<_> = view.ids().into_iter().filter_map(|id| Some((id.clone(), reason(id)?))).collect();
-        for (id, reason) in dead {
-            match self.bury(keys, &id, reason).await {
+        for (id, (reason, deleted)) in dead {
+            match self.bury(keys, &id, reason, deleted).await {
                 Ok(true) => outcome.given_up.push(id),
                 Ok(false) => tracing::info!("backup {id} was completed at the last moment"),
                 Err(error) => outcome.failures.push(error.context(format_args!("backup {id} could not be given up"))),
@@ -215,7 +217,7 @@ impl Expiry {
                 Err(error) if error.kind() != Kind::Corrupt && !error.is_of_the_disk() => return Err(error),
                 _ => self.archive.repo.delete(&self.archive.names.backup(id.as_str())).await?,
             }
-            if self.bury(keys, id, format!("deleted by expiry {plan}")).await? {
+            if self.bury(keys, id, format!("deleted by expiry {plan}"), true).await? {
                 return Ok(());
             }
         }
@@ -224,13 +226,14 @@ impl Expiry {
     }
 
     /// Puts a tombstone; `false`: a manifest stands there.
-    async fn bury(&self, keys: &WriterKeys, id: &BackupId, reason: String) -> Result<bool> {
+    async fn bury(&self, keys: &WriterKeys, id: &BackupId, reason: String, deleted: bool) -> Result<bool> {
         let tombstone = Tombstone {
             version: Tombstone::VERSION,
             id: id.clone(),
             created_at: Timestamp::now(),
             reason,
             made_by: made_by(),
+            deleted,
         };
         let name = self.archive.names.backup(id.as_str());
         let claims = self.archive.claims(ObjectKind::Tombstone, TimelineId(0), Lsn(0));

@@ -194,7 +194,7 @@ pub struct BadPage {
     pub page: u64,
 }
 
-/// A backup that was given up: its packs and maps may go.
+/// A backup that was given up, or deleted: its packs and maps may go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
     pub version: u32,
@@ -204,6 +204,9 @@ pub struct Tombstone {
     pub created_at: Timestamp,
     pub reason: String,
     pub made_by: String,
+    /// It was complete, and an expiry deleted it.
+    #[serde(default)]
+    pub deleted: bool,
 }
 
 impl Manifest {
