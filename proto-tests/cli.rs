@@ -67,5 +67,7 @@ mod stories;
 mod support;
 #[path = "cli/tablespaces.rs"]
 mod tablespaces;
+#[path = "cli/torn.rs"]
+mod torn;
 #[path = "cli/words.rs"]
 mod words;

@@ -34,7 +34,7 @@ fn held(site: &Site, server: &Server, args: &[&str]) -> (Running, Held) {
 }
 
 /// A backup that copies so many kB a second.
-fn slow(site: &Site, server: &Server, rate: &str, args: &[&str]) -> Running {
+pub fn slow(site: &Site, server: &Server, rate: &str, args: &[&str]) -> Running {
     let mut running = site.walrecv(&["backup", "--max-rate", rate, "--progress"]).args(args).spawn();
     running.wait_logged("cop");
     wait_for("the server to send a backup", || {
@@ -43,7 +43,7 @@ fn slow(site: &Site, server: &Server, rate: &str, args: &[&str]) -> Running {
     running
 }
 
-fn rows(server: &Server, name: &str, count: u32) {
+pub fn rows(server: &Server, name: &str, count: u32) {
     server.sql(&format!("create table {name} as select n, repeat('x', 100) from generate_series(1, {count}) n"));
 }
 

@@ -68,6 +68,7 @@ pub fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
         control,
         bad_pages: Vec::new(),
         bad_page_count: 0,
+        torn_pages: Vec::new(),
         identity: None,
         made_by: "test".into(),
         host: "here".into(),

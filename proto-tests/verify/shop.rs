@@ -493,6 +493,7 @@ impl Shop {
             },
             bad_pages: Vec::new(),
             bad_page_count: 0,
+            torn_pages: Vec::new(),
             identity: None,
             made_by: "a test".into(),
             host: "here".into(),

@@ -21,6 +21,7 @@ pub mod path;
 pub mod plans;
 mod put;
 pub mod read;
+pub mod replay;
 pub mod same;
 pub mod shelf;
 mod source;

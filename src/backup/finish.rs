@@ -120,6 +120,7 @@ pub fn manifest(archive: &Archive, received: &Received, span: &Span, said: Said<
         control: facts(&control),
         bad_pages: received.bad_pages.clone(),
         bad_page_count: received.bad_page_count,
+        torn_pages: Vec::new(),
         identity: said.identity,
         made_by: made_by(),
         host: host(),

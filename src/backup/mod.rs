@@ -55,6 +55,7 @@ mod sealing;
 mod state;
 pub mod survivors;
 mod take;
+mod torn;
 mod upload;
 mod wal;
 
@@ -66,6 +67,10 @@ pub use alone::{Here, here};
 pub use take::{take, take_with};
 pub use wal::{Attendance, Moment, WalWatch};
 
+use futures::future::BoxFuture;
+
+use crate::archive::Archive;
+use crate::error::Result;
 use crate::pg::Lsn;
 use crate::seal::content::manifest::Manifest;
 use crate::seal::sealer::Compression;
@@ -73,6 +78,9 @@ use crate::wire::command::ServerCompression;
 
 /// [`BackupOptions::full_every`] where nothing else is said.
 pub const FULL_EVERY: Duration = Duration::from_secs(7 * 86_400);
+
+/// See [`BackupOptions::contents`].
+pub type OpenContents = Arc<dyn Fn() -> BoxFuture<'static, Result<Archive>> + Send + Sync>;
 
 /// What a backup is asked to be. `Default` gives what the program does without options.
 #[derive(Clone)]
@@ -102,6 +110,8 @@ pub struct BackupOptions {
     pub wal_stall: Duration,
     /// How long one object is tried.
     pub put_limit: Duration,
+    /// How the archive is opened with a private key, so that its WAL can be read: asked only where pages are found bad. `None`: by the keys that it has.
+    pub contents: Option<OpenContents>,
     /// Is told how the backup goes, several times a second, from any thread.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
 }
@@ -120,6 +130,7 @@ impl Default for BackupOptions {
             follow_within: Duration::from_secs(15),
             wal_stall: Duration::from_secs(60),
             put_limit: Duration::from_secs(300),
+            contents: None,
             progress: None,
         }
     }

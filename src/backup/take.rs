@@ -23,6 +23,7 @@ use super::past::{self, Past};
 use super::prepare::{self, Following, Prepared};
 use super::reader::Reader;
 use super::sealing::{Sealing, fill_random};
+use super::torn;
 use super::upload::{self, Outbox, store_all};
 use super::wal::{self, Reach, Reached, WalWatch};
 use super::{BackupOptions, Outcome, Progress};
@@ -195,8 +196,8 @@ async fn copy(
     let (parent, identity) = (parent.as_ref(), local.identity.clone());
     let said = Said { id: &id, label, version_num, written, parent, transfer, renewed, why_full, identity };
     let mut manifest = finish::manifest(archive, &received, &span, said)?;
-    manifest.sizes.read = read;
-    manifest.sizes.stored = stored + mapped;
+    torn::settle(archive, &mut manifest, options).await;
+    (manifest.sizes.read, manifest.sizes.stored) = (read, stored + mapped);
     complete(archive, &mut sealing, &manifest, &local, kept, options).await?;
     Ok((manifest, waited))
 }

@@ -12,7 +12,7 @@ use super::progress::Teller;
 use super::receive::{options as receiver_options, place};
 use super::{list, output, show};
 use crate::archive::Archive;
-use crate::backup::{BackupOptions, Outcome, Progress, take_with};
+use crate::backup::{BackupOptions, OpenContents, Outcome, Progress, take_with};
 use crate::config::settings;
 use crate::daemon::stand_in::{Service, StandIn};
 use crate::error::{Error, Kind, Result};
@@ -111,6 +111,7 @@ async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
         full_every: context.cluster.full_every,
         compression,
         state_dir: Some(context.settings.state_dir.clone()),
+        contents: Some(contents(&context, &archive)),
         progress: Some(Arc::new(move |progress| {
             last.fetch_or(progress == Progress::Completing, Ordering::Relaxed);
             shown.progress(progress);
@@ -124,6 +125,15 @@ async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
     }
     let stand_in = StandIn::new(archive.clone(), receiver, place(&context)?, move |what| told.told(&what));
     Ok(Ready { archive, writer, server, options, stand_in, teller, completing })
+}
+
+/// Opens the archive with the private key, where this host has it.
+fn contents(context: &Context, archive: &Archive) -> OpenContents {
+    let (context, names) = (context.clone(), archive.names.clone());
+    Arc::new(move || {
+        let (context, names) = (context.clone(), names.clone());
+        Box::pin(async move { Ok(context.archive_of(names, context.content_ring().await?)) })
+    })
 }
 
 /// `none`, `lz4`, `zstd` or `zstd:LEVEL`.
@@ -195,6 +205,9 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
         for page in manifest.bad_pages.iter().take(10) {
             output::line(format!("             {}", super::show::bad_page(manifest, page)));
         }
+    }
+    if let Some(torn) = show::torn(manifest) {
+        output::line(format!("torn pages   {torn}"));
     }
     for hole in &service.holes {
         output::line(format!(

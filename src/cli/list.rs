@@ -419,6 +419,7 @@ pub fn backup_json(manifest: &Manifest) -> Value {
         "started_at": output::rfc3339(manifest.started_at), "stopped_at": output::rfc3339(manifest.stopped_at),
         "total_bytes": manifest.sizes.total, "stored_bytes": manifest.sizes.stored, "read_bytes": manifest.sizes.read,
         "files": manifest.sizes.files, "packs": manifest.sizes.packs, "bad_pages": manifest.bad_page_count,
+        "torn_pages": manifest.torn_pages.len(),
         "transfer": manifest.transfer, "parent": manifest.parent.as_ref().map(ToString::to_string),
         "changed_bytes": manifest.sizes.changed, "reused_bytes": manifest.sizes.reused,
         "changed_share": show::changed_share(manifest), "copy_seconds": show::took(manifest),

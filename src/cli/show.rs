@@ -15,6 +15,13 @@ use crate::seal::content::manifest::{Backup, BadPage, Manifest, Tombstone, Trans
 /// What a bad page is known to be.
 pub(super) const BAD_PAGES: &str = "wrong checksums when they were read (damaged on the server, or being written)";
 
+/// Of pages that looked bad and are not, if there are any.
+pub(super) fn torn(manifest: &Manifest) -> Option<String> {
+    let torn = manifest.torn_pages.len();
+    (torn > 0)
+        .then(|| format!("{torn}: torn while they were read, or damaged then; the WAL of the backup replaces them"))
+}
+
 /// Candidates that are named where a beginning is not unique.
 const NAMED: usize = 4;
 
@@ -148,11 +155,12 @@ fn details(value: &mut Value, manifest: &Manifest) {
         .map(|map| json!({ "backup": map.backup.to_string(), "parts": map.parts, "bytes": map.bytes }));
     value["maps"] = maps.collect();
     let per_segment = manifest.control.relation_segment_pages;
-    let bad = manifest.bad_pages.iter().map(|page| {
+    let named = |page: &BadPage| {
         let (relation, block) = data_page::relation_block(&page.path.0, page.page, per_segment);
         json!({ "path": raw(&page.path.0), "page": page.page, "relation": raw(relation), "block": block })
-    });
-    value["bad_pages_named"] = bad.collect();
+    };
+    value["bad_pages_named"] = manifest.bad_pages.iter().map(named).collect();
+    value["torn_pages_named"] = manifest.torn_pages.iter().map(named).collect();
 }
 
 /// How it came: all files, or only blocks that changed. Either way it is restored as one whole.
@@ -225,6 +233,9 @@ fn text(window: &list::Window) {
         for page in manifest.bad_pages.iter().take(10) {
             row("", bad_page(manifest, page));
         }
+    }
+    if let Some(torn) = torn(manifest) {
+        row("torn pages", torn);
     }
     match window.end.filter(|(_, end)| *end >= manifest.stop) {
         Some((timeline, end)) => row("restorable", format!("from {} to {end} (timeline {timeline})", manifest.stop)),

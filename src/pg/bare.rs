@@ -27,9 +27,10 @@ pub struct ForkFile {
 }
 
 impl ForkFile {
-    /// Of a file below the data directory, any segment of it; `None` for what is no file of a relation in a database.
+    /// Of a file below the data directory, any segment of it; `None` for what is no file of a relation.
     pub fn of_path(path: &[u8]) -> Option<ForkFile> {
-        let (tablespace, database, name) = database_file(path)?;
+        let shared = || Some((GLOBAL_TABLESPACE, 0, path.strip_prefix(b"global/")?));
+        let (tablespace, database, name) = database_file(path).or_else(shared)?;
         let fork = match data_page::RelationFile::from_path(path)?.fork {
             Fork::Main => 0,
             Fork::FreeSpace => 1,
@@ -200,7 +201,9 @@ mod tests {
         assert_eq!(of("base/5/16384.12"), Some(file(1663, 5, 16384, 0)));
         assert_eq!(of("base/5/2619_vm.1"), Some(file(1663, 5, 2619, 2)));
         assert_eq!(of("pg_tblspc/16390/PG_15_202209061/5/16391_fsm"), Some(file(16390, 5, 16391, 1)));
-        for other in ["base/5/PG_VERSION", "base/5/pg_filenode.map", "global/1262", "base/5", "base/x/1", "pg_wal/5/1"]
+        assert_eq!(of("global/1262_fsm"), Some(file(1664, 0, 1262, 1)));
+        for other in
+            ["base/5/PG_VERSION", "base/5/pg_filenode.map", "global/pg_control", "base/5", "base/x/1", "pg_wal/5/1"]
         {
             assert_eq!(of(other), None, "{other}");
         }

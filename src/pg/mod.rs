@@ -16,6 +16,7 @@ pub mod manifest_writer;
 pub mod page;
 pub mod record;
 pub mod record_crc;
+pub mod replaced;
 pub mod scan;
 pub mod segment;
 pub mod tar;

@@ -6,21 +6,20 @@
 //! of holes for one that is empty: its `PG_VERSION` is among them, and every session asks for that first (`ValidatePgVersion`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::choose::Choice;
 use crate::archive::Archive;
+use crate::archive::replay::Replay;
 use crate::archive::shelf::Shelf;
 use crate::error::{Context, Error, Kind, Result};
+use crate::pg::MajorVersion;
 use crate::pg::bare::{self, Bare, ForkFile, Seen, Watch};
 use crate::pg::data_page::{self, PAGE};
 use crate::pg::heap::{DatabaseRow, PG_DATABASE};
-use crate::pg::record::Record;
-use crate::pg::scan::{ScanConfig, WalScanner};
-use crate::pg::{MajorVersion, SegmentNumber};
 use crate::seal::content::manifest::Manifest;
 use crate::seal::content::map::{EntryKind, File, Run, Source};
 
@@ -28,8 +27,6 @@ use crate::seal::content::map::{EntryKind, File, Run, Source};
 const FIRST_NORMAL: u32 = 16384;
 /// What a server and its tools look for, also where somebody has made them anew.
 const USUAL: [&str; 3] = ["postgres", "template0", "template1"];
-/// Segments of WAL that are read before they are looked at.
-const AHEAD: usize = 4;
 
 /// Why a database is laid that nobody asked for: a copy of it is made in the WAL that is replayed, and would be one of holes.
 pub const COPIED: &str = "the WAL makes a copy of its files";
@@ -216,43 +213,15 @@ fn meant(wanted: &str, there: &[&DatabaseRow]) -> Result<u32> {
 
 /// Reads all that will be replayed.
 async fn watch(archive: &Archive, choice: &Choice, watch: impl FnOnce(MajorVersion) -> Watch) -> Result<Seen> {
-    let (manifest, size) = (&choice.manifest, archive.names.segment_size);
+    let manifest = &choice.manifest;
     let (from, to) = (manifest.start, choice.landing.replayed);
     let version = manifest.major().ok_or_else(|| {
         Error::new(Kind::Version, format!("backup {} is of server version {}", manifest.id, manifest.version_num))
     })?;
-    let config =
-        ScanConfig { version, system: archive.names.system, timeline: choice.path.target(), segment_size: size };
-    let mut scanner = WalScanner::new(config, from).keeping(|_, _| true);
-    let mut watch = watch(version);
-    let (inventory, path) = (Arc::new(archive.inventory().await?), Arc::new(choice.path.clone()));
-    let numbers = size.segment_of(from).0..=size.segment_before(to).0;
-    let mut reading =
-        stream::iter(numbers.map(|n| archive.read_ahead(&path, SegmentNumber(n), &inventory))).buffered(AHEAD);
-    let mut reached = from;
-    while let Some(segment) = reading.next().await {
-        let (name, bytes) = segment?;
-        let new = bytes.get(size.offset_of(scanner.received()) as usize..).unwrap_or_default();
-        let mut problem = None;
-        let mut sink = |record: &Record<'_>| {
-            reached = reached.max(record.end);
-            if problem.is_none() && record.start < to {
-                problem = watch.see(record).err();
-            }
-        };
-        let fed = scanner.feed(new, &mut sink).map_err(|e| e.to_string());
-        // What lies behind the landing is not replayed.
-        if let Some(what) = fed.err().or(problem).filter(|_| reached < to) {
-            return Err(Error::new(Kind::Corrupt, what)).context(name);
-        }
-        if reached >= to || (bytes.len() as u64) < size.bytes() {
-            break;
-        }
-    }
-    match reached >= to {
-        true => Ok(watch.finish()),
-        false => Err(Error::new(Kind::Gap, format!("the WAL could be read to {reached} only, recovery goes to {to}"))),
-    }
+    let (mut watch, inventory) = (watch(version), Arc::new(archive.inventory().await?));
+    let replay = Replay { path: Arc::new(choice.path.clone()), inventory, version, from, to };
+    archive.replay(&replay, &mut |record| watch.see(record).map(ControlFlow::Continue)).await?;
+    Ok(watch.finish())
 }
 
 #[cfg(test)]
@@ -260,6 +229,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::pg::record::Record;
     use crate::seal::content::BackupId;
     use crate::seal::content::map::PackPlace;
 

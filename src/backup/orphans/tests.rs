@@ -352,6 +352,7 @@ pub(in crate::backup) fn manifest_of(id: &BackupId) -> Manifest {
         control,
         bad_pages: Vec::new(),
         bad_page_count: 0,
+        torn_pages: Vec::new(),
         identity: None,
         made_by: String::new(),
         host: host(),

@@ -81,6 +81,9 @@ pub struct Manifest {
     /// recovery mends. At most [`Manifest::BAD_PAGES`] are named.
     pub bad_pages: Vec<BadPage>,
     pub bad_page_count: u64,
+    /// Such pages that are known to be replaced by the WAL of the backup: they are none of the above.
+    #[serde(default)]
+    pub torn_pages: Vec<BadPage>,
     /// The identity whose private key opens every pack that its maps name: the folder of `keys/`. `None`: not encrypted.
     #[serde(default)]
     pub identity: Option<String>,

@@ -1,0 +1,64 @@
+//! Pages that look damaged when they are copied, and what the WAL of the backup says of them.
+
+use std::os::unix::fs::FileExt;
+
+use walrecv::pg::MajorVersion;
+
+use crate::backups::{rows, slow};
+use crate::site::{Site, end};
+use crate::support::{Server, require_servers};
+
+/// By their bytes pages that are damaged and pages that were read half before and half after they were written are the same. What the WAL writes whole is replaced
+/// before anything reads it.
+#[test]
+fn a_page_that_the_wal_of_the_backup_replaces_is_not_bad() {
+    for version in [MajorVersion::V14, MajorVersion::V18] {
+        require_servers!(version);
+        let server = Server::builder(version).initdb("--data-checksums").setting("autovacuum", "off").start();
+        rows(&server, "t", 2000);
+        // Its pages are in the server's memory as they should be, and nothing is left to be written.
+        let sum = "select count(*) || ' ' || sum(n) from t";
+        server.sql(sum);
+        server.sql("checkpoint");
+        server.sql(sum);
+        let path = server.sql("select pg_relation_filepath('t')");
+        let file =
+            std::fs::OpenOptions::new().read(true).write(true).open(server.data_dir().join(&path)).expect("a table");
+        let damage = |page: u64| {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, page * 8192 + 8000).expect("read a table");
+            file.write_all_at(&[!byte[0]], page * 8192 + 8000).expect("write a table");
+        };
+        [3, 7].into_iter().for_each(damage);
+        let site = Site::new(&server);
+        let receiver = site.receive(&[]);
+        let running = slow(&site, &server, "8192", &["--output", "json"]);
+        server.sql("update t set n = -n where ctid = '(3,1)'");
+        let backup = running.wait().expect_code(0).json();
+        assert_eq!((&backup["bad_pages"], &backup["torn_pages"]), (&1.into(), &1.into()), "{version}: {backup}");
+        let shown = site.walrecv(&["show", "latest", "--output", "json"]).run().expect_code(0).json();
+        let named = |what: &str| (shown[what][0]["path"].clone(), shown[what][0]["page"].clone());
+        assert_eq!(named("bad_pages_named"), (path.clone().into(), 7.into()), "{version}: {shown}");
+        assert_eq!(named("torn_pages_named"), (path.clone().into(), 3.into()), "{version}: {shown}");
+        let copy = site.land(&server, "immediate", &["--target-immediate"]);
+        let page = |number: u32| {
+            format!("select count(*) from t where ctid >= '({number},0)' and ctid < '({},0)'", number + 1)
+        };
+        // One row of page 3 has gone to another page.
+        let rows_of = |told: String| told.parse::<u64>().expect("a number");
+        assert_eq!(rows_of(copy.value(&page(3))) + 1, rows_of(server.sql(&page(2))), "{version}");
+        drop(copy);
+        // Who has no private key cannot look.
+        let identity = site.etc().join("walrecv-identity.txt");
+        std::fs::rename(&identity, site.etc().join("elsewhere")).expect("put a key away");
+        server.sql("checkpoint");
+        damage(3);
+        let running = slow(&site, &server, "8192", &["--output", "json"]);
+        server.sql("update t set n = -n where ctid = '(3,2)'");
+        let output = running.wait().expect_code(0);
+        let backup = output.json();
+        assert_eq!((&backup["bad_pages"], &backup["torn_pages"]), (&2.into(), &0.into()), "{version}: {backup}");
+        assert!(output.stderr.contains("is not known: "), "{version}: {}", output.stderr);
+        end(receiver);
+    }
+}
