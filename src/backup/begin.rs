@@ -54,7 +54,7 @@ pub async fn begin(
     local: &Local,
     options: &BackupOptions,
     past: std::result::Result<Past<'_>, String>,
-    survey: Survey,
+    survey: Survey<'_>,
 ) -> Result<(Begun, Option<Reuse>)> {
     let choice = parent::choose(archive, connection, local, options, past, survey).await?;
     options.tell(Progress::Checkpoint);

@@ -7,14 +7,14 @@ use jiff::Timestamp;
 
 use super::BackupOptions;
 use super::completed::Completed;
+use super::earlier::Earlier;
 use super::finish::made_by;
 use super::state::{host, state_id};
 use super::take::blocking;
 use crate::archive::Archive;
-use crate::error::{Context, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::{Lsn, TimelineId};
-use crate::repo::Listed;
 use crate::seal::content::BackupId;
 use crate::seal::content::intent::Intent;
 use crate::seal::content::manifest::{Backup, Tombstone};
@@ -30,7 +30,7 @@ pub async fn runs(archive: &Archive, ring: &WriterRing, options: &BackupOptions)
     let found = async {
         let completed = Completed::of(&dir, archive);
         let (state, noted) = blocking(move || Ok((state_id(Some(&dir))?, completed.ids()?))).await?;
-        let newest = newest_complete(archive).await?;
+        let newest = Earlier::list(archive).await?.next().await?.map(|manifest| manifest.id);
         give_up(archive, &ring.fresh()?, &state, newest.as_ref(), &noted, options.put_limit).await
     };
     let dead = found.await.unwrap_or_else(|error| {
@@ -40,28 +40,6 @@ pub async fn runs(archive: &Archive, ring: &WriterRing, options: &BackupOptions)
     let identity = ring.identity();
     let usable = |intent: &Intent| (intent.full || !options.full) && intent.identity == identity;
     dead.into_iter().filter(usable).map(|intent| intent.id).collect()
-}
-
-fn ids(listed: &[Listed]) -> Vec<BackupId> {
-    let mut ids: Vec<BackupId> =
-        listed.iter().filter_map(|entry| BackupId::parse(entry.name.rsplit('/').next()?).ok()).collect();
-    ids.sort_by(BackupId::by_start);
-    ids
-}
-
-/// The newest name under which a manifest stands that can be read.
-async fn newest_complete(archive: &Archive) -> Result<Option<BackupId>> {
-    let prefix = format!("{}/backups", archive.names.root());
-    let listed = archive.repo.list(&prefix).await.context("cannot list the backups")?;
-    for id in ids(&listed).into_iter().rev() {
-        match archive.backup(&id).await {
-            Ok(Some(Backup::Complete(_))) => return Ok(Some(id)),
-            Err(error) if error.is_transient() => return Err(error),
-            // Given up, gone, or unreadable.
-            _ => {}
-        }
-    }
-    Ok(None)
 }
 
 /// Finds the runs of `state` after `newest` that ended without a backup, and gives them up. `noted` are known to have been complete.
@@ -75,11 +53,10 @@ pub(super) async fn give_up(
     noted: &[BackupId],
     limit: Duration,
 ) -> Result<Vec<Intent>> {
-    let prefix = format!("{}/intents", archive.names.root());
-    let listed = archive.repo.list(&prefix).await.context("cannot list the intents of backups")?;
+    let announced = archive.announced().await?.into_iter().map(|(id, _)| id);
     let mut dead = Vec::new();
     let begun: BTreeSet<BackupId> =
-        ids(&listed).into_iter().filter(|id| newest.is_none_or(|newest| id.by_start(newest).is_gt())).collect();
+        announced.filter(|id| newest.is_none_or(|newest| id.by_start(newest).is_gt())).collect();
     let lost = archive.lost(begun.clone(), [], noted).await?.known()?;
     for (id, why) in &lost {
         tracing::error!(

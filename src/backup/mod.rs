@@ -1,7 +1,8 @@
 //! Floor 5: base backups; finished only when their WAL is durable.
 //!
 //! ```text
-//! interrupted backups given up, what is stored is read, connect → check → wait for the receiver → parent, its past and page hashes → BASE_BACKUP
+//! interrupted backups given up, what is stored is read, connect → check → wait for the receiver: all three side by side
+//!   → parent, its past and page hashes → BASE_BACKUP
 //!   → intent → look at plans → what interrupted backups stored
 //!   tar stream → files → chunks → changed ones → frames → packs (sealed while the socket goes on)
 //!   → maps → WAL durable to the stop position → manifest → page hashes of the parent go
@@ -27,6 +28,7 @@ mod completed;
 mod dead;
 mod delta;
 mod diff;
+mod earlier;
 mod feed;
 mod finish;
 mod held;

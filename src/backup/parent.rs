@@ -13,6 +13,7 @@ use super::BackupOptions;
 use super::begin::Local;
 use super::cache::{Cache, Shelf};
 use super::diff::Parent;
+use super::earlier::Earlier;
 use super::held::Held;
 use super::incremental::{self, Wanted};
 use super::layers;
@@ -32,13 +33,13 @@ use crate::seal::content::manifest::{Backup, Manifest};
 
 /// What the repository tells, whatever the server will say: read while it is being connected to.
 #[derive(Default)]
-pub struct Survey {
+pub struct Survey<'a> {
     /// What checks have found: what is missing of a backup would be missing in every one after it.
     verdicts: Verdicts,
     /// Nothing is built on what needs any of it.
     spoiled: Arc<Spoiled>,
-    /// Oldest first.
-    complete: Vec<Manifest>,
+    /// Complete ones; `None`: none is to be built on.
+    earlier: Option<Earlier<'a>>,
     files: Option<FilesOf>,
 }
 
@@ -85,17 +86,22 @@ pub struct Chosen {
 /// Reads what [`choose`] asks of the repository, and the files of the newest backup, which nearly always is the parent.
 ///
 /// Errors: a repository that does not answer.
-pub async fn survey(archive: &Archive, local: &Local, options: &BackupOptions) -> Result<Survey> {
+pub async fn survey<'a>(archive: &'a Archive, local: &Local, options: &BackupOptions) -> Result<Survey<'a>> {
     if options.full {
         return Ok(Survey::default());
     }
-    let (verdicts, list) = tokio::try_join!(archive.verdicts(), archive.list_backups())?;
-    let (complete, spoiled) = (list.complete, Arc::new(verdicts.spoiled()));
-    let files = match complete.last() {
-        Some(newest) => Some((newest.id.clone(), files(archive, newest, &spoiled, &local.scratch).await?)),
-        None => None,
+    let newest = async {
+        let mut earlier = Earlier::list(archive).await?;
+        let newest = earlier.next().await?;
+        Ok((earlier, newest))
     };
-    Ok(Survey { verdicts, spoiled, complete, files })
+    let (verdicts, (mut earlier, newest)) = tokio::try_join!(archive.verdicts(), newest)?;
+    let (spoiled, mut read) = (Arc::new(verdicts.spoiled()), None);
+    if let Some(newest) = newest {
+        read = Some((newest.id.clone(), files(archive, &newest, &spoiled, &local.scratch).await?));
+        earlier.put_back(newest);
+    }
+    Ok(Survey { verdicts, spoiled, earlier: Some(earlier), files: read })
 }
 
 /// Looks for them. `past` is that of the server, or why the transfer shall be full, whatever it can be compared with.
@@ -107,19 +113,18 @@ pub async fn choose(
     local: &Local,
     options: &BackupOptions,
     past: Result<Past<'_>, String>,
-    survey: Survey,
+    survey: Survey<'_>,
 ) -> Result<Choice> {
-    if options.full {
+    let Survey { verdicts, spoiled, earlier, files: mut read } = survey;
+    let Some(earlier) = earlier.filter(|_| !options.full) else {
         let asked = || "a full transfer was asked for".to_owned();
-        let spoiled = Arc::default();
         return Ok(Choice { due: None, newest: Err(asked()), hashed: Err(asked()), spoiled, files: None });
-    }
-    let Survey { verdicts, spoiled, complete, files: mut read } = survey;
+    };
     let fitness = Fitness::ask(verdicts, connection, local).await?;
     let newest = match past {
         Err(why) => Err(why),
         Ok(_) if connection.version() < MajorVersion::V17 => Err(incremental::too_old(connection.version())),
-        Ok(past) => newest(archive, connection, past, &fitness, complete).await?,
+        Ok(past) => newest(archive, connection, past, &fitness, earlier).await?,
     };
     let hashed = match &local.shelf {
         Some(shelf) => hashed(archive, shelf, &fitness).await?,
@@ -150,14 +155,15 @@ async fn newest(
     connection: &mut Connection,
     mut past: Past<'_>,
     fitness: &Fitness,
-    complete: Vec<Manifest>,
+    mut earlier: Earlier<'_>,
 ) -> Result<Result<Manifest, String>> {
-    let none = if complete.is_empty() {
-        "there is no earlier backup to build on"
-    } else {
-        "no earlier backup lies in the server's past"
+    let Some(parent) = past.newest(archive, connection, &mut earlier).await? else {
+        let none = match earlier.any() {
+            true => "no earlier backup lies in the server's past",
+            false => "there is no earlier backup to build on",
+        };
+        return Ok(Err(none.to_owned()));
     };
-    let Some(parent) = past.newest(archive, connection, complete).await? else { return Ok(Err(none.to_owned())) };
     if let Err(why) = fitness.of(&parent) {
         return Ok(Err(why));
     }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::earlier::Earlier;
 use super::prepare::Following;
 use super::wal::WalWatch;
+use crate::archive::Archive;
 use crate::archive::path::Path;
-use crate::archive::{Archive, backups};
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::Connection;
 use crate::pg::{Lsn, TimelineHistory, TimelineId};
@@ -32,12 +33,15 @@ impl Past<'_> {
         &self,
         archive: &Archive,
         connection: &mut Connection,
-        mut complete: Vec<Manifest>,
+        earlier: &mut Earlier<'_>,
     ) -> Result<Option<Manifest>> {
         let path = path(archive, connection, self.following.timeline()).await?;
-        complete.retain(|manifest| path.holds(manifest.stop_timeline, manifest.stop));
-        complete.sort_by(backups::by_position);
-        Ok(complete.pop())
+        while let Some(manifest) = earlier.next().await? {
+            if path.holds(manifest.stop_timeline, manifest.stop) {
+                return Ok(Some(manifest));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the archive leads from this backup to where the server was when this one began, as far as it can be seen now. One that is only a little behind

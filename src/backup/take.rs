@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 
 use super::alive;
@@ -67,15 +69,15 @@ pub async fn take_with(
     let clock = Instant::now();
     let _lock = lock(archive, options).await?;
     let local = local(archive, &ring, options).await?;
-    let (dead, met) = tokio::join!(dead::runs(archive, &ring, options), meet(archive, server, &local, options));
+    let met = meet(archive, server, &local, options, watch);
+    let (dead, met) = tokio::join!(dead::runs(archive, &ring, options), met);
     let (mut met, mut avoid) = (Some(met), None);
     loop {
         let met = match met.take() {
             Some(met) => met,
-            None => meet(archive, server, &local, options).await,
+            None => meet(archive, server, &local, options, watch).await,
         };
-        let (mut prepared, survey) = met?;
-        let mut following = prepare::follow(&prepared, watch, options).await?;
+        let (mut prepared, mut following, survey) = met?;
         let past = avoid.take().map_or(Ok(Past { watch, following: &mut following }), Err);
         let (begun, reuse) = begin(archive, &mut prepared.connection, &local, options, past, survey).await?;
         let mut random = [0; 2];
@@ -110,14 +112,25 @@ pub async fn take_with(
     }
 }
 
-/// Connects to the server, and reads meanwhile what the repository tells.
-async fn meet(
-    archive: &Archive,
-    server: &Conninfo,
-    local: &Local,
-    options: &BackupOptions,
-) -> Result<(Prepared, Survey)> {
-    tokio::try_join!(prepare::connect(archive, server, options), parent::survey(archive, local, options))
+/// Connects to the server and sees whether a receiver follows it, and reads meanwhile what the repository tells.
+fn meet<'a>(
+    archive: &'a Archive,
+    server: &'a Conninfo,
+    local: &'a Local,
+    options: &'a BackupOptions,
+    watch: &'a dyn WalWatch,
+) -> BoxFuture<'a, Result<(Prepared, Following, Survey<'a>)>> {
+    let follow = async {
+        let prepared = prepare::connect(archive, server, options).await?;
+        let following = prepare::follow(&prepared, watch, options).await?;
+        Ok((prepared, following))
+    };
+    let met = async {
+        let ((prepared, following), survey) = tokio::try_join!(follow, parent::survey(archive, local, options))?;
+        Ok((prepared, following, survey))
+    };
+    // It is large, and both may be begun from two places: on the heap it costs no stack.
+    met.boxed()
 }
 
 /// The places of this host; what a killed run left in them is removed. The lock is held.
@@ -196,7 +209,7 @@ async fn copy(
     let (parent, identity) = (parent.as_ref(), local.identity.clone());
     let said = Said { id: &id, label, version_num, written, parent, transfer, renewed, why_full, identity };
     let mut manifest = finish::manifest(archive, &received, &span, said)?;
-    torn::settle(archive, &mut manifest, options).await;
+    torn::settle(archive, &mut manifest, options).boxed().await;
     (manifest.sizes.read, manifest.sizes.stored) = (read, stored + mapped);
     complete(archive, &mut sealing, &manifest, &local, kept, options).await?;
     Ok((manifest, waited))
