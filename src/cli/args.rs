@@ -65,6 +65,7 @@ pub enum Command {
     /// Stream WAL into the repository, in the foreground
     Receive(ReceiveArgs),
     /// Take a base backup now; where no receiver streams the cluster, its WAL too
+    #[command(after_help = examples::BACKUP)]
     Backup(BackupArgs),
     /// Restore to a point in time into an empty directory
     #[command(after_help = examples::RESTORE)]
@@ -75,7 +76,7 @@ pub enum Command {
     /// What wal-fetch starts beside a recovery
     #[command(hide = true)]
     WalPrefetch(WalPrefetchArgs),
-    /// Backups, and the range of WAL that each can be restored to
+    /// Backups and how far each can be restored; those under way, and interrupted ones
     List(ListArgs),
     /// One backup: sizes, WAL, how it was made, what can be restored from it
     Show(ShowArgs),
@@ -94,6 +95,7 @@ pub enum Command {
     #[command(subcommand)]
     Repo(RepoCommand),
     /// Delete backups without harm to any other, and free what nothing needs any more
+    #[command(after_help = examples::EXPIRE)]
     Expire(ExpireArgs),
     /// How the streams are: state, lag, time to durable, slots (exit 1 when one needs attention)
     Status(StatusArgs),
@@ -235,7 +237,7 @@ pub struct StatusArgs {
 
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// Label, as in backup_label
+    /// Label: stands in backup_label, in `list` and `show`
     #[arg(long, value_name = "TEXT", default_value = "walrecv")]
     pub label: String,
     /// When the server makes its checkpoint: at once, or spread over time
@@ -247,7 +249,7 @@ pub struct BackupArgs {
     /// Have everything sent and store everything, compared with nothing; of interrupted backups only what a --full one left is used
     #[arg(long)]
     pub full: bool,
-    /// none, lz4, zstd or zstd:LEVEL
+    /// Of what is stored, in place of the configured one: none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", env = "WALRECV_COMPRESSION")]
     pub compression: Option<String>,
     /// What the server compresses with before it sends, where the network is the limit (PostgreSQL 15 and later): none, lz4, zstd or zstd:LEVEL

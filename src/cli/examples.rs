@@ -13,6 +13,26 @@ Examples:
 
 Exit codes: 2 an occupied directory or a taken port, 12 key, 15 gap in WAL, 16 damage, 19 target (with the nearest that can be reached).";
 
+pub const BACKUP: &str = "\
+Examples:
+  walrecv backup
+  walrecv backup --label 'before the migration' --checkpoint spread  gentle to a busy server: the checkpoint takes minutes
+  walrecv backup --max-rate 50000 --progress  at most 50 MB a second; says how it goes
+  walrecv backup --quiet --output json  for scripts: one object when it is complete
+
+It is complete when all its WAL is stored. What an interrupted one stored is used by the next; `walrecv list` shows both.
+Exit codes: 11 another one runs here, 13 another server, 15 and 18 its WAL does not come, 16 what came is damaged, 17 the server.";
+
+pub const EXPIRE: &str = "\
+Examples:
+  walrecv expire --backup 20260131T020000Z --plan  what would go, what stays and why, what that frees; changes nothing
+  walrecv expire --backup 20260131T020000Z
+  walrecv expire  once a day: frees what deleted and interrupted backups left, a day after they went
+  walrecv expire --backup 20260131T020000Z --delete-delay 0 --yes  all in one run, where nobody restores
+
+Every backup is a full backup: any may go. WAL is not deleted.
+Exit codes: 2 no such backup, 11 another expiry runs here, 16 something cannot be read, 20 refused: the last one, or one in use.";
+
 pub const EXTRACT: &str = "\
 Examples:
   walrecv extract --table orders --target-time '2026-11-21 13:40:00+00' --file orders.sql

@@ -152,7 +152,7 @@ fn details(value: &mut Value, manifest: &Manifest) {
     let maps = manifest
         .maps
         .iter()
-        .map(|map| json!({ "backup": map.backup.to_string(), "parts": map.parts, "bytes": map.bytes }));
+        .map(|map| json!({ "backup": map.backup.to_string(), "parts": map.parts, "plain_bytes": map.bytes }));
     value["maps"] = maps.collect();
     let per_segment = manifest.control.relation_segment_pages;
     let named = |page: &BadPage| {
@@ -223,7 +223,7 @@ fn text(window: &list::Window) {
     row("stored", format!("{} in {}", output::bytes(sizes.stored), output::count(sizes.packs.into(), "pack")));
     row("WAL", format!("{} to {}, timeline {}", manifest.start, manifest.stop, manifest.stop_timeline));
     for map in &manifest.maps {
-        row("map", format!("of {}, {}", map.backup, output::bytes(map.bytes)));
+        row("map", format!("of {}, {} before compression", map.backup, output::bytes(map.bytes)));
     }
     for space in &manifest.tablespaces {
         row("tablespace", format!("{} at {}", space.oid, String::from_utf8_lossy(&space.location.0)));
