@@ -54,6 +54,8 @@ mod server_refusals;
 mod set_back;
 #[path = "cli/shapes.rs"]
 mod shapes;
+#[path = "cli/silent.rs"]
+mod silent;
 #[path = "cli/site.rs"]
 mod site;
 #[path = "cli/stalled.rs"]

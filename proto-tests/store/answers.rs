@@ -1,8 +1,9 @@
 //! The answers that a store really gives to a conditional put: whatever they are, "stored" is said only when it is stored.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 use walrecv::error::{Kind, Result};
 use walrecv::repo::cloud::Timeouts;
 use walrecv::repo::{Put, Repository};
@@ -168,6 +169,47 @@ fn not_found_by_whom() {
             server.store(NAME, vec![7; 5000]);
             assert!(open(&server, Duration::from_millis(50)).get(NAME).await.unwrap_err().is_transient(), "{act:?}");
         }
+    });
+}
+
+/// Each answer that never comes is waited for as long as an answer may take, whatever the size of what might come, and together no longer than that of one
+/// object; then a single request finds out whether the store is back.
+#[test]
+fn a_silent_store_is_not_waited_for_object_by_object() {
+    let base = Duration::from_millis(300);
+    runtime().block_on(async {
+        let server = Scripted::start(&[], &[Act::Silence { apply: true }]).await;
+        server.script_lists(&[Act::Silence { apply: true }]);
+        let timeouts = Timeouts { base, ..Timeouts::default() };
+        let repo = Repository::open_with("s3://b", &env_of(server.env()), timeouts).unwrap();
+        let began = Instant::now();
+        let error = repo.get(NAME).await.unwrap_err();
+        assert!(error.kind() == Kind::Repository && error.to_string().contains("no answer from the store"), "{error}");
+        // Four times, and what is waited in between. A read of unknown size used to be given 68 s more each time.
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(repo.silent_for().is_some());
+
+        let began = Instant::now();
+        let names = (0..100).map(|n| format!("clusters/main/{n}"));
+        let reading: Vec<_> = names.map(|name| async { repo.get(&{ name }).await.is_err() }).collect();
+        let mut reading = stream::iter(reading).buffer_unordered(8);
+        while let Some(failed) = reading.next().await {
+            assert!(failed);
+        }
+        // A hundred times four attempts of this length, eight side by side, are 15 s.
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+
+        server.script_gets(&[Act::Honest]);
+        server.store(NAME, vec![7; 5000]);
+        assert_eq!(repo.get(NAME).await.unwrap().unwrap(), vec![7; 5000], "it is back");
+        assert_eq!(repo.silent_for(), None);
+        let began = Instant::now();
+        assert!(repo.folders("clusters").await.unwrap_err().is_transient());
+        assert!(
+            began.elapsed() < Duration::from_secs(40),
+            "a page of a listing is no large object: {:?}",
+            began.elapsed()
+        );
     });
 }
 

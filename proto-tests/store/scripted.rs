@@ -59,6 +59,10 @@ impl Scripted {
         self.state.lock().unwrap().lists = acts.iter().copied().collect();
     }
 
+    pub fn script_gets(&self, acts: &[Act]) {
+        self.state.lock().unwrap().gets = acts.iter().copied().collect();
+    }
+
     pub fn env(&self) -> Vec<(&'static str, String)> {
         vec![
             ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port)),

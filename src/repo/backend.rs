@@ -1,7 +1,7 @@
 //! What a store must be able to do. Single attempts, no retries: `Repository` decides what an answer means.
 
 use std::ops::Range;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -87,4 +87,10 @@ pub trait Backend: Send + Sync {
 
     /// Makes the place itself, where that is a directory.
     fn make_root(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// For how long nothing has been answered, where that is so long that nobody should wait for one object after the other. `None` where it answers, or where that
+    /// is not told.
+    fn silent_for(&self) -> Option<Duration> {
+        None
+    }
 }

@@ -1,21 +1,28 @@
 //! A repository in a bucket, through object_store: conditional single puts, no retries of its own, our timeouts, and the meaning of
 //! every kind of refusal.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path as ObjectPath;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{PutMode, PutOptions, PutPayload};
+use tokio::time::timeout;
 
 use super::backend::{Answer, Backend, Children, Listed, Piece};
+use super::silence::Silence;
 use crate::error::{Error, Kind, Result};
 
-/// How long one request may take: a start, and the time that its bytes need on a slow line.
+/// How long one request may take: a start, and the time that its bytes need on a slow line. The start is also how long an answer, or the next bytes of one, may
+/// let wait for them.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     pub base: Duration,
@@ -34,19 +41,29 @@ impl Timeouts {
     }
 }
 
-/// Bytes that a read of unknown length is given time for: the largest object.
+/// No more than this is made room for before it comes: the largest object.
 const LARGEST: u64 = 17 << 20;
+/// What a page of a listing may have.
+const PAGE: u64 = 1 << 20;
+/// A store that answers nothing while one request after the other is given its time is not waited for any longer.
+const SILENT: u32 = 4;
+
+/// A store whose listings come page by page.
+pub(super) trait Paged: ObjectStore + PaginatedListStore {}
+
+impl<T: ObjectStore + PaginatedListStore> Paged for T {}
 
 pub(super) struct CloudBackend {
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn Paged>,
     /// Below which everything is stored; empty for the whole bucket.
     prefix: String,
     timeouts: Timeouts,
+    silence: Silence,
 }
 
 impl CloudBackend {
-    pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: String, timeouts: Timeouts) -> CloudBackend {
-        CloudBackend { store, prefix, timeouts }
+    pub(super) fn new(store: Arc<dyn Paged>, prefix: String, timeouts: Timeouts) -> CloudBackend {
+        CloudBackend { store, prefix, timeouts, silence: Silence::new(timeouts.base * SILENT) }
     }
 
     fn path(&self, name: &str) -> ObjectPath {
@@ -71,36 +88,61 @@ impl CloudBackend {
         request: impl Future<Output = object_store::Result<T>>,
     ) -> std::result::Result<T, Trouble> {
         let limit = self.timeouts.of(bytes);
-        match tokio::time::timeout(limit, request).await {
-            Ok(answer) => answer.map_err(|e| trouble(what, e)),
-            Err(_) => {
-                let text = format!("cannot {what}: no answer from the store within {} s", limit.as_secs_f32());
-                Err(Trouble::Error(Error::new(Kind::Repository, text).transient()))
-            }
+        let answer = timeout(limit, request).await.map_err(|_| no_answer(what, limit))?;
+        let answer = answer.map_err(|e| trouble(what, e));
+        if !matches!(answer, Err(Trouble::NoAnswer(_))) {
+            self.silence.is_over();
         }
+        answer
+    }
+
+    /// The same, of a request that changes nothing, or the same every time: it is not sent to a store that has long been silent, while another one waits for it.
+    async fn asked<T>(
+        &self,
+        bytes: u64,
+        what: &str,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> std::result::Result<T, Trouble> {
+        let turn = self.silence.turn().map_err(|silent| no_answer(what, silent))?;
+        let asked = self.limited(bytes, what, request).await;
+        if matches!(asked, Err(Trouble::NoAnswer(_))) {
+            turn.unanswered();
+        }
+        asked
     }
 
     /// One read; of an object that is longer than `most` the body is left where it is.
     async fn read_once(&self, name: &str, range: Option<Range<u64>>, most: u64) -> std::result::Result<Piece, Trouble> {
-        let path = self.path(name);
-        let length = range.as_ref().map_or(LARGEST, |r| r.end.saturating_sub(r.start));
+        let (path, what) = (self.path(name), format!("read {name}"));
         let options = GetOptions { range: range.map(GetRange::Bounded), ..Default::default() };
-        let request = async {
-            let result = self.store.get_opts(&path, options).await?;
-            let (meta, expected) = (result.meta.clone(), result.range.clone());
-            if meta.size > most {
-                return Ok((meta, 0..0, Bytes::new()));
+        let answer = self.asked(0, &what, self.store.get_opts(&path, options)).await?;
+        let meta = answer.meta.clone();
+        let bytes = if meta.size > most { Bytes::new() } else { self.body(&what, answer).await? };
+        Ok(Piece { bytes, size: meta.size, modified: meta.last_modified.into() })
+    }
+
+    /// All bytes of an answer that has begun.
+    async fn body(&self, what: &str, answer: GetResult) -> std::result::Result<Bytes, Trouble> {
+        let length = answer.range.end.saturating_sub(answer.range.start);
+        let mut chunks = answer.into_stream();
+        let mut body = BytesMut::with_capacity(length.min(LARGEST) as usize);
+        let fill = async {
+            loop {
+                let next = timeout(self.timeouts.base, chunks.try_next()).await;
+                match next.map_err(|_| no_answer(what, self.timeouts.base))? {
+                    Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                    Ok(None) => return Ok(()),
+                    Err(error) => return Err(trouble(what, error)),
+                }
             }
-            let bytes = result.bytes().await?;
-            Ok((meta, expected, bytes))
         };
-        let (meta, expected, bytes) = self.limited(length, &format!("read {name}"), request).await?;
-        if bytes.len() as u64 != expected.end - expected.start {
-            let text =
-                format!("the store sent {} bytes of {name} instead of {}", bytes.len(), expected.end - expected.start);
+        let limit = self.timeouts.of(length);
+        timeout(limit, fill).await.map_err(|_| no_answer(what, limit))??;
+        if body.len() as u64 != length {
+            let text = format!("cannot {what}: the store sent {} bytes instead of {length}", body.len());
             return Err(Trouble::Error(Error::new(Kind::Repository, text).transient()));
         }
-        Ok(Piece { bytes, size: meta.size, modified: meta.last_modified.into() })
+        Ok(body.freeze())
     }
 
     /// What the answer to a read says of the object.
@@ -116,16 +158,29 @@ impl CloudBackend {
     /// A "not found" that does not say what was not found may come from a proxy or a wrong endpoint: a listing that works proves it.
     async fn prove_absence(&self, name: &str, doubt: Error) -> Result<Option<Piece>> {
         let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let listed = self.list_folder(folder).await?;
+        let (_, objects) = self.list_folder(folder).await?;
         let wanted = self.path(name);
-        if listed.objects.iter().any(|o| o.location == wanted) { Err(doubt.transient()) } else { Ok(None) }
+        if objects.iter().any(|o| o.location == wanted) { Err(doubt.transient()) } else { Ok(None) }
     }
 
-    async fn list_folder(&self, prefix: &str) -> Result<object_store::ListResult> {
+    /// Folders and objects directly below a prefix. The limit is per page, not for a listing of any length.
+    async fn list_folder(&self, prefix: &str) -> Result<(BTreeSet<ObjectPath>, Vec<ObjectMeta>)> {
         let path = self.path(prefix);
-        let path = (!path.as_ref().is_empty()).then_some(path);
-        let request = self.store.list_with_delimiter(path.as_ref());
-        self.limited(LARGEST, &format!("list {prefix:?}"), request).await.map_err(Trouble::into_error)
+        let above = (!path.as_ref().is_empty()).then(|| format!("{path}/"));
+        let what = format!("list {prefix:?}");
+        let (mut folders, mut objects, mut page_token) = (BTreeSet::new(), Vec::new(), None);
+        loop {
+            let options =
+                PaginatedListOptions { delimiter: Some(Cow::Borrowed("/")), page_token, ..Default::default() };
+            let request = self.store.list_paginated(above.as_deref(), options);
+            let page = self.asked(PAGE, &what, request).await.map_err(Trouble::into_error)?;
+            folders.extend(page.result.common_prefixes);
+            objects.extend(page.result.objects);
+            page_token = page.page_token;
+            if page_token.is_none() {
+                return Ok((folders, objects));
+            }
+        }
     }
 }
 
@@ -173,7 +228,7 @@ impl Backend for CloudBackend {
             let mut found = Vec::new();
             // One page of a thousand names at a time: the limit is per page, not for a listing of any length.
             let what = format!("list {prefix:?}");
-            while let Some(meta) = self.limited(1 << 20, &what, stream.try_next()).await.map_err(Trouble::into_error)? {
+            while let Some(meta) = self.asked(PAGE, &what, stream.try_next()).await.map_err(Trouble::into_error)? {
                 if let Some(name) = self.name(&meta.location) {
                     found.push(Listed { name: name.to_owned(), size: meta.size, modified: meta.last_modified.into() });
                 }
@@ -185,17 +240,17 @@ impl Backend for CloudBackend {
 
     fn folders<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
         async move {
-            let listed = self.list_folder(prefix).await?;
-            Ok(listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
+            let (folders, _) = self.list_folder(prefix).await?;
+            Ok(folders.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
         }
         .boxed()
     }
 
     fn children<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Children>> {
         async move {
-            let listed = self.list_folder(prefix).await?;
-            let folders = listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
-            let objects = listed.objects.iter().filter_map(|meta| {
+            let (folders, objects) = self.list_folder(prefix).await?;
+            let folders = folders.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
+            let objects = objects.iter().filter_map(|meta| {
                 let name = self.name(&meta.location)?.to_owned();
                 Some(Listed { name, size: meta.size, modified: meta.last_modified.into() })
             });
@@ -207,7 +262,7 @@ impl Backend for CloudBackend {
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
             let path = self.path(name);
-            match self.limited(0, &format!("delete {name}"), self.store.delete(&path)).await {
+            match self.asked(0, &format!("delete {name}"), self.store.delete(&path)).await {
                 Ok(()) | Err(Trouble::Absent) => Ok(()),
                 Err(other) => Err(other.into_error()),
             }
@@ -222,6 +277,10 @@ impl Backend for CloudBackend {
     fn make_root(&self) -> BoxFuture<'_, Result<()>> {
         async { Ok(()) }.boxed()
     }
+
+    fn silent_for(&self) -> Option<Duration> {
+        self.silence.lasts()
+    }
 }
 
 /// What an error of the store means.
@@ -234,14 +293,25 @@ enum Trouble {
     Taken,
     /// 416: the range lies behind the end.
     Range,
+    /// None came, or none that was the store's.
+    NoAnswer(Error),
     Error(Error),
+}
+
+fn no_answer(what: &str, within: Duration) -> Trouble {
+    let text = format!("cannot {what}: no answer from the store within {} s", within.as_secs_f32());
+    Trouble::NoAnswer(
+        Error::new(Kind::Repository, text)
+            .transient()
+            .hint("See whether the store works; check the network, and its endpoint."),
+    )
 }
 
 impl Trouble {
     fn into_error(self) -> Error {
         let plain = |text: &str| Error::new(Kind::Repository, text).transient();
         match self {
-            Trouble::Error(error) | Trouble::NotFound(error) => error,
+            Trouble::Error(error) | Trouble::NotFound(error) | Trouble::NoAnswer(error) => error,
             Trouble::Absent => plain("the store answered that it does not exist"),
             Trouble::Taken => plain("the store answered with a conflict"),
             Trouble::Range => plain("the store refused the range"),
@@ -327,7 +397,7 @@ fn trouble(what: &str, error: object_store::Error) -> Trouble {
         }
         None => match error {
             object_store::Error::Generic { .. } | object_store::Error::JoinError { .. } => {
-                broken.transient().hint("Check the network, and the endpoint of the store.")
+                return Trouble::NoAnswer(broken.transient().hint("Check the network, and the endpoint of the store."));
             }
             _ => broken,
         },

@@ -6,6 +6,7 @@ mod local;
 pub mod names;
 mod open;
 mod root;
+mod silence;
 pub mod store;
 
 pub use backend::Listed;

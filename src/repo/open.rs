@@ -6,10 +6,10 @@ use std::sync::Arc;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use object_store::{ClientOptions, ObjectStore, RetryConfig};
+use object_store::{ClientOptions, RetryConfig};
 use url::Url;
 
-use super::cloud::{CloudBackend, Timeouts};
+use super::cloud::{CloudBackend, Paged, Timeouts};
 use super::names;
 use crate::error::{Error, Kind, Result};
 
@@ -79,7 +79,7 @@ pub(super) fn open(url: &Url, env: Env<'_>, timeouts: Timeouts) -> Result<Option
     if url.port().is_some() || !(prefix.is_empty() || names::valid_name(prefix)) {
         return Ok(None);
     }
-    let store: object_store::Result<Arc<dyn ObjectStore>> = match url.scheme() {
+    let store: object_store::Result<Arc<dyn Paged>> = match url.scheme() {
         "s3" => {
             demand_endpoint(env)?;
             demand_tls_or_permission(env)?;

@@ -23,6 +23,8 @@ use crate::pg::{DurableLsn, Lsn, SystemIdentifier, TimelineId};
 pub const HEAD_BYTES: u64 = 8 << 10;
 /// How often a read is tried while its error may pass.
 const READ_ATTEMPTS: u32 = 4;
+/// What took so long to fail is told while it is tried again.
+const SLOW: Duration = Duration::from_secs(5);
 /// A staging file that nobody holds is left over from a crash when it is as old as this.
 const STAGING_AGE: Duration = Duration::from_secs(60);
 
@@ -229,7 +231,7 @@ impl Repository {
     pub async fn get(&self, name: &str) -> Result<Option<Bytes>> {
         demand_name(name)?;
         let most = names::largest(name);
-        let piece = retry(|| self.inner.backend.whole(name, most)).await?;
+        let piece = self.retry(|| self.inner.backend.whole(name, most)).await?;
         match piece {
             Some(piece) if piece.size > most => Err(too_long(name, piece.size, most)),
             piece => Ok(piece.map(|p| p.bytes)),
@@ -239,14 +241,14 @@ impl Repository {
     /// The bytes of the range, shorter where the object ends; `None` as for `get`.
     pub async fn get_range(&self, name: &str, range: std::ops::Range<u64>) -> Result<Option<Bytes>> {
         demand_name(name)?;
-        let piece = retry(|| self.inner.backend.read(name, Some(range.clone()))).await?;
+        let piece = self.retry(|| self.inner.backend.read(name, Some(range.clone()))).await?;
         Ok(piece.map(|p| p.bytes))
     }
 
     /// Size and time of an object; `None` as for `get`.
     pub async fn head(&self, name: &str) -> Result<Option<Listed>> {
         demand_name(name)?;
-        let piece = retry(|| self.inner.backend.read(name, Some(0..1))).await?;
+        let piece = self.retry(|| self.inner.backend.read(name, Some(0..1))).await?;
         Ok(piece.map(|p| Listed { name: name.to_owned(), size: p.size, modified: p.modified }))
     }
 
@@ -254,7 +256,7 @@ impl Repository {
     /// not give are left out.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         demand_prefix(prefix)?;
-        let mut listed = retry(|| self.inner.backend.list(prefix)).await?;
+        let mut listed = self.retry(|| self.inner.backend.list(prefix)).await?;
         listed.retain(|l| names::valid_name(&l.name));
         Ok(listed)
     }
@@ -262,7 +264,7 @@ impl Repository {
     /// Names of the folders directly below a prefix.
     pub async fn folders(&self, prefix: &str) -> Result<Vec<String>> {
         demand_prefix(prefix)?;
-        let mut folders = retry(|| self.inner.backend.folders(prefix)).await?;
+        let mut folders = self.retry(|| self.inner.backend.folders(prefix)).await?;
         folders.retain(|f| names::valid_name(f));
         Ok(folders)
     }
@@ -270,7 +272,7 @@ impl Repository {
     /// Folders and objects directly below a prefix, in no order.
     pub async fn children(&self, prefix: &str) -> Result<Children> {
         demand_prefix(prefix)?;
-        let mut children = retry(|| self.inner.backend.children(prefix)).await?;
+        let mut children = self.retry(|| self.inner.backend.children(prefix)).await?;
         children.folders.retain(|folder| names::valid_name(folder));
         children.objects.retain(|object| names::valid_name(&object.name));
         Ok(children)
@@ -279,13 +281,40 @@ impl Repository {
     /// Makes an object durable that an earlier run may have left and that was found under its name: on a local disk a name can be seen before it is.
     pub async fn settle(&self, name: &str) -> Result<()> {
         demand_name(name)?;
-        retry(|| self.inner.backend.settle(name)).await
+        self.retry(|| self.inner.backend.settle(name)).await
     }
 
     /// Durable where the store is a local disk; a missing object is no error.
     pub async fn delete(&self, name: &str) -> Result<()> {
         demand_name(name)?;
-        retry(|| self.inner.backend.delete(name)).await
+        self.retry(|| self.inner.backend.delete(name)).await
+    }
+
+    /// For how long the store has answered nothing, once that is longer than the patience of one request: whoever has many objects to ask for should not wait for
+    /// each of them.
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.inner.backend.silent_for()
+    }
+
+    /// Tries what has no effect, or the same effect every time, again while the error may pass.
+    async fn retry<'a, T>(&self, attempt: impl Fn() -> futures::future::BoxFuture<'a, Result<T>>) -> Result<T> {
+        let mut backoff = backoff();
+        let mut tried = 1;
+        loop {
+            let asked = Instant::now();
+            match attempt().await {
+                Err(error) if error.is_transient() && tried < READ_ATTEMPTS && self.silent_for().is_none() => {
+                    // Whoever sits before it should know what is waited for.
+                    match asked.elapsed() >= SLOW {
+                        true => tracing::warn!("{error}; trying again ({tried} of {READ_ATTEMPTS})"),
+                        false => tracing::debug!(error = %error, tried, "request failed, trying again"),
+                    }
+                    tried += 1;
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+                settled => return settled,
+            }
+        }
     }
 
     /// Deletes what crashed writers left in a local repository (files under staging names that nobody holds); says how many.
@@ -293,22 +322,6 @@ impl Repository {
         let Some(root) = self.local_root().map(Path::to_path_buf) else { return Ok(0) };
         let medium = self.inner.medium.clone();
         self.lane().run(move || durable::clean_staging(&*medium, &root, STAGING_AGE)).await?
-    }
-}
-
-/// Tries what has no effect, or the same effect every time, again while the error may pass.
-async fn retry<'a, T>(attempt: impl Fn() -> futures::future::BoxFuture<'a, Result<T>>) -> Result<T> {
-    let mut backoff = backoff();
-    let mut tried = 1;
-    loop {
-        match attempt().await {
-            Err(error) if error.is_transient() && tried < READ_ATTEMPTS => {
-                tracing::debug!(error = %error, tried, "request failed, trying again");
-                tried += 1;
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-            settled => return settled,
-        }
     }
 }
 

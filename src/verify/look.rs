@@ -170,12 +170,17 @@ impl<'a> Look<'a> {
             Backoff::new(Duration::from_millis(200), Duration::from_secs(5), getrandom::u64().unwrap_or_default());
         loop {
             match ask().await {
-                Err(error) if error.is_transient() && started.elapsed() < self.options.patience => {
+                Err(error) if error.is_transient() && started.elapsed() < self.options.patience && !self.silent() => {
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
                 answer => return answer,
             }
         }
+    }
+
+    /// Whether the store has answered nothing for longer than anything is asked for: then each object that is left is not waited for anew.
+    fn silent(&self) -> bool {
+        self.archive.repo.silent_for().is_some_and(|silent| silent >= self.options.patience)
     }
 
     /// Fetches an object and looks at it, beside the tasks. What looks wrong is fetched and looked at once more.
