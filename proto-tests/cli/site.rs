@@ -99,6 +99,10 @@ impl Site {
             eprintln!("--- the server's log\n{log}---");
         }
         let told = output.expect_code(0).json();
+        let restored = &told["restored"];
+        if restored["kept"] == 0 {
+            assert_eq!(restored["fetched"], told["plan"]["stored_bytes"], "the plan tells what is fetched: {told}");
+        }
         Copy { data: self.data(name), pg_ctl: server.bin_dir().join("pg_ctl"), told }
     }
 }

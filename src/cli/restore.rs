@@ -41,7 +41,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
             let options = options(common, cluster, context.settings.config_path.as_path(), args)?;
             prepared.plan.tablespaces = restore::check(&prepared, &options)?;
         }
-        return show_plan(common, &prepared.plan);
+        return show_plan(common, &prepared.plan, args.delta);
     }
     let options = options(common, cluster, context.settings.config_path.as_path(), args)?;
     let patience = duration::parse(&args.stall_limit)
@@ -54,7 +54,7 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     }
     restore::rehearse(&archive, access.clone(), &prepared, &options).await?;
     if common.output == output::Format::Text {
-        show_plan(common, &prepared.plan)?;
+        show_plan(common, &prepared.plan, args.delta)?;
     }
     let bar = bar();
     let restored = {
@@ -201,7 +201,8 @@ async fn start(
     outcome
 }
 
-fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
+/// `delta`: less is fetched where something stands that is right.
+fn show_plan(common: &Common, plan: &Plan, delta: bool) -> Result<()> {
     if common.output == output::Format::Json {
         output::json(plan);
         return Ok(());
@@ -219,7 +220,9 @@ fn show_plan(common: &Common, plan: &Plan) -> Result<()> {
     for leg in &plan.timelines {
         output::line(format!("timeline     {}: from {} to {}", leg.timeline, leg.begin, leg.end));
     }
-    let stored = plan.stored_bytes.map_or_else(String::new, |bytes| format!("{} of packs, ", output::bytes(bytes)));
+    let most = if delta { "at most " } else { "" };
+    let stored =
+        plan.stored_bytes.map_or_else(String::new, |bytes| format!("{most}{} of packs, ", output::bytes(bytes)));
     let wal = output::bytes(plan.wal_bytes);
     output::line(format!("to fetch     {stored}{} segments of WAL ({wal} before compression)", plan.wal_segments));
     output::line(format!("to lay       {} in {} files", output::bytes(plan.backup_bytes), plan.files));
@@ -308,14 +311,14 @@ fn show_drops(plan: &Plan) {
 
 fn show_restored(restored: &Restored, pgdata: &Path) {
     output::line(format!(
-        "restored     {} in {} files to {}",
+        "restored     {} in {} files to {}, with {} of packs",
         output::bytes(restored.bytes),
         restored.files,
-        pgdata.display()
+        pgdata.display(),
+        output::bytes(restored.fetched)
     ));
     if restored.kept > 0 || restored.removed > 0 {
-        let (kept, fetched) = (output::bytes(restored.kept), output::bytes(restored.fetched));
-        output::line(format!("kept         {kept} that stood there and were right; {fetched} were fetched"));
+        output::line(format!("kept         {} that stood there and were right", output::bytes(restored.kept)));
         output::line(format!("removed      {} files and directories that the backup does not have", restored.removed));
     }
     if let Some(aside) = &restored.aside {

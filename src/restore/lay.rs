@@ -18,6 +18,7 @@ use crate::disk::claim::{self, MARK};
 use crate::disk::clear::{self, Fate};
 use crate::disk::lay::{self, Ground};
 use crate::error::{Error, Kind, Result};
+use crate::repo::ClusterNames;
 use crate::seal::content::manifest::Manifest;
 use crate::seal::content::map::{EntryKind, File, Merge, PackPlace, Run, Source, Step};
 use crate::seal::header::ObjectKind;
@@ -77,8 +78,9 @@ pub struct Filling {
     pub left_out: bool,
 }
 
+/// What is fetched together.
 #[derive(Default)]
-struct Window {
+pub(super) struct Window {
     files: Vec<Filling>,
     jobs: BTreeMap<(String, u32), PackJob>,
     /// Bytes of files that stood there and that are to be zero: file, offset, length.
@@ -170,7 +172,7 @@ pub async fn lay(
             }
             Step::End => break,
         }
-        if window.pieces >= WINDOW {
+        if window.is_full() {
             let files = work.flush(std::mem::take(&mut window)).await?;
             list(listing, &files)?;
         }
@@ -182,7 +184,7 @@ pub async fn lay(
     laid.files += 1;
     laid.bytes += control.size;
     laid.kept = counts.kept.into_inner();
-    laid.fetched = counts.fetched.into_inner();
+    laid.fetched = counts.fetched.into_inner() + pack::small_fetches(archive, &control)?;
     Ok(laid)
 }
 
@@ -225,29 +227,48 @@ fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool, left_ou
         true => ground.new_file(&file.path, file.size, file.mode).map(|()| false)?,
         false => ground.file(&file.path, file.size, file.mode)?,
     };
-    let unit = file.kind.unit().map_or(1, |u| u.bytes());
-    let number = window.files.len() as u32;
     let tally = listed.then(|| Tally::of(&file));
-    let mut zero = 0;
-    for Run { first, count, source } in file.runs {
-        let (at, len) = (first * unit, count * unit);
-        let Source::Pack { pack, frame, offset } = source else {
-            zero += len;
-            if stood {
-                window.zeros.push((number, at, len));
-                window.pieces += 1;
-            }
-            continue;
-        };
-        let len = u32::try_from(len).map_err(|_| Error::new(Kind::Corrupt, "a run of a map is longer than a frame"))?;
-        let key = (pack.backup.to_string(), pack.number);
-        let job = window.jobs.entry(key).or_insert_with(|| PackJob { pack, pieces: Vec::new() });
-        job.pieces.push(Piece { at, len, file: number, frame, offset });
-        window.pieces += 1;
-    }
-    window.pieces += FILE;
+    let zero = window.gather(file.kind, file.runs, stood)?;
     window.files.push(Filling { path: file.path, tally, stood, left_out });
     Ok(if left_out { 0 } else { zero })
+}
+
+impl Window {
+    /// Notes where the bytes of the next file come from; `stood`: something stands in its place. Returns how many of them are zero because the backup says so.
+    pub(super) fn gather(&mut self, kind: EntryKind, runs: Vec<Run>, stood: bool) -> Result<u64> {
+        let unit = kind.unit().map_or(1, |u| u.bytes());
+        let number = self.files.len() as u32;
+        let mut zero = 0;
+        for Run { first, count, source } in runs {
+            let (at, len) = (first * unit, count * unit);
+            let Source::Pack { pack, frame, offset } = source else {
+                zero += len;
+                if stood {
+                    self.zeros.push((number, at, len));
+                    self.pieces += 1;
+                }
+                continue;
+            };
+            let len =
+                u32::try_from(len).map_err(|_| Error::new(Kind::Corrupt, "a run of a map is longer than a frame"))?;
+            let key = (pack.backup.to_string(), pack.number);
+            let job = self.jobs.entry(key).or_insert_with(|| PackJob { pack, pieces: Vec::new() });
+            job.pieces.push(Piece { at, len, file: number, frame, offset });
+            self.pieces += 1;
+        }
+        self.pieces += FILE;
+        Ok(zero)
+    }
+
+    /// So much was gathered that it is fetched before anything more is.
+    pub(super) fn is_full(&self) -> bool {
+        self.pieces >= WINDOW
+    }
+
+    /// Bytes of packs that are fetched for it where nothing stood.
+    pub(super) fn fetches(self, names: &ClusterNames, together: u64) -> Result<u64> {
+        self.jobs.into_values().map(|job| pack::fetches(names, job, together)).sum()
+    }
 }
 
 /// What fetching and writing needs to know.

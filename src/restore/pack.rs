@@ -11,8 +11,9 @@ use super::{keep, stock};
 use crate::archive::Archive;
 use crate::disk::lay::Ground;
 use crate::error::{Error, Kind, Result};
+use crate::repo::ClusterNames;
 use crate::seal::content::contents::Contents;
-use crate::seal::content::map::{File, PackPlace, Source};
+use crate::seal::content::map::{File, PackPlace, Run, Source};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::Opener;
 use crate::seal::page_hash::PageHasher;
@@ -42,20 +43,19 @@ pub async fn write_out(
 ) -> Result<Moved> {
     job.pieces.sort_unstable_by_key(|p| (p.frame, p.offset));
     let name = archive.names.pack(job.pack.backup.as_str(), job.pack.number);
-    let mut moved = Moved::default();
+    let (mut moved, mut opened) = (Moved::default(), None);
     if job.pieces.iter().any(|p| files.get(p.file as usize).is_some_and(|file| file.stood)) {
         let list = stock::needed(archive.repo.get_range(&name, list_range(&job.pack, &name)?).await?, &name)?;
         moved.fetched += list.len() as u64;
         let (archive, ground, files, name) = (archive.clone(), ground.clone(), files.clone(), name.clone());
         let work = move || compare(&archive, &ground, &files, job, &name, &list);
-        (job, moved.kept) = blocking(work).await?;
+        let (left, kept, listed) = blocking(work).await?;
+        (job, moved.kept, opened) = (left, kept, Some(listed));
         if job.pieces.is_empty() {
             return Ok(moved);
         }
     }
-    let together = if archive.repo.local_root().is_some() { NEAR } else { FAR };
-    let mut opened = None;
-    for pieces in groups(&job.pack, job.pieces, together, &name)? {
+    for pieces in groups(&job.pack, job.pieces, together(archive), &name)? {
         let ranges = ranges(&job.pack, &pieces, opened.is_none(), &name)?;
         let mut chunks = Vec::with_capacity(ranges.len());
         for range in ranges {
@@ -80,12 +80,29 @@ pub async fn write_out(
     Ok(moved)
 }
 
+/// Bytes of a pack that are fetched together.
+pub fn together(archive: &Archive) -> u64 {
+    if archive.repo.local_root().is_some() { NEAR } else { FAR }
+}
+
+/// How many bytes [`write_out`] fetches where nothing stood in the files.
+pub fn fetches(names: &ClusterNames, mut job: PackJob, together: u64) -> Result<u64> {
+    job.pieces.sort_unstable_by_key(|p| (p.frame, p.offset));
+    let name = names.pack(job.pack.backup.as_str(), job.pack.number);
+    let (mut bytes, mut list) = (0, true);
+    for pieces in groups(&job.pack, job.pieces, together, &name)? {
+        let ranges = ranges(&job.pack, &pieces, std::mem::take(&mut list), &name)?;
+        bytes += ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+    }
+    Ok(bytes)
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| Error::new(Kind::Failed, "writing files was interrupted").caused_by(e))?
 }
 
-/// Takes out of a job what stands in its files already.
+/// Takes out of a job what stands in its files already; how many bytes that is, and what opens the rest.
 fn compare(
     archive: &Archive,
     ground: &Ground,
@@ -93,11 +110,11 @@ fn compare(
     job: PackJob,
     name: &str,
     list: &[u8],
-) -> Result<(PackJob, u64)> {
+) -> Result<(PackJob, u64, Opened)> {
     let opened = Opened::new(archive, &job.pack, list, name)?;
     let hasher = PageHasher::new(archive.keys.secret());
     let (pieces, kept) = keep::missing(ground, files, &opened.contents, &hasher, &job.pieces, name)?;
-    Ok((PackJob { pieces, ..job }, kept))
+    Ok((PackJob { pieces, ..job }, kept, opened))
 }
 
 /// What a pack's frames are opened and checked with.
@@ -249,6 +266,18 @@ fn piece_of<'a>(plain: &'a [u8], offset: u32, len: u64, name: &str) -> Result<&'
             format!("a map names bytes {from} to {} of a frame of {name} that has {found}", from + len),
         )
     })
+}
+
+/// How many bytes [`small_file`] fetches.
+pub fn small_fetches(archive: &Archive, file: &File) -> Result<u64> {
+    let of = |run: &Run| {
+        let Source::Pack { pack, frame, .. } = &run.source else { return Ok(0) };
+        let name = archive.names.pack(pack.backup.as_str(), pack.number);
+        let place = pack.frames.get(*frame as usize).ok_or_else(|| no_frame(&name, *frame))?;
+        let list = list_range(pack, &name)?;
+        Ok(u64::from(place.len) + list.end - list.start)
+    };
+    file.runs.iter().map(of).sum()
 }
 
 /// A small file as a whole, in memory.

@@ -25,7 +25,8 @@ pub struct Plan {
     pub target_timeline: u32,
     /// Bytes of the files that are laid.
     pub backup_bytes: u64,
-    /// Bytes of the repository that hold them; `None` where the maps were not read for it.
+    /// Bytes of packs that are fetched for them, as [`Restored::fetched`](super::Restored) counts them where nothing stood there before; `None` where the maps
+    /// were not read for it.
     pub stored_bytes: Option<u64>,
     /// By what a drill has measured; `None` where none has measured as much.
     pub estimate: Option<EstimateShown>,

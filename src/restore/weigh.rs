@@ -1,16 +1,16 @@
 //! What a restore costs: the stored bytes that it fetches, and the time that it may take, by what was measured in this archive.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use super::only::Only;
 use super::report::{EstimateShown, Plan};
-use super::{Choice, Prepared, lay};
+use super::{Choice, Prepared, lay, pack};
 use crate::archive::Archive;
 use crate::error::Result;
+use crate::repo::ClusterNames;
 use crate::seal::content::event::Measured;
 use crate::seal::content::manifest::Manifest;
-use crate::seal::content::map::{File, PackPlace, Source};
+use crate::seal::content::map::{EntryKind, File, Source};
 use crate::seal::content::rfc3339;
 
 /// Drills that are looked at for one that has measured.
@@ -54,26 +54,39 @@ fn scaled(bytes: u64, of: u64, milliseconds: u64) -> Option<f64> {
     known.then(|| milliseconds as f64 / 1000.0 * (bytes as f64 / of as f64))
 }
 
-/// What is laid, and the frames that hold it.
+/// What is laid, and what is fetched for it.
 async fn needed(archive: &Archive, manifest: &Manifest, only: Option<&Only>) -> Result<Needed> {
     let mut needed = Needed::default();
+    let mut failed = None;
     let mut see = |file: File| {
         if matches!(file.path.as_slice(), b"postgresql.conf" | b"postgresql.auto.conf") {
             needed.configuration.push(file.clone());
         }
-        if lay::is_laid(&file.path) || file.path == lay::CONTROL {
-            needed.file(&only.and_then(|only| only.reduced(&file)).map_or(file, |(reduced, _)| reduced));
+        let seen = match () {
+            () if file.path == lay::CONTROL => needed.control(archive, &file),
+            () if lay::is_laid(&file.path) => {
+                let file = only.and_then(|only| only.reduced(&file)).map_or(file, |(reduced, _)| reduced);
+                needed.file(file, &archive.names, pack::together(archive))
+            }
+            () => Ok(()),
+        };
+        if let Err(error) = seen {
+            failed.get_or_insert(error);
         }
     };
     archive.each_file(manifest, &mut see).await?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    needed.end(&archive.names, pack::together(archive))?;
     Ok(needed)
 }
 
 #[derive(Default)]
 struct Needed {
-    /// Which frames of each pack were counted.
-    packs: HashMap<(String, u32), Vec<bool>>,
-    /// Of these frames, and of the contents list of each pack.
+    /// As it is fetched: what of a pack two windows need is fetched twice, and what lies between two frames with them.
+    window: lay::Window,
+    /// Of packs.
     bytes: u64,
     /// As in [`Prepared::laid`].
     laid: BTreeMap<u32, u64>,
@@ -81,26 +94,34 @@ struct Needed {
 }
 
 impl Needed {
-    fn file(&mut self, file: &File) {
+    fn file(&mut self, file: File, names: &ClusterNames, together: u64) -> Result<()> {
+        self.count(&file);
+        if matches!(file.kind, EntryKind::Pages | EntryKind::Bytes) {
+            self.window.gather(file.kind, file.runs, false)?;
+        }
+        if self.window.is_full() { self.end(names, together) } else { Ok(()) }
+    }
+
+    fn control(&mut self, archive: &Archive, file: &File) -> Result<()> {
+        self.count(file);
+        self.bytes += pack::small_fetches(archive, file)?;
+        Ok(())
+    }
+
+    /// What is written.
+    fn count(&mut self, file: &File) {
         let unit = file.kind.unit().map_or(1, |unit| unit.bytes());
-        for run in &file.runs {
-            let Source::Pack { pack, frame, .. } = &run.source else { continue };
-            self.frame(pack, *frame);
-            *self.laid.entry(tablespace(&file.path)).or_default() += run.count * unit;
+        let stored = file.runs.iter().filter(|run| matches!(run.source, Source::Pack { .. }));
+        let bytes: u64 = stored.map(|run| run.count * unit).sum();
+        if bytes > 0 {
+            *self.laid.entry(tablespace(&file.path)).or_default() += bytes;
         }
     }
 
-    fn frame(&mut self, pack: &Arc<PackPlace>, frame: u32) {
-        let len = |frame: u32| pack.frames.get(frame as usize).map_or(0, |place| u64::from(place.len));
-        let bytes = &mut self.bytes;
-        let counted = self.packs.entry((pack.backup.to_string(), pack.number)).or_insert_with(|| {
-            *bytes += len(0);
-            vec![false; pack.frames.len()]
-        });
-        if let Some(counted) = counted.get_mut(frame as usize).filter(|counted| !**counted) {
-            *counted = true;
-            self.bytes += len(frame);
-        }
+    /// What was gathered is fetched.
+    fn end(&mut self, names: &ClusterNames, together: u64) -> Result<()> {
+        self.bytes += std::mem::take(&mut self.window).fetches(names, together)?;
+        Ok(())
     }
 }
 
@@ -112,18 +133,23 @@ fn tablespace(path: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bytes::Bytes;
 
     use super::*;
+    use crate::error::Kind;
+    use crate::pg::SystemIdentifier;
     use crate::seal::content::BackupId;
-    use crate::seal::content::map::{EntryKind, Run};
+    use crate::seal::content::map::{PackPlace, Run};
     use crate::seal::sealer::FramePlace;
 
     #[test]
-    fn each_frame_is_fetched_once_and_a_list_with_each_pack() {
+    fn what_is_fetched_is_weighed_with_what_lies_between_and_a_list_with_each_pack() {
         let backup = BackupId::parse("20260131T020000Z-0000001A-0000000300000028-1a2b").unwrap();
-        let place = |len| FramePlace { offset: 0, len, plain_len: 0 };
-        let frames = vec![place(1), place(10), place(100)];
+        let place = |offset, len| FramePlace { offset, len, plain_len: 0 };
+        // The third one lies next to the first, the last one far away.
+        let frames = vec![place(0, 1), place(1, 10), place(11, 50), place(61, 100), place(9 << 20, 1000)];
         let pack = |number| {
             let (backup, frames) = (backup.clone(), frames.clone());
             Arc::new(PackPlace { backup, number, len: 0, header: Bytes::new(), frames })
@@ -131,17 +157,28 @@ mod tests {
         let run =
             |number, frame| Run { first: 0, count: 1, source: Source::Pack { pack: pack(number), frame, offset: 0 } };
         let zero = Run { first: 9, count: 1, source: Source::Zero };
-        let runs = vec![run(0, 1), run(0, 1), run(1, 2), zero, run(1, 9)];
+        let size = crate::pg::SegmentSize::new(16 << 20).unwrap();
+        let names = ClusterNames { cluster: "main".to_owned(), system: SystemIdentifier(1), segment_size: size };
         let (kind, link) = (EntryKind::Pages, Vec::new());
+        let file =
+            |runs| File { path: b"base/1/2".to_vec(), kind, size: 0, mode: 0, mtime: 0, link: link.clone(), runs };
         let mut needed = Needed::default();
-        needed.file(&File { path: b"base/1/2".to_vec(), kind, size: 0, mode: 0, mtime: 0, link, runs });
-        assert_eq!(needed.bytes, 1 + 10 + 1 + 100);
+        needed.file(file(vec![run(0, 1), run(0, 1), run(1, 3), zero, run(0, 3)]), &names, 4 << 20).unwrap();
+        needed.end(&names, 4 << 20).unwrap();
+        let (near, apart) = (10 + 50 + 100, 100);
+        assert_eq!(needed.bytes, (1 + near) + (1 + 60 + apart));
+        // Another window fetches its list, and what it needs, again.
+        needed.file(file(vec![run(0, 1), run(0, 4)]), &names, 4 << 20).unwrap();
+        needed.end(&names, 4 << 20).unwrap();
+        assert_eq!(needed.bytes, (1 + near) + (1 + 60 + apart) + (1 + 10 + 1000));
+        assert!(needed.file(file(vec![run(0, 9)]), &names, 4 << 20).is_ok());
+        assert_eq!(needed.end(&names, 4 << 20).unwrap_err().kind(), Kind::Corrupt, "no such frame");
         let placed = [(b"pg_tblspc/16384/PG_15/1/2".as_slice(), 16384), (b"pg_tblspc/x", 0), (b"base/1/2", 0)];
         assert!(placed.iter().all(|(path, oid)| tablespace(path) == *oid));
         // Zeros are holes.
         let written: u64 = needed.laid.values().sum();
         assert_eq!(needed.laid.into_iter().collect::<Vec<_>>(), [(0, written)]);
-        assert_eq!(written, 4 * crate::pg::data_page::PAGE as u64);
+        assert_eq!(written, 7 * crate::pg::data_page::PAGE as u64);
     }
 
     #[test]
