@@ -58,3 +58,43 @@ fn the_oldest_and_the_newest_reach_an_idle_time() {
         restored_to_an_idle_time(version);
     }
 }
+
+/// A receiver that was stopped, or died, under load: its last commits are in the open segment, and no heartbeat speaks of them.
+#[test]
+fn every_command_names_one_moment_through_which_the_archive_is_complete() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::start(MajorVersion::V16);
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("create table story as select 1 as n");
+    site.backup();
+    // Not idle for long enough to prove anything.
+    for _ in 0..10 {
+        server.sql("insert into story values (2)");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    wait_durable(&server, server.lsn());
+    end(receiver);
+
+    let shown = |args: &[&str]| site.walrecv(args).args(["--output", "json"]).run().json();
+    let moment = |value: &serde_json::Value| -> jiff::Timestamp {
+        value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no time: {value}"))
+    };
+    let planned = shown(&["restore", "--latest", "--plan"]);
+    let last = moment(&planned["landing"]["last_commit"]["time"]);
+    let through = moment(&shown(&["list"])["backups"][0]["complete_through"]);
+    assert!(through >= last, "{through} is before the commit of {last}");
+    assert_eq!(moment(&shown(&["show", "latest"])["complete_through"]), through, "show");
+    assert_eq!(moment(&shown(&["status"])["clusters"][0]["complete_through"]), through, "status");
+    assert_eq!(moment(&shown(&["find", "--last", "1h"])["complete_through"]), through, "find");
+    assert_eq!(moment(&shown(&["list", "--windows"])["timelines"][0]["windows"][0]["through"]), through, "windows");
+    let now = server.sql("select clock_timestamp() + interval '1 minute'");
+    let refused = site.walrecv(&["restore", "--plan", "--target-time", &now]).run().expect_code(19);
+    let told = format!("complete through {}", through.strftime("%Y-%m-%d %H:%M:%S%.6f UTC"));
+    assert!(refused.stderr.contains(&told), "{told}: {}", refused.stderr);
+
+    // Whoever has no private key is told what he can know.
+    std::fs::rename(site.etc().join("walrecv-identity.txt"), site.etc().join("away")).expect("a key that goes");
+    let less = &shown(&["list"])["backups"][0]["complete_through"];
+    assert!(less.is_null() || moment(less) <= through, "{less}");
+}

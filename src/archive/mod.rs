@@ -16,6 +16,7 @@ pub mod inventory;
 mod join;
 pub mod learn;
 pub mod lost;
+mod newest;
 mod own_wal;
 pub mod path;
 pub mod plans;

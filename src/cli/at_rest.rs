@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::args::Common;
 use super::context::Context;
-use super::output;
+use super::{list, output};
 use crate::archive::Archive;
 use crate::archive::holes::Barrier;
 use crate::catalog::{LastKnown, path_in};
@@ -149,7 +149,7 @@ fn tell_stored(report: &mut ClusterReport, stored: Stored) {
 async fn stored(common: &Common) -> Result<Stored> {
     let context = Context::open(common).await?;
     let mut stored = Stored { repository: context.about.id, newest: None, last_verified: None, open: Vec::new() };
-    let archive = match context.archive(context.index_ring()?).await {
+    let archive = match context.archive(context.ring_at_hand().await?).await {
         Ok(archive) => archive,
         Err(error) if error.kind() == Kind::Repository && !error.is_transient() => return Ok(stored),
         Err(error) => return Err(error),
@@ -158,7 +158,13 @@ async fn stored(common: &Common) -> Result<Stored> {
     stored.open = archive.open_barriers().await?;
     let Some(timeline) = newest_timeline(&archive).await? else { return Ok(stored) };
     let durable = archive.durable_end(timeline).await?;
-    let complete_through = archive.complete_through(timeline).await?.and_then(|beat| output::moment(beat.time));
+    let inventory = archive.newest(|_| Lsn(u64::MAX)).await?;
+    let catalog = list::noted(&context, &archive);
+    let shelf = list::Shelf::of(&archive, &inventory, catalog.as_ref());
+    let complete_through = match durable {
+        Some(end) => list::through(&shelf, timeline, (Lsn(0), end)).await?.0.and_then(output::moment),
+        None => None,
+    };
     let at = newest_object(&archive, timeline).await?;
     stored.newest = Some(Newest { timeline, durable, complete_through, at });
     Ok(stored)

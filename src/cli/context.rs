@@ -88,6 +88,17 @@ impl Context {
         self.content_access().await.map(|(_, ring)| ring)
     }
 
+    /// As [`Context::content_ring`] where a private key is at hand that nobody has to be asked for, else as [`Context::index_ring`].
+    pub async fn ring_at_hand(&self) -> Result<ReaderRing> {
+        if self.encrypted() && self.settings.identity_file.is_none() {
+            return self.index_ring();
+        }
+        match self.content_ring().await {
+            Err(error) if error.kind() == Kind::Key => self.index_ring(),
+            ring => ring,
+        }
+    }
+
     /// What a restore leaves to `wal-fetch`, and the ring to read with.
     pub async fn content_access(&self) -> Result<(Access, ReaderRing)> {
         let identity = match self.encrypted() {

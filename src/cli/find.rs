@@ -94,7 +94,7 @@ fn print(told: &Told<'_>, wish: Wish) {
         tallied.commits
     ));
     let known = complete_through.map_or("an unknown moment".to_owned(), target::show);
-    output::line(format!("complete through {known}: what was done later is not stored yet"));
+    output::line(format!("complete through {known}; nothing is known here of what was done later"));
     for hole in missing {
         output::line(format!("MISSING  WAL from {} to {}: what was done there is not known", hole.from, hole.to));
     }

@@ -1,6 +1,7 @@
 //! `walrecv list`: the backups, and how far each can be restored.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -35,13 +36,13 @@ pub(super) struct Window {
     pub end: Option<(TimelineId, Lsn)>,
     /// Time of the newest commit that a complete segment's summary tells of; the open segment may hold newer ones.
     pub newest: Option<PgTime>,
-    /// Everything that was committed by then is stored: told by a heartbeat.
+    /// Everything that was committed by then is stored: the newest stored commit, or heartbeat.
     pub complete: Option<PgTime>,
 }
 
 pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
-    let archive = context.archive(context.index_ring()?).await?;
+    let archive = context.archive(context.ring_at_hand().await?).await?;
     let inventory = archive.inventory().await?;
     for (timeline, problem) in inventory.unknown() {
         output::note(format!("warning: windows do not go on into timeline {timeline}: {problem}"));
@@ -55,7 +56,7 @@ pub async fn run(common: &Common) -> Result<()> {
         }
     }
     let catalog = noted(&context, &archive);
-    let shelf = Shelf { archive: &archive, inventory: &inventory, catalog: catalog.as_ref() };
+    let shelf = Shelf::of(&archive, &inventory, catalog.as_ref());
     let mut windows = Vec::new();
     let announced = archive.announced().await?;
     let list = stock::backups(&archive).await?;
@@ -144,7 +145,7 @@ pub(super) async fn window_of(context: &Context, archive: &Archive, manifest: Ma
         output::note(format!("warning: it cannot be restored: {problem}"));
     }
     let catalog = noted(context, archive);
-    window(&Shelf { archive, inventory: &inventory, catalog: catalog.as_ref() }, manifest).await
+    window(&Shelf::of(archive, &inventory, catalog.as_ref()), manifest).await
 }
 
 /// What windows are made from.
@@ -153,6 +154,50 @@ pub(super) struct Shelf<'a> {
     pub inventory: &'a Inventory,
     /// Saves reading summaries of segments that the inventory shows.
     pub catalog: Option<&'a Catalog>,
+    /// The newest commit of each open segment that was read.
+    open: Mutex<BTreeMap<(SegmentName, Lsn), Option<PgTime>>>,
+}
+
+impl<'a> Shelf<'a> {
+    pub fn of(archive: &'a Archive, inventory: &'a Inventory, catalog: Option<&'a Catalog>) -> Shelf<'a> {
+        Shelf { archive, inventory, catalog, open: Mutex::default() }
+    }
+
+    /// The newest commit in the segment in which the WAL of a timeline ends, where no summary tells of it. Nothing where it cannot be read: then what is told is
+    /// an earlier moment.
+    async fn newest_open(&self, timeline: TimelineId, end: Lsn) -> Option<PgTime> {
+        let Shelf { archive, inventory, open, .. } = self;
+        let size = archive.names.segment_size;
+        let segment = SegmentName::new(timeline, size.segment_before(end), size);
+        if end == segment.end() && inventory.timelines.get(&timeline)?.complete.contains(&segment.number) {
+            return None;
+        }
+        let known = || open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(newest) = known().get(&(segment, end)) {
+            return *newest;
+        }
+        let newest = archive.newest_in(segment, end, inventory).await.unwrap_or_else(|error| {
+            tracing::warn!("which commits {segment} holds is not known: {error}");
+            None
+        });
+        known().insert((segment, end), newest);
+        newest
+    }
+}
+
+/// Through which moment everything is known to be stored that was committed on a timeline: the time of the newest commit, or heartbeat, up to `end`, where the
+/// WAL ends that is stored from `start` on. Apart: the newest commit that a summary tells of.
+pub(super) async fn through(
+    shelf: &Shelf<'_>,
+    timeline: TimelineId,
+    (start, end): (Lsn, Lsn),
+) -> Result<(Option<PgTime>, Option<PgTime>)> {
+    // A summary speaks of a whole segment: one that counts in part is read.
+    let whole = end.align_down(shelf.archive.names.segment_size.bytes());
+    let newest = newest_commit(shelf, timeline, start, whole).await?;
+    let beats = shelf.archive.heartbeats(timeline).await?;
+    let beat = beats.into_iter().find(|beat| (start..=end).contains(&beat.lsn)).map(|beat| beat.time);
+    Ok((newest.max(beat).max(shelf.newest_open(timeline, end).await), newest))
 }
 
 /// The catalog that a receiver on this host keeps. Nothing needs it.
@@ -165,22 +210,14 @@ pub(super) fn noted(context: &Context, archive: &Archive) -> Option<Catalog> {
 }
 
 async fn window(shelf: &Shelf<'_>, manifest: Manifest) -> Result<Window> {
-    let Shelf { archive, inventory, .. } = shelf;
-    let end = match inventory.demand_history(manifest.stop_timeline) {
+    let end = match shelf.inventory.demand_history(manifest.stop_timeline) {
         Ok(own) => end_of(shelf, &Path::of(&own), &manifest).await?,
         // No restore takes it, whatever WAL there is.
         Err(_) => None,
     };
-    let newest = match end {
-        Some((timeline, reached)) => newest_commit(shelf, timeline, manifest.start, reached).await?,
-        None => None,
-    };
-    let complete = match end {
-        Some((timeline, reached)) => {
-            let beats = archive.heartbeats(timeline).await?;
-            beats.into_iter().find(|beat| beat.lsn <= reached).map(|beat| beat.time)
-        }
-        None => None,
+    let (complete, newest) = match end {
+        Some((timeline, reached)) => through(shelf, timeline, (manifest.start, reached)).await?,
+        None => (None, None),
     };
     Ok(Window { manifest, end, newest, complete })
 }
@@ -215,12 +252,7 @@ fn next_leg(
 }
 
 /// The newest commit or abort time that summaries of complete segments tell of, looking back from the end.
-pub(super) async fn newest_commit(
-    shelf: &Shelf<'_>,
-    timeline: TimelineId,
-    start: Lsn,
-    end: Lsn,
-) -> Result<Option<PgTime>> {
+async fn newest_commit(shelf: &Shelf<'_>, timeline: TimelineId, start: Lsn, end: Lsn) -> Result<Option<PgTime>> {
     let size = shelf.archive.names.segment_size;
     let (last, first) = (size.segment_before(end).0, size.segment_of(start).0);
     for number in (first.max(last.saturating_sub(LOOK_BACK))..=last).rev() {
@@ -301,7 +333,7 @@ fn print(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
     output::line(output::table(&header, &right, &rows));
     output::line("");
     output::line(
-        "COMMITS THROUGH (UTC) is what complete segments and heartbeats tell; the open segment may hold newer ones.",
+        "COMMITS THROUGH (UTC): the newest commit or heartbeat stored; without the private key the open segment is not read.",
     );
     output::line("`walrecv restore --latest --plan` looks; `walrecv show ID` tells the rest of one backup.");
 }
@@ -336,7 +368,7 @@ const COLUMNS: [Column; 11] = [
         None => "WAL MISSING".to_owned(),
     }),
     column("COMMITS THROUGH", false, false, |window| match usable(window) {
-        Some(_) => window.newest.max(window.complete).map_or("-".to_owned(), short),
+        Some(_) => window.complete.map_or("-".to_owned(), short),
         None => "WAL MISSING".to_owned(),
     }),
 ];

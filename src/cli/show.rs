@@ -27,7 +27,7 @@ const NAMED: usize = 4;
 
 pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
     let context = Context::open(common).await?;
-    let archive = context.archive(context.index_ring()?).await?;
+    let archive = context.archive(context.ring_at_hand().await?).await?;
     let id = choose(&archive, &args.backup).await?;
     let manifest = match archive.backup(&id).await? {
         Some(Backup::Complete(manifest)) => *manifest,
@@ -241,11 +241,8 @@ fn text(window: &list::Window) {
         Some((timeline, end)) => row("restorable", format!("from {} to {end} (timeline {timeline})", manifest.stop)),
         None => row("restorable", "NO: WAL from its start to its stop is missing"),
     }
-    if let Some(time) = window.newest.max(window.complete) {
-        row(
-            "commits",
-            format!("through {}, perhaps later: `walrecv restore --latest --plan` looks", target::show(time)),
-        );
+    if let Some(time) = window.complete {
+        row("commits", format!("complete through {}, as far as is known", target::show(time)));
     }
 }
 

@@ -35,7 +35,7 @@ struct Row<'a> {
 
 pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
-    let archive = context.archive(context.index_ring()?).await?;
+    let archive = context.archive(context.ring_at_hand().await?).await?;
     let inventory = archive.inventory().await?;
     for (timeline, problem) in inventory.unknown() {
         output::note(format!("warning: where timeline {timeline} comes from is not known: {problem}"));
@@ -51,7 +51,7 @@ pub async fn run(common: &Common) -> Result<()> {
         reach.lost = lost.map(|lost| Stretch { from: lost.from, to: lost.beat.lsn });
     }
     let catalog = list::noted(&context, &archive);
-    let shelf = Shelf { archive: &archive, inventory: &inventory, catalog: catalog.as_ref() };
+    let shelf = Shelf::of(&archive, &inventory, catalog.as_ref());
     let mut rows = Vec::new();
     for reach in &reaches {
         let mut windows = Vec::new();
@@ -96,11 +96,8 @@ async fn timed<'a>(shelf: &Shelf<'_>, reach: &Reach, window: &'a Window, manifes
         Some(manifest) => Some(PgTime::from_unix_micros(manifest.stopped_at.as_microsecond())),
         None => list::oldest_commit(shelf, reach.timeline, begin, end).await?,
     };
-    let newest = list::newest_commit(shelf, reach.timeline, window.from, end).await?;
-    let beats = shelf.archive.heartbeats(reach.timeline).await?;
-    let beat =
-        beats.into_iter().filter(|beat| (window.from..=window.to).contains(&beat.lsn)).map(|beat| beat.time).max();
-    Ok(Timed { window, from, through: newest.max(beat) })
+    let (through, _) = list::through(shelf, reach.timeline, (window.from, window.to)).await?;
+    Ok(Timed { window, from, through })
 }
 
 /// One line of characters for each timeline, all on one scale of positions, and what the characters mean.
@@ -175,7 +172,9 @@ fn table(rows: &[Row<'_>]) {
     }
     output::line(output::table(&header, &[false, false, false, false, false, true], &all));
     output::line("");
-    output::line("THROUGH is what complete segments and heartbeats tell; the open segment may hold newer commits.");
+    output::line(
+        "THROUGH is the newest commit or heartbeat that is stored; without the private key the open segment is not read.",
+    );
     for row in rows {
         if let Some((parent, at)) = row.reach.fork {
             output::line(format!("timeline {} left timeline {parent} at {at}", row.reach.timeline));

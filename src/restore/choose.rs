@@ -268,10 +268,10 @@ fn not_reached(target: &Target, refusal: &Refusal, hole: Option<Hole>) -> Error 
         return Error::new(Kind::Gap, message).hint("choose a target before the gap, or a backup after it");
     }
     let message = format!("{} cannot be reached: the archive ends at {end}, and {last}", target.describe());
-    let hint = match (target, complete_through) {
-        (Target::Time { .. }, Some(through)) => {
-            // Before a commit the server stops by itself, whoever has heard how long after it nothing was committed.
-            let until = last_commit.map_or(*through, |commit| commit.time.max(*through));
+    // Before a commit the server stops by itself, whoever has heard how long after it nothing was committed.
+    let until = (*complete_through).max(last_commit.map(|commit| commit.time));
+    let hint = match (target, until) {
+        (Target::Time { .. }, Some(until)) => {
             format!("the archive is complete through {until}: restore with --latest, or to a time before that")
         }
         (Target::Time { .. }, None) => {
