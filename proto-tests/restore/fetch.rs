@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use walrecv::archive::Archive;
 use walrecv::error::{Error, Kind, Result};
 use walrecv::pg::timeline::Ancestor;
+use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, SystemIdentifier, TimelineHistory, TimelineId};
 use walrecv::restore::decide::Bounds;
 use walrecv::restore::fetch::{Call, Outcome, answer, at_hand};
 use walrecv::restore::hand_over::Launch;
 use walrecv::restore::path;
 use walrecv::restore::plan_file::PlanFile;
+use walrecv::seal::content::event::{Hole, What};
+use walrecv::seal::content::heartbeat::Heartbeat;
 
 use crate::support::wal_maker::SYSTEM;
 use crate::support::{Seed, rounds};
@@ -70,10 +73,19 @@ impl<'w> Asker<'w> {
     }
 
     pub fn ask(&self, name: &str) -> Said {
-        let destination = Path::new("pg_wal/RECOVERYXLOG");
+        match self.outcome(name) {
+            Outcome::Served => {
+                Said::Served(std::fs::read(self.pgdata.join("pg_wal/RECOVERYXLOG")).expect("a served file"))
+            }
+            Outcome::Absent => Said::Absent,
+            Outcome::Unknown(error) => Said::Unknown(error.kind()),
+        }
+    }
+
+    fn outcome(&self, name: &str) -> Outcome {
         let call = Call {
             name: name.to_owned(),
-            destination: destination.to_path_buf(),
+            destination: "pg_wal/RECOVERYXLOG".into(),
             pgdata: self.pgdata.clone(),
             standby_wait: Duration::from_millis(300),
             launch: self.launch.clone(),
@@ -83,11 +95,7 @@ impl<'w> Asker<'w> {
             let archive = archive.clone();
             Box::pin(async { Ok(archive) })
         };
-        match at_hand(&call).unwrap_or_else(|| run(answer(&call, &|_| None, &open))) {
-            Outcome::Served => Said::Served(std::fs::read(self.pgdata.join(destination)).expect("a served file")),
-            Outcome::Absent => Said::Absent,
-            Outcome::Unknown(error) => Said::Unknown(error.kind()),
-        }
+        at_hand(&call).unwrap_or_else(|| run(answer(&call, &|_| None, &open)))
     }
 
     pub fn segment(&self, timeline: TimelineId, number: u64) -> Said {
@@ -291,6 +299,75 @@ fn the_beginning_of_a_segment_is_no_end_where_a_fork_lies_further() {
         asker.signal("standby.signal");
         assert_eq!(asker.segment(ONE, 3), Said::Absent);
     }
+}
+
+/// A heartbeat is stored once all WAL up to it is. A recovery that took the end of what is left for the end would open without what was acknowledged.
+#[test]
+fn a_recovery_does_not_end_where_a_heartbeat_shows_more() {
+    for stored in [None, Some(200_000), Some(usize::MAX)] {
+        let world = World::new();
+        let whole = world.bytes(ONE, 6);
+        let there = &whole[..stored.unwrap_or(0).min(whole.len())];
+        world.store(ONE, 1..=5);
+        if !there.is_empty() {
+            run(world.shelf.put_wal(world.segment(ONE, 6), there));
+        }
+        let asker = Asker::new(&world, "free");
+        asker.signal("recovery.signal");
+        let without = if there.is_empty() { Said::Absent } else { filled(there) };
+        assert_eq!(asker.segment(ONE, 6), without, "{stored:?}: nothing shows that there was more");
+        let keys = world.shelf.ring.fresh().expect("keys");
+        let beat = Heartbeat { lsn: world.one.made.end(), time: PgTime(1_000_000) };
+        run(world.shelf.archive.put_heartbeat(&keys, ONE, beat, Duration::from_secs(5))).expect("a heartbeat");
+        assert_eq!(asker.segment(ONE, 5), filled(world.bytes(ONE, 5)));
+        assert_eq!(asker.segment(ONE, 7), Said::Absent, "{stored:?}");
+        if there.len() == whole.len() {
+            assert_eq!(asker.segment(ONE, 6), filled(whole), "all that it speaks of is there");
+            continue;
+        }
+        assert_eq!(asker.segment(ONE, 6), Said::Unknown(Kind::Gap), "{stored:?}");
+        let Outcome::Unknown(error) = asker.outcome(&world.segment(ONE, 6).to_string()) else { panic!("an answer") };
+        assert!(error.to_string().contains("the heartbeat of 2000-01-01 00:00:01"), "{error}");
+        let standby = Asker::new(&world, "standby");
+        standby.signal("standby.signal");
+        assert_eq!(standby.segment(ONE, 6), Said::Absent, "it asks again, and may have it streamed");
+    }
+}
+
+/// What was given up is not waited for, and no end.
+#[test]
+fn at_a_recorded_hole_the_way_out_is_told() {
+    let world = World::new();
+    world.store(ONE, 1..=2);
+    run(world.shelf.put_wal(world.segment(ONE, 3), &world.bytes(ONE, 3)[..500_000]));
+    world.store(ONE, 5..=6);
+    let asker = Asker::new(&world, "free");
+    asker.signal("recovery.signal");
+    let told = |number: u64| {
+        let name = world.segment(ONE, number).to_string();
+        let Outcome::Unknown(error) = asker.outcome(&name) else { panic!("an answer to {name}") };
+        assert_eq!(error.kind(), Kind::Gap);
+        let text = format!("{error}; {}", error.advice().unwrap_or_default());
+        assert_eq!(text.matches(&name).count(), 1, "{text}");
+        text
+    };
+    for number in [3, 4] {
+        assert!(!told(number).contains("given up"), "nothing was recorded");
+    }
+    let (from, to) = (Lsn(3 * MB + 500_000), Lsn(5 * MB));
+    let hole = Hole { from_timeline: ONE, from, to_timeline: ONE, to, reason: "the slot was lost".into() };
+    let keys = world.shelf.ring.fresh().expect("keys");
+    let noted = world.shelf.archive.put_event(&keys, What::Hole(hole), Duration::from_secs(5));
+    run(noted).expect("an event");
+    for number in [3, 4] {
+        let text = told(number);
+        assert!(text.contains("given up: the slot was lost") && text.contains("made anew from a backup"), "{text}");
+    }
+    assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)));
+    assert_eq!(asker.segment(ONE, 5), filled(world.bytes(ONE, 5)));
+    let standby = Asker::new(&world, "standby");
+    standby.signal("standby.signal");
+    assert_eq!(standby.segment(ONE, 3), Said::Absent);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use super::path::Path;
 use crate::pg::{Lsn, SegmentName, SegmentSize, TimelineId};
+use crate::seal::content::heartbeat::Heartbeat;
 
 /// A file that PostgreSQL asks its restore command for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +112,8 @@ pub struct Known {
     pub later: bool,
     pub children: Vec<Child>,
     pub own: Own,
+    /// The heartbeat of this timeline that speaks of the most WAL: all up to there was stored.
+    pub beat: Option<Heartbeat>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +141,16 @@ pub fn without_plan(segment: SegmentName, known: &Known) -> Verdict {
         let reason = format!("timeline {timeline} left at {fork}, but its WAL from there is not stored");
         return Verdict::Unknown(reason);
     }
-    let left_later = known.children.iter().find(|child| child.fork > segment.start() + stored);
+    let end = segment.start() + stored;
+    let left_later = known.children.iter().find(|child| child.fork > end);
+    if known.stored != Stored::Complete
+        && let Some(beat) = proof_of_more(known, end)
+    {
+        return Verdict::Unknown(format!(
+            "only {stored} bytes of it are stored, and the heartbeat of {} shows that WAL was stored to {}",
+            beat.time, beat.lsn
+        ));
+    }
     match (known.stored, left_later) {
         (Stored::Complete, _) => Verdict::Serve(stored),
         (Stored::Prefix(_), _) if known.later => {
@@ -156,6 +168,12 @@ pub fn without_plan(segment: SegmentName, known: &Known) -> Verdict {
             None => Verdict::Absent,
         },
     }
+}
+
+/// A heartbeat that shows that WAL past `end` was stored. None counts of a timeline that another left: what an old primary did past the fork is no part of what
+/// goes on, and what is missed before it the fork shows.
+fn proof_of_more(known: &Known, end: Lsn) -> Option<Heartbeat> {
+    known.beat.filter(|beat| known.children.is_empty() && beat.lsn > end)
 }
 
 /// The caller follows a timeline that left this one before the segment's end: nothing past the fork may be replayed.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::pg::timeline::Ancestor;
+use crate::pg::xact::PgTime;
 use crate::pg::{SegmentNumber, TimelineHistory};
 
 const MB: u64 = 1 << 20;
@@ -88,7 +89,7 @@ fn history_files_of_the_plan_must_exist_others_may() {
 }
 
 fn known(stored: Stored) -> Known {
-    Known { stored, later: false, children: Vec::new(), own: Own::Absent }
+    Known { stored, later: false, children: Vec::new(), own: Own::Absent, beat: None }
 }
 
 fn child(fork: u64, has_wal: bool, followed: bool) -> Vec<Child> {
@@ -169,4 +170,26 @@ fn a_beginning_is_no_end_where_a_timeline_left_later() {
     }
     let followed = Known { children: child(9 * MB, true, true), ..known(Stored::Prefix(700)) };
     assert!(matches!(answer(followed), Verdict::Unknown(_)), "the caller goes to the child by this segment");
+}
+
+/// It is stored once all WAL up to its position is: what is not there any more is lost, and no end.
+#[test]
+fn a_heartbeat_past_what_is_stored_shows_that_it_is_no_end() {
+    let beat = |lsn| Some(Heartbeat { lsn: Lsn(lsn), time: PgTime(0) });
+    for own in [Own::Absent, Own::Contained, Own::Ahead] {
+        for lsn in [5 * MB + 701, 6 * MB, 9 * MB] {
+            let cut = Known { beat: beat(lsn), own, ..known(Stored::Prefix(700)) };
+            assert!(matches!(answer(cut), Verdict::Unknown(_)), "{own:?} {lsn}");
+        }
+    }
+    let tail = |lsn| answer(Known { beat: beat(lsn), ..known(Stored::Prefix(700)) });
+    assert_eq!([5 * MB + 700, 5 * MB, MB].map(tail), [Verdict::Serve(700), Verdict::Serve(700), Verdict::Serve(700)]);
+    let nothing = |lsn| answer(Known { beat: beat(lsn), ..known(Stored::Nothing) });
+    assert!(matches!(nothing(5 * MB + 1), Verdict::Unknown(_)));
+    assert_eq!([5 * MB, 4 * MB + 9].map(nothing), [Verdict::Absent, Verdict::Absent]);
+    let whole = Known { beat: beat(9 * MB), ..known(Stored::Complete) };
+    assert_eq!(answer(whole), Verdict::Serve(MB), "what comes behind it is asked for next");
+    // An old primary goes on proving where its own WAL ends.
+    let left = Known { beat: beat(9 * MB), children: child(5 * MB + 700, true, false), ..known(Stored::Prefix(700)) };
+    assert_eq!(answer(left), Verdict::Serve(700));
 }

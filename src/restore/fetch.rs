@@ -15,9 +15,10 @@ use crate::archive::Archive;
 use crate::archive::read::SegmentBytes;
 use crate::backoff::Backoff;
 use crate::disk::lay;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::pg::{SegmentName, SegmentSize, TimelineId};
 use crate::repo::names::REPOSITORY_FILE;
+use crate::seal::content::event::Hole;
 
 /// How long a targeted recovery waits for what may pass by itself before the server is stopped.
 const RECOVERY_WAIT: Duration = Duration::from_secs(30);
@@ -119,10 +120,10 @@ pub async fn answer(
         let error = match once(call, env, open).await {
             Ok(true) => return Outcome::Served,
             Ok(false) => return Outcome::Absent,
-            Err(error) => error,
+            Err(error) => error.context(&call.name),
         };
         if promoting(call) {
-            tracing::warn!("{}: {error}; the server has it already", call.name);
+            tracing::warn!("{error}; the server has it already");
             return Outcome::Absent;
         }
         let delay = backoff.next_delay().max(Duration::from_millis(100));
@@ -136,12 +137,52 @@ pub async fn answer(
             if let Some(outcome) = at_hand(call) {
                 return outcome;
             }
-        } else if retry && standby {
-            tracing::warn!("{}: {error}; the standby will ask again", call.name);
-            return Outcome::Absent;
         } else {
+            let error = explained(call, open, error).await;
+            if retry && standby {
+                tracing::warn!("{}", to_standby(&error));
+                return Outcome::Absent;
+            }
             return Outcome::Unknown(error);
         }
+    }
+}
+
+/// What to do where WAL was given up for good.
+const GIVEN_UP: &str = "it never will be stored: restore from a backup behind it, or to a target before it; a standby must be made anew from a \
+    backup behind it, unless its primary still sends that WAL";
+
+/// A recorded hole tells more of what is not there than what is stored around it. Asked for at the end only; what cannot be asked changes nothing.
+async fn explained(
+    call: &Call,
+    open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
+    error: Error,
+) -> Error {
+    // A plan led past no hole: there something else has happened.
+    if error.kind() != Kind::Gap || !matches!(PlanFile::binding(&call.pgdata), Ok(None)) {
+        return error;
+    }
+    let hole = async {
+        let archive = open().await.ok()?;
+        let Wanted::Segment(segment) = Wanted::parse(&call.name, archive.names.segment_size)? else { return None };
+        look::given_up(&archive, segment).await.ok()?
+    };
+    match hole.await {
+        None => error,
+        Some(Hole { from_timeline, from, to_timeline, to, reason }) => {
+            let text = format!(
+                "WAL from {from} (timeline {from_timeline}) to {to} (timeline {to_timeline}) was given up: {reason}"
+            );
+            Error::new(Kind::Gap, text).context(&call.name).hint(GIVEN_UP)
+        }
+    }
+}
+
+/// What the server's log says of an answer that a standby is not given.
+fn to_standby(error: &Error) -> String {
+    match error.advice() {
+        Some(GIVEN_UP) => format!("{error}; {GIVEN_UP}"),
+        _ => format!("{error}; the standby will ask again"),
     }
 }
 
@@ -162,25 +203,23 @@ async fn once(
     let wanted = |size: SegmentSize| {
         Wanted::parse(&call.name, size).ok_or_else(|| {
             let size = size.bytes() >> 20;
-            let message = format!("expected a WAL segment of {size} MB or a history file, found {:?}", call.name);
-            Error::new(Kind::Usage, message)
+            Error::new(Kind::Usage, format!("expected a WAL segment of {size} MB or a history file"))
         })
     };
     let destination = call.pgdata.join(&call.destination);
     if let Some(plan) = PlanFile::binding(&call.pgdata)? {
-        return by_plan(call, wanted(plan.names.segment_size)?, &plan, env, &destination).await.context(&call.name);
+        return by_plan(call, wanted(plan.names.segment_size)?, &plan, env, &destination).await;
     }
     let archive = open().await?;
     let wanted = wanted(archive.names.segment_size)?;
-    look::same_cluster(&call.pgdata, archive.names.system).context(&call.name)?;
+    look::same_cluster(&call.pgdata, archive.names.system)?;
     match wanted {
         Wanted::Segment(segment) => free(&archive, segment, call, &destination).await,
-        Wanted::History(timeline) => match look::history(&archive, timeline).await.context(&call.name)? {
+        Wanted::History(timeline) => match look::history(&archive, timeline).await? {
             Some(content) => hand_over(&destination, content, None).await,
             None => Ok(false),
         },
     }
-    .context(&call.name)
 }
 
 async fn by_plan(
@@ -254,12 +293,16 @@ async fn free(archive: &Archive, segment: SegmentName, call: &Call, destination:
     if ready_for_standby(archive, segment, call, destination).await? {
         return Ok(true);
     }
-    let found = archive.read_segment(segment, None).await?;
-    let stored = match &found {
-        None => Stored::Nothing,
-        Some(SegmentBytes::Prefix(bytes)) => Stored::Prefix(bytes.len() as u64),
-        Some(SegmentBytes::Complete(_)) => Stored::Complete,
-    };
+    let mut found = archive.read_segment(segment, None).await?;
+    let mut beat = None;
+    if stored(&found) != Stored::Complete {
+        // It was stored after the WAL that it speaks of, so that is looked for later.
+        beat = look::beat(archive, segment.timeline).await?;
+        if beat.is_some_and(|beat| beat.lsn > segment.start()) {
+            found = archive.read_segment(segment, None).await?;
+        }
+    }
+    let stored = stored(&found);
     let content = prefix(found);
     let own = match stored {
         Stored::Prefix(_) => look::own_file(pgdata, segment, archive.names.system, &content)?,
@@ -267,7 +310,7 @@ async fn free(archive: &Archive, segment: SegmentName, call: &Call, destination:
     };
     let later = stored != Stored::Complete && look::later_wal(archive, segment).await?;
     let children = look::children(archive, segment, pgdata).await?;
-    match decide::without_plan(segment, &Known { stored, later, children, own }) {
+    match decide::without_plan(segment, &Known { stored, later, children, own, beat }) {
         Verdict::Serve(bytes) => {
             let whole = bytes == segment.size.bytes();
             let bytes = content.len().min(bytes as usize);
@@ -286,13 +329,21 @@ async fn ready_for_standby(archive: &Archive, segment: SegmentName, call: &Call,
     let Some(ahead) = call.ahead(None) else { return Ok(false) };
     let Some(ready) = ahead.ready(Piece::whole(segment)) else { return Ok(false) };
     let children = look::children(archive, segment, &call.pgdata).await?;
-    let known = Known { stored: Stored::Complete, later: false, children, own: Own::Absent };
+    let known = Known { stored: Stored::Complete, later: false, children, own: Own::Absent, beat: None };
     if decide::without_plan(segment, &known) != Verdict::Serve(segment.size.bytes()) || !ahead.give(ready, destination)
     {
         return Ok(false);
     }
     ahead.go_on(segment, true);
     Ok(true)
+}
+
+fn stored(found: &Option<SegmentBytes>) -> Stored {
+    match found {
+        None => Stored::Nothing,
+        Some(SegmentBytes::Prefix(bytes)) => Stored::Prefix(bytes.len() as u64),
+        Some(SegmentBytes::Complete(_)) => Stored::Complete,
+    }
 }
 
 fn prefix(found: Option<SegmentBytes>) -> Bytes {
@@ -317,6 +368,14 @@ async fn hand_over(destination: &Path, content: Bytes, segment: Option<SegmentNa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_is_told_once_of_what_and_whether_waiting_helps() {
+        let gap = |hint: &str| Error::new(Kind::Gap, "not stored").context("000000010000000000000004").hint(hint);
+        assert_eq!(to_standby(&gap("x")), "000000010000000000000004: not stored; the standby will ask again");
+        let forever = to_standby(&gap(GIVEN_UP));
+        assert!(forever.contains("must be made anew from a backup behind it") && !forever.contains("ask again"));
+    }
 
     #[test]
     fn what_is_no_regular_file_is_not_replaced() {

@@ -14,6 +14,8 @@ use crate::pg::control::ControlFile;
 use crate::pg::scan::{ScanConfig, WalScanner};
 use crate::pg::{MajorVersion, SegmentName, SystemIdentifier, TimelineHistory, TimelineId};
 use crate::repo::names::{WalObject, parse_wal_object};
+use crate::seal::content::event::Hole;
+use crate::seal::content::heartbeat::Heartbeat;
 
 /// Whether anything of the segment's timeline after it is stored.
 pub async fn later_wal(archive: &Archive, segment: SegmentName) -> Result<bool> {
@@ -53,6 +55,18 @@ async fn stored_in_group(archive: &Archive, segment: SegmentName) -> Result<BTre
         }
     };
     Ok(listed.iter().filter_map(|l| of(&l.name)).collect())
+}
+
+/// The heartbeat of a timeline that speaks of the most WAL.
+pub async fn beat(archive: &Archive, timeline: TimelineId) -> Result<Option<Heartbeat>> {
+    Ok(archive.heartbeats(timeline).await?.into_iter().max_by_key(|beat| beat.lsn))
+}
+
+/// A hole that was recorded on a timeline and holds some of this segment.
+pub async fn given_up(archive: &Archive, segment: SegmentName) -> Result<Option<Hole>> {
+    let timelines = |hole: &Hole| [hole.from_timeline, hole.to_timeline].contains(&segment.timeline);
+    let within = |hole: &Hole| hole.from < segment.end() && hole.to > segment.start();
+    Ok(archive.holes().await?.into_iter().rfind(|hole| timelines(hole) && within(hole)))
 }
 
 /// The history of a timeline; `None`: none is stored, nor anything else of it. `Kind::Corrupt` where there is WAL of it, or was: its history was stored before that,
