@@ -12,7 +12,7 @@ use walrecv::pg::{Lsn, TimelineId};
 use walrecv::repo::backend::{Answer, Backend, Piece};
 use walrecv::repo::{Listed, Repository};
 use walrecv::seal::content::BackupId;
-use walrecv::seal::content::event::{Hole, Outcome, What};
+use walrecv::seal::content::event::{Hole, MinimalWal, Outcome, What};
 use walrecv::seal::content::manifest::Tombstone;
 use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
 use walrecv::seal::header::ObjectKind;
@@ -170,7 +170,8 @@ fn a_gap_is_told_and_one_that_was_recorded_is_no_news() {
     let noted = shop.archive().put_event(&shop.keys, What::Hole(hole), PATIENCE);
     run(noted).expect("an event");
     let report = check(shop.archive(), false);
-    assert_eq!((report.outcome, report.recorded_holes.len()), (Outcome::Ok, 1), "{:?}", report.problems);
+    let holes: Vec<bool> = report.recorded_holes.iter().map(|hole| hole.closed_by_backup).collect();
+    assert_eq!((report.outcome, holes), (Outcome::Ok, vec![false]), "{:?}", report.problems);
 
     // Inside the first backup: it cannot become consistent. The second one is not hurt.
     let shop = Shop::new();
@@ -179,6 +180,24 @@ fn a_gap_is_told_and_one_that_was_recorded_is_no_news() {
     let report = check(shop.archive(), false);
     assert_eq!(report.outcome, Outcome::Gap, "{:?}", report.problems);
     assert_eq!((report.backups[0].state, report.backups[1].state), (State::Hurt, State::Whole));
+}
+
+/// That WAL is all there, and no restore gets past it: whoever looks after the archive by `verify` alone hears of it too.
+#[test]
+fn wal_that_leads_nowhere_is_told() {
+    let shop = Shop::new();
+    assert_eq!(check(shop.archive(), false).minimal_wal, []);
+    let [first, second] = [&shop.backups[0].manifest, &shop.backups[1].manifest];
+    for at in [
+        MinimalWal { timeline: first.stop_timeline, lsn: first.stop },
+        MinimalWal { timeline: second.stop_timeline, lsn: second.stop },
+    ] {
+        run(shop.archive().put_event(&shop.keys, What::MinimalWal(at), PATIENCE)).expect("an event");
+    }
+    let report = check(shop.archive(), false);
+    let told: Vec<_> = report.minimal_wal.iter().map(|seen| (seen.lsn.clone(), seen.closed_by_backup)).collect();
+    assert_eq!(told, [(first.stop.to_string(), true), (second.stop.to_string(), false)]);
+    assert_eq!(report.outcome, Outcome::Ok, "{:?}", report.problems);
 }
 
 /// An expiry that deletes a backup, and later its packs, while all of it is looked at: it is neither whole nor hurt.

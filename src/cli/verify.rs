@@ -12,7 +12,7 @@ use crate::archive::Archive;
 use crate::config::duration;
 use crate::error::{Error, Kind, Result};
 use crate::seal::content::event::{Outcome, What};
-use crate::verify::{self, Checked, Flaw, Options, Problem, Progress, Report, Stage, State};
+use crate::verify::{self, Checked, Flaw, Options, Problem, Progress, Report, SeenMinimal, Stage, State};
 
 /// How long noting the result may take.
 const NOTE: Duration = Duration::from_secs(30);
@@ -109,7 +109,14 @@ fn print(report: &Report, url: &str) {
     }
     for hole in &report.recorded_holes {
         let (timeline, from, to) = (hole.timeline, &hole.from, &hole.to);
-        output::line(format!("hole    timeline {timeline}: {from} to {to}, recorded: {}", hole.reason));
+        let advice = advice(hole.closed_by_backup);
+        output::line(format!("hole    timeline {timeline}: {from} to {to}, recorded: {}; {advice}", hole.reason));
+    }
+    for SeenMinimal { timeline, lsn, closed_by_backup } in &report.minimal_wal {
+        let advice = advice(*closed_by_backup);
+        output::line(format!(
+            "minimal timeline {timeline}: from {lsn} on under wal_level = minimal, which leads nowhere; {advice}"
+        ));
     }
     report.problems.iter().for_each(problem);
     if report.problems_not_named > 0 {
@@ -126,12 +133,18 @@ fn print(report: &Report, url: &str) {
         ));
     }
     let result = match report.outcome {
-        Outcome::Ok => "ok: nothing is missing or damaged",
+        Outcome::Ok if report.recorded_holes.is_empty() => "ok: nothing is missing or damaged",
+        Outcome::Ok => "ok: nothing is missing or damaged but what was recorded as given up",
         Outcome::Corrupt => "DAMAGED",
         Outcome::Gap => "GAP in WAL",
         Outcome::Unreadable => "not everything COULD BE READ: no verdict",
     };
     output::line(format!("result  {result} ({})", output::seconds(report.milliseconds as f64 / 1000.0)));
+}
+
+/// Of what no restore gets past.
+fn advice(closed: bool) -> &'static str {
+    if closed { "a backup behind it is complete" } else { "TAKE A NEW BACKUP: no backup reaches past it" }
 }
 
 fn problem(problem: &Problem) {

@@ -266,6 +266,7 @@ impl<'a> Look<'a> {
             backups: shelf.ids().map(verdict).collect(),
             wal: stored.ranges(),
             recorded_holes: stored.recorded,
+            minimal_wal: stored.minimal,
             remembered: Vec::new(),
             carried: Vec::new(),
             spoiled,

@@ -28,7 +28,9 @@ mod wal_objects;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use report::{BadPage, Checked, Flaw, LeftOver, LeftOverOf, Problem, Range, Report, SeenHole, State, Verdict};
+pub use report::{
+    BadPage, Checked, Flaw, LeftOver, LeftOverOf, Problem, Range, Report, SeenHole, SeenMinimal, State, Verdict,
+};
 
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};

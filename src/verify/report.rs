@@ -78,6 +78,18 @@ pub struct SeenHole {
     pub from: String,
     pub to: String,
     pub reason: String,
+    /// A complete backup lies behind it.
+    pub closed_by_backup: bool,
+}
+
+/// WAL that a server wrote under `wal_level = minimal`: it is stored, and what was done then is not all in it. No restore gets past it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SeenMinimal {
+    pub timeline: u32,
+    /// From this record on.
+    pub lsn: String,
+    /// A complete backup lies behind it.
+    pub closed_by_backup: bool,
 }
 
 /// A data page whose checksum does not fit. It was stored so: the server had it so, or was writing it at that moment.
@@ -153,6 +165,8 @@ pub struct Report {
     pub backups: Vec<Verdict>,
     pub wal: Vec<Range>,
     pub recorded_holes: Vec<SeenHole>,
+    /// What was recorded of WAL that leads nowhere, although it is stored.
+    pub minimal_wal: Vec<SeenMinimal>,
     pub problems: Vec<Problem>,
     pub problems_not_named: u64,
     /// Backups that an earlier deep check found hurt, and this quick one has not read again.

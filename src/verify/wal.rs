@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::backups::Shelf;
 use super::look::{Look, Trouble};
-use super::report::{Flaw, Problem, Range, SeenHole};
+use super::report::{Flaw, Problem, Range, SeenHole, SeenMinimal};
 use crate::archive::heartbeat::LostEnd;
+use crate::archive::holes::Barrier;
 use crate::archive::inventory::{Inventory, TimelineStock};
 use crate::archive::refused;
 use crate::error::{Context, Result};
@@ -34,6 +35,7 @@ pub struct Stored {
     pub inventory: Inventory,
     pub stretches: Vec<Stretch>,
     pub recorded: Vec<SeenHole>,
+    pub minimal: Vec<SeenMinimal>,
 }
 
 impl Stored {
@@ -96,13 +98,14 @@ pub async fn look(look: &Look<'_>, shelf: &Shelf) -> Result<Stored> {
     let mut stored = Stored { inventory: stock(look, shelf, true).await?, ..Stored::default() };
     let mut gaps;
     (stored.stretches, gaps) = stretches(look, &stored, shelf, true).await;
-    let holes = match look.patient("events", || look.archive.holes()).await {
-        Ok(holes) => holes,
-        Err(trouble) => {
-            look.blame("events", "the holes that were recorded", trouble, BTreeSet::new());
-            Vec::new()
-        }
-    };
+    let barriers = barriers(look, shelf).await;
+    let holes: Vec<(Hole, bool)> = barriers
+        .iter()
+        .filter_map(|(barrier, closed)| match barrier {
+            Barrier::Hole(hole) => Some((hole.clone(), *closed)),
+            Barrier::Minimal(_) => None,
+        })
+        .collect();
     let unexplained = |gaps: &[Stretch]| gaps.iter().any(|gap| explains(&holes, gap, look.size()).is_none());
     if unexplained(&gaps) {
         tokio::time::sleep(LOOK_AGAIN.min(look.options.patience)).await;
@@ -114,15 +117,22 @@ pub async fn look(look: &Look<'_>, shelf: &Shelf) -> Result<Stored> {
     if look.options.only.is_none() {
         for gap in gaps {
             match explains(&holes, &gap, look.size()) {
-                Some(hole) => stored.recorded.push(SeenHole {
+                Some((hole, closed)) => stored.recorded.push(SeenHole {
                     timeline: gap.timeline.0,
                     from: gap.from.to_string(),
                     to: gap.to.to_string(),
                     reason: hole.reason.clone(),
+                    closed_by_backup: *closed,
                 }),
                 None => note_gap(look, shelf, &stored, gap),
             }
         }
+        let minimal = barriers.iter().filter_map(|(barrier, closed)| match barrier {
+            Barrier::Minimal(at) => Some((at.timeline.0, at.lsn.to_string(), *closed)),
+            Barrier::Hole(_) => None,
+        });
+        stored.minimal =
+            minimal.map(|(timeline, lsn, closed_by_backup)| SeenMinimal { timeline, lsn, closed_by_backup }).collect();
     }
     for (number, manifest) in shelf.manifests.iter().enumerate() {
         needs(look, shelf, &stored, number, manifest);
@@ -133,6 +143,20 @@ pub async fn look(look: &Look<'_>, shelf: &Shelf) -> Result<Stored> {
         }
     }
     Ok(stored)
+}
+
+/// What was recorded that no restore gets past, and whether a backup lies behind it. Where that cannot be told, none does.
+async fn barriers(look: &Look<'_>, shelf: &Shelf) -> Vec<(Barrier, bool)> {
+    let recorded = match look.patient("events", || look.archive.barriers()).await {
+        Ok(recorded) => recorded,
+        Err(trouble) => {
+            look.blame("events", "what was recorded that no restore gets past", trouble, BTreeSet::new());
+            return Vec::new();
+        }
+    };
+    let open = look.patient("histories", || look.archive.open_among(recorded.clone(), &shelf.manifests)).await;
+    let open = open.unwrap_or_else(|_| recorded.clone());
+    recorded.into_iter().map(|barrier| (barrier.clone(), !open.contains(&barrier))).collect()
 }
 
 /// WAL behind the end of a timeline that a heartbeat speaks of.
@@ -302,8 +326,8 @@ fn fork_gap(
 }
 
 /// The recorded hole that a gap lies in.
-fn explains<'h>(holes: &'h [Hole], gap: &Stretch, size: SegmentSize) -> Option<&'h Hole> {
-    holes.iter().find(|hole| {
+fn explains<'h>(holes: &'h [(Hole, bool)], gap: &Stretch, size: SegmentSize) -> Option<&'h (Hole, bool)> {
+    holes.iter().find(|(hole, _)| {
         let here = (hole.from_timeline..=hole.to_timeline).contains(&gap.timeline);
         here && gap.from.0 >= hole.from.align_down(size.bytes()).0 && gap.to <= hole.to
     })
