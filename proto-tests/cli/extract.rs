@@ -147,6 +147,8 @@ fn inherited(version: MajorVersion) {
     run("insert into measured_1a values (7, 7); insert into measured values (8, 8)");
     run("create materialized view summed as select count(*) from measured");
     run("create view seen as select * from measured");
+    run("create foreign data wrapper elsewhere; create server other foreign data wrapper elsewhere");
+    run("create foreign table far (id int) server other");
     run("create unlogged table volatile as select 1 as id");
     run("create table parts (id int) partition by list (id)");
     run("create table kept partition of parts for values in (1)");
@@ -180,7 +182,10 @@ fn inherited(version: MajorVersion) {
     assert_eq!(told["without_rows"][0]["table"], "\"public\".\"fleeting\"", "{told:#}");
     let whole = ["--before-xid", &xid, "--database", "postgres", "--file", "all.sql"];
     let text = scene.extract(&whole).run().expect_code(0).stdout;
-    assert!(text.contains("NO ROWS    of \"public\".\"volatile\": it is unlogged"), "{text}");
+    for said in ["volatile\": it is unlogged", "summed\": it is a materialised view", "far\": it is a foreign table"] {
+        assert!(text.contains(&format!("NO ROWS    of \"public\".\"{said}")), "{said}: {text}");
+    }
+    assert!(!text.contains("\"seen\""), "nobody misses the rows of a view: {text}");
 }
 
 #[test]

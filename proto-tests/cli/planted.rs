@@ -66,6 +66,21 @@ fn audit(session: &mut Client, version: MajorVersion) {
     }
 }
 
+/// What a database may set for its sessions, so that none lasts, waits, or writes.
+fn hurry(server: &Server, version: MajorVersion) -> Vec<&'static str> {
+    let mut limits = vec!["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
+    if version >= MajorVersion::V14 {
+        limits.push("idle_session_timeout");
+    }
+    if version >= MajorVersion::V17 {
+        limits.push("transaction_timeout");
+    }
+    limits.iter().for_each(|limit| drop(server.sql(&format!("alter database shop set {limit} = 1"))));
+    server.sql("alter database shop set default_transaction_read_only = on");
+    limits.push("default_transaction_read_only");
+    limits
+}
+
 fn nothing_of_a_database_runs(version: MajorVersion) {
     let server = Server::start(version);
     let places = TempDir::for_postgres("planted");
@@ -91,17 +106,19 @@ fn nothing_of_a_database_runs(version: MajorVersion) {
     plant(&mut shop, &trace);
     audit(&mut shop, version);
     drop(shop);
+    let hurried = hurry(&server, version);
     let site = Site::new(&server);
     let receiver = site.receive(&["--flush-interval", "200ms"]);
     site.backup();
     wait_durable(&server, server.lsn());
     end(receiver);
+    hurried.iter().for_each(|setting| drop(server.sql(&format!("alter database shop reset {setting}"))));
     fs::remove_file(&trace).unwrap_or_default();
 
     let (work, programs) = (places.path().display().to_string(), server.bin_dir().display().to_string());
     let scratch = |args: &[&str]| site.walrecv(args).args(["--work-dir", &work, "--pg-bindir", &programs]);
     // A person's own question means what it means in production.
-    let asked = "select current_setting('search_path') = 'public, pg_catalog'";
+    let asked = "select current_setting('search_path') = 'public, pg_catalog' and pg_sleep(0.1) is not null";
     let told = scratch(&["drill", "--database", "shop", "--assert", asked, "--output", "json"]).run();
     assert_eq!(traces(), "", "what a drill ran");
     let told = told.expect_code(0).json();

@@ -471,6 +471,35 @@ fn a_server_that_lets_nobody_in_at_its_target_is_told() {
     assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());
 }
 
+/// Production notes down who logs in, which nobody can while the server is in recovery.
+#[test]
+fn a_login_trigger_does_not_hide_that_a_server_has_paused() {
+    let version = *versions().last().expect("a server");
+    if version < MajorVersion::V17 {
+        return;
+    }
+    let mut story = Story::new(Server::start(version));
+    story.server.sql("create table came (who name)");
+    story.server.sql(
+        "create function note() returns event_trigger language plpgsql as 'begin insert into came values (session_user); end'",
+    );
+    story.server.sql("create event trigger noted on login execute function note()");
+    story.backup();
+    story.write(4);
+    assert_ne!(story.server.sql("select count(*) from came"), "0", "it fires");
+    story.archive_and_die();
+    let prepared = story.prepare(Target::Latest).expect("a plan");
+    let options = Options { action: Action::Pause, ..story.options("noted") };
+    story.restore(&prepared, &options).expect("a restore");
+    // As in a server that is no scratch server.
+    let auto = options.pgdata.join("postgresql.auto.conf");
+    let mut text = std::fs::read_to_string(&auto).expect("settings");
+    text.push_str("event_triggers = on\n");
+    std::fs::write(&auto, text).expect("settings");
+    let copy = story.start(&prepared, &options).expect("a server");
+    assert_eq!(copy.started.landed, Some(prepared.choice.landing.replayed));
+}
+
 /// A damaged or missing segment stops the server; it is never opened early.
 #[test]
 fn what_the_plan_needs_and_cannot_be_read_stops_the_server() {

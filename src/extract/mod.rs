@@ -221,7 +221,7 @@ async fn with_children(server: &ScratchServer, database: &str, wish: &Wish, tabl
     Ok(all)
 }
 
-/// What the file has no rows of, without having been named: children, or, of a whole database, unlogged tables.
+/// What the file has no rows of, without having been named: children, or, of a whole database, whatever showed rows and is no view.
 async fn without_rows(
     server: &ScratchServer,
     database: &str,
@@ -235,8 +235,7 @@ async fn without_rows(
     match (wish.part, tables.is_empty()) {
         (Part::Schema, _) => Ok(Vec::new()),
         (_, false) => Ok(listed(tables, &|_| true)),
-        // In a whole database everybody expects views to be computed, and foreign tables to be elsewhere.
-        (_, true) => Ok(listed(&known(server, database).await?, &|table| table.kind == "r")),
+        (_, true) => Ok(listed(&known(server, database).await?, &|table| table.kind != "v")),
     }
 }
 

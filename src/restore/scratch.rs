@@ -225,21 +225,27 @@ impl ScratchServer {
     pub fn client(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = self.client_as(&self.superuser, program, arguments);
         // A role may have a language of its own. Only a superuser may choose another.
-        command.env("PGOPTIONS", format!("-c lc_messages=C {}", server::NO_SEARCH_PATH));
+        command.env("PGOPTIONS", format!("-c lc_messages=C {} {}", server::NO_SEARCH_PATH, self.unhurried()));
         command
     }
 
-    /// As [`ScratchServer::client`], with the search_path of role and database: for what a person asks, and for statements that name everything in full.
+    /// As [`ScratchServer::client`], with the search_path of role and database: for what a person asks, and for statements that name everything in full. It may
+    /// take longer here than in production all the same.
     pub fn as_written(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = self.client(program, arguments);
-        command.env("PGOPTIONS", "-c lc_messages=C");
+        command.env("PGOPTIONS", format!("-c lc_messages=C {}", self.unhurried()));
         command
+    }
+
+    fn unhurried(&self) -> String {
+        server::unhurried(self.programs.version)
     }
 
     fn client_as(&self, role: &str, program: &str, arguments: &[&str]) -> Command {
         let mut command = self.program(program);
         command.arg("-h").arg(&self.sockets).arg("-p").arg(PORT.to_string());
-        command.args(["-w", "-U", role]).args(arguments).env("PGOPTIONS", server::NO_SEARCH_PATH);
+        command.args(["-w", "-U", role]).args(arguments);
+        command.env("PGOPTIONS", format!("{} {}", server::NO_SEARCH_PATH, self.unhurried()));
         command
     }
 

@@ -74,6 +74,21 @@ pub fn unmoved(command: &mut Command) {
 /// or owns it, could otherwise give a superuser's statements another meaning. What a role or a database sets counts for less than this.
 pub const NO_SEARCH_PATH: &str = "-c search_path=";
 
+/// Takes from a session what a role or a database has set for its own, and what would end it, or keep it from writing, for no fault of the data: limits of time, and
+/// transactions that are read only. What the connection asks for counts for more than those settings.
+pub fn unhurried(version: MajorVersion) -> String {
+    let limits = [
+        ("statement_timeout", MajorVersion::V13),
+        ("lock_timeout", MajorVersion::V13),
+        ("idle_in_transaction_session_timeout", MajorVersion::V13),
+        ("idle_session_timeout", MajorVersion::V14),
+        ("transaction_timeout", MajorVersion::V17),
+    ];
+    let known = limits.iter().filter(|(_, since)| version >= *since);
+    let limits: String = known.map(|(limit, _)| format!("-c {limit}=0 ")).collect();
+    limits + "-c default_transaction_read_only=off"
+}
+
 /// A database's name as clients take it for `-d`, where one with `=` or `://` in it is read as a whole connection (`PQconninfoParse`).
 pub fn dbname(name: &str) -> String {
     format!("dbname='{}'", name.replace('\\', "\\\\").replace('\'', "\\'"))
@@ -200,6 +215,17 @@ mod tests {
         assert_eq!(dbname("shop"), "dbname='shop'");
         assert_eq!(dbname("host=db1 dbname=shop"), "dbname='host=db1 dbname=shop'");
         assert_eq!(dbname(r"a'b\c"), r"dbname='a\'b\\c'");
+    }
+
+    #[test]
+    fn no_server_is_asked_to_lift_a_limit_that_it_does_not_know() {
+        let of = |version, limit: &str| unhurried(version).contains(&format!("-c {limit}=0 "));
+        for version in MajorVersion::ALL {
+            assert!(of(version, "statement_timeout") && of(version, "lock_timeout"), "{version}");
+            assert_eq!(of(version, "idle_session_timeout"), version >= MajorVersion::V14);
+            assert_eq!(of(version, "transaction_timeout"), version >= MajorVersion::V17);
+            assert!(unhurried(version).ends_with(" -c default_transaction_read_only=off"));
+        }
     }
 
     #[test]

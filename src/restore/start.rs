@@ -13,7 +13,7 @@ use crate::disk::durable;
 use crate::disk::medium::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::pg::control::ControlFile;
-use crate::pg::{Lsn, SegmentName, TimelineHistory, TimelineId};
+use crate::pg::{Lsn, MajorVersion, SegmentName, TimelineHistory, TimelineId};
 
 const POLL: Duration = Duration::from_millis(100);
 /// A server whose process is not seen for so long has ended.
@@ -230,14 +230,20 @@ impl Start {
     /// One value by SQL, through the server's socket, where it lets its owner in.
     fn ask(&self, lock: &LockFile, sql: &str) -> Option<String> {
         let owner = self.account.as_ref().map_or("postgres", |a| a.name.as_str());
-        for (user, database) in [(owner, "postgres"), ("postgres", "postgres"), (owner, "template1")] {
-            let mut command = server::command(self.account.as_ref(), &self.programs.path("psql"));
-            server::unmoved(&mut command);
-            command.env("PGOPTIONS", server::NO_SEARCH_PATH);
-            command.current_dir("/").args(["-X", "-A", "-t", "-w", "-U", user, "-d", database, "-c", sql]);
-            command.arg("-h").arg(lock.socket_directory.as_ref()?).arg("-p").arg(lock.port?.to_string());
-            if let Ok(output) = server::run(command, "psql") {
-                return Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        // Production's login triggers are not for this: one that writes down who came shuts everybody out of a server in recovery. Only a superuser may pass by.
+        let triggers: &[&str] =
+            if self.programs.version >= MajorVersion::V17 { &[" -c event_triggers=off", ""] } else { &[""] };
+        for triggers in triggers {
+            let options = format!("{} {}{triggers}", server::NO_SEARCH_PATH, server::unhurried(self.programs.version));
+            for (user, database) in [(owner, "postgres"), ("postgres", "postgres"), (owner, "template1")] {
+                let mut command = server::command(self.account.as_ref(), &self.programs.path("psql"));
+                server::unmoved(&mut command);
+                command.env("PGOPTIONS", &options);
+                command.current_dir("/").args(["-X", "-A", "-t", "-w", "-U", user, "-d", database, "-c", sql]);
+                command.arg("-h").arg(lock.socket_directory.as_ref()?).arg("-p").arg(lock.port?.to_string());
+                if let Ok(output) = server::run(command, "psql") {
+                    return Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+                }
             }
         }
         None
