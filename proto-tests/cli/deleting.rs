@@ -51,6 +51,8 @@ fn restores(site: &Site, server: &Server, id: &str, name: &str) {
 fn is_told_as_deleted(site: &Site, id: &str) {
     let shown = site.walrecv(&["show", id]).run().expect_code(2).stderr;
     assert!(shown.contains(&format!("backup {id} was deleted at ")) && !shown.contains("given up"), "{shown}");
+    let named = site.walrecv(&["restore", "--latest", "--plan", "--backup", id]).run().expect_code(2).stderr;
+    assert!(named.contains(&format!("backup {id} was deleted at ")), "{named}");
     let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
     assert_eq!(listed["unfinished"], serde_json::json!([]), "{listed}");
 }

@@ -88,11 +88,14 @@ async fn no_such(archive: &Archive, text: &str) -> Result<Error> {
     Ok(Error::new(Kind::Usage, format!("there is no backup {text:?}")).hint(hint))
 }
 
-/// As [`choose`], where one may be named.
+/// As [`choose`], where one may be named: one that is there no more, or never was complete, is told.
 pub async fn chosen(archive: &Archive, text: Option<&String>) -> Result<Option<String>> {
-    match text {
-        Some(text) => Ok(Some(choose(archive, text).await?.to_string())),
-        None => Ok(None),
+    let Some(text) = text else { return Ok(None) };
+    let id = choose(archive, text).await?;
+    match archive.backup(&id).await {
+        Ok(Some(Backup::GivenUp(tombstone))) => Err(none_any_more(&tombstone)),
+        // What cannot be read is told by whoever needs it.
+        _ => Ok(Some(id.to_string())),
     }
 }
 

@@ -56,6 +56,8 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     // A newer backup was read from here to the end without meeting the target: it can only lie before.
     let mut until = None;
     let mut minimal = None;
+    // Where nothing but that a transaction or a name is not there was found: to where it was looked for.
+    let mut unmet = None;
     let mut met = Met::default();
     for manifest in &candidates {
         let route = Route { archive, inventory, path: &path, version: version(manifest)? };
@@ -81,8 +83,14 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
             Err(refusal) => refusal,
         };
         let searched = matches!(wanted.target, Target::Name(_) | Target::Xid { .. });
+        let newer = until;
         match &refusal {
-            Refusal::NotReached { .. } if searched => until = Some(manifest.start),
+            Refusal::NotReached { end, .. } if searched => {
+                if passed_over.is_empty() {
+                    unmet = Some(*end);
+                }
+                until = Some(manifest.start);
+            }
             // Nothing was committed since this backup: a commit later than the target may lie before it, on the way from an older one.
             Refusal::NotReached { last_commit: None, .. } if matches!(wanted.target, Target::Time { .. }) => {}
             Refusal::NotReached { .. } => return Err(not_reached(&wanted.target, &refusal, hole)),
@@ -93,9 +101,13 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
             Refusal::Minimal { at } => minimal = minimal.or(Some(*at)),
             _ => {}
         }
-        passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole) });
+        if hole.is_some() || !matches!(refusal, Refusal::NotReached { .. }) {
+            unmet = None;
+        }
+        passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole, newer) });
     }
-    Err(unreachable(&wanted.target, &candidates, &passed_over, minimal, &met))
+    let unmet = unmet.filter(|_| passed_over.len() == candidates.len());
+    Err(unreachable(&wanted.target, &candidates, &passed_over, minimal, (&met, unmet)))
 }
 
 /// The end of the path's WAL is none where a heartbeat shows that there was more.
@@ -207,7 +219,8 @@ fn parameters(manifest: &Manifest, read: &Read) -> Parameters {
     read.parameters.map_or(at_backup, |later| super::scan::highest(at_backup, later))
 }
 
-fn why(refusal: &Refusal, hole: Option<Hole>) -> String {
+/// `newer`: where a newer backup begins, from which it was looked for already.
+fn why(refusal: &Refusal, hole: Option<Hole>, newer: Option<Lsn>) -> String {
     let missing = hole.map(|hole| format!(", since {hole}")).unwrap_or_default();
     match refusal {
         Refusal::BeforeConsistency { at, consistent_at } => {
@@ -216,6 +229,9 @@ fn why(refusal: &Refusal, hole: Option<Hole>) -> String {
         Refusal::NotBefore { began } => {
             let when = began.map(|time| format!(", since it began at {time}")).unwrap_or_default();
             format!("it may hold commits after the target{when}")
+        }
+        Refusal::NotReached { .. } if newer.is_some() => {
+            format!("the target is not met from there to where a newer backup begins{missing}")
         }
         Refusal::NotReached { end, .. } => format!("the target is not met from there to {end}{missing}"),
         Refusal::WalEndsEarly { end, stored_to } => {
@@ -292,10 +308,16 @@ fn unreachable(
     candidates: &[&Manifest],
     passed_over: &[PassedOver],
     minimal: Option<Lsn>,
-    met: &Met,
+    (met, unmet): (&Met, Option<Lsn>),
 ) -> Error {
-    let reasons: Vec<_> = passed_over.iter().map(|p| format!("backup {}: {}", p.backup, p.why)).collect();
-    let message = format!("{} cannot be reached; {}", target.describe(), reasons.join("; "));
+    let oldest = candidates.iter().min_by_key(|m| m.start);
+    let reasons = match (unmet, oldest) {
+        (Some(end), Some(oldest)) => {
+            format!("none such is stored from the start of backup {} ({}) to {end}", oldest.id, oldest.start)
+        }
+        _ => reasons(passed_over),
+    };
+    let message = format!("{} cannot be reached; {reasons}", target.describe());
     let earliest = candidates.iter().min_by_key(|m| m.stop);
     if let Some(at) = minimal {
         return Error::new(Kind::Target, message).hint(format!(
@@ -312,6 +334,18 @@ fn unreachable(
         (_, None) => "walrecv list shows the backups".to_owned(),
     };
     Error::new(Kind::Target, message).hint(hint)
+}
+
+/// Of many backups the newest ones, and the oldest.
+fn reasons(passed_over: &[PassedOver]) -> String {
+    let told = |p: &PassedOver| format!("backup {}: {}", p.backup, p.why);
+    let mut all: Vec<String> = passed_over.iter().map(told).collect();
+    if let (Some(last), true) = (passed_over.last(), all.len() > SOME) {
+        let left_out = all.len() - SOME;
+        all.truncate(SOME - 1);
+        all.push(format!("{left_out} more that are older; backup {}: {}", last.backup, last.why));
+    }
+    all.join("; ")
 }
 
 /// What a name may have meant.
@@ -367,6 +401,20 @@ pub fn segments(size: crate::pg::SegmentSize, start: Lsn, needed: Lsn) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_hundreds_of_backups_some_are_told() {
+        let passed: Vec<PassedOver> =
+            (0..700).map(|n| PassedOver { backup: format!("b{n}"), why: format!("w{n}") }).collect();
+        assert_eq!(reasons(&passed[..2]), "backup b0: w0; backup b1: w1");
+        assert_eq!(reasons(&passed[..5]).matches("backup").count(), 5);
+        let told = reasons(&passed);
+        assert!(
+            told.starts_with("backup b0: w0; ") && told.ends_with("; 695 more that are older; backup b699: w699"),
+            "{told}"
+        );
+        assert_eq!(told.matches("backup b").count(), 5);
+    }
 
     #[test]
     fn an_old_primary_that_stands_at_the_fork_says_nothing_of_the_new_timeline() {
