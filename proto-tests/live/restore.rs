@@ -479,11 +479,17 @@ fn a_login_trigger_does_not_hide_that_a_server_has_paused() {
         return;
     }
     let mut story = Story::new(Server::start(version));
-    story.server.sql("create table came (who name)");
-    story.server.sql(
-        "create function note() returns event_trigger language plpgsql as 'begin insert into came values (session_user); end'",
-    );
-    story.server.sql("create event trigger noted on login execute function note()");
+    // In each database that is asked for.
+    for database in ["template1", "postgres"] {
+        let mut client = story.server.connect(database).expect("a connection");
+        for sql in [
+            "create table came (who name)",
+            "create function note() returns event_trigger language plpgsql as 'begin insert into came values (session_user); end'",
+            "create event trigger noted on login execute function note()",
+        ] {
+            client.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        }
+    }
     story.backup();
     story.write(4);
     assert_ne!(story.server.sql("select count(*) from came"), "0", "it fires");
