@@ -232,19 +232,7 @@ fn a_backup_that_nothing_can_be_restored_from_is_no_reason_to_delete_another() {
             assert_eq!(world.complete().len(), 2);
         }
         // An earlier run was to delete the other one, and was interrupted before the check: that one stays, and the words say why.
-        let created_at = jiff::Timestamp::try_from(hurt.memory.now()).unwrap();
-        let plan = Plan {
-            version: Plan::VERSION,
-            id: PlanId::new(created_at, [7; 8]),
-            cluster: hurt.archive.names.cluster.clone(),
-            system: hurt.archive.names.system,
-            created_at,
-            delete: vec![Deletion { backup: ids[0].clone(), maps: Vec::new(), forced: false }],
-            sweep: Vec::new(),
-            made_by: "a test".to_owned(),
-            host: String::new(),
-            user: String::new(),
-        };
+        let plan = deleting(&hurt, &ids[0]);
         hurt.archive.put_plan(&writer(), &plan, PATIENCE).await.unwrap();
         let (proposal, _) = hurt.expire(hurt.options(&[], 1_000)).await.unwrap();
         let [(spared, Spared::Last { unfit: Some((unfit, why)) })] = proposal.spared.as_slice() else {
@@ -256,4 +244,59 @@ fn a_backup_that_nothing_can_be_restored_from_is_no_reason_to_delete_another() {
         assert_eq!(tried(&hurt, &ids[1], false).await.unwrap(), [ids[1].clone()]);
         assert_eq!(tried(&short, &ids[0], true).await.unwrap(), [ids[0].clone()]);
     });
+}
+
+/// What a list shows of backups that are none.
+#[test]
+fn what_is_unfinished_is_told_from_what_is_complete_deleted_or_lost() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        let [parent, child] = family(&world).await;
+        let unfinished = async || {
+            let announced = world.archive.announced().await.expect("intents");
+            let list = world.archive.list_backups().await.expect("backups");
+            let told = world.archive.unfinished(announced, &list).await.expect("what is unfinished");
+            told.into_iter()
+                .map(|one| (one.id, one.lost, one.stored.map_or(0, |stored| stored.packs)))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(unfinished().await, []);
+        let manifest = world.archive.names.backup(child.as_str());
+        let bytes = world.memory.get(&manifest).expect("a manifest");
+        world.memory.remove(&manifest);
+        let told_before = unfinished().await;
+        assert!(
+            matches!(told_before.as_slice(), [(id, false, packs)] if *id == child && *packs > 0),
+            "{told_before:?}"
+        );
+        told(&world, &child);
+        let told_after = unfinished().await;
+        assert!(matches!(told_after.as_slice(), [(id, true, _)] if *id == child), "{told_after:?}");
+        // An expiry is deleting it, and has not come to leave a tombstone.
+        let plan = deleting(&world, &child);
+        world.archive.put_plan(&writer(), &plan, PATIENCE).await.unwrap();
+        assert_eq!(unfinished().await, []);
+        world.memory.remove(&world.archive.names.plan(plan.id.as_str()));
+        world.memory.put(&manifest, bytes);
+        let (_, outcome) = world.expire(world.options(&[&parent], 1_000_000)).await.unwrap();
+        assert!(outcome.deleted == std::slice::from_ref(&parent), "{outcome:?}");
+        assert!(world.memory.has(&world.archive.names.intent(parent.as_str())), "all of it is still there");
+        assert_eq!(unfinished().await, []);
+    });
+}
+
+fn deleting(world: &World, id: &BackupId) -> Plan {
+    let created_at = jiff::Timestamp::try_from(world.memory.now()).unwrap();
+    Plan {
+        version: Plan::VERSION,
+        id: PlanId::new(created_at, [7; 8]),
+        cluster: world.archive.names.cluster.clone(),
+        system: world.archive.names.system,
+        created_at,
+        delete: vec![Deletion { backup: id.clone(), maps: Vec::new(), forced: false }],
+        sweep: Vec::new(),
+        made_by: "a test".to_owned(),
+        host: String::new(),
+        user: String::new(),
+    }
 }
