@@ -1,15 +1,16 @@
 //! A reconnect, or a start, where a segment has just begun: nothing above the border tells one server from another.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::sleep;
 use walrecv::pg::xact::PgTime;
-use walrecv::pg::{Lsn, MajorVersion};
+use walrecv::pg::{Lsn, MajorVersion, TimelineId};
 
-use super::cluster::{Phase, SEGMENT};
-use super::tails::{acknowledged, quiet_world_with, write};
+use super::cluster::{Phase, SEGMENT, Slot};
+use super::tails::{acknowledged, files, quiet_world_with, write};
 use super::world::{Plan, World};
 
 /// Nobody can tell where the slot stands.
@@ -132,6 +133,177 @@ fn a_run_that_begins_at_a_border_knows_the_record_before_it() {
             });
             comes_up(&world);
             found_out(&world).await;
+        },
+    );
+}
+
+/// No run is at work, and the server lets go of everything below `removed`; its slot stands at `slot`, whoever moved it there.
+fn stops_and_lets_go(world: &World, removed: Lsn, slot: Lsn) {
+    world.processes()[0].iter().for_each(|process| process.life.kill());
+    world.cluster.crash(Phase::Down);
+    world.cluster.change(|state| {
+        state.removed = removed;
+        let restart = Some(slot);
+        state.slot = Some(Slot { restart, saved: restart, ..Slot::default() });
+    });
+}
+
+/// In place of the server another one that has the same identifier and wrote as much: its records have the same lengths and stand at the same places, and those of
+/// the last segment before the border are others.
+fn becomes_another(world: &World, border: Lsn) {
+    world.excuses().diverged = true;
+    let (before, slot, removed) = {
+        let state = world.cluster.state();
+        let records = state.branch().wal.records();
+        (records[records.len() - 4].end, state.slot.clone(), state.removed)
+    };
+    world.cluster.roll_back(before);
+    assert_eq!(fill_segment(world, 990, 100_000), border);
+    let mut state = world.cluster.state();
+    let wal = |branch: usize| state.branches[branch].wal.slice(Lsn(border.0 - SEGMENT), border).to_vec();
+    assert_ne!(wal(0), wal(1));
+    (state.slot, state.removed) = (slot, removed);
+}
+
+/// Above the border nothing of the other server's was acknowledged, nor is it stored.
+fn nothing_of_the_other_s(world: &World, border: Lsn) {
+    let told = world.cluster.state().told_end();
+    assert!(told < border, "told {told}: {}", world.trace.last());
+    let folder = format!("{:08X}{:08X}{:08X}", 1, 0, border.0 / SEGMENT);
+    let stored = files(&world.disk, Path::new("/repo"));
+    let behind = stored.iter().find(|path| path.to_string_lossy().contains(&folder));
+    assert!(behind.is_none(), "{behind:?}: {}", world.trace.last());
+}
+
+async fn fails_with(world: &World, text: &str) {
+    for _ in 0..600 {
+        if world.trace.last().lines().any(|line| line.contains(" fails: ") && line.contains(text)) {
+            return;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    panic!("it does not end: {}", world.trace.last());
+}
+
+/// Its first record behind the border is linked to the place at which the last one that is stored begins, too.
+#[test]
+fn another_server_that_wrote_as_much_is_recognised_by_the_last_stored_segment() {
+    quiet_world_with(
+        |_| (),
+        |world: Arc<World>| async move {
+            let border = two_segments(&world).await;
+            // Made anew there, or advanced by another receiver.
+            for (round, slot) in [Lsn(border.0 + 40), border].into_iter().enumerate() {
+                world.diverged.store(false, Ordering::SeqCst);
+                stops_and_lets_go(&world, Lsn(border.0 - SEGMENT), slot);
+                if round == 0 {
+                    becomes_another(&world, border);
+                }
+                comes_up(&world);
+                let again = (round > 0).then(|| tokio::spawn(world.clone().supervise(0)));
+                found_out(&world).await;
+                if let Some(again) = again {
+                    again.await.expect("it ends");
+                }
+                // The supervisor has seen it.
+                sleep(Duration::from_secs(4)).await;
+                let said = world.trace.last();
+                let ends = said.lines().rfind(|line| line.contains(" fails: Diverged")).expect("an end");
+                assert!(ends.contains("/wal/") && ends.contains("differs from what the server sends"), "{ends}");
+                nothing_of_the_other_s(&world, border);
+            }
+        },
+    );
+}
+
+/// Nothing shows any more whether it is the same server: the two are not joined.
+#[test]
+fn a_server_that_has_let_go_of_the_last_stored_segment_is_not_joined_to_it() {
+    quiet_world_with(
+        |plan| plan.gaps = false,
+        |world: Arc<World>| async move {
+            let border = two_segments(&world).await;
+            world.excuses().slot = true;
+            stops_and_lets_go(&world, border, Lsn(border.0 + 40));
+            becomes_another(&world, border);
+            write(&world, 20_000);
+            comes_up(&world);
+            fails_with(&world, "nothing shows that its WAL continues what is stored").await;
+            nothing_of_the_other_s(&world, border);
+        },
+    );
+}
+
+/// Where that is wanted, a segment is left out between the two, which nothing is restored across.
+#[test]
+fn what_cannot_be_joined_is_a_hole_where_that_is_wanted() {
+    quiet_world_with(
+        |plan| plan.gaps = true,
+        |world: Arc<World>| async move {
+            let border = two_segments(&world).await;
+            stops_and_lets_go(&world, border, Lsn(border.0 + 40));
+            write(&world, 20_000);
+            comes_up(&world);
+            sleep(Duration::from_secs(30)).await;
+            let trace = world.trace.last();
+            assert!(trace.contains("as soon as the server is past that") && !trace.contains("Hole("), "{trace}");
+            assert_eq!(
+                world.cluster.state().told_end(),
+                border,
+                "nothing of it is stored, so nothing is told: {trace}"
+            );
+            fill_segment(&world, 902, 100_000);
+            write(&world, 20_000);
+            acknowledged(&world).await;
+            let trace = world.trace.last();
+            let hole = trace.lines().find(|line| line.contains("Hole(")).unwrap_or_else(|| panic!("no hole: {trace}"));
+            let expected = format!("from: {border:?}, to_timeline: {:?}, to: {:?}", TimelineId(1), border + SEGMENT);
+            assert!(hole.contains(&expected), "{hole}, expected {expected}");
+            // The next run begins behind it, and compares what it finds there.
+            let asked_before = asked(&world).len();
+            world.processes()[0].iter().for_each(|process| process.life.kill());
+            write(&world, 20_000);
+            acknowledged(&world).await;
+            assert_eq!(asked(&world)[asked_before..], [(border + SEGMENT).to_string()], "{}", world.trace.last());
+        },
+    );
+}
+
+/// The slot says so: none that was made stands there. Nothing is lost, and nobody is told of a hole.
+#[test]
+fn a_slot_that_stands_at_the_border_shows_the_server_that_has_let_go_of_the_segment_before() {
+    quiet_world_with(
+        |_| (),
+        |world: Arc<World>| async move {
+            let border = two_segments(&world).await;
+            let asked_before = asked(&world).len();
+            stops_and_lets_go(&world, border, border);
+            comes_up(&world);
+            write(&world, 20_000);
+            acknowledged(&world).await;
+            assert!(!world.trace.last().contains("Hole("), "{}", world.trace.last());
+            let expected = [Lsn(border.0 - SEGMENT), border].map(|lsn| lsn.to_string());
+            assert_eq!(asked(&world)[asked_before..], expected, "{}", world.trace.last());
+        },
+    );
+}
+
+/// Nor where the slot is another one: a tail behind the border is compared.
+#[test]
+fn a_tail_behind_the_border_shows_the_server_that_has_let_go_of_the_segment_before() {
+    quiet_world_with(
+        |_| (),
+        |world: Arc<World>| async move {
+            let border = two_segments(&world).await;
+            write(&world, 20_000);
+            acknowledged(&world).await;
+            write(&world, 20_000);
+            let end = world.cluster.state().end();
+            stops_and_lets_go(&world, border, end);
+            comes_up(&world);
+            write(&world, 20_000);
+            acknowledged(&world).await;
+            assert!(!world.trace.last().contains("Hole("), "{}", world.trace.last());
         },
     );
 }

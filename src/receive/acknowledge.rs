@@ -35,6 +35,8 @@ pub struct Ledger {
     reported_written: Lsn,
     /// Whether this server has what was received from the one before is not known yet: it is told nothing.
     doubted: bool,
+    /// Nothing below is told.
+    silent_below: Lsn,
 }
 
 impl Ledger {
@@ -53,7 +55,13 @@ impl Ledger {
             reported: Lsn::INVALID,
             reported_written: Lsn::INVALID,
             doubted: false,
+            silent_below: Lsn::INVALID,
         }
+    }
+
+    /// What is received again below `lsn` is no news, and the server would set its slot back to it: WAL of a whole object more would count as held back.
+    pub fn silent_below(&mut self, lsn: Lsn) {
+        self.silent_below = lsn;
     }
 
     /// Bytes from `from` up to the witnessed position are durable. Ignored when the witness is of another system or timeline.
@@ -205,7 +213,7 @@ impl Ledger {
         if self.doubted {
             return Lsn::INVALID;
         }
-        self.compared_part(lsn.min(self.held()))
+        Some(self.compared_part(lsn.min(self.held()))).filter(|lsn| *lsn >= self.silent_below).unwrap_or_default()
     }
 
     fn compared_part(&self, lsn: Lsn) -> Lsn {
@@ -295,6 +303,20 @@ mod tests {
         assert_eq!((ordinary.written, ordinary.flushed, complete.flushed), (Lsn(0), Lsn(0), Lsn(0)));
         ledger.trust();
         assert_eq!(ledger.ordinary().flushed, Lsn(5000));
+    }
+
+    #[test]
+    fn a_slot_is_not_set_back_to_what_is_only_compared() {
+        let mut ledger = Ledger::new(SYSTEM, TIMELINE, Lsn(100));
+        ledger.silent_below(Lsn(200));
+        ledger.connected(Lsn(900), None);
+        ledger.checked(Lsn(199), Some(Lsn(100)));
+        assert!(!ledger.has_news() && ledger.answer() == Lsn::INVALID);
+        assert_eq!((ledger.ordinary().flushed, ledger.complete().flushed), (Lsn::INVALID, Lsn::INVALID));
+        ledger.stored(Lsn(100), durable(200));
+        ledger.checked(Lsn(250), None);
+        assert!(ledger.has_news());
+        assert_eq!(ledger.ordinary().flushed, Lsn(200));
     }
 
     #[test]

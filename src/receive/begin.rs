@@ -150,12 +150,24 @@ impl Run {
         self.go_below(&mut start, server);
         self.tell_start(&start, server);
         self.climb_to = start.stored.filter(|_| server.slot == SlotPosition::Unknown);
-        let mut stored = prepare::stored(archive, &inventory, start.timeline, start.lsn, &self.observer).await?;
+        let (mut stored, border) = self.compared_start(archive, server, &inventory, &mut start).await?;
+        if let Some(border) = border.filter(|border| self.has_refused_below(server, *border)) {
+            return self.go_on_apart(archive, server, start.timeline, border).await;
+        }
         if let SlotPosition::At(lsn) = server.slot {
             stored.reported = Some(lsn).filter(|_| self.headless != Some((start.timeline, start.lsn)));
         }
         self.begin(archive, server, start.timeline, start.lsn, stored)?;
+        border.into_iter().for_each(|border| self.only_compares_below(border));
         Ok(true)
+    }
+
+    /// The pipeline that was begun compares what is stored before a border, and stores what comes behind it.
+    pub(super) fn only_compares_below(&mut self, border: Lsn) {
+        if let Some(pipeline) = &mut self.pipeline {
+            self.joins = Some((pipeline.received(), border));
+            pipeline.ledger.silent_below(border);
+        }
     }
 
     /// Stores what the pipeline has in hand; with `over`, as the end of its timeline. `false`: for [`stall_timeout`](super::ReceiveOptions::stall_timeout)
@@ -257,6 +269,7 @@ impl Run {
         let mut pipeline = Pipeline::begin(&self.options, begin, self.observer.clone())?;
         pipeline.connected(held(server, switch_point), switch_point);
         self.pipeline = Some(pipeline);
+        self.joins = None;
         Ok(())
     }
 

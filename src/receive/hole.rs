@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::forecast::Outlook;
 use super::observe::{Observer, ReceiveEvent};
+use super::prepare::Stored;
 use super::resume::SlotPosition;
 use super::run::Run;
 use super::sentinel::{Second, Sign};
@@ -35,14 +36,8 @@ impl Run {
         self.pipeline = None;
         let size = archive.names.segment_size;
         let whole = |lsn: Lsn| lsn.align_down(size.bytes());
-        let segment = SegmentName::new(timeline, size.segment_of(asked), size);
-        if let Some(end) = self.climb_to.filter(|end| server.slot == SlotPosition::Unknown && asked < whole(*end))
-            && archive.is_complete(segment).await?
-        {
-            // The start was lowered to be safe, and the server has let go of that much, which is stored: the slot stands further up.
-            let next = (whole(asked) + size.bytes()).min(whole(end));
-            let (timeline, next) = reachable(server, (timeline, next), size).await?;
-            return self.begin_at(archive, server, timeline, next).await;
+        if let Some(begun) = self.climb(archive, server, timeline, asked).await? {
+            return Ok(begun);
         }
         if server.is_outdated() {
             return Err(self.leave_outdated(server, &error));
@@ -51,13 +46,16 @@ impl Run {
             // It was taken in place of one that lags: that one may still have what is missing here.
             return Err(error.transient());
         }
+        if let Some((_, border)) = self.joins.take().filter(|(from, _)| *from == asked) {
+            return self.go_on_behind(archive, server, asked, (timeline, border)).await;
+        }
         // What lies before its fork is the timeline before.
         let fork = server.history.begin_of(timeline).unwrap_or_default();
         let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked).max(fork);
         let next = reachable(server, (timeline, from), size).await?;
         if next > (timeline, asked) {
             // Up to there everything is stored, if only in tails: nothing is missing where the server still has that segment.
-            return self.begin_at(archive, server, next.0, next.1).await;
+            return self.go_on_behind(archive, server, asked, next).await;
         }
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;
@@ -93,21 +91,52 @@ impl Run {
         self.begin_at(archive, server, to_timeline, to).await
     }
 
-    async fn begin_at(
+    /// A start that was lowered to be safe, where the server has let go of as much, which is stored: the slot stands further up. `None` where it was not.
+    async fn climb(
+        &mut self,
+        archive: &Archive,
+        server: &mut Server,
+        timeline: TimelineId,
+        asked: Lsn,
+    ) -> Result<Option<bool>> {
+        let size = archive.names.segment_size;
+        let whole = |lsn: Lsn| lsn.align_down(size.bytes());
+        let segment = SegmentName::new(timeline, size.segment_of(asked), size);
+        let unknown = server.slot == SlotPosition::Unknown;
+        let Some(end) = self.climb_to.filter(|end| unknown && asked < whole(*end)) else { return Ok(None) };
+        if !archive.is_complete(segment).await? {
+            return Ok(None);
+        }
+        let next = (whole(asked) + size.bytes()).min(whole(end));
+        let (timeline, next) = reachable(server, (timeline, next), size).await?;
+        let begun = match next < end {
+            // What is stored from there on is compared.
+            true => self.begin_at(archive, server, timeline, next).await,
+            false => self.go_on_behind(archive, server, asked, (timeline, next)).await,
+        };
+        begun.map(Some)
+    }
+
+    pub(super) async fn begin_at(
         &mut self,
         archive: &Archive,
         server: &mut Server,
         timeline: TimelineId,
         start: Lsn,
     ) -> Result<bool> {
-        let inventory = archive.newest(|_| start).await?;
-        let stored = prepare::stored(archive, &inventory, timeline, start, &self.observer).await?;
+        let stored = self.stored_at(archive, timeline, start).await?;
         self.begin(archive, server, timeline, start, stored)?;
         Ok(true)
     }
 
+    /// What is stored of a timeline from a place on.
+    pub(super) async fn stored_at(&self, archive: &Archive, timeline: TimelineId, start: Lsn) -> Result<Stored> {
+        let inventory = archive.newest(|_| start).await?;
+        prepare::stored(archive, &inventory, timeline, start, &self.observer).await
+    }
+
     /// A slot that this run made, and does not use, would fill the server's disk.
-    async fn unmake_slot(&mut self, server: &mut Server) {
+    pub(super) async fn unmake_slot(&mut self, server: &mut Server) {
         if let (Some(made), Some(name)) = (self.made_slot.take(), self.options.slot.clone())
             && !self.options.temporary_slot
             && made.is_on(server)

@@ -23,6 +23,7 @@ mod heart;
 mod held;
 mod hole;
 mod index;
+mod joint;
 mod keep;
 mod lag;
 mod leave;

@@ -16,7 +16,7 @@ use crate::archive::inventory::{Inventory, TimelineStock};
 use crate::error::{Error, Kind, Result};
 use crate::pg::page::{PAGE_SIZE, SHORT_HEADER};
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
-use crate::seal::content::summary::LastRecord;
+use crate::seal::content::summary::{LastRecord, Summary};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::OpenFailed;
 
@@ -117,15 +117,29 @@ pub async fn stored(
     Ok(Stored { objects, tails, litter, link, reported: None })
 }
 
-/// The last record that begins in the object before `start`, where that is stored and says so.
-async fn link(archive: &Archive, timeline: TimelineId, start: Lsn) -> Result<Option<Link>> {
-    let Some(before) = start.0.checked_sub(1) else { return Ok(None) };
-    let place = Place::of(Lsn(before), timeline, archive.names.segment_size);
+/// The stored object before a border of objects, with its name.
+async fn before(archive: &Archive, timeline: TimelineId, border: Lsn) -> Result<Option<(String, Summary)>> {
+    let Some(last) = border.0.checked_sub(1) else { return Ok(None) };
+    let place = Place::of(Lsn(last), timeline, archive.names.segment_size);
     let object = archive.names.segment(place.segment, place.part);
     let claims = archive.claims(ObjectKind::Segment, timeline, place.start);
-    let summary = read_summary(archive, &object, &claims).await?;
-    let last = summary.and_then(|summary| summary.last_record);
-    Ok(last.map(|last| Link { record: last_begun(last, start), object }))
+    Ok(read_summary(archive, &object, &claims).await?.map(|summary| (object, summary)))
+}
+
+/// The same as something to compare: nothing from its start on counts, or is kept in a tail, before the server has sent the same bytes.
+pub async fn object_before(archive: &Archive, timeline: TimelineId, border: Lsn) -> Result<Option<OldTail>> {
+    let found = before(archive, timeline, border).await?;
+    Ok(found.map(|(name, summary)| {
+        let marks = vec![(summary.end.since(summary.start), summary.hash)];
+        OldTail { name, pieces: Vec::new(), is_end: false, start: summary.start, marks }
+    }))
+}
+
+/// The last record that begins in the object before `start`, where that is stored and says so.
+async fn link(archive: &Archive, timeline: TimelineId, start: Lsn) -> Result<Option<Link>> {
+    let found = before(archive, timeline, start).await?;
+    let last = found.and_then(|(object, summary)| Some((object, summary.last_record?)));
+    Ok(last.map(|(object, last)| Link { record: last_begun(last, start), object }))
 }
 
 /// Where the last record begins that does so before `start`: another one behind the last that ends there, if that leaves room.

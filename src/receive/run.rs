@@ -64,6 +64,10 @@ pub struct Run {
     pub(super) headless: Option<(TimelineId, Lsn)>,
     /// Where WAL was asked for that the server had let go of.
     gone_at: Option<(TimelineId, Lsn)>,
+    /// The pipeline began at the first only to compare what is stored up to the second, and nothing is stored behind that.
+    pub(super) joins: Option<(Lsn, Lsn)>,
+    /// A server that has let go of what is to be compared before a border, and is not past the hole that is left behind it.
+    pub(super) apart: Option<(String, Lsn)>,
     pub(super) followed: Followed,
     /// Where WAL was refused the last time.
     pub(super) refused_at: Option<(TimelineId, Lsn)>,
@@ -120,6 +124,8 @@ impl Run {
             begin_below: None,
             headless: None,
             gone_at: None,
+            joins: None,
+            apart: None,
             followed: Followed::default(),
             refused_at: None,
             garbled: None,
@@ -365,7 +371,11 @@ impl Run {
     /// Whether another look at the archive may show a better place than the one that was just asked for: another receiver may have come further meanwhile.
     fn is_news(&mut self) -> bool {
         let asked = self.pipeline.as_ref().map(|p| (p.timeline(), p.received()));
-        self.climb_to.is_none() && asked.is_some() && std::mem::replace(&mut self.gone_at, asked) != asked
+        let only_compares = self.joins.map(|(from, _)| from) == asked.map(|(_, from)| from);
+        !only_compares
+            && self.climb_to.is_none()
+            && asked.is_some()
+            && std::mem::replace(&mut self.gone_at, asked) != asked
     }
 
     /// All that has to be known and stored before the first byte is asked for; `None` where nothing can be. What it waits for, a stop does not.

@@ -1,0 +1,138 @@
+//! Whether a server's WAL is the continuation of what is stored, where a run begins at the end of that. Another server with the same identifier and timeline may
+//! have written as much, and a first record names nothing of the one before it but its place. So the last stored object is received once more, and nothing behind it
+//! counts before the same bytes have come. Where the server has let go of it, something else must show it; else what comes next would be joined to another
+//! history, and a restore would be a mixture of the two.
+
+use super::OnGap;
+use super::observe::ReceiveEvent;
+use super::prepare::{self, Stored};
+use super::resume::{SlotPosition, Start};
+use super::run::Run;
+use super::server::Server;
+use super::{GIVE_UP, begin::MadeSlot};
+use crate::archive::Archive;
+use crate::archive::inventory::Inventory;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, TimelineId};
+use crate::seal::content::event::{Hole, What};
+
+impl Run {
+    /// What is stored from the start on. A start at the end of what is stored moves to the object before that, which is compared; gives the end then.
+    pub(super) async fn compared_start(
+        &self,
+        archive: &Archive,
+        server: &Server,
+        inventory: &Inventory,
+        start: &mut Start,
+    ) -> Result<(Stored, Option<Lsn>)> {
+        let from = |lsn| prepare::stored(archive, inventory, start.timeline, lsn, &self.observer);
+        let border = start.lsn;
+        let stored = from(border).await?;
+        if start.stored != Some(border) || self.is_the_same(server, border, &stored) {
+            return Ok((stored, None));
+        }
+        let Some(before) = prepare::object_before(archive, start.timeline, border).await? else {
+            return Ok((stored, None));
+        };
+        let mut stored = from(before.start).await?;
+        start.lsn = before.start;
+        stored.tails.push(before);
+        Ok((stored, Some(border)))
+    }
+
+    /// Whether the slot stands within a tail of the segment that begins here: where it was moved by who received that, and the tail is compared. Restarts are
+    /// mostly like that, and the server has mostly let go of what lies before: it need not be asked for it, and say so in its log.
+    fn is_the_same(&self, server: &Server, border: Lsn, stored: &Stored) -> bool {
+        let SlotPosition::At(lsn) = server.slot else { return false };
+        let holds = |tail: &super::compare::OldTail| !tail.is_end && tail.start <= border && lsn <= tail.end();
+        self.has_lasting_slot(server) && lsn > border && stored.tails.iter().any(holds)
+    }
+
+    /// Whether this server has refused before what is to be compared before a border: it is not asked again.
+    pub(super) fn has_refused_below(&self, server: &Server, border: Lsn) -> bool {
+        self.apart.as_ref().is_some_and(|(refused, at)| refused == server.stream.server() && *at == border)
+    }
+
+    /// Whether the slot may have been moved by an earlier run.
+    fn has_lasting_slot(&self, server: &Server) -> bool {
+        let made_here = self.made_slot.as_ref().is_some_and(|made: &MadeSlot| made.is_on(server));
+        self.options.slot.is_some() && !self.options.temporary_slot && !made_here
+    }
+
+    /// Goes on at the end of what is stored, after the server has refused what was asked for before it.
+    pub(super) async fn go_on_behind(
+        &mut self,
+        archive: &Archive,
+        server: &mut Server,
+        refused: Lsn,
+        (timeline, border): (TimelineId, Lsn),
+    ) -> Result<bool> {
+        let Some(before) = prepare::object_before(archive, timeline, border).await? else {
+            // Nothing is stored that it would be joined to: a timeline begins, or a hole ends.
+            return self.begin_at(archive, server, timeline, border).await;
+        };
+        if before.start > refused {
+            let start = before.start;
+            let mut stored = self.stored_at(archive, timeline, start).await?;
+            stored.tails.push(before);
+            self.begin(archive, server, timeline, start, stored)?;
+            self.only_compares_below(border);
+            return Ok(true);
+        }
+        // What is compared behind it shows it, and so does the slot. It stands exactly at a border only where a receiver has reported it: one that is made
+        // begins at a record (`ReplicationSlotReserveWal`), and behind a border comes the header of a page first.
+        let compared = archive.contiguous_from(timeline, border).await?.is_some_and(|end| end > border);
+        let reported = self.has_lasting_slot(server) && server.slot == SlotPosition::At(border);
+        if compared || reported {
+            return self.begin_at(archive, server, timeline, border).await;
+        }
+        if self.options.temporary_slot || server.slot == SlotPosition::Unknown {
+            // No slot that could show it can be looked at: it is nobody's fault.
+            self.observer.warn(format!(
+                "{}; streaming goes on, as if it were the same server: if it was replaced, take a backup and restore nothing before that by WAL behind {border}",
+                unshown(timeline, border)
+            ));
+            return self.begin_at(archive, server, timeline, border).await;
+        }
+        self.go_on_apart(archive, server, timeline, border).await
+    }
+
+    /// What the server has is not joined to what is stored: ends, or leaves out what is left of a segment, so that nothing is restored across it.
+    pub(super) async fn go_on_apart(
+        &mut self,
+        archive: &Archive,
+        server: &mut Server,
+        timeline: TimelineId,
+        border: Lsn,
+    ) -> Result<bool> {
+        self.apart = None;
+        let reason = unshown(timeline, border);
+        if self.options.on_gap == OnGap::Stop {
+            self.unmake_slot(server).await;
+            return Err(Error::new(Kind::Slot, reason).hint(
+                "Everything before is safe. For another server use another cluster name, else on_gap = \"new-range\" to go on behind a hole (docs/guide/gaps.md).",
+            ));
+        }
+        let size = archive.names.segment_size;
+        let to = border.align_down(size.bytes()) + size.bytes();
+        if server.identity.position < to {
+            self.apart = Some((server.stream.server().to_owned(), border));
+            // Recorded before the server is past it, whoever begins would begin within the hole.
+            let text =
+                format!("{reason}; a hole is left before {to}, as soon as the server is past that (pg_switch_wal)");
+            return Err(Error::new(Kind::Server, text).transient());
+        }
+        let to_timeline = server.history.timeline_at(to);
+        let hole = Hole { from_timeline: timeline, from: border, to_timeline, to, reason };
+        archive.put_event(&self.place.writer.fresh()?, What::Hole(hole.clone()), GIVE_UP).await?;
+        self.observer.tell(ReceiveEvent::Hole(hole));
+        self.begin_at(archive, server, to_timeline, to).await
+    }
+}
+
+/// Why two stretches of WAL are not joined.
+fn unshown(timeline: TimelineId, border: Lsn) -> String {
+    format!(
+        "the archive ends at {border} on timeline {timeline}, and the server has let go of the WAL before: nothing shows that its WAL continues what is stored"
+    )
+}
