@@ -194,7 +194,9 @@ impl State {
             Node::File(file) => (Form::File, file.shown.len() as u64),
             Node::Dir(_) => (Form::Directory, 0),
         };
-        Seen { form, len, modified: SystemTime::UNIX_EPOCH + Duration::from_secs(86_400), device: 1, inode: at as u64 }
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400);
+        // No inode is ever used again.
+        Seen { form, len, modified, device: 1, inode: at as u64, made: Some(SystemTime::UNIX_EPOCH) }
     }
 
     fn sync(&mut self, at: usize) -> io::Result<()> {

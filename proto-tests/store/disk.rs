@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use walrecv::disk::durable;
@@ -254,6 +255,43 @@ fn a_new_object_is_synced_up_to_the_root_before_it_counts() {
         let path = if folder.is_empty() { dir.path().to_owned() } else { dir.join(folder) };
         assert!(calls(&trace, "fsync", &path).iter().any(|at| *at > link), "{folder:?} is synced after it:\n{trace}");
     }
+}
+
+/// For each further object that would be a flush of the disk for each of them. Folders that somebody else has made are not known to be on the disk.
+#[test]
+fn folders_are_synced_once_and_again_where_they_are_others() {
+    let dir = TempDir::new("disk");
+    let (synced, bad) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(Mutex::new(None)));
+    let (noted, failing) = (synced.clone(), bad.clone());
+    let medium = HookedDisk::new(move |call| match call {
+        Call::Sync(path) if failing.lock().unwrap().as_ref() == Some(&path) => {
+            Err(std::io::Error::from_raw_os_error(5))
+        }
+        Call::Sync(path) if !durable::is_staging(path.file_name().unwrap().to_str().unwrap()) => {
+            noted.lock().unwrap().insert(path);
+            Ok(())
+        }
+        _ => Ok(()),
+    });
+    let repo = Repository::in_directory(dir.path().to_owned(), Arc::new(medium));
+    let stored = |name: &str| {
+        runtime().block_on(put(&repo, name, 1, 1, Duration::ZERO)).map(|_| {
+            let below = |path: PathBuf| path.strip_prefix(dir.path()).unwrap().display().to_string();
+            std::mem::take(&mut *synced.lock().unwrap()).into_iter().map(below).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(stored("c/wal/1/g/a").unwrap(), ["", "c", "c/wal", "c/wal/1", "c/wal/1/g"]);
+    assert_eq!(stored("c/wal/1/g/b").unwrap(), ["c/wal/1/g"]);
+    assert_eq!(stored("c/packs/x/0").unwrap(), ["c", "c/packs", "c/packs/x"]);
+    fs::remove_dir_all(dir.join("c/wal/1")).unwrap();
+    fs::create_dir_all(dir.join("c/wal/1/g")).unwrap();
+    assert_eq!(stored("c/wal/1/g/a").unwrap(), ["c/wal", "c/wal/1", "c/wal/1/g"], "another one of that name");
+    fs::create_dir_all(dir.join("c/wal/2/g")).unwrap();
+    *bad.lock().unwrap() = Some(dir.join("c/wal"));
+    assert!(stored("c/wal/2/g/a").is_err());
+    *bad.lock().unwrap() = None;
+    synced.lock().unwrap().clear();
+    assert_eq!(stored("c/wal/2/g/b").unwrap(), ["c/wal", "c/wal/2", "c/wal/2/g"], "what failed does not count");
 }
 
 /// A writer was killed between giving the name and syncing the directory: the next one finds the name, and syncs before he believes it.

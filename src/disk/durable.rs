@@ -275,7 +275,7 @@ pub(in crate::disk) fn parent(path: &Path) -> &Path {
     }
 }
 
-fn sync_dir(medium: &dyn Medium, dir: &Path) -> Result<()> {
+pub fn sync_dir(medium: &dyn Medium, dir: &Path) -> Result<()> {
     let open = medium.open(dir).map_err(|e| failed("cannot open directory", dir, e))?;
     open.sync_all().map_err(|e| sync_failed("directory", dir, e))
 }

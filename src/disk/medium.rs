@@ -31,6 +31,8 @@ pub struct Seen {
     pub device: u64,
     /// Which file of that file system it is, whatever its name.
     pub inode: u64,
+    /// When it was made, where the file system keeps that: with the inode, which is used again, it tells a file from all others that there ever were.
+    pub made: Option<SystemTime>,
 }
 
 impl Seen {
@@ -255,7 +257,8 @@ fn still_there(entries: impl Iterator<Item = io::Result<(OsString, Form)>>) -> i
 
 fn seen(meta: &Metadata) -> io::Result<Seen> {
     let form = form(meta.file_type());
-    Ok(Seen { form, len: meta.len(), modified: meta.modified()?, device: meta.dev(), inode: meta.ino() })
+    let (device, inode, made) = (meta.dev(), meta.ino(), meta.created().ok());
+    Ok(Seen { form, len: meta.len(), modified: meta.modified()?, device, inode, made })
 }
 
 fn form(kind: fs::FileType) -> Form {

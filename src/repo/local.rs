@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use super::backend::{Answer, Backend, Children, Listed, Piece};
 use super::root::Root;
 use crate::disk::durable;
-use crate::disk::medium::{Form, Ground, Medium, Seen};
+use crate::disk::medium::{Form, Medium, Seen};
 use crate::error::{Class, Error, Kind, Result};
 
 /// Deepest tree below a repository's root, so that a symbolic link that leads back up is found out.
@@ -20,12 +20,6 @@ const DEPTH: usize = 16;
 
 /// Below these, folders come with their first object and go with their last one.
 const OWN_FOLDERS: [&str; 4] = ["/tail/", "/packs/", "/maps/", "/manifests/"];
-
-/// What the blocking work is given.
-struct Files {
-    root: PathBuf,
-    medium: Ground,
-}
 
 pub(super) struct LocalBackend {
     root: Arc<Root>,
@@ -40,15 +34,14 @@ impl LocalBackend {
     fn run<T: Send + 'static>(
         &self,
         name: &str,
-        work: impl FnOnce(&Files, &Path) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Root, &Path) -> Result<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<T>> {
         let root = self.root.clone();
-        let files = Files { root: root.path.clone(), medium: root.medium.clone() };
         let path = root.path.join(name);
         let lane = root.medium.lane();
         let job = move || {
             root.demand()?;
-            let done = work(&files, &path).map_err(into_repository)?;
+            let done = work(&root, &path).map_err(into_repository)?;
             // Unmounted meanwhile, it was done to whatever stands there now.
             root.demand()?;
             Ok(done)
@@ -60,13 +53,13 @@ impl LocalBackend {
 impl Backend for LocalBackend {
     fn create<'a>(&'a self, name: &'a str, parts: &'a [Bytes]) -> BoxFuture<'a, Result<Answer>> {
         let parts = parts.to_vec();
-        self.run(name, move |Files { root, medium }, path| {
+        self.run(name, move |Root { path: root, medium, folders, .. }, path| {
             let above = path.parent().unwrap_or(root);
             // A folder that vanishes in between (an emptied tail) is a transient error: the caller tries again.
             durable::create_dirs(&**medium, above)?;
             match durable::create_once(medium, path, &parts, 0o666)? {
-                // The directories above may be as new as the object: their own names must reach the disk too.
-                true => durable::sync_dirs(&**medium, above.parent().unwrap_or(root), root).map(|()| Answer::Created),
+                // The folders may be as new as the object: their own names must reach the disk too.
+                true => folders.sync(&**medium, above, root).map(|()| Answer::Created),
                 false => Ok(Answer::Taken),
             }
         })
@@ -74,34 +67,34 @@ impl Backend for LocalBackend {
 
     fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>> {
         let range = range.unwrap_or(0..u64::MAX);
-        self.run(name, move |files, path| found(path, read_file(&*files.medium, path, range, u64::MAX)))
+        self.run(name, move |root, path| found(path, read_file(&*root.medium, path, range, u64::MAX)))
     }
 
     fn whole<'a>(&'a self, name: &'a str, most: u64) -> BoxFuture<'a, Result<Option<Piece>>> {
-        self.run(name, move |files, path| found(path, read_file(&*files.medium, path, 0..u64::MAX, most)))
+        self.run(name, move |root, path| found(path, read_file(&*root.medium, path, 0..u64::MAX, most)))
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Listed>>> {
         let prefix = prefix.to_owned();
-        self.run(&prefix.clone(), move |files, path| {
+        self.run(&prefix.clone(), move |root, path| {
             let mut found = Vec::new();
-            walk(&*files.medium, path, &prefix, DEPTH, &mut found)?;
+            walk(&*root.medium, path, &prefix, DEPTH, &mut found)?;
             Ok(found)
         })
     }
 
     fn folders<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
-        self.run(prefix, move |files, path| {
-            let entries = entries(&*files.medium, path)?;
+        self.run(prefix, move |root, path| {
+            let entries = entries(&*root.medium, path)?;
             Ok(entries.into_iter().filter(|(_, seen)| seen.form == Form::Directory).map(|(name, _)| name).collect())
         })
     }
 
     fn children<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Children>> {
         let above = prefix.to_owned();
-        self.run(prefix, move |files, path| {
+        self.run(prefix, move |root, path| {
             let mut children = Children::default();
-            for (name, seen) in entries(&*files.medium, path)? {
+            for (name, seen) in entries(&*root.medium, path)? {
                 match seen.form {
                     Form::Directory => children.folders.push(name),
                     Form::File => children.objects.push(listed(&above, &name, &seen)),
@@ -115,18 +108,18 @@ impl Backend for LocalBackend {
     fn delete<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
         let own = |folder: &str| OWN_FOLDERS.iter().any(|above| folder.contains(above));
         let passing = name.rsplit_once('/').is_some_and(|(folder, _)| own(folder));
-        self.run(name, move |files, path| {
-            durable::remove(&*files.medium, path)?;
+        self.run(name, move |root, path| {
+            durable::remove(&*root.medium, path)?;
             if let (true, Some(folder)) = (passing, path.parent()) {
                 // Every segment's tail and every backup has folders of its own: they would pile up. Not empty, or gone already: leave it.
-                let _ = files.medium.remove_dir(folder);
+                let _ = root.medium.remove_dir(folder);
             }
             Ok(())
         })
     }
 
     fn settle<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>> {
-        self.run(name, |files, path| durable::sync_found(&*files.medium, path, &files.root))
+        self.run(name, |root, path| durable::sync_found(&*root.medium, path, &root.path))
     }
 
     fn make_root(&self) -> BoxFuture<'_, Result<()>> {

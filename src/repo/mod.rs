@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod cloud;
+mod folders;
 mod local;
 pub mod names;
 mod open;

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use super::folders::Folders;
 use super::names;
 use crate::disk::durable;
 use crate::disk::medium::{Form, Ground};
@@ -16,6 +17,8 @@ const LONGEST: u64 = 64 << 10;
 pub(super) struct Root {
     pub(super) path: PathBuf,
     pub(super) medium: Ground,
+    /// Folders whose names are known to be on the disk.
+    pub(super) folders: Folders,
     first: Mutex<Option<Known>>,
 }
 
@@ -29,7 +32,7 @@ enum Known {
 
 impl Root {
     pub(super) fn new(path: PathBuf, medium: Ground) -> Root {
-        Root { path, medium, first: Mutex::default() }
+        Root { path, medium, folders: Folders::default(), first: Mutex::default() }
     }
 
     /// Without the directory nothing can be known: "no such file" would be a lie.
