@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use walrecv::archive::Archive;
 use walrecv::archive::read::SegmentBytes;
+use walrecv::pg::page::{LONG_HEADER, PAGE_SIZE, SHORT_HEADER};
 use walrecv::pg::{Lsn, SegmentName, SegmentSize, TimelineId};
 use walrecv::receive::recover::recover;
 use walrecv::receive::{Observer, Place};
@@ -179,16 +180,16 @@ impl Promise {
         let archive = Archive { repo: self.place.repo.clone(), names, keys };
         let holes = archive.holes().await.map_err(|e| format!("the holes cannot be read: {e}"))?;
         holes.iter().try_for_each(|hole| self.is_honest(hole))?;
-        if !self.minimal.is_empty() {
-            let noted = archive.minimal_wal().await.map_err(|e| format!("alarms cannot be read: {e}"))?;
-            // What lies in a hole nobody has seen.
-            let unseen = |lsn: &&Lsn| next_hole(&holes, **lsn).is_some_and(|hole| hole.from <= **lsn);
-            let missing = self.minimal.iter().filter(|lsn| !unseen(lsn));
-            let missing = missing.clone().find(|lsn| !noted.iter().any(|alarm| alarm.lsn == **lsn));
-            missing.map_or(Ok(()), |lsn| Err(format!("nothing says that wal_level is minimal at {lsn}: {noted:?}")))?;
-        }
         // Before the first word to any server nothing was promised: a slot may be lost before anything is stored.
         let first = self.trail.told.iter().map(|(_, lsn)| lsn.align_down(span)).min();
+        if !self.minimal.is_empty() {
+            let noted = archive.minimal_wal().await.map_err(|e| format!("alarms cannot be read: {e}"))?;
+            // What lies in a hole, or before all of it, nobody has seen.
+            let in_hole = |lsn: &Lsn| next_hole(&holes, *lsn).is_some_and(|hole| hole.from <= *lsn);
+            let seen = self.minimal.iter().filter(|lsn| first.is_none_or(|first| first <= **lsn) && !in_hole(lsn));
+            let missing = seen.clone().find(|lsn| !noted.iter().any(|alarm| alarm.lsn == **lsn));
+            missing.map_or(Ok(()), |lsn| Err(format!("nothing says that wal_level is minimal at {lsn}: {noted:?}")))?;
+        }
         let mut at = self.from.max(first.unwrap_or_default());
         while at < self.to {
             // The newest timeline that has a copy of this segment.
@@ -251,9 +252,17 @@ impl Promise {
 
 /// `wal_level` in a record that changes parameters, the last of its six numbers.
 fn level_of(branch: &Branch, made: &Made) -> i32 {
-    let bytes = branch.wal.slice(made.start, made.end);
+    let mut record = Vec::new();
+    let mut at = made.start;
+    while at < made.end {
+        let page = at.align_down(PAGE_SIZE);
+        let header = if page.0.is_multiple_of(branch.segment()) { LONG_HEADER } else { SHORT_HEADER };
+        let (from, to) = (at.max(page + header as u64), made.end.min(page + PAGE_SIZE));
+        record.extend_from_slice(branch.wal.slice(from, to));
+        at = to;
+    }
     // Behind the header, the header of its data, and the other numbers.
-    bytes[24 + 2 + 20..].first_chunk().map_or(-1, |level| i32::from_le_bytes(*level))
+    record[24 + 2 + 20..].first_chunk().map_or(-1, |level| i32::from_le_bytes(*level))
 }
 
 /// Who receives the same WAL again compares it by the hash in the object's summary.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use walrecv::pg::Lsn;
 
+use super::chance::Chance;
 use super::cluster::{Phase, Slot};
 use super::disk::{DiskFaults, Loss};
 use super::store::StoreFaults;
@@ -48,12 +49,17 @@ pub async fn play(world: Arc<World>) {
 /// The server's own work.
 async fn write(world: Arc<World>, end: Instant) {
     let chance = world.chance.split();
+    let minimal = Chance::new(world.plan.wal, "minimal");
     let steps = world.plan.chaos.as_millis() as u64 / 300;
     while Instant::now() < end {
         sleep(chance.millis(0, 600)).await;
         let bytes = chance.between(0, 2 * world.plan.wal / steps.max(1));
         if world.cluster.state().phase == Phase::Up {
             world.cluster.write(bytes.max(64), &chance);
+            if world.plan.minimal && minimal.one_in(20) {
+                super::minimal::level(&world, 0);
+                super::minimal::level(&world, 1);
+            }
         }
     }
 }

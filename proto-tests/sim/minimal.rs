@@ -34,12 +34,15 @@ pub fn level(world: &World, wal_level: i32) -> (Lsn, Lsn) {
     })
 }
 
-async fn noted(world: &World) -> Vec<MinimalWal> {
+fn archive(world: &World) -> Archive {
     let place = world.place(&Life::new(99));
     let segment_size = SegmentSize::new(SEGMENT).expect("a size");
     let names = ClusterNames { cluster: "main".to_owned(), system: SYSTEM, segment_size };
-    let archive = Archive { repo: place.repo, names, keys: place.reader };
-    archive.minimal_wal().await.expect("the alarms")
+    Archive { repo: place.repo, names, keys: place.reader }
+}
+
+async fn noted(world: &World) -> Vec<MinimalWal> {
+    archive(world).minimal_wal().await.expect("the alarms")
 }
 
 /// The receiver dies at the moment at which the server first hears of what is behind the record, whose segment is never received again then.
@@ -80,6 +83,51 @@ fn the_alarm_is_stored_before_anything_behind_it_is_acknowledged() {
         plan.local = false;
     });
     dies_behind_it(soon);
+}
+
+/// The receiver dies at one step after another. A run that begins behind what is stored, since its server has let go of it, sees nothing of the record, and one
+/// that finds the alarm goes on because of it: so it has to be there before the record is, and to stay.
+fn dies_at_any_step(local: bool) {
+    let change = |plan: &mut Plan| {
+        (plan.local, plan.flush_interval) = (local, Duration::from_millis(100));
+    };
+    quiet_world_with(change, |world: Arc<World>| async move {
+        let mut before = 0;
+        for round in 0..if local { 30 } else { 20 } {
+            write(&world, 20_000);
+            acknowledged(&world).await;
+            world.cluster.checkpoint();
+            // What it tidies up takes steps too.
+            sleep(Duration::from_secs(5)).await;
+            let (lsn, end) = level(&world, 0);
+            level(&world, 1);
+            write(&world, if round % 8 == 7 { 1_100_000 } else { 20_000 });
+            let life = world.processes()[0].as_ref().expect("it runs").life.clone();
+            // Each alarm that is there already is read first.
+            life.dies_after(if local { round } else { round + round % 10 });
+            // The next one finds no server.
+            let _ = tokio::time::timeout(Duration::from_secs(3), life.death()).await;
+            life.kill();
+            world.cluster.crash(Phase::Down);
+            sleep(Duration::from_secs(1)).await;
+            let stored = archive(&world).contiguous_from(TimelineId(1), lsn).await.expect("what is stored");
+            let known = noted(&world).await.iter().any(|alarm| alarm.lsn == lsn);
+            let stored = stored.is_some_and(|upto| upto >= end);
+            assert!(known || !stored, "round {round}: {lsn} is stored: {}", world.trace.last());
+            before += u32::from(known && !stored);
+            world.cluster.change(|state| state.phase = Phase::Up);
+            acknowledged(&world).await;
+            // Also where the power fails now.
+            world.demand_all();
+        }
+        assert!(before > 0, "no run died between the two");
+    });
+}
+
+#[test]
+fn it_is_noted_before_it_is_stored_whenever_a_receiver_dies() {
+    dies_at_any_step(true);
+    dies_at_any_step(false);
 }
 
 /// Seen again by a run that begins before it, it is not noted again.

@@ -59,6 +59,8 @@ pub struct Plan {
     pub roll_back: bool,
     /// Where there was a failover, it is given up, and the old primary is what is set back.
     pub goes_back: bool,
+    /// The server is started under `wal_level = minimal` now and then.
+    pub minimal: bool,
     /// The slot is lost now and then, with what it held: a hole is left behind.
     pub gaps: bool,
     /// The slot is given up while nothing can be stored.
@@ -98,6 +100,7 @@ impl Plan {
             failovers: chance.pick(&[0, 0, 1, 2]),
             roll_back: chance.one_in(8),
             goes_back: false,
+            minimal: false,
             gaps: false,
             gives_up: false,
             bad_wal: chance.one_in(12),
@@ -165,6 +168,7 @@ impl World {
         let holes = Chance::new(seed, "holes");
         (plan.gaps, plan.gives_up) = (holes.one_in(5), holes.one_in(3));
         plan.goes_back = Chance::new(seed, "goes back").one_in(2);
+        plan.minimal = Chance::new(seed, "minimal").one_in(6);
         let rests = Chance::new(seed, "rests");
         plan.rests = rests.one_in(2).then(|| rests.millis(100, 3000));
         change(&mut plan);

@@ -38,6 +38,13 @@ fn is_named(name: &str, event: &Event) -> bool {
     }
 }
 
+fn hole_of(event: Event) -> Option<Hole> {
+    match event.what {
+        What::Hole(hole) => Some(hole),
+        _ => None,
+    }
+}
+
 impl Archive {
     fn event_claims(&self) -> Claims {
         self.claims(ObjectKind::Event, TimelineId(0), Lsn(0))
@@ -68,15 +75,20 @@ impl Archive {
 
     /// All events of this cluster whose object is named after `kind`, oldest first. One that cannot be opened is an error: it may be a hole.
     pub async fn events(&self, kind: &str) -> Result<Vec<Event>> {
+        Ok(self.named_events(kind).await?.into_iter().map(|(_, event)| event).collect())
+    }
+
+    async fn named_events(&self, kind: &str) -> Result<Vec<(String, Event)>> {
         let mut events = Vec::new();
         let mut listed = self.repo.list("events").await?;
         listed.retain(|entry| names::event_kind(&entry.name) == Some(kind));
         for entry in listed {
             // Gone since it was listed: expired.
             let Some(object) = self.repo.get(&entry.name).await? else { continue };
-            events.extend(self.open_event(&entry.name, &object)?);
+            let event = self.open_event(&entry.name, &object)?;
+            events.extend(event.map(|event| (entry.name, event)));
         }
-        events.sort_by_key(|event| event.at);
+        events.sort_by_key(|(_, event)| event.at);
         Ok(events)
     }
 
@@ -203,11 +215,16 @@ impl Archive {
 
     /// Where this archive has holes that were given up, in the order in which that happened.
     pub async fn holes(&self) -> Result<Vec<Hole>> {
-        let of = |event: Event| match event.what {
-            What::Hole(hole) => Some(hole),
-            _ => None,
-        };
-        Ok(self.events("hole").await?.into_iter().filter_map(of).collect())
+        Ok(self.events("hole").await?.into_iter().filter_map(hole_of).collect())
+    }
+
+    /// The same, known to be durable: for a receiver, which does not ask for what is in them again. An earlier run may have left one before it was.
+    pub async fn settled_holes(&self) -> Result<Vec<Hole>> {
+        let named = self.named_events("hole").await?;
+        for (name, _) in &named {
+            self.repo.settle(name).await?;
+        }
+        Ok(named.into_iter().filter_map(|(_, event)| hole_of(event)).collect())
     }
 
     /// Where servers of this archive went on under `wal_level = minimal`, in the order in which that was noted, each once.
@@ -221,6 +238,15 @@ impl Archive {
             }
         }
         Ok(found)
+    }
+
+    /// Whether this one is noted, and durable: for a receiver, which goes on because of it.
+    pub async fn has_noted(&self, alarm: MinimalWal) -> Result<bool> {
+        let named = self.named_events("minimal-wal").await?;
+        let Some((name, _)) = named.into_iter().find(|(_, event)| event.what == What::MinimalWal(alarm)) else {
+            return Ok(false);
+        };
+        self.repo.settle(&name).await.map(|()| true)
     }
 
     /// WAL that a server sent and that failed its checks, with the time at which that was found.

@@ -149,6 +149,11 @@ impl Ledger {
         self.compared.is_none()
     }
 
+    /// Up to where stored copies of earlier runs were compared; `None` when nothing is left.
+    pub fn compared(&self) -> Option<Lsn> {
+        self.compared
+    }
+
     /// Bytes that are known to exist on the server and are not durable here.
     pub fn behind(&self) -> u64 {
         self.held().since(self.durable)

@@ -3,7 +3,7 @@
 //! A finished object leaves for the repository once the record that crosses its end has been checked too, since what is stored is never rewritten. It does not
 //! wait for that longer than [`super::held::hold_limit`], nor when a server stops or memory is short.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,8 +50,9 @@ pub enum Kept {
     /// Records up to `checked` are good, and stored copies agree up to `compared` (`None`: nothing is left to compare).
     /// `commits`: ends of the first and the last commit since the last time.
     Checked { checked: Lsn, compared: Option<Lsn>, commits: Option<RangeInclusive<Lsn>> },
-    /// The record from `start` to `end` says that the server goes on under `wal_level = minimal`. Told before any byte of it is durable.
-    Minimal { start: Lsn, end: Lsn },
+    /// The record from `start` to `end` says that the server goes on under `wal_level = minimal`. Told before any byte of it is durable. `compares`: the object
+    /// that it ends in is stored already.
+    Minimal { start: Lsn, end: Lsn, compares: bool },
     /// An object to put.
     Object(Box<Object>),
     /// A piece of the tail to put.
@@ -125,6 +126,9 @@ pub struct Keeper {
     retry_tail_at: Option<Instant>,
     /// The head of an unfinished record was to be kept too, and could not be.
     all_pending: bool,
+    /// Records that say `wal_level = minimal`, by their ends, of which nothing is kept before that is noted; and that all was to be kept meanwhile.
+    unnoted: BTreeMap<Lsn, Lsn>,
+    all_withheld: bool,
     announced: Option<Instant>,
     /// How far checking and comparing had come when that was told last.
     told: Option<(Lsn, Option<Lsn>)>,
@@ -153,6 +157,8 @@ impl Keeper {
             merging: None,
             retry_tail_at: None,
             all_pending: false,
+            unnoted: BTreeMap::new(),
+            all_withheld: false,
             announced: None,
             told: None,
             commits: None,
@@ -195,7 +201,8 @@ impl Keeper {
                 None => self.begin()?,
             };
             let (now, later) = bytes.split_at(bytes.len().min(open.room()));
-            let (commits, mut count, out) = (&mut self.commits, 0, &self.out);
+            let compares = self.is_stored(&open);
+            let (commits, unnoted, mut count, out) = (&mut self.commits, &mut self.unnoted, 0, &self.out);
             self.check.feed(now, &mut |record, note| {
                 open.record(record, note);
                 if let Note::Commit { .. } = note {
@@ -203,7 +210,10 @@ impl Keeper {
                     let first = commits.as_ref().map_or(record.end, |commits| *commits.start());
                     *commits = Some(first..=record.end);
                 } else if note.is_minimal() {
-                    out.tell(Kept::Minimal { start: record.start, end: record.end });
+                    out.tell(Kept::Minimal { start: record.start, end: record.end, compares });
+                    if !compares {
+                        unnoted.insert(record.end, record.start);
+                    }
                 }
             })?;
             self.config.stats.commits.add(count);
@@ -364,6 +374,7 @@ impl Keeper {
         self.spool_rests(flush == Flush::All);
         self.release(false)?;
         self.all_pending |= flush == Flush::All;
+        self.all_withheld |= flush == Flush::All && !self.unnoted.is_empty();
         let due = flush == Flush::All || (self.tail_due().is_some_and(|at| at <= now) && pieces < PIECES);
         if due {
             self.flush_tail()?;
@@ -440,7 +451,25 @@ impl Keeper {
 
     /// Up to where the tail should reach now.
     fn wanted(&self) -> Lsn {
-        self.check.keepable(if self.all_pending { self.check.received() } else { self.check.checked() })
+        let upto = self.check.keepable(if self.all_pending { self.check.received() } else { self.check.checked() });
+        self.unnoted.values().next().map_or(upto, |start| upto.min(*start))
+    }
+
+    /// What is noted may be kept.
+    pub fn noted(&mut self, end: Lsn) -> Result<(), Stop> {
+        self.unnoted.remove(&end);
+        self.all_pending |= self.unnoted.is_empty() && std::mem::take(&mut self.all_withheld);
+        if self.all_pending {
+            self.flush_tail()?;
+        }
+        let upto = self.wanted();
+        if let Some(open) = &mut self.open
+            && open.offset(upto) > open.tail.kept()
+        {
+            open.oldest.get_or_insert_with(Instant::now);
+        }
+        self.flush_spool();
+        self.release(false)
     }
 
     fn flush_tail(&mut self) -> Result<(), Stop> {

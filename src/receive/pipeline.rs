@@ -31,7 +31,7 @@ use super::{ReceiveOptions, wait_until};
 use crate::archive::Archive;
 use crate::disk::desk::Desk;
 use crate::disk::spare::Spare;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Class, Error, Kind, Result};
 use crate::keys::ring::WriterRing;
 use crate::pg::scan::ScanConfig;
 use crate::pg::{Lsn, MajorVersion, SegmentSize, TimelineId};
@@ -376,7 +376,7 @@ impl Pipeline {
                 Ok(Turn::Went)
             }
             Some(noted) = self.alarms.next() => {
-                self.noted(noted);
+                self.noted(noted)?;
                 Ok(Turn::Moved)
             }
             Some(error) = self.trouble.recv() => {
@@ -416,12 +416,17 @@ impl Pipeline {
         match kept {
             Kept::Checked { checked, compared, commits } => {
                 self.ledger.checked(checked, compared);
+                self.alarms.checked(checked, compared);
                 self.arrivals.checked(checked, commits);
                 self.observer.stats().verified.set(checked.0);
                 self.observer.stats().set_oldest_commit(self.arrivals.oldest());
             }
-            Kept::Minimal { start, end } => self.alarms.saw(start, end),
-            Kept::Object(object) => self.puts.add(Item::Object(object), self.timeline),
+            Kept::Minimal { start, end, compares } => self.alarms.saw(start, end, compares),
+            Kept::Object(object) => {
+                if let Some(object) = self.alarms.admit(object) {
+                    self.puts.add(Item::Object(object), self.timeline);
+                }
+            }
             Kept::Piece(piece) => {
                 self.clearing.tailed(piece.to);
                 self.puts.add(Item::Piece(piece), self.timeline);
@@ -507,18 +512,27 @@ impl Pipeline {
         }
     }
 
-    /// What waited for an alarm counts now, up to the next one.
-    fn noted(&mut self, noted: Result<Noted>) {
+    /// What waited for an alarm counts now, and is put, up to the next one.
+    fn noted(&mut self, noted: Result<Noted>) -> Result<()> {
         match noted {
-            Ok(Noted { alarm, new, released }) => {
+            Ok(Noted { alarm, end, new, released }) => {
+                self.ask(Work::Noted(end));
+                while let Some(object) = self.alarms.admitted() {
+                    self.puts.add(Item::Object(object), self.timeline);
+                }
                 released.into_iter().for_each(|(from, to)| self.stored(from, to));
+                self.alarms.checked(self.ledger.verified(), self.ledger.compared());
                 if new {
                     self.observer.tell(ReceiveEvent::MinimalWal(alarm));
                 }
+                Ok(())
             }
+            // A second attempt may find what the first one did not bring to the disk.
+            Err(error) if error.class() == Class::Unsynced => Err(error),
             Err(error) => {
                 let what = "WAL was written under wal_level = minimal, which cannot be noted in the repository";
                 self.observer.warn(format!("{what}; nothing behind it is acknowledged before it is: {error}"));
+                Ok(())
             }
         }
     }

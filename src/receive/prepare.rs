@@ -50,7 +50,7 @@ pub async fn start(archive: &Archive, server: &Server) -> Result<(Start, Invento
     let left = |timeline| server.history.switch_point_of(timeline).unwrap_or(needed);
     let inventory = archive.newest(|timeline| needed.min(left(timeline))).await?;
     let partial_ends = partial_ends(archive, server, &inventory).await?;
-    let holes = archive.holes().await?;
+    let holes = archive.settled_holes().await?;
     let view = ServerView {
         timeline: server.identity.timeline,
         position: server.identity.position,

@@ -15,6 +15,7 @@ use super::merge::Merge;
 use crate::disk::desk::{Desk, Work as Seat};
 use crate::disk::lane::Lane;
 use crate::error::{Error, Kind, Result};
+use crate::pg::Lsn;
 
 /// Messages between the socket and the thread: at most 128 KiB each (`MAX_SEND_SIZE`, `walsender.c`).
 const QUEUE: usize = 16;
@@ -30,6 +31,8 @@ pub enum Work {
     Flush(Flush),
     Merge(Merge),
     FlushInterval(Duration),
+    /// It is noted that the record that ends there says `wal_level = minimal`.
+    Noted(Lsn),
     /// Nothing arrives: what these tails hold of the open object need not stay in memory.
     Rest(Vec<String>),
     Finish,
@@ -291,6 +294,7 @@ async fn step(keeper: &mut Keeper, work: Work, budget: &Budget) -> Result<(), St
             keeper.set_flush_interval(interval);
             Ok(())
         }
+        Work::Noted(end) => keeper.noted(end),
         Work::Rest(names) => keeper.rest(names, budget.pieces()),
         Work::Finish => keeper.finish().await,
     }

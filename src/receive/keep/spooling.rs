@@ -10,7 +10,8 @@ use crate::error::Result;
 impl Keeper {
     /// Puts the ends of finished objects into the spool, before anything that comes after them, and without waiting for their sealing.
     pub(super) fn spool_rests(&mut self, all: bool) {
-        while let Some(spool) = &mut self.spool
+        while self.unnoted.is_empty()
+            && let Some(spool) = &mut self.spool
             && let Some(rest) = self.held.rest(self.check.checked(), self.config.flush_interval, all)
         {
             let spooled = spool.finish(&self.keys, rest);

@@ -49,6 +49,9 @@ impl Pipeline {
             self.ask(Work::Finish);
         }
         while !self.is_over() {
+            if self.finished && self.puts.is_empty() {
+                self.alarms.note_rest();
+            }
             if let Turn::Refused(refused) = self.turn().await? {
                 return Ok(Some(refused));
             }
