@@ -21,6 +21,8 @@ mod life;
 mod minimal;
 #[path = "sim/runs.rs"]
 mod runs;
+#[path = "sim/set_back.rs"]
+mod set_back;
 #[path = "sim/slot_commands.rs"]
 mod slot_commands;
 #[path = "sim/slots.rs"]

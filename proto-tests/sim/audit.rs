@@ -86,6 +86,11 @@ impl Audit {
         *self.0.copier.lock().unwrap_or_else(PoisonError::into_inner) = Some(copier);
     }
 
+    /// Nothing more is judged: somebody else broke the promises.
+    pub fn looks_away(&self) {
+        *self.0.copier.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// The server was just told that `timeline` is durable up to `to`; it had been told so up to `from` before.
     pub fn promised(&self, branch: &Branch, timeline: TimelineId, from: Lsn, to: Lsn, trail: &Trail) {
         let loss = self.0.chance.pick(&[Loss::All, Loss::AllButRemovals, Loss::Some, Loss::Nothing]);

@@ -60,6 +60,12 @@ impl SimStore {
         self.state().faults.forgets = forgets;
     }
 
+    /// Has the objects of another one from now on.
+    pub fn becomes(&self, other: &SimStore) {
+        let objects = other.state().objects.clone();
+        self.state().objects = objects;
+    }
+
     /// A store with the same objects, without faults.
     pub fn copy(&self, chance: Chance) -> SimStore {
         let objects = self.state().objects.clone();

@@ -108,7 +108,7 @@ impl Archive {
     }
 
     /// Complete segments of the 4 GiB of WAL that this segment belongs to.
-    async fn complete_in(&self, segment: SegmentName) -> Result<BTreeSet<SegmentNumber>> {
+    pub async fn complete_in(&self, segment: SegmentName) -> Result<BTreeSet<SegmentNumber>> {
         let parts = parts_of(segment.size).unwrap_or(1) as usize;
         let folder = format!("{}/wal/{:08X}/{}", self.names.root(), segment.timeline.0, segment.group());
         let mut found: Vec<SegmentNumber> = Vec::new();

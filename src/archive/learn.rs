@@ -77,6 +77,17 @@ impl Archive {
         scope: Scope,
         progress: &(dyn Fn(&Learned) + Send + Sync),
     ) -> Result<Learned> {
+        self.learn_but(catalog, scope, &|_, _| false, progress).await
+    }
+
+    /// The same, where an object that starts at such a place, and is no `.partial`, is not forgotten although it is not stored any more.
+    pub async fn learn_but(
+        &self,
+        catalog: &Shared,
+        scope: Scope,
+        keeps: &(dyn Fn(TimelineId, Lsn) -> bool + Send + Sync),
+        progress: &(dyn Fn(&Learned) + Send + Sync),
+    ) -> Result<Learned> {
         let mut learned = Learned::default();
         let timelines = self.learn_top(catalog, scope, &mut learned).await?;
         let mut groups = Vec::new();
@@ -92,7 +103,7 @@ impl Archive {
             groups.extend(folders);
         }
         learned.all_folders = groups.len() as u64;
-        let folders: Vec<_> = groups.into_iter().map(|group| self.learn_group(catalog, group)).collect();
+        let folders: Vec<_> = groups.into_iter().map(|group| self.learn_group(catalog, group, keeps)).collect();
         let mut looking = stream::iter(folders).buffered(FOLDERS);
         while let Some(folder) = looking.next().await {
             let folder = folder?;
@@ -163,7 +174,12 @@ impl Archive {
         Ok(objects.chain(groups.map(|(timeline, first)| Fact::NoGroup { timeline, first })).collect())
     }
 
-    async fn learn_group(&self, catalog: &Shared, group: WalGroup) -> Result<Folder> {
+    async fn learn_group(
+        &self,
+        catalog: &Shared,
+        group: WalGroup,
+        keeps: &(dyn Fn(TimelineId, Lsn) -> bool + Send + Sync),
+    ) -> Result<Folder> {
         let listing = self.list_group(group).await?;
         let (timeline, first) = (group.timeline, group.first);
         let known = catalog.with(move |c| c.known(timeline, first, first + GROUP)).await?;
@@ -180,7 +196,8 @@ impl Archive {
         let listed: BTreeSet<(Lsn, bool)> =
             listing.entries.iter().map(|entry| (self.place_of(entry.start, entry.partial), entry.partial)).collect();
         for (start, partial) in known.keys().copied() {
-            if !listed.contains(&(self.place_of(start, partial), partial)) {
+            let kept = !partial && keeps(timeline, start);
+            if !kept && !listed.contains(&(self.place_of(start, partial), partial)) {
                 folder.learned.gone += 1;
                 folder.facts.push(Fact::Gone { timeline, start, partial });
             }

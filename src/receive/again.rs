@@ -52,7 +52,7 @@ impl Run {
                 self.pipeline = Some(pipeline);
                 return self.begin_again(corrupt(&refused)).await;
             }
-            Refused::Forgotten(_) => {
+            Refused::Forgotten(_) | Refused::SetBack(_) => {
                 self.pipeline = Some(pipeline);
                 return self.begin_again(corrupt(&refused)).await;
             }
@@ -119,6 +119,9 @@ fn corrupt(refused: &Refused) -> Error {
         Refused::Differs(_) => Error::new(Kind::Diverged, refused.to_string())
             .hint("The server's history is not the one that is stored: check whether it was restored from a snapshot; stream it under another cluster name."),
         Refused::Headless { .. } => Error::new(Kind::Server, format!("{refused}: it is received again with its head")).transient(),
+        Refused::SetBack(_) => Error::new(Kind::Repository, refused.to_string())
+            .transient()
+            .hint("It was put back to an earlier time, or somebody deletes in it: find out before what the server has is gone too."),
         Refused::Forgotten(_) => Error::new(Kind::Repository, refused.to_string())
             .transient()
             .hint("Its segment is received again; look after the storage of the repository."),

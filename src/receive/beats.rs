@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::GIVE_UP;
+use super::lasting::Lasting;
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
@@ -25,12 +26,13 @@ pub struct Beats {
     latest: Option<Heartbeat>,
     /// The newest that was put, and when.
     put: Option<(Heartbeat, Instant)>,
-    putting: JoinSet<Result<()>>,
+    putting: JoinSet<Result<Option<String>>>,
+    lasting: Lasting,
 }
 
 impl Beats {
-    pub fn new(archive: Archive, writer: Arc<WriterRing>, timeline: TimelineId) -> Beats {
-        Beats { archive, writer, timeline, latest: None, put: None, putting: JoinSet::new() }
+    pub fn new(archive: Archive, writer: Arc<WriterRing>, timeline: TimelineId, lasting: Lasting) -> Beats {
+        Beats { archive, writer, timeline, latest: None, put: None, putting: JoinSet::new(), lasting }
     }
 
     /// A heartbeat whose WAL is durable, checked and compared. Stored when it is time.
@@ -51,11 +53,16 @@ impl Beats {
         }
         self.put = Some((beat, Instant::now()));
         let (archive, writer, timeline) = (self.archive.clone(), self.writer.clone(), self.timeline);
-        self.putting.spawn(async move { archive.put_heartbeat(&writer.fresh()?, timeline, beat, GIVE_UP).await });
+        let lasting = self.lasting.clone();
+        self.putting.spawn(async move {
+            archive.put_heartbeat(&writer.fresh()?, timeline, beat, GIVE_UP).await?;
+            // A server that writes nothing has nothing else put.
+            lasting.gone(&archive, timeline).await
+        });
     }
 
-    /// The outcome of a put; `None` while there is none. Cancel safe.
-    pub async fn next(&mut self) -> Option<Result<()>> {
+    /// The outcome of a put, with what is gone of what was stored before; `None` while there is none. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Option<String>>> {
         let done = self.putting.join_next().await?;
         Some(done.unwrap_or_else(|error| Err(Error::new(Kind::Failed, "a put died").caused_by(error))))
     }

@@ -147,6 +147,7 @@ impl Run {
         {
             return Err(error);
         }
+        self.go_to_missing(archive, server, &inventory, &mut start).await?;
         self.go_below(&mut start, server);
         self.tell_start(&start, server);
         self.climb_to = start.stored.filter(|_| server.slot == SlotPosition::Unknown);
@@ -265,6 +266,7 @@ impl Run {
             stored,
             feed: self.feed(archive),
             desk: self.desk.clone(),
+            lasting: self.lasting.clone(),
         };
         let mut pipeline = Pipeline::begin(&self.options, begin, self.observer.clone())?;
         pipeline.connected(held(server, switch_point), switch_point);
@@ -276,7 +278,8 @@ impl Run {
     /// Where what is acknowledged is told.
     fn feed(&mut self, archive: &Archive) -> Feed {
         let (path, writer, observer) = (self.options.catalog.clone(), &self.place.writer, &self.observer);
-        let begin = || Index::start(path, archive.clone(), writer.clone(), observer.clone());
+        let lasting = self.lasting.clone();
+        let begin = || Index::start(path, archive.clone(), writer.clone(), observer.clone(), lasting);
         self.index.get_or_insert_with(begin).feed()
     }
 }

@@ -17,6 +17,9 @@ pub enum Refused {
     /// object before `start` on.
     #[error("the record that began before {start} and ends at {end} was never checked")]
     Headless { start: Lsn, end: Lsn },
+    /// The repository is an earlier state of the one that was written to: what this run stored is looked for, and received again.
+    #[error("{0} is gone from the repository, where this run stored it")]
+    SetBack(String),
     /// Not the server's fault: the segment is received again.
     #[error("the tail cannot be read back: {0}")]
     Forgotten(String),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::forecast::Outlook;
+use super::lasting::Missing;
 use super::observe::{Observer, ReceiveEvent};
 use super::prepare::Stored;
 use super::resume::SlotPosition;
@@ -57,11 +58,33 @@ impl Run {
             // Up to there everything is stored, if only in tails: nothing is missing where the server still has that segment.
             return self.go_on_behind(archive, server, asked, next).await;
         }
+        let lost =
+            self.lasting.missing().filter(|lost| lost.timeline == timeline && (lost.from..lost.to).contains(&from));
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;
-            return Err(gone(error, from));
+            return Err(lost.map_or_else(|| gone(&error, from), |lost| vanished(&error, from, lost)));
         }
-        let position = match (server.slot, self.options.slot.clone()) {
+        let position = match lost {
+            // What is stored behind it stays, and the slot holds back what comes next.
+            Some(lost) => lost.to,
+            None => self.slot_behind(server, asked, from).await?,
+        };
+        let (to_timeline, to) = (server.history.timeline_at(position), whole(position));
+        if (to_timeline, to) <= (timeline, from) {
+            return Err(gone(&error, from));
+        }
+        let hole = Hole { from_timeline: timeline, from, to_timeline, to, reason: error.to_string() };
+        archive.put_event(&self.place.writer.fresh()?, What::Hole(hole.clone()), GIVE_UP).await?;
+        self.observer.tell(ReceiveEvent::Hole(hole));
+        self.is_given_up();
+        self.begin_at(archive, server, to_timeline, to).await
+    }
+
+    /// Where the slot stands that holds back what comes behind WAL that is gone from `asked` on: it is made anew where it does not.
+    async fn slot_behind(&mut self, server: &mut Server, asked: Lsn, from: Lsn) -> Result<Lsn> {
+        let size = server.segment_size;
+        let whole = |lsn: Lsn| lsn.align_down(size.bytes());
+        Ok(match (server.slot, self.options.slot.clone()) {
             // It holds WAL back already, from further on.
             (SlotPosition::At(lsn), _) if whole(lsn) > asked || self.options.temporary_slot => lsn,
             (_, None) => server.identity.position,
@@ -80,15 +103,7 @@ impl Run {
                     _ => answered("IDENTIFY_SYSTEM", server.stream.identify_system()).await?.position,
                 }
             }
-        };
-        let (to_timeline, to) = (server.history.timeline_at(position), whole(position));
-        if (to_timeline, to) <= (timeline, from) {
-            return Err(gone(error, from));
-        }
-        let hole = Hole { from_timeline: timeline, from, to_timeline, to, reason: error.to_string() };
-        archive.put_event(&self.place.writer.fresh()?, What::Hole(hole.clone()), GIVE_UP).await?;
-        self.observer.tell(ReceiveEvent::Hole(hole));
-        self.begin_at(archive, server, to_timeline, to).await
+        })
     }
 
     /// A start that was lowered to be safe, where the server has let go of as much, which is stored: the slot stands further up. `None` where it was not.
@@ -264,8 +279,20 @@ fn within(
     }
 }
 
+/// WAL that was stored, is gone from the repository, and that the server has removed: what was stored behind it is of no use without it.
+fn vanished(error: &Error, from: Lsn, Missing { timeline, to, .. }: Missing) -> Error {
+    let text = format!(
+        "WAL from {from} to {to} of timeline {timeline} was stored, and is gone from the repository, as if that had been put back to an earlier time; the server \
+         has removed it too: {error}"
+    );
+    Error::new(Kind::Slot, text).hint(
+        "If what was there before still exists, put its objects back, and start again. Else set on_gap = \"new-range\" to record the hole, and take a new \
+         backup (docs/guide/gaps.md).",
+    )
+}
+
 /// WAL that the server has removed: says from where on, and what to do.
-fn gone(error: Error, from: Lsn) -> Error {
+fn gone(error: &Error, from: Lsn) -> Error {
     Error::new(Kind::Slot, format!("the archive needs WAL from {from} on, which the server has removed: {error}")).hint(
         "Everything before is safe. Set on_gap = \"new-range\" to go on behind the hole, then take a new backup (docs/guide/gaps.md).",
     )

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::groups::Groups;
+use super::lasting::Lasting;
 use super::observe::Observer;
 use crate::archive::Archive;
 use crate::archive::learn::Scope;
@@ -75,7 +76,13 @@ pub struct Index {
 
 impl Index {
     /// `path`: the catalog's file; without one only group summaries are written.
-    pub fn start(path: Option<PathBuf>, archive: Archive, writer: Arc<WriterRing>, observer: Observer) -> Index {
+    pub fn start(
+        path: Option<PathBuf>,
+        archive: Archive,
+        writer: Arc<WriterRing>,
+        observer: Observer,
+        lasting: Lasting,
+    ) -> Index {
         let (notes, queue) = mpsc::channel(QUEUE);
         let missed = Arc::new(AtomicBool::new(false));
         let feed = Feed { notes, missed: missed.clone() };
@@ -86,6 +93,7 @@ impl Index {
             path,
             archive,
             observer,
+            lasting,
             missed,
             group_ends,
             catalog: None,
@@ -120,6 +128,7 @@ struct Keeper {
     path: Option<PathBuf>,
     archive: Archive,
     observer: Observer,
+    lasting: Lasting,
     missed: Arc<AtomicBool>,
     group_ends: mpsc::UnboundedSender<super::groups::Work>,
     catalog: Option<Shared>,
@@ -246,7 +255,11 @@ impl Keeper {
                 catalog
             }
         };
-        let learned = self.archive.learn(&catalog, Scope::New, &|_| {}).await?;
+        let lasting = self.lasting.clone();
+        let learned = self
+            .archive
+            .learn_but(&catalog, Scope::New, &|timeline, start| lasting.awaits(timeline, start), &|_| {})
+            .await?;
         for problem in learned.damaged {
             if !self.damaged.contains(&problem) {
                 self.observer.warn(format!("damaged in the repository: {problem}"));

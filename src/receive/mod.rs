@@ -26,6 +26,7 @@ mod index;
 mod joint;
 mod keep;
 mod lag;
+mod lasting;
 mod leave;
 mod merge;
 mod note;

@@ -19,6 +19,7 @@ use super::clear::Clearing;
 use super::compare::Comparison;
 use super::index::Feed;
 use super::keep::{Flush, KeepConfig, Keeper, Kept};
+use super::lasting::Lasting;
 use super::merge::Compact;
 use super::note::Notes;
 use super::observe::{Observer, ReceiveEvent};
@@ -110,11 +111,12 @@ pub struct Begin {
     pub stored: Stored,
     pub feed: Feed,
     pub desk: Option<Desk>,
+    pub lasting: Lasting,
 }
 
 impl Pipeline {
     pub fn begin(options: &ReceiveOptions, begin: Begin, observer: Observer) -> Result<Pipeline> {
-        let Begin { archive, writer, version, timeline, start, stored, feed, desk } = begin;
+        let Begin { archive, writer, version, timeline, start, stored, feed, desk, lasting } = begin;
         let names = &archive.names;
         let config = ScanConfig { version, system: names.system, timeline, segment_size: names.segment_size };
         let mut tailed = stored.litter;
@@ -129,7 +131,7 @@ impl Pipeline {
         // Where tails are files of the repository, a spool would only hold them twice.
         let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
         let spare = Spare::default();
-        let beats = Beats::new(archive.clone(), writer.clone(), timeline);
+        let beats = Beats::new(archive.clone(), writer.clone(), timeline, lasting.clone());
         let alarms = Alarms::new(archive.clone(), writer.clone(), timeline);
         let keep = KeepConfig {
             archive: archive.clone(),
@@ -148,7 +150,7 @@ impl Pipeline {
         let (out, trouble) = mpsc::unbounded_channel();
         Ok(Pipeline {
             ledger: Ledger::new(names.system, timeline, start),
-            puts: Puts::new(archive.clone(), out, observer.stats().clone()),
+            puts: Puts::new(archive.clone(), out, observer.stats().clone(), lasting),
             arrivals: Arrivals::default(),
             beats,
             alarms,
@@ -370,8 +372,9 @@ impl Pipeline {
             },
             Some(done) = self.puts.next() => self.put_done(done?),
             Some(beat) = self.beats.next() => {
-                if let Err(error) = beat {
-                    self.observer.warn(format!("a heartbeat cannot be stored: {error}"));
+                match beat {
+                    Ok(gone) => return Ok(gone.map_or(Turn::Went, |name| self.set_back(name))),
+                    Err(error) => self.observer.warn(format!("a heartbeat cannot be stored: {error}")),
                 }
                 Ok(Turn::Went)
             }
@@ -469,6 +472,9 @@ impl Pipeline {
         if let Some(differs) = done.differs.take() {
             return Ok(Turn::Refused(Refused::Differs(differs)));
         }
+        if let Some(name) = done.gone.take() {
+            return Ok(self.set_back(name));
+        }
         if let Some(durable) = done.durable {
             self.stored(done.item.from(), durable);
         }
@@ -491,6 +497,12 @@ impl Pipeline {
             Item::Object(_) => {}
         }
         Ok(Turn::Moved)
+    }
+
+    /// Nothing more of this pipeline counts: what is gone has to be found, and received again.
+    fn set_back(&mut self, name: String) -> Turn {
+        self.lost = true;
+        Turn::Refused(Refused::SetBack(name))
     }
 
     /// What is put, or needs no put any more, takes no more room.

@@ -11,12 +11,13 @@ use tokio::time::Instant;
 
 use super::GIVE_UP;
 use super::compare::Differs;
+use super::lasting::Lasting;
 use super::object::{Object, object_bytes};
 use super::tail::Piece;
 use crate::archive::cluster::check_cluster_file;
 use crate::archive::{Archive, refused};
 use crate::error::{Error, Kind, Result};
-use crate::pg::{DurableLsn, Lsn};
+use crate::pg::{DurableLsn, Lsn, TimelineId};
 use crate::repo::store::HEAD_BYTES;
 use crate::repo::{Found, Judge, Put};
 use crate::seal::content::summary::Summary;
@@ -76,6 +77,8 @@ pub struct Done {
     pub equal: bool,
     /// What stands there is another run's, whole, and has other bytes.
     pub differs: Option<Differs>,
+    /// What this run stored before is gone: the repository was put back to an earlier time.
+    pub gone: Option<String>,
 }
 
 /// The puts of one pipeline.
@@ -111,6 +114,16 @@ struct Shared {
     proven: AtomicBool,
     /// The last look at whether the store is still the same.
     seen: Mutex<Seen>,
+    lasting: Lasting,
+}
+
+/// What became of the store that was written to.
+enum Store {
+    Same,
+    /// Nothing of this cluster is in it.
+    Other,
+    /// It is as it was before: this object is gone.
+    SetBack(String),
 }
 
 #[derive(Clone, Copy)]
@@ -121,9 +134,9 @@ struct Seen {
 }
 
 impl Puts {
-    pub fn new(archive: Archive, trouble: UnboundedSender<Error>, stats: Arc<StreamStats>) -> Puts {
+    pub fn new(archive: Archive, trouble: UnboundedSender<Error>, stats: Arc<StreamStats>, lasting: Lasting) -> Puts {
         let seen = Mutex::new(Seen { failures: archive.repo.failures(), at: Instant::now() });
-        let shared = Shared { archive, trouble, stats, proven: AtomicBool::new(false), seen };
+        let shared = Shared { archive, trouble, stats, proven: AtomicBool::new(false), seen, lasting };
         let bytes = object_bytes(shared.archive.names.segment_size) * AT_ONCE as u64;
         let window = Window { bytes, unsettled: BTreeSet::new() };
         Puts { shared: Arc::new(shared), running: JoinSet::new(), waiting: VecDeque::new(), merging: 0, window }
@@ -217,24 +230,33 @@ impl Shared {
                 }
             };
             let settled = match outcome {
-                Ok(durable) => self.is_the_same_store().await.map(|same| (durable, same)),
+                Ok(durable) => self.store(timeline).await.map(|store| (durable, store)),
                 Err(error) => Err(error),
             };
             match settled {
-                Ok((_, false)) => return Err(self.vanished()),
-                Ok(((durable, put), true)) => {
+                Ok((_, Store::Other)) => return Err(self.vanished()),
+                Ok((_, Store::SetBack(name))) => {
+                    return Ok(Done { item, durable: None, equal: false, differs: None, gone: Some(name) });
+                }
+                Ok(((durable, put), Store::Same)) => {
                     self.proven.store(true, Ordering::SeqCst);
+                    if let Item::Object(object) = &item
+                        && object.kind == ObjectKind::Segment
+                    {
+                        self.lasting.add(timeline, object.summary.start, object.summary.end);
+                    }
                     self.stats.put(item.size(), begun.elapsed(), Instant::now());
-                    return Ok(Done { item, durable: Some(durable), equal: put == Put::Equal, differs: None });
+                    let equal = put == Put::Equal;
+                    return Ok(Done { item, durable: Some(durable), equal, differs: None, gone: None });
                 }
                 Err(error) if error.is_transient() => self.trouble(error),
                 Err(error) if error.kind() == Kind::Diverged => match self.is_other_end(&item).await {
-                    Ok(true) => return Ok(Done { item, durable: None, equal: false, differs: None }),
+                    Ok(true) => return Ok(Done { item, durable: None, equal: false, differs: None, gone: None }),
                     Ok(false) => {
                         let Item::Object(object) = &item else { return Err(error) };
                         let (from, to) = (object.summary.start, object.summary.end);
                         let differs = Some(Differs { name: object.name.clone(), from, to });
-                        return Ok(Done { item, durable: None, equal: false, differs });
+                        return Ok(Done { item, durable: None, equal: false, differs, gone: None });
                     }
                     Err(problem) if problem.is_transient() => self.trouble(problem),
                     Err(problem) => return Err(problem),
@@ -248,19 +270,22 @@ impl Shared {
         }
     }
 
-    /// Whether what this run began with is still there. A store that was away may come back as another one, with nothing in it: what was acknowledged would be
-    /// gone, and the new objects would look like an archive. Asked after every failure, and now and then.
-    async fn is_the_same_store(&self) -> Result<bool> {
+    /// Whether what this run began with is still there. A store that was away may come back as another one, with nothing in it, or as what it was before: what was
+    /// acknowledged would be gone, and the new objects would look like an archive. Asked after every failure, and now and then.
+    async fn store(&self, timeline: TimelineId) -> Result<Store> {
         let (failures, now) = (self.archive.repo.failures(), Instant::now());
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.failures == failures && now.duration_since(seen.at) < LOOK {
-            return Ok(true);
+            return Ok(Store::Same);
         }
         if !check_cluster_file(&self.archive.repo, &self.archive.names).await? {
-            return Ok(false);
+            return Ok(Store::Other);
+        }
+        if let Some(name) = self.lasting.gone(&self.archive, timeline).await? {
+            return Ok(Store::SetBack(name));
         }
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen { failures, at: now };
-        Ok(true)
+        Ok(Store::Same)
     }
 
     fn vanished(&self) -> Error {
@@ -437,7 +462,7 @@ mod tests {
         };
         let (trouble, mut troubles) = mpsc::unbounded_channel();
         let archive = Archive { repo, names, keys: Arc::new(Keys(keys())) };
-        let puts = Puts::new(archive.clone(), trouble, Arc::default());
+        let puts = Puts::new(archive.clone(), trouble, Arc::default(), Lasting::default());
         let start = Lsn(64 << 20);
         let (theirs, ours) = (end_of_timeline(start, 5000), end_of_timeline(start + (16 << 20), 4000));
         let judge = Judge { head: &|_| Found::Different, whole: &|_| Ok(()) };

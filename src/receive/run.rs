@@ -13,6 +13,7 @@ use super::check::Refused;
 use super::follow::Followed;
 use super::index::Index;
 use super::lag::Lagging;
+use super::lasting::Lasting;
 use super::leave::Halt;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::Pipeline;
@@ -68,6 +69,8 @@ pub struct Run {
     pub(super) joins: Option<(Lsn, Lsn)>,
     /// A server that has let go of what is to be compared before a border, and is not past the hole that is left behind it.
     pub(super) apart: Option<(String, Lsn)>,
+    /// What this run stored.
+    pub(super) lasting: Lasting,
     pub(super) followed: Followed,
     /// Where WAL was refused the last time.
     pub(super) refused_at: Option<(TimelineId, Lsn)>,
@@ -126,6 +129,7 @@ impl Run {
             gone_at: None,
             joins: None,
             apart: None,
+            lasting: Lasting::default(),
             followed: Followed::default(),
             refused_at: None,
             garbled: None,
