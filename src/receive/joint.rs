@@ -114,7 +114,9 @@ impl Run {
             ));
         }
         let size = archive.names.segment_size;
-        let to = border.align_down(size.bytes()) + size.bytes();
+        // What a slot that was made anew does not hold back would be of no use: no backup lies in it.
+        let held = if let SlotPosition::At(lsn) = server.slot { lsn } else { border };
+        let to = (border.align_down(size.bytes()) + size.bytes()).max(held.align_down(size.bytes()));
         if server.identity.position < to {
             self.apart = Some((server.stream.server().to_owned(), border));
             // Recorded before the server is past it, whoever begins would begin within the hole.
@@ -133,6 +135,7 @@ impl Run {
 /// Why two stretches of WAL are not joined.
 fn unshown(timeline: TimelineId, border: Lsn) -> String {
     format!(
-        "the archive ends at {border} on timeline {timeline}, and the server has let go of the WAL before: nothing shows that its WAL continues what is stored"
+        "the archive needs WAL from {border} of timeline {timeline} on, and the server has let go of what comes before: nothing shows that its WAL continues what \
+         is stored"
     )
 }
