@@ -211,11 +211,15 @@ fn meaning(error: &ServerError, command: &'static str, scene: &Scene) -> Error {
     }
 }
 
+/// Says of a segment that was opened, and is recycled by now, that it has been removed, under whatever SQLSTATE the last error of the system stands for (XX000 where
+/// there was none).
+const GONE_MEANWHILE: &str = "CheckXLogRemoved";
+
 /// Errors whose meaning depends on the command.
 fn command_error(error: &ServerError, command: &str, plain: Error, new: &dyn Fn(Kind) -> Error) -> Error {
     match (command, error.sqlstate.as_str()) {
         (_, "55006") => new(Kind::Slot).transient().hint("another receiver uses the slot; it is tried again"),
-        ("START_REPLICATION", "58P01") => {
+        ("START_REPLICATION", state) if state == "58P01" || error.is_from(GONE_MEANWHILE) => {
             new(Kind::Gap).hint("the server has removed WAL that is asked for (docs/guide/gaps.md)")
         }
         ("START_REPLICATION" | "DROP_REPLICATION_SLOT" | "READ_REPLICATION_SLOT", "42704") => {
@@ -287,6 +291,20 @@ mod tests {
         }
         assert_eq!(refused("BASE_BACKUP", "42601", "syntax error").kind(), Kind::Server);
         assert_eq!(refused("SHOW", "0A000", "compression").kind(), Kind::Server);
+    }
+
+    #[test]
+    fn a_segment_that_was_recycled_while_it_was_read_is_gone_and_no_other_history() {
+        let info = Conninfo::parse("host=h user=u", &|_| None).unwrap();
+        let told = |sqlstate: &str, routine: &str| {
+            let message = "requested WAL segment 000000010000000000000009 has already been removed";
+            let (sqlstate, routine) = (sqlstate.into(), Some(routine.to_owned()));
+            let error = ServerError { sqlstate, message: message.into(), routine, ..ServerError::default() };
+            server(&error, "START_REPLICATION", &Scene::new(&info, "h", Mode::Physical, None, false)).kind()
+        };
+        assert_eq!(told("58P01", "WalSndSegmentOpen"), Kind::Gap);
+        assert_eq!((told("XX000", "CheckXLogRemoved"), told("58030", "CheckXLogRemoved")), (Kind::Gap, Kind::Gap));
+        assert_eq!(told("XX000", "StartReplication"), Kind::Diverged, "ahead of its end");
     }
 
     #[test]
