@@ -149,6 +149,63 @@ fn a_restart_that_sees_it_again_notes_nothing() {
     });
 }
 
+/// Its segment is stored, and is received again from a server that has only the beginning of it: the repository is not waited for, only the server.
+#[test]
+fn nobody_is_left_alone_because_of_it_while_the_server_is_waited_for() {
+    let soon = |plan: &mut Plan| plan.flush_interval = Duration::from_millis(100);
+    quiet_world_with(soon, |world: Arc<World>| async move {
+        write(&world, 200_000);
+        let (lsn, end) = level(&world, 0);
+        level(&world, 1);
+        write(&world, 100_000);
+        let part = world.cluster.state().end();
+        write(&world, 1_000_000);
+        acknowledged(&world).await;
+        sleep(Duration::from_secs(3)).await;
+        assert!(part > end && part < Lsn(2 * SEGMENT), "{part}");
+        world.processes()[0].iter().for_each(|process| process.life.kill());
+        world.cluster.crash(Phase::Down);
+        world.cluster.change(|state| {
+            let current = state.current;
+            (state.branches[current].upto, state.phase) = (Some(part), Phase::Up);
+        });
+        sleep(Duration::from_secs(60)).await;
+        world.cluster.change(|state| {
+            let current = state.current;
+            state.branches[current].upto = None;
+        });
+        write(&world, 1000);
+        acknowledged(&world).await;
+        assert_eq!(noted(&world).await, [MinimalWal { timeline: TimelineId(1), lsn }], "{}", world.trace.last());
+    });
+}
+
+/// Its segment is stored whole, and a standby was promoted in it: what comes of it again is never compared, and the timeline ends all the same.
+#[test]
+fn the_end_of_a_timeline_does_not_wait_for_a_comparison_that_never_comes() {
+    let soon = |plan: &mut Plan| plan.flush_interval = Duration::from_millis(100);
+    quiet_world_with(soon, |world: Arc<World>| async move {
+        // The slot stands in the segment before.
+        write(&world, 1_200_000);
+        let (lsn, _) = level(&world, 0);
+        level(&world, 1);
+        write(&world, 100_000);
+        let fork = world.cluster.state().end();
+        write(&world, 1_000_000);
+        acknowledged(&world).await;
+        sleep(Duration::from_secs(3)).await;
+        world.processes()[0].iter().for_each(|process| process.life.kill());
+        world.cluster.crash(Phase::Down);
+        world.cluster.promote(fork, true);
+        world.cluster.change(|state| state.phase = Phase::Up);
+        write(&world, 1000);
+        acknowledged(&world).await;
+        // The first segment of the new timeline has a copy of it.
+        let expected = [1, 2].map(|timeline| MinimalWal { timeline: TimelineId(timeline), lsn });
+        assert_eq!(noted(&world).await, expected, "{}", world.trace.last());
+    });
+}
+
 /// The record begins in one segment and ends in the next. A standby ended in its middle, and all that it had was acknowledged when it stopped: the next
 /// run begins at the border, sees the rest of a record that says nothing by itself, and goes below.
 #[test]

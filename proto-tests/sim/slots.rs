@@ -206,3 +206,32 @@ fn a_slot_that_is_lost_as_the_stream_begins_is_told_nothing() {
         });
     }
 }
+
+/// A receiver dies while it records a hole, at one step after another. The next one goes on behind the hole because it finds that it is recorded: then it must stay
+/// recorded when the power fails.
+#[test]
+fn a_hole_that_is_only_found_is_made_durable_before_anything_behind_it_counts() {
+    for steps in 0..24 {
+        let change = |plan: &mut Plan| {
+            flushes_soon(plan);
+            (plan.gaps, plan.gives_up) = (true, false);
+        };
+        quiet_world_with(change, |world: Arc<World>| async move {
+            world.excuses().slot = true;
+            write(&world, 300_000);
+            acknowledged(&world).await;
+            sleep(Duration::from_secs(5)).await;
+            world.processes()[0].iter().for_each(|process| process.life.kill());
+            world.cluster.crash(Phase::Down);
+            (0..3).for_each(|_| write(&world, 1_000_000));
+            world.cluster.forget(true, 100_000);
+            world.cluster.change(|state| state.phase = Phase::Up);
+            while world.processes()[0].as_ref().is_none_or(|process| !process.life.is_alive()) {
+                sleep(Duration::from_millis(1)).await;
+            }
+            world.processes()[0].iter().for_each(|process| process.life.dies_after(steps));
+            acknowledged(&world).await;
+            world.demand_all();
+        });
+    }
+}

@@ -68,6 +68,11 @@ impl Alarms {
         self.seen.is_empty()
     }
 
+    /// Whether an event is on its way to the repository. What waits for bytes to compare waits for the server.
+    pub fn is_noting(&self) -> bool {
+        !self.putting.is_empty() || !self.behind.is_empty()
+    }
+
     /// Whether what ends there may not be stored yet.
     fn holds(&self, to: Lsn) -> bool {
         self.seen.iter().take_while(|(end, _)| **end <= to).any(|(_, seen)| !seen.compares)

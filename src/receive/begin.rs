@@ -160,6 +160,7 @@ impl Run {
         }
         self.begin(archive, server, start.timeline, start.lsn, stored)?;
         border.into_iter().for_each(|border| self.only_compares_below(border));
+        self.is_silent_while_asking_again(server);
         Ok(true)
     }
 

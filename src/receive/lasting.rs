@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::resume::Start;
+use super::resume::{SlotPosition, Start};
 use super::run::Run;
 use super::server::Server;
 use crate::archive::Archive;
@@ -208,6 +208,15 @@ impl Run {
             tracing::info!("what the catalog knows of cannot be compared with what is stored: {error}");
             Vec::new()
         })
+    }
+
+    /// What is asked for again lies below the slot, which must not be set back to it: the server may let go of a slot that holds back too much.
+    pub(super) fn is_silent_while_asking_again(&mut self, server: &Server) {
+        if let (Some(_), SlotPosition::At(lsn), Some(pipeline)) =
+            (self.lasting.missing(), server.slot, &mut self.pipeline)
+        {
+            pipeline.ledger.silent_below(lsn);
+        }
     }
 
     /// What was missing is a hole by now.

@@ -323,7 +323,7 @@ impl Pipeline {
     /// Whether the next byte to become durable belongs to a stored object that has not arrived whole: no repository is waited for, only the server.
     fn only_compares(&self) -> bool {
         self.puts.is_empty()
-            && self.alarms.is_quiet()
+            && !self.alarms.is_noting()
             && self.stored.contains(&self.clearing.object_of(self.ledger.durable()))
     }
 
