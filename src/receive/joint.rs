@@ -40,12 +40,14 @@ impl Run {
         Ok((stored, Some(border)))
     }
 
-    /// Whether the slot stands within a tail of the segment that begins here: where it was moved by who received that, and the tail is compared. Restarts are
-    /// mostly like that, and the server has mostly let go of what lies before: it need not be asked for it, and say so in its log.
+    /// Whether the slot shows it. Exactly at a border it stands only where a receiver has reported that: one that is made begins at a record
+    /// (`ReplicationSlotReserveWal`), and behind a border comes the header of a page first. Within a tail of the segment that begins here it was moved by who
+    /// received that, and the tail is compared. Restarts are mostly like that, and the server has mostly let go of what lies before: it need not be asked for it,
+    /// and complain of that in its log.
     fn is_the_same(&self, server: &Server, border: Lsn, stored: &Stored) -> bool {
         let SlotPosition::At(lsn) = server.slot else { return false };
         let holds = |tail: &super::compare::OldTail| !tail.is_end && tail.start <= border && lsn <= tail.end();
-        self.has_lasting_slot(server) && lsn > border && stored.tails.iter().any(holds)
+        self.has_lasting_slot(server) && (lsn == border || lsn > border && stored.tails.iter().any(holds))
     }
 
     /// Whether this server has refused before what is to be compared before a border: it is not asked again.
@@ -79,11 +81,9 @@ impl Run {
             self.only_compares_below(border);
             return Ok(true);
         }
-        // What is compared behind it shows it, and so does the slot. It stands exactly at a border only where a receiver has reported it: one that is made
-        // begins at a record (`ReplicationSlotReserveWal`), and behind a border comes the header of a page first.
+        // What is stored behind it is compared.
         let compared = archive.contiguous_from(timeline, border).await?.is_some_and(|end| end > border);
-        let reported = self.has_lasting_slot(server) && server.slot == SlotPosition::At(border);
-        if compared || reported {
+        if compared || self.has_lasting_slot(server) && server.slot == SlotPosition::At(border) {
             return self.begin_at(archive, server, timeline, border).await;
         }
         if self.options.temporary_slot || server.slot == SlotPosition::Unknown {
