@@ -28,7 +28,9 @@ impl Run {
         let from = |lsn| prepare::stored(archive, inventory, start.timeline, lsn, &self.observer);
         let border = start.lsn;
         let stored = from(border).await?;
-        if start.stored != Some(border) || self.is_the_same(server, border, &stored) {
+        // A refusal would take a temporary slot with it, which is to hold back the WAL of a backup that begins now.
+        let asks = start.stored == Some(border) && !self.options.temporary_slot;
+        if !asks || self.is_the_same(server, border, &stored) {
             return Ok((stored, None));
         }
         let Some(before) = prepare::object_before(archive, start.timeline, border).await? else {
@@ -73,7 +75,7 @@ impl Run {
             // Nothing is stored that it would be joined to: a timeline begins, or a hole ends.
             return self.begin_at(archive, server, timeline, border).await;
         };
-        if before.start > refused {
+        if before.start > refused && !self.options.temporary_slot {
             let start = before.start;
             let mut stored = self.stored_at(archive, timeline, start).await?;
             stored.tails.push(before);
@@ -86,8 +88,11 @@ impl Run {
         if compared || self.has_lasting_slot(server) && server.slot == SlotPosition::At(border) {
             return self.begin_at(archive, server, timeline, border).await;
         }
-        if self.options.temporary_slot || server.slot == SlotPosition::Unknown {
-            // No slot that could show it can be looked at: it is nobody's fault.
+        if self.options.temporary_slot {
+            return self.begin_at(archive, server, timeline, border).await;
+        }
+        if server.slot == SlotPosition::Unknown {
+            // The slot, which could show it, cannot be looked at: it is nobody's fault.
             self.observer.warn(format!(
                 "{}; streaming goes on, as if it were the same server: if it was replaced, take a backup and restore nothing before that by WAL behind {border}",
                 unshown(timeline, border)
