@@ -159,15 +159,7 @@ impl Watch {
             }
         })?
         .main;
-        // XLOG_DBASE_CREATE, since 15 XLOG_DBASE_CREATE_FILE_COPY (`commands/dbcommands_xlog.h`).
-        if record.rmid == RM_DBASE && record.info & 0xF0 == 0 {
-            let mut fields = Cursor::new(main);
-            let _target = fields.take(8).ok_or_else(|| short(record, main))?;
-            let source = fields.u32().ok_or_else(|| short(record, main))?;
-            if self.databases.contains(&source) {
-                self.copied.insert(source);
-            }
-        }
+        self.copied.extend(copied_database(record, main)?.filter(|source| self.databases.contains(source)));
         // `pg_class` itself may stand elsewhere from here on (`xl_relmap_update`).
         if record.rmid == RM_RELMAP {
             let database = Cursor::new(main).u32().ok_or_else(|| short(record, main))?;
@@ -183,6 +175,17 @@ impl Watch {
         let bare = Bare { chunks: bare.map(|(at, chunk)| (at, chunk.bare)).collect() };
         Seen { bare, copied: self.copied, renamed: self.renamed, changed: self.changed }
     }
+}
+
+/// The database whose files a record copies as they stand then, without naming a page of them: XLOG_DBASE_CREATE, since 15 XLOG_DBASE_CREATE_FILE_COPY
+/// (`commands/dbcommands_xlog.h`). `main`: its main data. `Err` says what is impossible in it.
+pub(super) fn copied_database(record: &Record<'_>, main: &[u8]) -> Result<Option<u32>, String> {
+    if record.rmid != RM_DBASE || record.info & 0xF0 != 0 {
+        return Ok(None);
+    }
+    let mut fields = Cursor::new(main);
+    let _target = fields.take(8).ok_or_else(|| short(record, main))?;
+    fields.u32().map(Some).ok_or_else(|| short(record, main))
 }
 
 #[cfg(test)]

@@ -3,10 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::MajorVersion;
-use super::bare::ForkFile;
-use super::cursor::Cursor;
-use super::record::{RM_DBASE, Record, decode};
-use super::xact::{kept, short};
+use super::bare::{ForkFile, copied_database};
+use super::record::{Record, decode};
+use super::xact::kept;
 
 /// A block of a fork, counted through all its segments.
 pub type Block = (ForkFile, u32);
@@ -36,11 +35,7 @@ impl Replaced {
             }
         })?
         .main;
-        // A database's files are copied as they stand then (XLOG_DBASE_CREATE, since 15 XLOG_DBASE_CREATE_FILE_COPY of `commands/dbcommands_xlog.h`).
-        if record.rmid == RM_DBASE && record.info & 0xF0 == 0 {
-            let mut fields = Cursor::new(main);
-            let _target = fields.take(8).ok_or_else(|| short(record, main))?;
-            let source = fields.u32().ok_or_else(|| short(record, main))?;
+        if let Some(source) = copied_database(record, main)? {
             open.retain(|(file, _)| file.relation.database != source);
         }
         Ok(!open.is_empty())
@@ -56,7 +51,7 @@ impl Replaced {
 mod tests {
     use super::*;
     use crate::pg::Lsn;
-    use crate::pg::record::{RM_HEAP, RelationFile};
+    use crate::pg::record::{RM_DBASE, RM_HEAP, RelationFile};
 
     fn block(database: u32, fork: u8, block: u32) -> Block {
         (ForkFile { relation: RelationFile { tablespace: 1663, database, number: 9 }, fork }, block)

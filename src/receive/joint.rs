@@ -3,13 +3,13 @@
 //! counts before the same bytes have come. Where the server has let go of it, something else must show it; else what comes next would be joined to another
 //! history, and a restore would be a mixture of the two.
 
-use super::OnGap;
+use super::compare::OldTail;
 use super::observe::ReceiveEvent;
 use super::prepare::{self, Stored};
 use super::resume::{SlotPosition, Start};
 use super::run::Run;
 use super::server::Server;
-use super::{GIVE_UP, begin::MadeSlot};
+use super::{GIVE_UP, OnGap};
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
 use crate::error::{Error, Kind, Result};
@@ -48,7 +48,7 @@ impl Run {
     /// and complain of that in its log.
     fn is_the_same(&self, server: &Server, border: Lsn, stored: &Stored) -> bool {
         let SlotPosition::At(lsn) = server.slot else { return false };
-        let holds = |tail: &super::compare::OldTail| !tail.is_end && tail.start <= border && lsn <= tail.end();
+        let holds = |tail: &OldTail| !tail.is_end && tail.start <= border && lsn <= tail.end();
         self.has_lasting_slot(server) && (lsn == border || lsn > border && stored.tails.iter().any(holds))
     }
 
@@ -59,7 +59,7 @@ impl Run {
 
     /// Whether the slot may have been moved by an earlier run.
     fn has_lasting_slot(&self, server: &Server) -> bool {
-        let made_here = self.made_slot.as_ref().is_some_and(|made: &MadeSlot| made.is_on(server));
+        let made_here = self.made_slot.as_ref().is_some_and(|made| made.is_on(server));
         self.options.slot.is_some() && !self.options.temporary_slot && !made_here
     }
 
@@ -85,10 +85,8 @@ impl Run {
         }
         // What is stored behind it is compared.
         let compared = archive.contiguous_from(timeline, border).await?.is_some_and(|end| end > border);
-        if compared || self.has_lasting_slot(server) && server.slot == SlotPosition::At(border) {
-            return self.begin_at(archive, server, timeline, border).await;
-        }
-        if self.options.temporary_slot {
+        let reported = self.has_lasting_slot(server) && server.slot == SlotPosition::At(border);
+        if compared || reported || self.options.temporary_slot {
             return self.begin_at(archive, server, timeline, border).await;
         }
         if server.slot == SlotPosition::Unknown {

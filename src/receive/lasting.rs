@@ -138,7 +138,7 @@ fn lacking(
 ) -> Vec<SegmentNumber> {
     let mut found = Vec::new();
     for (from, to) in stretches {
-        let first = size.segment_of(Lsn(from.0 + size.bytes() - 1)).max(floor);
+        let first = size.segment_of(Lsn(from.0.saturating_add(size.bytes() - 1))).max(floor);
         let end = size.segment_of((*to).min(limit));
         found.extend((first.0..end.0).map(SegmentNumber).filter(|number| !there.contains(number)));
     }
