@@ -81,17 +81,27 @@ impl Shop {
         self.site.walrecv(args).args(["--work-dir", &work, "--pg-bindir", &programs, "--output", "json"])
     }
 
-    /// No folder, no process.
+    /// No folder, no process: one that was killed may need a moment to be gone.
     fn nothing_is_left(&self) {
         assert_eq!(entries(self.work.path()), [""; 0]);
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while !self.processes().is_empty() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(self.processes(), [""; 0], "processes of a scratch server");
+    }
+
+    /// The command lines of those that stand in the work folder, or name it.
+    fn processes(&self) -> Vec<String> {
         let work = self.work.path().display().to_string();
         let processes = fs::read_dir("/proc").expect("processes").filter_map(|entry| Some(entry.ok()?.path()));
-        let ours = processes.filter(|process| {
+        let ours = processes.filter_map(|process| {
             let line = fs::read(process.join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
             let inside = fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.work.path()));
-            inside || String::from_utf8_lossy(&line).contains(&work)
+            (inside || line.contains(&work)).then_some(line)
         });
-        assert_eq!(ours.count(), 0, "processes of a scratch server");
+        ours.collect()
     }
 }
 

@@ -251,7 +251,7 @@ impl ScratchServer {
 
     /// One of PostgreSQL's programs as the server's user, in English, since what it says is searched.
     fn program(&self, program: &str) -> Command {
-        let mut command = server::command(self.account.as_ref(), &self.programs.path(program));
+        let mut command = server::client(self.account.as_ref(), &self.programs.path(program));
         server::unmoved(&mut command);
         command.current_dir("/").env("LC_ALL", "C");
         let mut command = Command::from(command);

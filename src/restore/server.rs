@@ -49,7 +49,7 @@ impl Account {
     }
 }
 
-/// A command that runs as `account`, with all groups of that user.
+/// A command that runs as `account`, with all groups of that user, in a session as the host gives one (limits of `pam_limits` for a server).
 pub fn command(account: Option<&Account>, program: &Path) -> Command {
     let mut command = match account {
         Some(account) => {
@@ -60,6 +60,17 @@ pub fn command(account: Option<&Account>, program: &Path) -> Command {
         None => Command::new(program),
     };
     command.stdin(Stdio::null());
+    command
+}
+
+/// The same of a program that has no session and ends when it is killed: `runuser` waits beside the program that it starts, and killed it would leave that behind.
+pub fn client(account: Option<&Account>, program: &Path) -> Command {
+    let Some(account) = account else { return command(None, program) };
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &account.name, "--regid", &account.ids.gid.to_string(), "--init-groups", "--"]);
+    command.arg(program).stdin(Stdio::null());
+    // libpq looks the user's own home up.
+    command.env_remove("HOME").env("USER", &account.name).env("LOGNAME", &account.name);
     command
 }
 
@@ -225,6 +236,30 @@ mod tests {
             assert_eq!(of(version, "idle_session_timeout"), version >= MajorVersion::V14);
             assert_eq!(of(version, "transaction_timeout"), version >= MajorVersion::V17);
             assert!(unhurried(version).ends_with(" -c default_transaction_read_only=off"));
+        }
+    }
+
+    #[test]
+    fn a_killed_client_leaves_nothing_behind() {
+        let root = rustix::process::geteuid().is_root();
+        let account = root.then(|| Account::find("nobody").unwrap());
+        let mut child = client(account.as_ref(), Path::new("sleep")).arg("60").spawn().unwrap();
+        // Only what the kill reaches may be the program: nothing stands between.
+        let place = format!("/proc/{}", child.id());
+        let is_it = || std::fs::read(format!("{place}/cmdline")).unwrap() == b"sleep\x0060\0";
+        let begun = std::time::Instant::now();
+        while !is_it() && begun.elapsed().as_secs() < 20 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let (found, status) = (is_it(), std::fs::read_to_string(format!("{place}/status")).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found, "{status}");
+        let ids = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        if let Some(account) = account {
+            let Owner { uid, gid } = account.ids;
+            assert_eq!(ids("Uid:"), format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"));
+            assert_eq!(ids("Gid:"), format!("Gid:\t{gid}\t{gid}\t{gid}\t{gid}"));
         }
     }
 

@@ -236,7 +236,7 @@ impl Start {
         for triggers in triggers {
             let options = format!("{} {}{triggers}", server::NO_SEARCH_PATH, server::unhurried(self.programs.version));
             for (user, database) in [(owner, "postgres"), ("postgres", "postgres"), (owner, "template1")] {
-                let mut command = server::command(self.account.as_ref(), &self.programs.path("psql"));
+                let mut command = server::client(self.account.as_ref(), &self.programs.path("psql"));
                 server::unmoved(&mut command);
                 command.env("PGOPTIONS", &options);
                 command.current_dir("/").args(["-X", "-A", "-t", "-w", "-U", user, "-d", database, "-c", sql]);
