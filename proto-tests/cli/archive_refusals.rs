@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use walrecv::archive::key_files;
+use walrecv::keys::setup;
 use walrecv::pg::MajorVersion;
 
 use crate::fetch_codes;
@@ -45,6 +47,7 @@ fn an_archive_answers_what_it_cannot_do() {
     end(receiver);
     restores(&site, &before);
     keys(&site);
+    key_files_that_are_damaged(&site);
     fetch_codes::answers(&site);
 }
 
@@ -120,4 +123,74 @@ fn keys(site: &Site) {
     }
     write(&secret, &right);
     give_to_postgres(&secret);
+}
+
+/// A file that nobody can open is found before anything is written, without a private key.
+fn key_files_that_are_damaged(site: &Site) {
+    let folder =
+        fs::read_dir(site.repository().join("keys")).expect("keys").next().expect("one").expect("a folder").path();
+    let found =
+        || fs::read_dir(&folder).expect("key files").map(|file| file.expect("a file").path()).collect::<Vec<_>>();
+    let first = found().pop().expect("a key file");
+    let name = first.file_name().expect("a name").to_string_lossy().into_owned();
+    let whole = fs::read(&first).expect("a key file");
+    let put = |path: &Path, bytes: &[u8]| {
+        fs::write(path, bytes).expect("write a key file");
+        give_to_postgres(path);
+    };
+    let verified = |args: &[&str]| {
+        let output = site.walrecv(&["verify", "--no-record"]).args(args).run();
+        (output.code(), format!("{}{}", output.stdout, output.stderr))
+    };
+    let middle = whole.len() / 2;
+    let mut flipped = whole.clone();
+    flipped[middle] ^= 1;
+    let refused = |says: &str| {
+        for command in [&["backup"][..], &["receive"], &["run"], &["check"]] {
+            Refusal::of(site, command).is(16, says);
+        }
+        for args in [&[][..], &["--deep"]] {
+            let (code, said) = verified(args);
+            assert!(code == 16 && said.contains(says) && said.contains("HURT"), "{args:?}: {code}\n{said}");
+        }
+    };
+    for bad in [&flipped[..], &whole[..middle]] {
+        put(&first, bad);
+        refused(&name);
+        Refusal::of(site, &["restore", "--latest", "--plan"]).is(16, &name);
+        // What needs no contents is told all the same.
+        site.walrecv(&["list"]).run().expect_code(0);
+    }
+    // Under another name only a private key can tell what it is.
+    put(&first, &whole);
+    let other = folder.join("copy.age");
+    fs::rename(&first, &other).expect("another name");
+    Refusal::of(site, &["backup"]).is(16, "copy.age: its name carries no check value");
+    let (code, said) = verified(&["--deep"]);
+    assert!(code == 16 && said.contains("rename it to keys/") && !said.contains("HURT"), "{code}\n{said}");
+    site.walrecv(&["restore", "--latest", "--plan"]).run().expect_code(0);
+    fs::rename(&other, &first).expect("its own name");
+
+    // Of two recipients one is shut out: told, and everything goes on.
+    let private = fs::read_to_string(site.etc().join("walrecv-identity.txt")).expect("a private key");
+    let keys = setup::open_with_identity(&whole, &private).expect("the repository identity");
+    let recipient = setup::Recipient::Age(setup::generate_recipient().1);
+    let (recipient, file) = setup::wrap_for(&keys, &recipient).expect("a key file");
+    let name = key_files::name_of(&keys.secret, &keys.public, &recipient, &file);
+    put(&site.repository().join(&name), &file[..file.len() - 1]);
+    let told = site.walrecv(&["backup"]).run().expect_code(0).stderr;
+    assert!(told.contains(&name) && told.contains("another recipient's is whole"), "{told}");
+    let told = site.walrecv(&["check"]).run().expect_code(0).stdout;
+    assert!(
+        told.contains("warn  key files") && told.contains(&name) && told.contains("1 key file, as stored"),
+        "{told}"
+    );
+    for args in [&[][..], &["--deep"]] {
+        let (code, said) = verified(args);
+        assert!(code == 16 && said.contains(&name) && !said.contains("HURT"), "{args:?}: {code}\n{said}");
+        assert!(said.contains("1 key file, as stored; 1 opened with the private key at hand"), "{said}");
+    }
+    put(&site.repository().join(&name), &file);
+    let (code, said) = verified(&["--deep"]);
+    assert!(code == 0 && said.contains("2 key files, as stored; 1 opened"), "{code}\n{said}");
 }

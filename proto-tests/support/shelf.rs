@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use walrecv::archive::Archive;
+use walrecv::archive::{Archive, key_files};
 use walrecv::keys::ring::{ReaderRing, WriterRing};
 use walrecv::keys::setup::{self, RepositoryKeys};
 use walrecv::pg::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId};
@@ -64,7 +64,7 @@ impl Shelf {
     pub fn key_file(&self) -> (String, Bytes) {
         let recipient = setup::Recipient::Age(setup::generate_recipient().1);
         let (name, file) = setup::wrap_for(&self.keys, &recipient).expect("a key file");
-        (format!("keys/{}/{name}.age", setup::short_name(&self.keys.public)), file)
+        (key_files::name_of(&self.keys.secret, &self.keys.public, &name, &file), file)
     }
 
     /// What a restore leaves for `wal-fetch`.

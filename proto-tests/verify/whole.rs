@@ -42,7 +42,13 @@ fn key_files_are_looked_at() {
     let report = verified(None);
     assert_eq!((report.outcome, report.checked.key_files), (Outcome::Ok, 1), "{}", told(&report));
     let line = file.iter().position(|byte| *byte == b'\n').expect("a first line");
-    for bad in [file.slice(..file.len() - 1), file.slice(..line), Bytes::new(), Bytes::from_static(b"a key\n")] {
+    let flipped = |at: usize| {
+        let mut bytes = file.to_vec();
+        bytes[at] ^= 1;
+        Bytes::from(bytes)
+    };
+    let cut = [file.slice(..file.len() - 1), file.slice(..line), Bytes::new(), Bytes::from_static(b"a key\n")];
+    for bad in cut.into_iter().chain([0, line + 1, file.len() / 2, file.len() - 1].map(flipped)) {
         replace(repo, &first, bad);
         let report = verified(None);
         assert_eq!(outcome(&report), (Outcome::Corrupt, vec![State::Hurt; 2]), "{}", told(&report));

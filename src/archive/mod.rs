@@ -14,6 +14,7 @@ pub mod holes;
 pub mod intents;
 pub mod inventory;
 mod join;
+pub mod key_files;
 pub mod learn;
 pub mod lost;
 mod newest;

@@ -87,6 +87,7 @@ fn interrupted(name: &str) -> Error {
 
 async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
     let context = Context::open(common).await?;
+    context.demand_readers().await?;
     let compression = match &args.compression {
         Some(text) => settings::compression(text)
             .map_err(|problem| Error::new(Kind::Usage, format!("--compression: {problem}")))?,

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::args::Common;
 use crate::archive::Archive;
+use crate::archive::key_files::{self, Looked};
 use crate::config::{ClusterSettings, Overrides, Settings};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::keys::ring::{ReaderRing, WriterRing};
@@ -19,6 +20,7 @@ use crate::restore::Access;
 use crate::seal::content::hex;
 use crate::seal::content::repository::{Encryption, RepositoryFile};
 use crate::seal::key::RepositorySecret;
+use crate::verify::Opens;
 
 /// Settings, and the repository they name, opened.
 #[derive(Clone)]
@@ -94,7 +96,7 @@ impl Context {
             return self.index_ring();
         }
         match self.content_ring().await {
-            Err(error) if error.kind() == Kind::Key => self.index_ring(),
+            Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt) => self.index_ring(),
             ring => ring,
         }
     }
@@ -112,30 +114,35 @@ impl Context {
         Ok((access, ring))
     }
 
+    /// For whoever is going to write: somebody must be able to open it. `Kind::Corrupt` where no key file is whole, which the secret tells; one that is
+    /// damaged beside whole ones is a warning.
+    pub async fn demand_readers(&self) -> Result<()> {
+        let Some(public) = self.settings.identity.as_deref() else { return Ok(()) };
+        for damaged in key_files::look(&self.repo, &self.secret, public).await?.demand(public)? {
+            tracing::warn!("{damaged}; another recipient's is whole");
+        }
+        Ok(())
+    }
+
+    /// What can be told of the key files without any private key; `None` without encryption.
+    pub async fn key_files(&self) -> Result<Option<Looked>> {
+        let Some(public) = self.settings.identity.as_deref() else { return Ok(None) };
+        key_files::look(&self.repo, &self.secret, public).await.map(Some)
+    }
+
     /// Opens the repository identity with the configured private key or passphrase.
     pub async fn repository_keys(&self) -> Result<RepositoryKeys> {
         let private = private_key(&self.settings)?;
-        let mut last = None;
-        for listed in self.repo.list("keys").await? {
-            let opened = match self.repo.get(&listed.name).await {
-                Ok(Some(file)) => private.open(&file),
-                Ok(None) => continue,
-                Err(error) if error.kind() == Kind::Corrupt => Err(error),
-                Err(error) => return Err(error),
-            };
-            match opened {
-                // Whoever can write to the repository can add a file with an identity of his own, wrapped for our public key.
-                Ok(keys) if self.settings.identity.as_deref().map(str::trim) == Some(keys.public.as_str()) => {
-                    return Ok(keys);
-                }
-                Ok(_) => {
-                    let text = format!("{} is not of the configured identity", listed.name);
-                    last = Some(Error::new(Kind::Key, text).hint("see whether `identity` is this repository's"));
-                }
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::new(Kind::Key, "the repository has no key files below keys/")))
+        let public = self.settings.identity.as_deref().unwrap_or_default();
+        key_files::open(&self.repo, &self.secret, public, &|file| private.open(file)).await
+    }
+
+    /// Whether a key file opens to the configured identity, by the private key of this host, or where asked for by the passphrase. `None`: there is none here.
+    pub fn opener(&self, ask: bool) -> Option<Opens> {
+        let at_hand = self.settings.identity_file.is_some() || ask;
+        let (private, public) =
+            (private_key(&self.settings).ok().filter(|_| at_hand)?, self.settings.identity.clone()?);
+        Some(Arc::new(move |file| private.open(file).is_ok_and(|keys| keys.public == public.trim())))
     }
 
     /// The one incarnation of the cluster that is stored. `Kind::Repository` when there is none.
@@ -204,16 +211,10 @@ pub async fn repository_file(repo: &Repository) -> Result<RepositoryFile> {
     })
 }
 
-/// A wrong `identity` would seal everything for a key that this repository cannot open, and show only at a restore.
+/// A wrong `identity` would show only at a restore.
 async fn known_identity(settings: &Settings, repo: &Repository) -> Result<()> {
-    let Some(identity) = settings.identity.as_deref() else { return Ok(()) };
-    let folder = setup::short_name(identity);
-    // A folder may be left where its files are gone.
-    if repo.list(&format!("keys/{folder}")).await?.iter().any(|file| file.name.ends_with(".age")) {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Key, format!("the repository has no key file of the configured identity (keys/{folder})"))
-        .hint("see whether `identity` and `repo` belong together: what is written now could not be opened"))
+    let Some(public) = settings.identity.as_deref() else { return Ok(()) };
+    if key_files::listed(repo, public).await?.is_empty() { Err(key_files::none(public)) } else { Ok(()) }
 }
 
 fn secret(settings: &Settings, about: &RepositoryFile) -> Result<RepositorySecret> {

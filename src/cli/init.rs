@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::args::{Common, InitArgs};
 use super::context::{env, read_private};
 use super::output;
+use crate::archive::key_files;
 use crate::config::DEFAULT_CONFIG;
 use crate::config::file::{ClusterTable, ConfigFile};
 use crate::config::settings::{check_cluster_name, check_slot_name};
@@ -248,7 +249,7 @@ async fn make(
 async fn store_keys(repo: &Repository, keys: &RepositoryKeys, recipients: &[Recipient]) -> Result<()> {
     for recipient in recipients {
         let (name, file) = setup::wrap_for(keys, recipient)?;
-        put(repo, &names::key_file(&setup::short_name(&keys.public), &name), file).await?;
+        put(repo, &key_files::name_of(&keys.secret, &keys.public, &name, &file), file).await?;
     }
     Ok(())
 }

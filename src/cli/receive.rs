@@ -31,7 +31,11 @@ pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
     let board = board(&cluster);
     let _socket = status_socket("receive", &settings, vec![board.clone()], &screen).await;
     let boards = [board.clone()];
-    let open = async || Context::of(settings.clone(), cluster.clone()).await;
+    let open = async || {
+        let context = Context::of(settings.clone(), cluster.clone()).await?;
+        context.demand_readers().await?;
+        Ok(context)
+    };
     let Some(context) = opened(open, &boards, &mut signals, &screen).await? else { return Ok(()) };
     let options = flags(options(&context)?, args)?;
     clean(&context);

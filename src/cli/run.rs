@@ -19,7 +19,13 @@ pub async fn run(common: &Common) -> Result<()> {
     let meant = meant(common, &settings)?;
     let boards: Vec<_> = meant.iter().map(board).collect();
     let _socket = status_socket("run", &settings, boards.clone(), &screen).await;
-    let open = async || Context::of_all(&settings, &meant).await;
+    let open = async || {
+        let contexts = Context::of_all(&settings, &meant).await?;
+        if let Some(first) = contexts.first() {
+            first.demand_readers().await?;
+        }
+        Ok(contexts)
+    };
     let Some(contexts) = opened(open, &boards, &mut signals, &screen).await? else { return Ok(()) };
     let (mut jobs, mut outcome) = (Vec::new(), Ok(()));
     for (context, board) in contexts.iter().zip(boards) {

@@ -11,6 +11,7 @@ use super::{output, show};
 use crate::archive::Archive;
 use crate::config::duration;
 use crate::error::{Error, Kind, Result};
+use crate::keys::ring::ReaderRing;
 use crate::seal::content::event::{Outcome, What};
 use crate::verify::{self, Checked, Flaw, Options, Problem, Progress, Report, SeenMinimal, Stage, State};
 
@@ -21,7 +22,7 @@ const NAMED: usize = 5;
 
 pub async fn run(common: &Common, args: &VerifyArgs) -> Result<()> {
     let context = Context::open_with(common, args.identity_file.as_deref()).await?;
-    let ring = if args.deep { context.content_ring().await? } else { context.index_ring()? };
+    let (ring, deep) = ring(&context, args.deep).await?;
     let archive = context.archive(ring).await?;
     let patience =
         duration::parse(&args.patience).map_err(|problem| Error::new(Kind::Usage, format!("--patience: {problem}")))?;
@@ -32,9 +33,10 @@ pub async fn run(common: &Common, args: &VerifyArgs) -> Result<()> {
     let bar = bar();
     let shown = bar.clone();
     let options = Options {
-        deep: args.deep,
+        deep,
         only,
         identity: context.settings.identity.clone(),
+        opens: context.opener(deep),
         jobs: usize::from(args.jobs),
         patience,
         progress: Some(Arc::new(move |progress| tell(&shown, progress))),
@@ -50,6 +52,22 @@ pub async fn run(common: &Common, args: &VerifyArgs) -> Result<()> {
         output::Format::Text => print(&report, context.repo.url()),
     }
     verify::refusal(&report).map_or(Ok(()), Err)
+}
+
+/// What opens the archive, and whether that is every byte. Where it is the key files that are damaged, the check goes on without contents and names them.
+async fn ring(context: &Context, deep: bool) -> Result<(ReaderRing, bool)> {
+    if !deep {
+        return Ok((context.index_ring()?, false));
+    }
+    match context.content_ring().await {
+        Err(error) if error.kind() == Kind::Corrupt => {
+            output::note(format!(
+                "warning: no contents can be opened, only names, lengths and indexes are checked: {error}"
+            ));
+            Ok((context.index_ring()?, false))
+        }
+        ring => Ok((ring?, true)),
+    }
 }
 
 /// That nothing can be written, for lack of rights, must not hide what was found.
@@ -122,6 +140,7 @@ fn print(report: &Report, url: &str) {
     if report.problems_not_named > 0 {
         output::line(format!("        and {} more", output::count(report.problems_not_named, "problem")));
     }
+    keys(&report.checked);
     checked(&report.checked, report.deep);
     if report.left_over.objects > 0 {
         let left = &report.left_over;
@@ -172,6 +191,17 @@ fn problem(problem: &Problem) {
     }
     if problem.hurts.is_empty() && problem.limits.is_empty() {
         output::line("        hurts    no backup");
+    }
+}
+
+fn keys(checked: &Checked) {
+    let opened = match checked.key_files_opened {
+        None => "no private key is at hand to open them".to_owned(),
+        Some(0) => "NONE OPENS with the private key at hand".to_owned(),
+        Some(opened) => format!("{opened} opened with the private key at hand"),
+    };
+    if checked.key_files > 0 {
+        output::line(format!("keys    {}, as stored; {opened}", output::count(checked.key_files, "key file")));
     }
 }
 

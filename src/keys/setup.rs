@@ -20,13 +20,8 @@ const SCRYPT_MAX_LOG_N: u8 = 20;
 /// Longest plaintext of an age file of ours.
 const MAX_FILE: u64 = 64 << 10;
 const SECRET_LABEL: &str = "# repository secret: ";
-/// Length of the text that [`wrap_for`] wraps: its comments, `age1…`, `AGE-SECRET-KEY-1…`, the secret's digits.
-const WRAPPED: usize = IDENTITY_LINE.len() + 1 + PUBLIC_LABEL.len() + 62 + 1 + 74 + 1 + SECRET_LABEL.len() + 64 + 1;
 const IDENTITY_LINE: &str = "# walrecv repository identity: opens what is stored; keep it from everyone";
 const PUBLIC_LABEL: &str = "# public key: ";
-/// What the age format adds to a text of less than 64 KiB.
-const AGE_NONCE: usize = 16;
-const AGE_TAG: usize = 16;
 
 /// Who may open the repository identity.
 #[derive(Clone)]
@@ -109,8 +104,8 @@ pub fn secret_from_text(text: &str) -> Result<RepositorySecret> {
     }
 }
 
-/// The age file for one recipient, and the name it is stored under (`keys/<identity>/<name>.age`). Opened by `age -d`, it is itself an
-/// identity file of the age format, with the repository secret in a comment.
+/// The age file for one recipient, and how that one is named in the file's own name. Opened by `age -d`, it is itself an identity file of the age format,
+/// with the repository secret in a comment.
 pub fn wrap_for(keys: &RepositoryKeys, recipient: &Recipient) -> Result<(String, Bytes)> {
     let text = Zeroizing::new(format!(
         "{IDENTITY_LINE}\n{PUBLIC_LABEL}{}\n{}\n{SECRET_LABEL}{}\n",
@@ -167,27 +162,6 @@ pub fn open_with_passphrase(age_file: &[u8], passphrase: &str) -> Result<Reposit
     let mut identity = age::scrypt::Identity::new(SecretString::from(passphrase.to_owned()));
     identity.set_max_work_factor(SCRYPT_MAX_LOG_N);
     open(age_file, &mut std::iter::once(&identity as &dyn age::Identity))
-}
-
-/// What can be seen of a stored age file without a key: a header of the age format, and no less content than [`wrap_for`] writes. `Kind::Corrupt` otherwise.
-/// A bit that flipped inside shows only to whoever opens it.
-pub fn demand_wrapped(age_file: &[u8]) -> Result<()> {
-    let damaged = |problem: &dyn fmt::Display| {
-        Error::new(Kind::Corrupt, format!("no wrapped repository identity: {problem}"))
-            .hint("Bring it back from another copy of the repository, or wrap the identity for its recipient anew.")
-    };
-    age::Decryptor::new_buffered(age_file).map_err(|error| damaged(&error))?;
-    // Behind the header's last line, `--- MAC`, stand a nonce and the sealed text.
-    let mac = age_file.windows(5).position(|bytes| bytes == b"\n--- ").map(|at| at + 1);
-    let content = mac.and_then(|at| {
-        let rest = age_file.get(at..)?;
-        let end = rest.iter().position(|byte| *byte == b'\n')?;
-        Some(rest.len() - end - 1)
-    });
-    match content {
-        Some(length) if length >= AGE_NONCE + WRAPPED + AGE_TAG => Ok(()),
-        length => Err(damaged(&format!("it ends after {} bytes of content", length.unwrap_or(0)))),
-    }
 }
 
 fn open(age_file: &[u8], identities: &mut dyn Iterator<Item = &dyn age::Identity>) -> Result<RepositoryKeys> {

@@ -29,9 +29,22 @@ pub fn largest(name: &str) -> u64 {
 /// Longest component of a name: what every file system holds, with room for the name of a staging file.
 const COMPONENT_BYTES: usize = 200;
 
-/// `keys/<identity>/<recipient>.age`
-pub fn key_file(identity: &str, recipient: &str) -> String {
-    format!("keys/{identity}/{recipient}.age")
+/// `keys/<identity>/`: the files that wrap an identity.
+pub fn key_folder(identity: &str) -> String {
+    format!("keys/{identity}")
+}
+
+/// `keys/<identity>/<recipient>-<check>.age`; `check` is 32 hexadecimal digits of [`key_file_check`](crate::seal::hash::key_file_check).
+pub fn key_file(identity: &str, recipient: &str, check: &str) -> String {
+    format!("keys/{identity}/{recipient}-{check}.age")
+}
+
+/// Identity, recipient and check value of a key file; `None` where the name is not made of them.
+pub fn parse_key_file(name: &str) -> Option<(&str, &str, &str)> {
+    let (identity, file) = name.strip_prefix("keys/")?.split_once('/')?;
+    let (recipient, check) = file.strip_suffix(".age")?.rsplit_once('-')?;
+    let fits = check.len() == 32 && check.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (fits && !recipient.is_empty() && !recipient.contains('/')).then_some((identity, recipient, check))
 }
 
 /// `events/<yyyy-mm>/<time>-<kind>-<16 hexadecimal digits>`: the time is UTC, `yyyymmddThhmmssZ`.
@@ -342,6 +355,23 @@ fn hex(text: &str, digits: usize) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn key_files_carry_a_check_value() {
+        let check = "0123456789abcdef".repeat(2);
+        let name = key_file("a5", "passphrase", &check);
+        assert_eq!(parse_key_file(&name), Some(("a5", "passphrase", check.as_str())));
+        let upper = check.to_uppercase();
+        for bad in [
+            "passphrase.age",
+            "b5-01.age",
+            &format!("-{check}.age"),
+            &format!("b5-{upper}.age"),
+            &format!("b5-{check}"),
+        ] {
+            assert_eq!(parse_key_file(&format!("keys/a5/{bad}")), None, "{bad}");
+        }
+    }
     use crate::pg::SegmentNumber;
 
     fn names(megabytes: u64) -> ClusterNames {

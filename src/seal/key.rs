@@ -15,6 +15,7 @@ const CONTENT_INFO: &[u8] = b"walrecv object v1 content";
 const INDEX_INFO: &[u8] = b"walrecv object v1 index";
 const HASH_INFO: &[u8] = b"walrecv hash v1";
 const PAGE_HASH_INFO: &[u8] = b"walrecv page hash v1";
+const KEY_FILE_INFO: &[u8] = b"walrecv key file v1";
 const CHECK_INFO: &[u8] = b"walrecv secret check v1";
 
 /// Held by every writer; with it alone the index class opens. All-published constant when the repository is not encrypted.
@@ -39,6 +40,11 @@ impl RepositorySecret {
     /// Key of the hashes of pages: the same with info `walrecv page hash v1`.
     pub(super) fn page_hash_key(&self) -> Zeroizing<[u8; 32]> {
         self.derived(PAGE_HASH_INFO)
+    }
+
+    /// Key of the check values of key files: the same with info `walrecv key file v1`.
+    pub(super) fn key_file_key(&self) -> Zeroizing<[u8; 32]> {
+        self.derived(KEY_FILE_INFO)
     }
 
     /// By which `walrecv.json` tells whether a secret is this repository's: HKDF-SHA-256 of the secret, salt the repository id, info

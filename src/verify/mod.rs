@@ -37,6 +37,9 @@ use crate::error::{Error, Kind, Result};
 use crate::seal::content::BackupId;
 use look::Look;
 
+/// Whether a private key opens a key file to the repository identity.
+pub type Opens = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 /// What is looked at, and how.
 #[derive(Clone)]
 pub struct Options {
@@ -46,6 +49,8 @@ pub struct Options {
     pub only: Option<BackupId>,
     /// The public key of the repository identity, whose key files are looked at; `None`: nothing is encrypted.
     pub identity: Option<String>,
+    /// The private key at hand; `None`: there is none.
+    pub opens: Option<Opens>,
     /// Objects that are read side by side; each takes up to 40 MiB while it is opened.
     pub jobs: usize,
     /// How long one object is asked for while the store fails.
@@ -56,7 +61,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { deep: false, only: None, identity: None, jobs: 4, patience: Duration::from_secs(30), progress: None }
+        Options {
+            deep: false,
+            only: None,
+            identity: None,
+            opens: None,
+            jobs: 4,
+            patience: Duration::from_secs(30),
+            progress: None,
+        }
     }
 }
 

@@ -113,8 +113,10 @@ pub struct Checked {
     pub wal_objects: u64,
     pub tails: u64,
     pub histories: u64,
-    /// Files that wrap the repository identity.
+    /// Files that wrap the repository identity and are as they were stored.
     pub key_files: u64,
+    /// Those of them that the private key at hand opens; null: there is none.
+    pub key_files_opened: Option<u64>,
     pub group_summaries: u64,
     /// Events, intents, tombstones, plans, heartbeats, cluster file.
     pub others: u64,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::report::Report;
+use crate::archive::key_files::Looked;
 use crate::cli::context::Context;
 use crate::cli::output;
 use crate::disk::durable;
@@ -51,12 +52,8 @@ async fn keys(context: &Context, report: &mut Report) {
     for file in [&settings.secret_file, &settings.identity_file, &settings.passphrase_file].into_iter().flatten() {
         private(file, report);
     }
+    key_files(context, report).await;
     match context.repository_keys().await {
-        Ok(keys) if context.settings.identity.as_deref() != Some(keys.public.as_str()) => report.fail(
-            "keys to restore",
-            &Error::new(Kind::Key, "the private key opens another identity than the configured one")
-                .hint("correct `identity` in the configuration: walrecv would write what this key cannot open"),
-        ),
         Ok(_) => report.ok("keys to restore", "the configured private key opens the repository identity"),
         Err(_) if context.settings.identity_file.is_none() && context.settings.passphrase_file.is_none() => report
             .warn(
@@ -66,6 +63,28 @@ async fn keys(context: &Context, report: &mut Report) {
             ),
         // One is meant to open the repository from here, and does not.
         Err(error) => report.fail("keys to restore", &error),
+    }
+}
+
+/// Told before anything is written: without any of these files nobody can ever open it.
+async fn key_files(context: &Context, report: &mut Report) {
+    const CHECK: &str = "key files";
+    match context.key_files().await {
+        Ok(None) => {}
+        Ok(Some(Looked { whole, damaged })) => {
+            for error in &damaged {
+                match whole {
+                    0 => report.fail(CHECK, error),
+                    _ => report.warn(CHECK, error.to_string(), error.advice().unwrap_or_default()),
+                }
+            }
+            match whole {
+                0 if damaged.is_empty() => report.fail(CHECK, &Error::new(Kind::Key, "there is none any more")),
+                0 => {}
+                _ => report.ok(CHECK, format!("{}, as stored", output::count(whole, "key file"))),
+            }
+        }
+        Err(error) => report.fail(CHECK, &error),
     }
 }
 
