@@ -206,7 +206,7 @@ impl StandIn {
         let found = tokio::time::timeout(LOOK * 3, async {
             match &self.options.slot {
                 Some(name) => look_at_slot(&self.options.conninfo, name, second).await,
-                None => look_at_walsenders(server, self.options.conninfo.application_name()).await,
+                None => look_at_walsenders(&self.archive, server, self.options.conninfo.application_name()).await,
             }
         });
         match found.await {
@@ -320,25 +320,65 @@ async fn look_at_slot(info: &Conninfo, name: &str, second: Option<JoinHandle<Res
     })
 }
 
-/// Where no slot is configured, a receiver is known by its name.
-async fn look_at_walsenders(server: &Conninfo, name: &str) -> Result<Seen> {
+/// Where no slot is configured, a receiver is known by its name, and one of this archive by how far that reaches: what a receiver has reported as flushed is
+/// durable in its archive. One that reported more than is stored here fills another.
+async fn look_at_walsenders(archive: &Archive, server: &Conninfo, name: &str) -> Result<Seen> {
     let mut second = Second::open(server).await?;
     if !second.sql {
         second.connection.close().await;
         return Ok(Seen::Unclear);
     }
     let sql = format!(
-        "SELECT pid FROM pg_catalog.pg_stat_replication WHERE application_name = '{}' AND state IN ('streaming', 'catchup')",
+        "SELECT pid, flush_lsn FROM pg_catalog.pg_stat_replication WHERE application_name = '{}' AND state IN ('streaming', 'catchup')",
         name.replace('\'', "''")
     );
     let rows = second.connection.query(&sql).await;
+    let timeline = second.connection.identify_system().await.map(|identity| identity.timeline);
     second.connection.close().await;
-    let pid = rows?.first().and_then(|row| row.first().cloned().flatten()).and_then(|pid| pid.parse().ok());
-    Ok(pid.map_or_else(|| Seen::NoSlot("no slot is configured, and nobody streams".to_owned()), Seen::Somebody))
+    let rows = rows?;
+    let cell = |row: &[Option<String>], at: usize| row.get(at).cloned().flatten();
+    let streaming: Vec<(u32, Option<Lsn>)> = rows
+        .iter()
+        .filter_map(|row| Some((cell(row, 0)?.parse().ok()?, cell(row, 1).and_then(|lsn| lsn.parse().ok()))))
+        .collect();
+    if streaming.is_empty() {
+        return Ok(Seen::NoSlot("no slot is configured, and nobody streams".to_owned()));
+    }
+    // Asked after the server: what had been reported by then is stored by now.
+    let end = archive.newest_end(timeline?).await?.map(|(_, end)| end);
+    Ok(fills(&streaming, end).map_or_else(
+        || Seen::NoSlot("no slot is configured, and whoever streams fills another archive".to_owned()),
+        Seen::Somebody,
+    ))
+}
+
+/// The first that may fill an archive which ends there. What it has flushed cannot always be seen.
+fn fills(streaming: &[(u32, Option<Lsn>)], end: Option<Lsn>) -> Option<u32> {
+    let may = |flushed: Option<Lsn>| flushed.is_none_or(|flushed| end.is_some_and(|end| flushed <= end));
+    streaming.iter().find(|(_, flushed)| may(*flushed)).map(|(pid, _)| *pid)
 }
 
 /// Of this run alone.
 fn temporary_name() -> Result<String> {
     let random = getrandom::u32().map_err(|e| Error::new(Kind::Failed, "no random numbers").caused_by(e))?;
     Ok(format!("walrecv_backup_{}_{random:08x}", std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_of_this_archive_has_reported_no_more_than_is_stored_here() {
+        let of = |flushed: &[Option<u64>], end: Option<u64>| {
+            let streaming: Vec<_> = (1..).zip(flushed).map(|(pid, flushed)| (pid, flushed.map(Lsn))).collect();
+            fills(&streaming, end.map(Lsn))
+        };
+        assert_eq!(of(&[Some(100)], Some(100)), Some(1));
+        assert_eq!(of(&[Some(90)], Some(100)), Some(1), "what was stored since it was asked");
+        assert_eq!(of(&[Some(101)], Some(100)), None, "it is stored elsewhere");
+        assert_eq!(of(&[Some(1)], None), None, "nothing is stored here");
+        assert_eq!(of(&[Some(101), Some(100)], Some(100)), Some(2), "one of two");
+        assert_eq!(of(&[None], None), Some(1), "not to be seen");
+    }
 }
