@@ -38,6 +38,8 @@ mod looking;
 mod lost_end;
 #[path = "cli/many.rs"]
 mod many;
+#[path = "cli/no_slot.rs"]
+mod no_slot;
 #[path = "cli/planted.rs"]
 mod planted;
 #[path = "cli/refusals.rs"]

@@ -12,13 +12,13 @@ use crate::support::walrecv::Running;
 use crate::support::{Server, require_servers, wait_for};
 
 /// A site whose configuration names no slot.
-fn without_slot(server: &Server) -> Site {
+pub fn without_slot(server: &Server) -> Site {
     let site = Site::empty();
     site.init(&server.conninfo("postgres")).run().expect_code(0);
     site
 }
 
-fn edit(site: &Site, change: impl Fn(&str) -> String) {
+pub fn edit(site: &Site, change: impl Fn(&str) -> String) {
     let text = std::fs::read_to_string(site.config()).expect("a configuration");
     std::fs::write(site.config(), change(&text)).expect("write the configuration");
 }
@@ -48,7 +48,7 @@ pub fn rows(server: &Server, name: &str, count: u32) {
 }
 
 /// What JSON says of it: complete, and restorable.
-fn listed(site: &Site, count: usize) -> serde_json::Value {
+pub fn listed(site: &Site, count: usize) -> serde_json::Value {
     let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
     let backups = listed["backups"].as_array().expect("backups");
     assert_eq!(backups.len(), count, "{listed}");
@@ -117,39 +117,6 @@ fn where_there_is_no_slot_a_temporary_one_holds_the_wal_back() {
         let copy = site.land(&server, "latest", &["--latest"]);
         assert_eq!(copy.value("select count(*) from during"), "1000", "{version}");
     }
-}
-
-/// Whoever streams into another archive is no receiver of this one, which ends before it, has nothing yet, or ends where the other one does.
-#[test]
-fn without_a_slot_a_receiver_of_another_archive_is_told_from_one_of_this() {
-    let version = MajorVersion::V17;
-    require_servers!(version);
-    let server = Server::start(version);
-    let (other, site) = (Site::new(&server), without_slot(&server));
-    let receiver = other.receive(&[]);
-    rows(&server, "before", 20_000);
-    wait_durable(&server, server.lsn());
-    for round in 0..2 {
-        let backup = site.backup();
-        assert_eq!(backup["wal_streamed_here"]["temporary"], true, "{backup}");
-        if round == 0 {
-            rows(&server, "between", 1000);
-        }
-        wait_durable(&server, server.lsn());
-    }
-    // Nothing happened since: both end there.
-    assert_eq!(site.backup()["wal_streamed_here"]["temporary"], true);
-    end(receiver);
-    listed(&site, 3);
-    // Of this archive, from a host that has a slot configured.
-    edit(&site, |text| text.replace("dsn = ", "slot = \"walrecv_two\"\ndsn = "));
-    site.walrecv(&["slot", "create"]).run().expect_code(0);
-    let receiver = site.receive(&[]);
-    edit(&site, |text| text.replace("slot = \"walrecv_two\"\n", ""));
-    rows(&server, "after", 1000);
-    wait_durable(&server, server.lsn());
-    assert!(site.backup()["wal_streamed_here"].is_null());
-    end(receiver);
 }
 
 /// The configured slot was dropped: the backup makes none that lasts.
