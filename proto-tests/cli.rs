@@ -73,5 +73,7 @@ mod support;
 mod tablespaces;
 #[path = "cli/torn.rs"]
 mod torn;
+#[path = "cli/way_out.rs"]
+mod way_out;
 #[path = "cli/words.rs"]
 mod words;

@@ -1,5 +1,6 @@
 //! `walrecv restore`: plan, lay back, and on request start the server and wait for the target.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use crate::archive::Archive;
 use crate::config::duration;
 use crate::error::{Error, Kind, Result};
 use crate::pg::MajorVersion;
+use crate::restore::choose::PassedOver;
 use crate::restore::only::{self, Database};
 use crate::restore::recovery::{Scratch, Upstream};
 use crate::restore::report::DatabasesShown;
 use crate::restore::server::{Account, Programs};
 use crate::restore::start::{Start, Started};
-use crate::restore::{self, Action, Options, Plan, Prepared, Restored, Target, Wanted};
+use crate::restore::{self, Action, Options, Plan, Prepared, Restored, Target, Wanted, sound};
 
 /// Socket, `pg_hba.conf` and `pg_ident.conf` of a scratch server, inside its data directory.
 const SCRATCH: &str = "walrecv-scratch";
@@ -65,7 +67,10 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
         restore::restore(&archive, access, &prepared, &options, &moved).await
     };
     bar.finish_and_clear();
-    let restored = restored?;
+    let restored = match restored {
+        Err(error) => return Err(with_way_out(&archive, &wanted, &prepared, error).await),
+        Ok(restored) => restored,
+    };
     if common.output == output::Format::Text {
         show_restored(&restored, &options.pgdata);
     }
@@ -77,8 +82,66 @@ pub async fn run(common: &Common, args: &RestoreArgs) -> Result<()> {
     show_end(common, &prepared, &restored, started.as_ref(), &options)
 }
 
+/// Where what the plan needs of the chosen backup is damaged, another that lands alike is taken, unless a backup was asked for.
 async fn prepare(archive: &Archive, wanted: &Wanted, args: &RestoreArgs) -> Result<Prepared> {
-    let prepared = restore::prepare(archive, wanted).await?;
+    let first = restore::prepare(archive, wanted).await?;
+    let failed = match weighed(archive, first.clone(), args).await {
+        Err(error) if error.kind() == Kind::Corrupt => error,
+        outcome => return outcome,
+    };
+    if wanted.backup.is_some() {
+        return Err(with_way_out(archive, wanted, &first, failed).await);
+    }
+    let why = |error: &Error| format!("{error}; this restore lands at the same place without it");
+    let mut damaged = vec![PassedOver { backup: first.choice.manifest.id.to_string(), why: why(&failed) }];
+    while let Some(other) = sound::instead(archive, wanted, &first, &damaged).await? {
+        let backup = other.choice.manifest.id.to_string();
+        match weighed(archive, other, args).await {
+            Err(error) if error.kind() == Kind::Corrupt => damaged.push(PassedOver { backup, why: why(&error) }),
+            outcome => return outcome,
+        }
+    }
+    Err(failed)
+}
+
+/// The same error, whose advice is the command that restores to the same place from another backup, if there is one.
+async fn with_way_out(archive: &Archive, wanted: &Wanted, prepared: &Prepared, error: Error) -> Error {
+    if error.kind() != Kind::Corrupt {
+        return error;
+    }
+    let Some(other) = sound::way_out(archive, wanted, prepared, &error).await else { return error };
+    let again = again(std::env::args_os().map(|arg| arg.into_string()), &other);
+    let before = error.advice().map(|advice| format!("{advice} ")).unwrap_or_default();
+    error.hint(format!("{before}Backup {other} lands at the same place and does not need that object: {again}"))
+}
+
+/// The command line with this backup, for a shell. What may hold a password, or is no text, is not repeated.
+fn again(args: impl Iterator<Item = std::result::Result<String, OsString>>, backup: &str) -> String {
+    let same = || format!("give the same command with --backup {backup}");
+    let (mut words, Ok(args)) = (Vec::new(), args.collect::<std::result::Result<Vec<String>, _>>()) else {
+        return same();
+    };
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        if arg == "--backup" {
+            args.next();
+        } else if !arg.starts_with("--backup=") {
+            words.push(arg);
+        }
+    }
+    if words.iter().any(|word| word.contains("password")) {
+        return same();
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    let quoted = |word: &String| match !word.is_empty() && word.chars().all(plain) {
+        true => word.clone(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    };
+    let line: Vec<String> = words.iter().map(quoted).collect();
+    format!("{} --backup {backup}", line.join(" "))
+}
+
+async fn weighed(archive: &Archive, prepared: Prepared, args: &RestoreArgs) -> Result<Prepared> {
     let prepared = match args.databases.as_slice() {
         [] => prepared,
         names => prepared.only(archive, &|there| only::called(names, there)).await?,
@@ -405,4 +468,20 @@ fn show_end(
     }
     show_drops(&prepared.plan);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_told_with_another_backup() {
+        let again = |args: &[&str]| again(args.iter().map(|arg| Ok((*arg).to_owned())), "B");
+        assert_eq!(again(&["walrecv", "restore", "--backup", "A", "--latest"]), "walrecv restore --latest --backup B");
+        assert_eq!(
+            again(&["w", "--backup=A", "--target-time", "it's 2 pm", ""]),
+            "w --target-time 'it'\\''s 2 pm' '' --backup B"
+        );
+        assert!(!again(&["w", "--primary-conninfo", "password=x"]).contains("password"));
+    }
 }

@@ -80,6 +80,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    fn of(archive: &Archive, wanted: &Wanted, choice: Choice) -> Prepared {
+        let plan = Plan::of(&choice, &wanted.target, archive.names.segment_size);
+        let target = wanted.target.clone();
+        Prepared { choice, target, plan, laid: BTreeMap::new(), configuration: Vec::new(), only: None }
+    }
+
     /// The same restore, of these databases alone. Reads the WAL up to the landing.
     pub async fn only(self, archive: &Archive, pick: Pick<'_>) -> Result<Prepared> {
         self.only_and_changed(archive, pick, &BTreeMap::new()).await
@@ -101,21 +107,16 @@ impl Prepared {
 /// Chooses the backup and computes the landing. Reads the archive, changes nothing.
 pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
     let list = stock::backups(archive).await?;
+    if let Some(id) = &wanted.backup {
+        stock::demand_read(&list, id)?;
+    }
     let inventory = archive.inventory().await?;
     let choice = choose::choose(archive, &inventory, &list.complete, wanted).await?;
     let choice = sound::prefer(archive, &inventory, &list.complete, wanted, choice).await;
     if wanted.timeline.is_none() && wanted.backup.is_none() {
         demand_no_newer(&list, choice.path.target())?;
     }
-    let plan = Plan::of(&choice, &wanted.target, archive.names.segment_size);
-    Ok(Prepared {
-        choice,
-        target: wanted.target.clone(),
-        plan,
-        laid: BTreeMap::new(),
-        configuration: Vec::new(),
-        only: None,
-    })
+    Ok(Prepared::of(archive, wanted, choice))
 }
 
 /// On which timeline the newest backup lies decides where a restore goes that names none: one that cannot be read must not be passed over in silence.
@@ -134,7 +135,11 @@ fn demand_no_newer(list: &BackupList, chosen: TimelineId) -> Result<()> {
 pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<TimelineId> {
     let newest = match id {
         None => archive.newest_backup().await?,
-        Some(id) => stock::complete_backups(archive).await?.into_iter().find(|m| m.id.as_str() == id),
+        Some(id) => {
+            let list = stock::backups(archive).await?;
+            stock::demand_read(&list, id)?;
+            list.complete.into_iter().find(|m| m.id.as_str() == id)
+        }
     };
     newest.map(|m| m.stop_timeline).ok_or_else(|| {
         let which = id.map(|id| format!(" {id}")).unwrap_or_default();

@@ -30,6 +30,17 @@ pub async fn backups(archive: &Archive) -> Result<BackupList> {
     Ok(list)
 }
 
+/// A backup that was asked for and cannot be read is no backup that is not there.
+pub fn demand_read(list: &BackupList, id: &str) -> Result<()> {
+    let Some((name, error)) = list.unreadable.iter().find(|(name, _)| name.rsplit('/').next() == Some(id)) else {
+        return Ok(());
+    };
+    let text = error.to_string();
+    let text = if text.contains(name.as_str()) { text } else { format!("{name}: {text}") };
+    Err(Error::new(error.kind(), text)
+        .hint("Put it back from another copy of the repository, or leave --backup out to take another one that leads to the target."))
+}
+
 /// Fetches and opens an object of the index class that a backup cannot be restored without.
 pub async fn index_object(archive: &Archive, name: &str, kind: ObjectKind, part: u32) -> Result<Vec<u8>> {
     let object = needed(archive.repo.get(name).await?, name)?;

@@ -1,0 +1,90 @@
+//! A backup of which something is damaged: what that is, and another backup that leads to the same place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use walrecv::pg::MajorVersion;
+
+use crate::backups::rows;
+use crate::refusals::Refusal;
+use crate::site::{Site, end, wait_durable};
+use crate::support::user::{as_postgres, give_to_postgres};
+use crate::support::{Server, require_servers};
+
+/// The only object below a folder of the archive, such as `packs/ID`.
+fn only(site: &Site, folder: &str) -> PathBuf {
+    let path = cluster(site).join(folder);
+    let mut files = fs::read_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).flatten();
+    let file = files.next().expect("an object").path();
+    assert!(files.next().is_none(), "more than one in {folder}");
+    file
+}
+
+fn cluster(site: &Site) -> PathBuf {
+    let main = site.repository().join("clusters/main");
+    fs::read_dir(main).expect("a cluster").flatten().next().expect("an incarnation").path()
+}
+
+/// While it is as `change` makes it.
+fn harmed(file: &Path, change: impl Fn(&mut [u8]), then: impl FnOnce()) {
+    let whole = fs::read(file).expect("an object");
+    let mut bytes = whole.clone();
+    change(&mut bytes);
+    fs::write(file, &bytes).expect("write it");
+    then();
+    fs::write(file, whole).expect("write it back");
+    give_to_postgres(file);
+}
+
+fn flip(bytes: &mut [u8]) {
+    *bytes.last_mut().expect("bytes") ^= 1;
+}
+
+#[test]
+fn another_backup_that_lands_alike_is_taken_or_told() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let server = Server::start(version);
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    rows(&server, "first", 2000);
+    let id = |backup: Value| backup["id"].as_str().expect("an id").to_owned();
+    let older = id(site.backup());
+    rows(&server, "second", 2000);
+    let newer = id(site.backup());
+    rows(&server, "third", 1000);
+    wait_durable(&server, server.lsn());
+    end(receiver);
+
+    harmed(&cluster(&site).join("backups").join(&newer), flip, || {
+        let object = format!("backups/{newer}");
+        for point in [&["--latest"][..], &["--latest", "--target-timeline", "current"]] {
+            Refusal::of(&site, &[&["restore", "--backup", &newer, "--plan"], point].concat()).is(16, &object);
+        }
+    });
+    // The plan reads maps.
+    harmed(&only(&site, &format!("maps/{newer}")), flip, || {
+        let plan = site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run().expect_code(0).json();
+        assert_eq!(plan["backup"]["id"], older.as_str(), "{plan}");
+        let passed = &plan["passed_over"][0];
+        let why = passed["why"].as_str().unwrap_or_default();
+        assert!(passed["id"] == newer.as_str() && why.contains(&format!("maps/{newer}")), "{plan}");
+        let told = site.walrecv(&["restore", "--latest", "--backup", &newer, "--plan"]).run().expect_code(16).stderr;
+        assert!(told.contains(&format!("restore --latest --plan --backup {older}")), "{told}");
+    });
+    // Packs are read when files are laid: the command that is told goes on from there.
+    let pack = only(&site, &format!("packs/{newer}"));
+    let aside = site.places.join("pack");
+    fs::rename(&pack, &aside).expect("take a pack away");
+    let told = site.restore(&server, "laid", &["--latest"]).run().expect_code(16).stderr;
+    let line = told.split_once("does not need that object: ").expect("a way out").1.lines().next().expect("a line");
+    assert!(line.ends_with(&format!("--backup {older}")), "{told}");
+    let again = as_postgres(Path::new("/bin/sh")).current_dir(site.etc()).args(["-c", line]).output().expect("run it");
+    assert!(again.status.success(), "{line}: {}", String::from_utf8_lossy(&again.stderr));
+    fs::rename(&aside, &pack).expect("put it back");
+    // Both need these.
+    fs::rename(cluster(&site).join("packs").join(&older), &aside).expect("take packs away");
+    let told = site.restore(&server, "none", &["--latest"]).run().expect_code(16).stderr;
+    assert!(told.contains(&format!("packs/{older}")) && !told.contains("lands at the same place"), "{told}");
+}
