@@ -285,6 +285,32 @@ fn what_is_unfinished_is_told_from_what_is_complete_deleted_or_lost() {
     });
 }
 
+/// An expiry that was finished noted what it deleted: that says the same where the tombstone is gone.
+#[test]
+fn a_deleted_backup_whose_tombstone_is_gone_is_not_missed() {
+    runtime().block_on(async {
+        let world = World::new(1, 0);
+        let [parent, _] = family(&world).await;
+        found_whole(&world, &parent).await;
+        told(&world, &parent);
+        let (_, outcome) = world.expire(world.options(&[&parent], 1_000_000)).await.unwrap();
+        assert!(outcome.deleted == std::slice::from_ref(&parent), "{outcome:?}");
+        world.memory.remove(&world.archive.names.backup(parent.as_str()));
+        for plan in world.archive.list_plans().await.unwrap().plans {
+            world.memory.remove(&world.archive.names.plan(plan.plan.id.as_str()));
+        }
+        let announced = world.archive.announced().await.expect("intents");
+        let list = world.archive.list_backups().await.expect("backups");
+        assert_eq!(world.archive.unfinished(announced, &list).await.expect("what is unfinished").len(), 0);
+        for _ in 0..3 {
+            world.memory.pass(LIFE + STALE);
+            let (proposal, outcome) = world.expire(world.options(&[], 0)).await.unwrap();
+            assert!(proposal.lost.is_empty() && outcome.blocked.is_none(), "{proposal:?} {outcome:?}");
+        }
+        world.restore_all().await;
+    });
+}
+
 fn deleting(world: &World, id: &BackupId) -> Plan {
     let created_at = jiff::Timestamp::try_from(world.memory.now()).unwrap();
     Plan {

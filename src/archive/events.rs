@@ -1,6 +1,7 @@
 //! Events of a cluster: written once, listed by whoever has to know.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use futures::stream::{self, StreamExt};
@@ -111,6 +112,18 @@ impl Archive {
             Some(Event { at, what: What::Verified(check), .. }) => Some((at, check)),
             _ => None,
         })
+    }
+
+    /// The backups that expiries noted as deleted. One stays deleted where its tombstone was lost since: no backup of that name ever comes again. An event that
+    /// does not open tells nothing.
+    pub(super) async fn noted_deleted(&self) -> Result<BTreeSet<String>> {
+        let mut deleted = BTreeSet::new();
+        for name in self.event_names("expiry").await? {
+            if let Some(Event { what: What::Expiry(expired), .. }) = self.event(&name).await? {
+                deleted.extend(expired.deleted);
+            }
+        }
+        Ok(deleted)
     }
 
     /// An event whose loss does no harm; `None` where it is gone, another cluster's, or cannot be opened.

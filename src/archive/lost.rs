@@ -35,9 +35,10 @@ impl Lost {
 }
 
 impl Archive {
-    /// Of these backups, under whose names nothing was found, those that were complete, and what says so. A manifest names a backup as its parent, or a
-    /// map of it, only where that was complete; a backup left a sign that its manifest was stored; a check that found it whole had its manifest; `noted`
-    /// are known to have been complete. Backups that an unfinished expiry deletes, and those under whose name something stands by now, are none of them.
+    /// Of these backups, under whose names nothing was found, those that were complete, and what says so. A manifest names a backup as its parent, or a map of
+    /// it, only where that was complete; a backup left a sign that its manifest was stored; a check that found it whole had its manifest; `noted` are known to
+    /// have been complete. Backups that an unfinished expiry deletes or a finished one noted as deleted, and those under whose name something stands by now,
+    /// are none of them.
     ///
     /// Errors: the store. An event that does not open tells nothing.
     pub async fn lost<'a>(
@@ -63,9 +64,11 @@ impl Archive {
         }
         // An expiry names what it deletes before it does, and leaves a tombstone before that plan goes: asked in this order, nothing of it is missed.
         let mut list = self.list_plans().await?;
+        let noted_deleted = self.noted_deleted().await?;
         let mut found = BTreeMap::new();
         for (id, why) in lost {
-            let deleted = list.plans.iter().any(|stored| stored.plan.deletes(&id));
+            let deleted =
+                noted_deleted.contains(id.as_str()) || list.plans.iter().any(|stored| stored.plan.deletes(&id));
             if !deleted && self.repo.head(&self.names.backup(id.as_str())).await?.is_none() {
                 found.insert(id, why);
             }

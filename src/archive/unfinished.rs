@@ -94,11 +94,12 @@ impl Archive {
         Ok(Some(Unfinished { id, intent, announced, given_up, lost, stored }))
     }
 
-    /// Whether an expiry deletes it, or something stands under its name by now. Asked in this order nothing of an expiry is missed: it names what it deletes before
-    /// it does, and leaves a tombstone before that plan goes.
+    /// Whether an expiry deletes it, or noted that it has, or something stands under its name by now. Asked in this order nothing of an expiry is missed: it
+    /// names what it deletes before it does, and leaves a tombstone before that plan goes.
     async fn is_settled(&self, id: &BackupId) -> Result<bool> {
         let deleted = self.list_plans().await?.plans.iter().any(|stored| stored.plan.deletes(id));
-        Ok(deleted || self.repo.head(&self.names.backup(id.as_str())).await?.is_some())
+        let settled = deleted || self.repo.head(&self.names.backup(id.as_str())).await?.is_some();
+        Ok(settled || self.noted_deleted().await?.contains(id.as_str()))
     }
 
     async fn stored_by(&self, id: &BackupId, announced: SystemTime) -> Result<Stored> {

@@ -26,7 +26,7 @@ pub struct Noted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     Whole,
-    /// It cannot be restored as it is.
+    /// Something that it needs is missing or damaged.
     Hurt,
     /// It could not be read.
     Unknown,
@@ -120,7 +120,7 @@ impl Verdicts {
         self.hurt.contains_key(id)
     }
 
-    /// Backups that cannot be restored as they are, also such as were deleted since.
+    /// Backups that need something which is missing or damaged, also such as were deleted since.
     pub fn hurt(&self) -> impl Iterator<Item = &String> {
         self.hurt.keys()
     }

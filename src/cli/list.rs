@@ -402,7 +402,9 @@ fn tell_checks(windows: &[Window], verdicts: &Verdicts) {
     for id in windows.iter().map(|window| window.manifest.id.as_str()) {
         if let Some((noted, Found::Hurt)) = verdicts.of(id) {
             let at = output::time(noted.at);
-            output::line(format!("HURT: {id} could not be restored when it was verified at {at}"));
+            output::line(format!(
+                "HURT: {id}: something that it needs was missing or damaged when it was verified at {at}"
+            ));
         }
     }
 }

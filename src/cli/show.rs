@@ -128,7 +128,7 @@ pub fn check_json((noted, found): (&Noted, Found)) -> Value {
 fn check_text((noted, found): (&Noted, Found)) -> String {
     let state = match found {
         Found::Whole => "whole",
-        Found::Hurt => "HURT: it cannot be restored as it is",
+        Found::Hurt => "HURT: something that it needs is missing or damaged",
         Found::Unknown => "could not be read",
     };
     let depth = if noted.check.deep { "deep" } else { "quick" };

@@ -114,7 +114,7 @@ fn print(report: &Report, url: &str) {
         let state = match verdict.state {
             State::Whole if verdict.limited => "whole, but WAL behind it is missing or damaged",
             State::Whole => "whole",
-            State::Hurt => "HURT: it cannot be restored as it is",
+            State::Hurt => "HURT: something that it needs is missing or damaged",
             State::Unknown => "UNKNOWN: something of it could not be read",
         };
         output::line(format!("backup  {}  {state}", verdict.id));

@@ -37,7 +37,8 @@ pub struct Problem {
     pub flaw: Flaw,
     pub expected: String,
     pub found: String,
-    /// Backups that cannot be restored, or (where it is unreadable) of which that is not known.
+    /// Backups that need it. One that takes other frames of a damaged pack than those that are hit restores all the same, which only a restore tells. Where it is
+    /// unreadable, nothing is known of them.
     pub hurts: BTreeSet<String>,
     /// Backups that can be restored, but not to every moment that the archive otherwise holds.
     pub limits: BTreeSet<String>,

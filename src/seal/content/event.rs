@@ -91,7 +91,7 @@ pub struct Verified {
     pub problems: u64,
     /// Backups of which nothing that they need is missing or damaged.
     pub whole: Vec<String>,
-    /// Backups that cannot be restored as they are.
+    /// Backups that need something which is missing or damaged.
     pub hurt: Vec<String>,
     /// Backups of which something could not be read, so that nothing is known.
     pub unknown: Vec<String>,
