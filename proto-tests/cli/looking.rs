@@ -11,7 +11,8 @@ use walrecv::pg::MajorVersion;
 use crate::site::{Site, end, wait_durable};
 use crate::support::{Server, require_moto, require_servers, rounds};
 
-/// All files below a folder whose path contains `part`, sorted.
+/// All objects below a folder whose path contains `part`, sorted. A file whose name begins with a dot is none: a receiver that ends while it makes the next tail's
+/// leaves it to the next one.
 fn files(folder: &Path, part: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_path_buf()];
@@ -20,7 +21,7 @@ fn files(folder: &Path, part: &str) -> Vec<PathBuf> {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 open.push(path);
-            } else if path.display().to_string().contains(part) {
+            } else if path.display().to_string().contains(part) && !name_of(&path).starts_with('.') {
                 found.push(path);
             }
         }
@@ -29,7 +30,11 @@ fn files(folder: &Path, part: &str) -> Vec<PathBuf> {
     found
 }
 
-/// An archive with two backups that nobody writes to any more.
+fn name_of(path: &Path) -> String {
+    path.file_name().expect("a name").to_string_lossy().into_owned()
+}
+
+/// An archive with two backups that nobody writes to any more, with a file that a receiver was making when it ended.
 fn archive(server: &Server) -> (Site, Value) {
     let site = Site::new(server);
     let receiver = site.receive(&["--flush-interval", "200ms"]);
@@ -41,6 +46,8 @@ fn archive(server: &Server) -> (Site, Value) {
     server.switch_wal();
     wait_durable(server, server.lsn());
     end(receiver);
+    let tail = files(&site.repository(), "/tail/00000001/").pop().expect("a tail");
+    fs::write(tail.with_file_name(".staging-1-1-1"), [0; 1000]).expect("a file that was being made");
     (site, backup)
 }
 
@@ -196,7 +203,7 @@ fn damaged(site: &Site, id: &str) {
     let middle = &segments[segments.len() / 2];
     let kept = fs::read(middle).expect("a segment");
     fs::remove_file(middle).expect("a segment");
-    let name = middle.file_name().expect("a name").to_string_lossy().into_owned();
+    let name = name_of(middle);
     let holed = shown(site, &["list", "--windows"]);
     let found = &holed["timelines"][0]["holes"];
     assert_eq!(found.as_array().map(Vec::len), Some(1), "{holed}");
