@@ -23,7 +23,7 @@ fn limit(acts: &[Act]) -> Duration {
 }
 
 fn open(server: &Scripted, timeout: Duration) -> Repository {
-    let timeouts = Timeouts { base: timeout, bytes_per_second: 1 << 30 };
+    let timeouts = Timeouts { base: timeout, bytes_per_second: 1 << 30, ..Timeouts::default() };
     Repository::open_with("s3://b", &env_of(server.env()), timeouts).unwrap()
 }
 
@@ -211,6 +211,32 @@ fn a_silent_store_is_not_waited_for_object_by_object() {
             began.elapsed()
         );
     });
+}
+
+/// Whoever has little time for a silent store gives it up at once, also where it fell silent in the middle of an answer.
+#[test]
+fn who_has_little_time_asks_a_silent_store_once() {
+    let wait = Duration::from_secs(2);
+    runtime().block_on(async {
+        for act in [Act::Silence { apply: true }, Act::Hang] {
+            let server = Scripted::start(&[], &[act]).await;
+            server.store(NAME, vec![7; 100_000]);
+            let repo = Repository::open_with("s3://b", &env_of(server.env()), Timeouts::within(wait)).unwrap();
+            let began = Instant::now();
+            let error = repo.get(NAME).await.unwrap_err();
+            assert!(error.to_string().contains("no answer from the store"), "{error}");
+            // Four times would be 8 s.
+            assert!(began.elapsed() < Duration::from_secs(6), "{act:?}: {:?}", began.elapsed());
+            server.script_gets(&[Act::Honest]);
+            assert_eq!(repo.get(NAME).await.unwrap().unwrap().len(), 100_000, "it is back");
+        }
+    });
+    let of = |seconds| Timeouts::within(Duration::from_secs(seconds));
+    let all = |timeouts: Timeouts| timeouts.base * timeouts.requests;
+    for (seconds, requests) in [(1, 1), (10, 1), (15, 1), (20, 2), (59, 4), (60, 4), (3600, 4)] {
+        assert_eq!(of(seconds).requests, requests, "{seconds}");
+        assert_eq!(all(of(seconds)), Duration::from_secs(seconds.min(60)), "{seconds}");
+    }
 }
 
 /// Random sequences of all that a server may do.

@@ -15,6 +15,8 @@ pub enum Act {
     Close { apply: bool },
     /// Does it and sends half an answer.
     Half,
+    /// Does it and sends half an answer, then nothing.
+    Hang,
     /// Does it, or not, and never answers.
     Silence { apply: bool },
     /// Does it, or not, and answers with this status and error code.
@@ -102,6 +104,10 @@ impl Scripted {
         match act {
             Act::Silence { .. } => std::future::pending().await,
             Act::Close { .. } => {}
+            Act::Hang => {
+                socket.write_all(&answer[..answer.len() / 2]).await.ok()?;
+                std::future::pending().await
+            }
             Act::Half => socket.write_all(&answer[..answer.len() / 2]).await.ok()?,
             Act::Honest | Act::Refuse { .. } => socket.write_all(&answer).await.ok()?,
         }
@@ -124,7 +130,7 @@ impl Scripted {
             state.put_heads.push(head.to_owned());
         }
         let apply = match act {
-            Act::Honest | Act::Half => true,
+            Act::Honest | Act::Half | Act::Hang => true,
             Act::Close { apply } | Act::Silence { apply } | Act::Refuse { apply, .. } => apply,
         };
         let honest = match method {

@@ -15,6 +15,7 @@ use crate::keys::ring::{ReaderRing, WriterRing};
 use crate::keys::setup::{self, RepositoryKeys};
 use crate::net::Conninfo;
 use crate::pg::{Lsn, SegmentName};
+use crate::repo::cloud::Timeouts;
 use crate::repo::{ClusterNames, Repository, names};
 use crate::restore::Access;
 use crate::seal::content::hex;
@@ -45,14 +46,22 @@ impl Context {
 
     /// As [`Context::open`], with another private key file than the configured one.
     pub async fn open_with(common: &Common, identity_file: Option<&Path>) -> Result<Context> {
+        Context::open_within(common, identity_file, Timeouts::default()).await
+    }
+
+    /// As [`Context::open_with`], with other limits on how long the store may take to answer.
+    pub async fn open_within(common: &Common, identity_file: Option<&Path>, timeouts: Timeouts) -> Result<Context> {
         let settings = settings(common, identity_file)?;
         let cluster = settings.cluster(common.cluster.as_deref())?.clone();
-        Context::of(settings, cluster).await
+        Context::in_repository(Repository::open_with(&settings.repo, &env, timeouts)?, settings, cluster).await
     }
 
     /// As [`Context::open`], with a configuration that was read already.
     pub async fn of(settings: Settings, cluster: ClusterSettings) -> Result<Context> {
-        let repo = Repository::open(&settings.repo, &env)?;
+        Context::in_repository(Repository::open(&settings.repo, &env)?, settings, cluster).await
+    }
+
+    async fn in_repository(repo: Repository, settings: Settings, cluster: ClusterSettings) -> Result<Context> {
         let about = repository_file(&repo).await?;
         let secret = secret(&settings, &about)?;
         known_identity(&settings, &repo).await?;

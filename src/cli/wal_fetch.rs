@@ -1,6 +1,7 @@
 //! `walrecv wal-fetch %f %p`: 0 served, 1 proven absent, 200 for everything else.
 
 use std::path::Path;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -11,6 +12,7 @@ use super::output;
 use crate::archive::Archive;
 use crate::config::{duration, size};
 use crate::error::{Error, Kind, Result};
+use crate::repo::cloud::Timeouts;
 use crate::restore::fetch::{self, Call, Outcome};
 use crate::restore::hand_over::Launch;
 use crate::restore::prefetch;
@@ -41,7 +43,10 @@ pub async fn run(common: &Common, args: &WalFetchArgs) -> u8 {
         None
     });
     let outcome = match call(args, launch) {
-        Ok(call) => fetch::answer(&call, &env, &opener(common, args.identity_file.as_deref())).await,
+        Ok(call) => {
+            let open = opener(common, args.identity_file.as_deref(), call.patience());
+            fetch::answer(&call, &env, &open).await
+        }
         Err(error) => Outcome::Unknown(error),
     };
     told(common, outcome)
@@ -72,7 +77,8 @@ pub async fn ahead(common: &Common, args: &WalPrefetchArgs) -> Result<()> {
     let pgdata = std::env::current_dir()
         .map_err(|cause| Error::new(Kind::Failed, "cannot tell the working directory").caused_by(cause))?;
     let budget = budget(&args.prefetch).map_err(|e| wrong(("prefetch", e)))?;
-    prefetch::run(&pgdata, budget, prefetch::IDLE, &env, &opener(common, args.identity_file.as_deref())).await
+    let open = opener(common, args.identity_file.as_deref(), None);
+    prefetch::run(&pgdata, budget, prefetch::IDLE, &env, &open).await
 }
 
 fn wrong((option, problem): (&str, String)) -> Error {
@@ -104,16 +110,18 @@ fn launch(common: &Common, args: &WalFetchArgs) -> std::result::Result<Option<La
     Ok(Some(Launch { program, arguments }))
 }
 
-/// Opens the archive that the configuration names.
+/// Opens the archive that the configuration names. `patience`: how long a store that says nothing is waited for, where that is less than usual.
 fn opener(
     common: &Common,
     identity_file: Option<&Path>,
+    patience: Option<Duration>,
 ) -> impl Fn() -> BoxFuture<'static, Result<Archive>> + Sync + use<> {
     let (common, identity_file) = (common.clone(), identity_file.map(Path::to_owned));
+    let timeouts = patience.map_or_else(Timeouts::default, Timeouts::within);
     move || {
         let (common, identity_file) = (common.clone(), identity_file.clone());
         Box::pin(async move {
-            let context = Context::open_with(&common, identity_file.as_deref()).await?;
+            let context = Context::open_within(&common, identity_file.as_deref(), timeouts).await?;
             let ring = context.content_ring().await?;
             context.archive(ring).await
         })

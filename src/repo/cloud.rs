@@ -15,7 +15,7 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path as ObjectPath;
 use object_store::{GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt};
 use object_store::{PutMode, PutOptions, PutPayload};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::backend::{Answer, Backend, Children, Listed, Piece};
 use super::silence::Silence;
@@ -27,15 +27,24 @@ use crate::error::{Error, Kind, Result};
 pub struct Timeouts {
     pub base: Duration,
     pub bytes_per_second: u64,
+    /// A store that answers nothing while so many requests, one after the other, are given their time, is not waited for any longer.
+    pub requests: u32,
 }
 
 impl Default for Timeouts {
     fn default() -> Timeouts {
-        Timeouts { base: Duration::from_secs(15), bytes_per_second: 256 << 10 }
+        Timeouts { base: Duration::from_secs(15), bytes_per_second: 256 << 10, requests: 4 }
     }
 }
 
 impl Timeouts {
+    /// For who has no more than `wait` for a store that says nothing. One that answers, however slowly, is waited for as ever.
+    pub fn within(wait: Duration) -> Timeouts {
+        let usual = Timeouts::default();
+        let requests = wait.as_secs().div_ceil(usual.base.as_secs()).clamp(1, u64::from(usual.requests)) as u32;
+        Timeouts { base: usual.base.min(wait / requests), requests, ..usual }
+    }
+
     fn of(self, bytes: u64) -> Duration {
         self.base + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.max(1) as f64)
     }
@@ -45,8 +54,6 @@ impl Timeouts {
 const LARGEST: u64 = 17 << 20;
 /// What a page of a listing may have.
 const PAGE: u64 = 1 << 20;
-/// A store that answers nothing while one request after the other is given its time is not waited for any longer.
-const SILENT: u32 = 4;
 
 /// A store whose listings come page by page.
 pub(super) trait Paged: ObjectStore + PaginatedListStore {}
@@ -63,7 +70,7 @@ pub(super) struct CloudBackend {
 
 impl CloudBackend {
     pub(super) fn new(store: Arc<dyn Paged>, prefix: String, timeouts: Timeouts) -> CloudBackend {
-        CloudBackend { store, prefix, timeouts, silence: Silence::new(timeouts.base * SILENT) }
+        CloudBackend { store, prefix, timeouts, silence: Silence::new(timeouts.base * timeouts.requests) }
     }
 
     fn path(&self, name: &str) -> ObjectPath {
@@ -128,8 +135,13 @@ impl CloudBackend {
         let mut body = BytesMut::with_capacity(length.min(LARGEST) as usize);
         let fill = async {
             loop {
+                let asked = Instant::now();
                 let next = timeout(self.timeouts.base, chunks.try_next()).await;
-                match next.map_err(|_| no_answer(what, self.timeouts.base))? {
+                let fell_silent = |_| {
+                    self.silence.unanswered(asked);
+                    no_answer(what, self.timeouts.base)
+                };
+                match next.map_err(fell_silent)? {
                     Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                     Ok(None) => return Ok(()),
                     Err(error) => return Err(trouble(what, error)),

@@ -61,6 +61,15 @@ impl Silence {
         }
     }
 
+    /// What was asked for when it `began` has not come in time.
+    pub(super) fn unanswered(&self, began: Instant) {
+        let (limit, now) = (self.limit, Instant::now());
+        let mut state = self.state();
+        // One that was asked long after the last one is another silence.
+        let first = state.since.filter(|(_, last)| began - *last < limit).map_or(began, |(first, _)| first);
+        state.since = Some((first.min(began), now));
+    }
+
     /// The store has answered, whatever it said.
     pub(super) fn is_over(&self) {
         self.state().since = None;
@@ -70,11 +79,7 @@ impl Silence {
 impl Turn<'_> {
     /// No answer came in time.
     pub(super) fn unanswered(&self) {
-        let (limit, now) = (self.silence.limit, Instant::now());
-        let mut state = self.silence.state();
-        // One that was asked long after the last one is another silence.
-        let first = state.since.filter(|(_, last)| self.began - *last < limit).map_or(self.began, |(first, _)| first);
-        state.since = Some((first.min(self.began), now));
+        self.silence.unanswered(self.began);
     }
 }
 

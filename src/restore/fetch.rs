@@ -23,6 +23,9 @@ use crate::seal::content::event::Hole;
 /// How long a targeted recovery waits for what may pass by itself before the server is stopped.
 const RECOVERY_WAIT: Duration = Duration::from_secs(30);
 
+/// A standby waits no less than this for a store that says nothing: the first answer may take a few seconds.
+const LEAST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The first timeline has no history: nobody needs to be asked.
 const FIRST_HISTORY: &str = "00000001.history";
 
@@ -42,6 +45,16 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether a standby asks, which asks again by itself.
+    fn standby(&self) -> bool {
+        self.pgdata.join("standby.signal").exists()
+    }
+
+    /// How long a store that answers nothing is waited for: a standby streams, or tries to, when it is told "absent". `None`: as long as anybody waits.
+    pub fn patience(&self) -> Option<Duration> {
+        self.standby().then(|| self.standby_wait.max(LEAST_PATIENCE))
+    }
+
     /// What is fetched ahead by this plan, or for a standby.
     fn ahead(&self, plan: Option<&PlanFile>) -> Option<Ahead<'_>> {
         self.launch.as_ref().map(|launch| Ahead::new(&self.pgdata, plan.map(PlanFile::mark), launch))
@@ -110,7 +123,7 @@ pub async fn answer(
     env: &dyn Fn(&str) -> Option<String>,
     open: &(dyn Fn() -> BoxFuture<'static, Result<Archive>> + Sync),
 ) -> Outcome {
-    let standby = call.pgdata.join("standby.signal").exists();
+    let standby = call.standby();
     let wait = if standby { call.standby_wait } else { RECOVERY_WAIT };
     let deadline = Instant::now() + wait;
     let seed = u64::from(std::process::id());
