@@ -5,7 +5,7 @@ use std::time::Duration;
 use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
-use crate::support::{Server, require_servers, wait_for};
+use crate::support::{Server, require_servers};
 
 fn restored_to_an_idle_time(version: MajorVersion) {
     let mut server = Server::start(version);
@@ -21,14 +21,7 @@ fn restored_to_an_idle_time(version: MajorVersion) {
     server.sql("checkpoint");
     wait_durable(&server, server.lsn());
     std::thread::sleep(Duration::from_secs(1));
-    let idle = server.sql("select clock_timestamp()");
-    let idle_at: jiff::Timestamp = idle.replace("+00", "Z").parse().expect("a time");
-    // What is proven goes with the stop; what is shown may be a moment ahead of that.
-    wait_for("the archive to be complete through that time", || {
-        let status = site.walrecv(&["status", "--output", "json"]).run().json();
-        let through = status["clusters"][0]["complete_through"].as_str()?.parse::<jiff::Timestamp>();
-        (through.expect("a time") > idle_at + Duration::from_secs(3)).then_some(())
-    });
+    let (idle, idle_at) = site.idle_time(&server);
     end(receiver);
     let late = server.sql("select clock_timestamp()");
     server.kill9();

@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use walrecv::pg::MajorVersion;
 
 use crate::check::point_to;
 use crate::site::{Site, end, wait_durable};
 use crate::support::walrecv::Output;
-use crate::support::{Server, Walrecv, require_servers, wait_for};
+use crate::support::{Server, Walrecv, require_servers};
 
 /// The folder of the one cluster.
 fn cluster(site: &Site) -> PathBuf {
@@ -42,13 +41,7 @@ fn wal_that_a_heartbeat_speaks_of_is_missed() {
     server.switch_wal();
     server.sql("insert into story values (2)");
     wait_durable(&server, server.lsn());
-    let idle = server.sql("select clock_timestamp()");
-    let idle_at: jiff::Timestamp = idle.replace("+00", "Z").parse().expect("a time");
-    wait_for("the archive to be complete through that time", || {
-        let status = site.walrecv(&["status", "--output", "json"]).run().json();
-        let through = status["clusters"][0]["complete_through"].as_str()?.parse::<jiff::Timestamp>();
-        (through.expect("a time") > idle_at + Duration::from_secs(3)).then_some(())
-    });
+    let (idle, _) = site.idle_time(&server);
     end(receiver);
 
     let well = || {

@@ -1,6 +1,7 @@
 //! One installation of walrecv: a folder with its configuration and one with its repository, used as user `postgres`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use walrecv::pg::Lsn;
 
@@ -76,6 +77,19 @@ impl Site {
         let mut running = self.walrecv(&["receive"]).args(args).spawn();
         running.wait_logged("streaming timeline");
         running
+    }
+
+    /// A moment at which nobody writes, by the server's clock, as text and as a time; waits until a running receiver has proven that the archive is complete
+    /// through it. What is proven goes with a stop, and what is shown may be a moment ahead of that, so it waits a little longer.
+    pub fn idle_time(&self, server: &Server) -> (String, jiff::Timestamp) {
+        let text = server.sql("select clock_timestamp()");
+        let at: jiff::Timestamp = text.replace("+00", "Z").parse().expect("a time");
+        wait_for("the archive to be complete through that time", || {
+            let status = self.walrecv(&["status", "--output", "json"]).run().json();
+            let through = status["clusters"][0]["complete_through"].as_str()?.parse::<jiff::Timestamp>();
+            (through.expect("a time") > at + Duration::from_secs(3)).then_some(())
+        });
+        (text, at)
     }
 
     pub fn backup(&self) -> serde_json::Value {
