@@ -159,7 +159,8 @@ fn key_files_that_are_damaged(site: &Site) {
         refused(&name);
         Refusal::of(site, &["restore", "--latest", "--plan"]).is(16, &name);
         // What needs no contents is told all the same.
-        site.walrecv(&["list"]).run().expect_code(0);
+        let told = site.walrecv(&["list"]).run().expect_code(0).stdout;
+        assert!(told.contains("a key file of the repository is damaged"), "{told}");
     }
     // Under another name only a private key can tell what it is.
     put(&first, &whole);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use walrecv::pg::MajorVersion;
 
+use crate::refusals::write;
 use crate::site::{Site, end, wait_durable};
 use crate::support::{Server, require_servers};
 
@@ -86,8 +87,22 @@ fn every_command_names_one_moment_through_which_the_archive_is_complete() {
     let told = format!("complete through {}", through.strftime("%Y-%m-%d %H:%M:%S%.6f UTC"));
     assert!(refused.stderr.contains(&told), "{told}: {}", refused.stderr);
 
-    // Whoever has no private key is told what he can know.
+    // Whoever has no private key, or only a passphrase, is told what he can know, and that there may be more.
+    let all: [&[&str]; 3] = [&["list"], &["list", "--windows"], &["show", "latest"]];
+    let read = |why: Option<&str>| {
+        for args in all {
+            let text = site.walrecv(args).run().expect_code(0).stdout;
+            assert_eq!(text.contains("the open segment was not read"), why.is_some(), "{args:?}: {text}");
+            assert!(text.contains(why.unwrap_or_default()), "{args:?}: {text}");
+            assert_eq!(shown(args)["open_segment_read"], why.is_none(), "{args:?}");
+        }
+    };
+    read(None);
     std::fs::rename(site.etc().join("walrecv-identity.txt"), site.etc().join("away")).expect("a key that goes");
     let less = &shown(&["list"])["backups"][0]["complete_through"];
     assert!(less.is_null() || moment(less) <= through, "{less}");
+    read(Some("no private key here opens it"));
+    let config = std::fs::read_to_string(site.config()).expect("a configuration");
+    write(&site.config(), &config.replace("\nidentity_file", "\npassphrase_file"));
+    read(Some("a passphrase opens it"));
 }

@@ -149,7 +149,7 @@ fn tell_stored(report: &mut ClusterReport, stored: Stored) {
 async fn stored(common: &Common) -> Result<Stored> {
     let context = Context::open(common).await?;
     let mut stored = Stored { repository: context.about.id, newest: None, last_verified: None, open: Vec::new() };
-    let archive = match context.archive(context.ring_at_hand().await?).await {
+    let archive = match context.archive(context.ring_at_hand().await?.0).await {
         Ok(archive) => archive,
         Err(error) if error.kind() == Kind::Repository && !error.is_transient() => return Ok(stored),
         Err(error) => return Err(error),

@@ -33,6 +33,34 @@ pub struct Context {
     secret: RepositorySecret,
 }
 
+/// Why a command that is quick opened no contents: the open segment, of which nothing else tells the commits, was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// A passphrase opens them, at the cost of a second and much memory.
+    Passphrase,
+    /// No private key that fits is configured.
+    Key,
+    /// The file below `keys/` that a private key would open is damaged.
+    Damaged,
+}
+
+impl Unread {
+    /// What a person is told.
+    pub fn text(self) -> &'static str {
+        match self {
+            Unread::Passphrase => {
+                "the open segment was not read, since a passphrase opens it: newer commits may be stored; `walrecv restore --latest --plan` looks"
+            }
+            Unread::Key => {
+                "the open segment was not read, since no private key here opens it: newer commits may be stored, and a restore needs that key"
+            }
+            Unread::Damaged => {
+                "the open segment was not read, since a key file of the repository is damaged, which `walrecv verify` names: newer commits may be stored"
+            }
+        }
+    }
+}
+
 /// The environment, as the lower floors ask for it.
 pub fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -99,14 +127,16 @@ impl Context {
         self.content_access().await.map(|(_, ring)| ring)
     }
 
-    /// As [`Context::content_ring`] where a private key is at hand that nobody has to be asked for, else as [`Context::index_ring`].
-    pub async fn ring_at_hand(&self) -> Result<ReaderRing> {
+    /// As [`Context::content_ring`] where a private key is at hand that nobody has to be asked for, else as [`Context::index_ring`], and why.
+    pub async fn ring_at_hand(&self) -> Result<(ReaderRing, Option<Unread>)> {
         if self.encrypted() && self.settings.identity_file.is_none() {
-            return self.index_ring();
+            let why = if self.settings.passphrase_file.is_some() { Unread::Passphrase } else { Unread::Key };
+            return Ok((self.index_ring()?, Some(why)));
         }
         match self.content_ring().await {
-            Err(error) if matches!(error.kind(), Kind::Key | Kind::Corrupt) => self.index_ring(),
-            ring => ring,
+            Err(error) if error.kind() == Kind::Key => Ok((self.index_ring()?, Some(Unread::Key))),
+            Err(error) if error.kind() == Kind::Corrupt => Ok((self.index_ring()?, Some(Unread::Damaged))),
+            ring => Ok((ring?, None)),
         }
     }
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::args::Common;
-use super::context::Context;
+use super::context::{Context, Unread};
 use super::show::BAD_PAGES;
 use super::unfinished::Begun;
 use super::{output, show};
@@ -42,19 +42,10 @@ pub(super) struct Window {
 
 pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
-    let archive = context.archive(context.ring_at_hand().await?).await?;
+    let (ring, unread) = context.ring_at_hand().await?;
+    let archive = context.archive(ring).await?;
     let inventory = archive.inventory().await?;
-    for (timeline, problem) in inventory.unknown() {
-        output::note(format!("warning: windows do not go on into timeline {timeline}: {problem}"));
-    }
-    for timeline in inventory.timelines.keys() {
-        if let Some(LostEnd { from, beat }) = archive.lost_end(&inventory, *timeline).await? {
-            let (to, time) = (beat.lsn, beat.time);
-            output::note(format!(
-                "warning: WAL of timeline {timeline} ends at {from}, and the heartbeat of {time} shows that it was stored to {to}"
-            ));
-        }
-    }
+    warn(&archive, &inventory).await?;
     let catalog = noted(&context, &archive);
     let shelf = Shelf::of(&archive, &inventory, catalog.as_ref());
     let mut windows = Vec::new();
@@ -77,7 +68,7 @@ pub async fn run(common: &Common) -> Result<()> {
         output::json(&json!({
             "cluster": archive.names.cluster, "system_identifier": archive.names.system.to_string(),
             "wal_segment_size": archive.names.segment_size.bytes(), "backups": backups, "timelines": stored,
-            "unfinished": begun.json(),
+            "unfinished": begun.json(), "open_segment_read": unread.is_none(),
             "holes": recorded.iter().filter_map(|one| hole_json(one, !open.contains(one))).collect::<Vec<_>>(),
             "minimal_wal": recorded.iter().filter_map(|one| minimal_json(one, !open.contains(one))).collect::<Vec<_>>(),
             "unreadable": list.unreadable.iter().map(|(name, problem)| json!({
@@ -91,7 +82,7 @@ pub async fn run(common: &Common) -> Result<()> {
         }));
         return Ok(());
     }
-    print(&archive, &inventory, &windows);
+    print(&archive, &inventory, &windows, unread);
     begun.lines().into_iter().for_each(output::line);
     tell_checks(&windows, &verdicts);
     tell_bad_pages(&windows);
@@ -107,6 +98,22 @@ pub async fn run(common: &Common) -> Result<()> {
             "CORRUPT WAL was sent at {} of timeline {} and not acknowledged ({at}): {}",
             found.lsn, found.timeline, found.problem
         ));
+    }
+    Ok(())
+}
+
+/// Of what a restore cannot go past, or along.
+async fn warn(archive: &Archive, inventory: &Inventory) -> Result<()> {
+    for (timeline, problem) in inventory.unknown() {
+        output::note(format!("warning: windows do not go on into timeline {timeline}: {problem}"));
+    }
+    for timeline in inventory.timelines.keys() {
+        if let Some(LostEnd { from, beat }) = archive.lost_end(inventory, *timeline).await? {
+            let (to, time) = (beat.lsn, beat.time);
+            output::note(format!(
+                "warning: WAL of timeline {timeline} ends at {from}, and the heartbeat of {time} shows that it was stored to {to}"
+            ));
+        }
     }
     Ok(())
 }
@@ -305,7 +312,7 @@ fn noted_times(catalog: &Catalog, segment: SegmentName) -> Option<Vec<Option<(Pg
     (0..parts).map(|part| object(part).map(|object| object.times)).collect()
 }
 
-fn print(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
+fn print(archive: &Archive, inventory: &Inventory, windows: &[Window], unread: Option<Unread>) {
     let names = &archive.names;
     output::line(format!(
         "cluster {}, system identifier {}, segments of {}",
@@ -333,9 +340,9 @@ fn print(archive: &Archive, inventory: &Inventory, windows: &[Window]) {
     output::line(output::table(&header, &right, &rows));
     output::line("");
     output::line(
-        "COMMITS THROUGH (UTC): the newest commit or heartbeat stored; without the private key the open segment is not read.",
+        "COMMITS THROUGH (UTC): the newest commit or heartbeat stored; `walrecv show ID` tells the rest of one backup.",
     );
-    output::line("`walrecv restore --latest --plan` looks; `walrecv show ID` tells the rest of one backup.");
+    unread.into_iter().for_each(|unread| output::line(unread.text()));
 }
 
 /// A terminal of so many columns gets all of the table's.

@@ -27,7 +27,8 @@ const NAMED: usize = 4;
 
 pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
     let context = Context::open(common).await?;
-    let archive = context.archive(context.ring_at_hand().await?).await?;
+    let (ring, unread) = context.ring_at_hand().await?;
+    let archive = context.archive(ring).await?;
     let id = choose(&archive, &args.backup).await?;
     let manifest = match archive.backup(&id).await? {
         Some(Backup::Complete(manifest)) => *manifest,
@@ -41,11 +42,13 @@ pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
         output::Format::Json => {
             let mut value = list::window_json(&window);
             details(&mut value, &window.manifest);
+            value["open_segment_read"] = unread.is_none().into();
             value["last_verified"] = last.map_or(Value::Null, check_json);
             output::json(&value);
         }
         output::Format::Text => {
             text(&window);
+            unread.into_iter().for_each(|unread| row("", unread.text()));
             row("verified", last.map_or("never".to_owned(), check_text));
         }
     }

@@ -35,7 +35,8 @@ struct Row<'a> {
 
 pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
-    let archive = context.archive(context.ring_at_hand().await?).await?;
+    let (ring, unread) = context.ring_at_hand().await?;
+    let archive = context.archive(ring).await?;
     let inventory = archive.inventory().await?;
     for (timeline, problem) in inventory.unknown() {
         output::note(format!("warning: where timeline {timeline} comes from is not known: {problem}"));
@@ -68,6 +69,7 @@ pub async fn run(common: &Common) -> Result<()> {
         let names = &archive.names;
         output::json(&json!({
             "cluster": names.cluster, "system_identifier": names.system.to_string(),
+            "open_segment_read": unread.is_none(),
             "minimal_wal": recorded.iter().filter_map(|one| list::minimal_json(one, is_closed(one))).collect::<Vec<_>>(),
             "timelines": rows.iter().map(|row| row_json(row, &given_up)).collect::<Vec<_>>(),
         }));
@@ -82,6 +84,7 @@ pub async fn run(common: &Common) -> Result<()> {
     draw(&rows, &bases, output::width().min(WIDEST)).iter().for_each(output::line);
     output::line("");
     table(&rows);
+    unread.into_iter().for_each(|unread| output::line(unread.text()));
     rows.iter().flat_map(|row| hole_lines(row, &given_up)).for_each(output::line);
     recorded.iter().for_each(|one| output::line(list::barrier_text(one, is_closed(one))));
     Ok(())
@@ -172,9 +175,7 @@ fn table(rows: &[Row<'_>]) {
     }
     output::line(output::table(&header, &[false, false, false, false, false, true], &all));
     output::line("");
-    output::line(
-        "THROUGH is the newest commit or heartbeat that is stored; without the private key the open segment is not read.",
-    );
+    output::line("THROUGH is the newest commit or heartbeat that is stored.");
     for row in rows {
         if let Some((parent, at)) = row.reach.fork {
             output::line(format!("timeline {} left timeline {parent} at {at}", row.reach.timeline));
