@@ -307,3 +307,51 @@ fn no_kind_of_index_hides_a_truncation_and_nothing_is_blamed_for_a_lock() {
     assert!(text.contains("complete through 20"), "{text}");
     assert!(text.contains(&format!("{hidden} more were found")), "{text}");
 }
+
+/// What no earlier backup knows has the name that a later one has for it, and that is said.
+#[test]
+fn what_was_made_since_the_backup_is_named_by_the_next_one() {
+    require_servers!(MajorVersion::V16);
+    let server = Server::builder(MajorVersion::V16).setting("autovacuum", "off").start();
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("create table orders (id int); insert into orders select generate_series(1, 3000)");
+    let first = site.backup()["id"].as_str().expect("an id").to_owned();
+    server.sql("create table made_since (id int); insert into made_since select generate_series(1, 3000)");
+    let from = server.sql("select clock_timestamp()");
+    server.sql("delete from orders where id <= 1500");
+    server.sql("delete from made_since where id <= 2000");
+    server.sql("alter table made_since rename to called_otherwise");
+    let next = site.backup()["id"].as_str().expect("an id").to_owned();
+    site.backup();
+    wait_durable(&server, server.lsn());
+    end(receiver);
+
+    let ask = |args: &[&str]| site.walrecv(&["find", "--from", &from]).args(args).run().expect_code(0);
+    let named = || {
+        let told = ask(&["--output", "json"]).json();
+        let of = |one: &&Value| (one["relations"][0]["name"].clone(), one["relations"][0]["named_by"].clone());
+        let deleted = found(&told, "delete");
+        assert!(
+            deleted.iter().all(|one| one["relations"][0]["named_later"] == (one["relations"][0]["named_by"] == next))
+        );
+        deleted.iter().map(of).collect::<Vec<_>>()
+    };
+    let (orders, made) = (Value::from("public.orders"), Value::from("public.called_otherwise"));
+    let [by_first, by_next] = [&first, &next].map(|id| Value::from(id.as_str()));
+    assert_eq!(named(), [(orders.clone(), by_first), (made.clone(), by_next.clone())]);
+    let text = ask(&[]).stdout;
+    let told: Vec<&str> = text.lines().filter(|line| line.contains("DELETED")).collect();
+    assert!(told[1].contains("DELETED 2000 rows of public.called_otherwise (database postgres"), "{text}");
+    assert!(told[1].ends_with(&format!("; named as in {next}, which was taken later")), "{text}");
+    assert!(!told[0].contains("named as in"), "{text}");
+    // It may have been called otherwise, and was.
+    for (table, shown) in [("called_otherwise", 1), ("made_since", 1), ("orders", 2)] {
+        let told = ask(&["--table", table, "--output", "json"]).json();
+        assert_eq!(found(&told, "delete").len(), shown, "{table}: {told:#}");
+    }
+
+    // Names outlive the backup that had them first.
+    site.walrecv(&["expire", "--backup", &first, "--delete-delay", "0"]).run().expect_code(0);
+    assert_eq!(named(), [(orders, by_next.clone()), (made, by_next)]);
+}

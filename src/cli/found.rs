@@ -1,10 +1,12 @@
 //! What `find` has found, in words: which relations, what was done, and the lines that bring it back.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::args::{Common, FindArgs};
 use super::output;
-use crate::find::{Book, Deed, Finding, Relation, Searched, Touched};
+use crate::find::{Book, Deed, Finding, Named, Relation, Searched, Touched};
 use crate::pg::Lsn;
 use crate::pg::xact::PgTime;
 use crate::restore::recovery::shell_word;
@@ -40,7 +42,8 @@ impl Told<'_> {
 
     fn in_database(&self, finding: &Finding) -> bool {
         let (Some(asked), Some(database)) = (&self.args.database, finding.database) else { return true };
-        *asked == database.to_string() || self.book.database(finding, database).is_none_or(|name| name == asked)
+        let other = |named: Named<'_, str>| !named.later && named.what != asked;
+        *asked == database.to_string() || !self.book.database(finding, database).is_some_and(other)
     }
 
     fn of_table(&self, finding: &Finding) -> bool {
@@ -50,16 +53,16 @@ impl Told<'_> {
             return true;
         }
         let is = |relation: &Relation| relation.name == *asked || relation.full_name() == *asked;
-        let named: Vec<Option<&Relation>> =
-            finding.touched.iter().map(|one| self.book.relation(finding, one)).collect();
-        let locked = finding.locked.iter().filter_map(|(database, oid)| self.book.object(finding, *database, *oid));
-        named.iter().flatten().copied().chain(locked).any(is) || named.iter().any(Option::is_none)
+        let named: Vec<_> = finding.touched.iter().map(|one| self.book.relation(finding, one)).collect();
+        let known = named.iter().flatten().map(|named| named.what).chain(self.locked(finding));
+        // What has another name since may have had this one.
+        known.into_iter().any(is) || named.iter().any(|named| named.as_ref().is_none_or(|named| named.later))
     }
 
     /// Rows of a TOAST table are told with those of its table.
     fn aside(&self, finding: &Finding) -> bool {
         let toast = |finding: &Finding| {
-            finding.touched.iter().all(|one| self.book.relation(finding, one).is_some_and(|found| found.kind == 't'))
+            finding.touched.iter().all(|one| self.relation(finding, one).is_some_and(|found| found.kind == 't'))
         };
         let counts = |finding: &Finding| matches!(finding.deed, Deed::Delete | Deed::Update);
         let mut others = self.searched.tallied.found.iter().filter(|other| other.lsn == finding.lsn && counts(other));
@@ -69,18 +72,39 @@ impl Told<'_> {
     /// Where the tables that it was done to have no known name: those that the transaction locked against everybody. What it dropped or emptied may be among
     /// them, and so is what it only touched: dropping a table locks all that it refers to.
     fn locked_tables(&self, finding: &Finding) -> Vec<&Relation> {
-        let named = |one: &Touched| self.book.relation(finding, one).is_some();
+        let named = |one: &Touched| self.relation(finding, one).is_some();
         let files = matches!(finding.deed, Deed::Drop | Deed::Truncate | Deed::Rewrite);
         if !files || !self.tables(finding).is_empty() || finding.touched.iter().all(named) {
             return Vec::new();
         }
+        self.locked(finding).filter(|relation| relation.is_table()).collect()
+    }
+
+    fn locked(&self, finding: &Finding) -> impl Iterator<Item = &Relation> {
         let all = finding.locked.iter().filter_map(|(database, oid)| self.book.object(finding, *database, *oid));
-        all.filter(|relation| relation.is_table()).collect()
+        all.map(|named| named.what)
+    }
+
+    fn relation(&self, finding: &Finding, touched: &Touched) -> Option<&Relation> {
+        self.book.relation(finding, touched).map(|named| named.what)
+    }
+
+    /// The backups that give names and were taken after it.
+    fn named_later(&self, finding: &Finding) -> BTreeSet<&str> {
+        let touched = finding.touched.iter().filter_map(|one| self.book.relation(finding, one));
+        let database = finding.database.and_then(|oid| self.book.database(finding, oid));
+        let locked = match self.locked_tables(finding).is_empty() {
+            true => &[][..],
+            false => &finding.locked,
+        };
+        let locked = locked.iter().filter_map(|(database, oid)| self.book.object(finding, *database, *oid));
+        let relations = touched.chain(locked).filter(|named| named.later).map(|named| named.backup);
+        relations.chain(database.filter(|named| named.later).map(|named| named.backup)).collect()
     }
 
     /// The tables that it was done to, as far as they have names.
     fn tables(&self, finding: &Finding) -> Vec<&Relation> {
-        let all = finding.touched.iter().filter_map(|one| self.book.relation(finding, one));
+        let all = finding.touched.iter().filter_map(|one| self.relation(finding, one));
         let mut tables: Vec<&Relation> = all.filter(|relation| relation.is_table()).collect();
         tables.sort_by_key(|table| table.object);
         tables.dedup_by_key(|table| table.object);
@@ -90,12 +114,12 @@ impl Told<'_> {
     /// `public.orders and 3 files of indexes and the like`; numbers as WAL has them where nothing has a name.
     fn names(&self, finding: &Finding) -> String {
         let tables = self.tables(finding);
-        let name = |one: &Touched| match (self.book.relation(finding, one), one.file, one.object) {
+        let name = |one: &Touched| match (self.relation(finding, one), one.file, one.object) {
             (Some(relation), _, _) => relation.full_name(),
             (None, Some(file), _) => format!("{}/{}", one.database, file.number),
             (None, None, object) => format!("{}/{}", one.database, object.unwrap_or_default()),
         };
-        let known = |one: &&Touched| self.book.relation(finding, one).is_some();
+        let known = |one: &&Touched| self.relation(finding, one).is_some();
         let (known, unknown): (Vec<&Touched>, Vec<&Touched>) = finding.touched.iter().partition(known);
         let numbers = first(unknown.iter().copied().map(name).collect());
         let count = unknown.len();
@@ -106,7 +130,7 @@ impl Told<'_> {
             (true, true) => return numbers,
             (true, false) => first(known.into_iter().map(name).collect()),
             (false, _) => {
-                let beside = |one: &&&Touched| self.book.relation(finding, one).is_some_and(|found| !found.is_table());
+                let beside = |one: &&&Touched| self.relation(finding, one).is_some_and(|found| !found.is_table());
                 let others = known.iter().filter(beside).count();
                 let others =
                     if others > 0 { format!(" ({others} files of indexes and the like)") } else { String::new() };
@@ -134,7 +158,7 @@ impl Told<'_> {
         let rows = format!("{least}{} rows", finding.rows);
         let names = self.names(finding);
         let database = finding.database.map_or_else(String::new, |oid| {
-            self.book.database(finding, oid).map_or_else(|| oid.to_string(), str::to_owned)
+            self.book.database(finding, oid).map_or_else(|| oid.to_string(), |named| named.what.to_owned())
         });
         let what = match deed {
             Deed::Drop => format!("DROPPED {names}"),
@@ -156,7 +180,12 @@ impl Told<'_> {
         let who = finding.xid.map_or_else(String::new, |xid| {
             format!("transaction {xid}, {least}{} of WAL, ", output::bytes(*wal_bytes))
         });
-        format!("{what} ({within}{who}{lsn})")
+        let later: Vec<&str> = self.named_later(finding).into_iter().collect();
+        let named = match later.is_empty() {
+            true => String::new(),
+            false => format!("; named as in {}, which was taken later", later.join(", ")),
+        };
+        format!("{what} ({within}{who}{lsn}){named}")
     }
 
     /// What to type for a server as it was just before (for a restore point: right after it), and for the tables alone.
@@ -210,7 +239,7 @@ impl Told<'_> {
         }
         let mut words = self.begin("extract", finding);
         let database = finding.database.and_then(|oid| self.book.database(finding, oid));
-        words.extend(database.map(|name| format!("--database {}", shell_word(name))));
+        words.extend(database.map(|named| format!("--database {}", shell_word(named.what))));
         for table in tables {
             let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
             words.push(format!("--table {}", shell_word(&name)));
@@ -230,17 +259,20 @@ impl Told<'_> {
         let reachable = self.reachable(finding.lsn);
         let relation = |one: &Touched| {
             let known = self.book.relation(finding, one);
+            let known = known.as_ref();
             json!({
                 "database": one.database,
                 "tablespace": one.file.map(|file| file.tablespace),
                 "filenode": one.file.map(|file| file.number),
-                "oid": one.object.or(known.map(|known| known.object)),
-                "name": known.map(Relation::full_name),
-                "kind": known.map(|known| known.kind.to_string()),
+                "oid": one.object.or(known.map(|known| known.what.object)),
+                "name": known.map(|known| known.what.full_name()),
+                "kind": known.map(|known| known.what.kind.to_string()),
+                "named_by": known.map(|known| known.backup),
+                "named_later": known.map(|known| known.later),
             })
         };
         let locked = |(database, oid): &(u32, u32)| {
-            let name = self.book.object(finding, *database, *oid).map(Relation::full_name);
+            let name = self.book.object(finding, *database, *oid).map(|known| known.what.full_name());
             json!({ "database": database, "oid": oid, "name": name })
         };
         json!({
@@ -250,7 +282,7 @@ impl Told<'_> {
             "timeline": self.searched.path.timeline_at(finding.lsn).0,
             "xid": finding.xid,
             "database": finding.database,
-            "database_name": finding.database.and_then(|oid| self.book.database(finding, oid)),
+            "database_name": finding.database.and_then(|oid| self.book.database(finding, oid)).map(|named| named.what),
             "tables": self.tables(finding).into_iter().map(Relation::full_name).collect::<Vec<_>>(),
             "relations": finding.touched.iter().map(relation).collect::<Vec<_>>(),
             "locked": finding.locked.iter().map(locked).collect::<Vec<_>>(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 
-pub use book::Book;
+pub use book::{Book, Named};
 pub use finding::{Deed, Finding, Touched};
 pub use names::{Names, Relation};
 pub use tally::{Tallied, Wish};

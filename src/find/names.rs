@@ -1,6 +1,6 @@
 //! What relations and databases are called, as the catalogs of a backup say: its pages of `pg_class` and `pg_namespace` are read like any reader of the heap would.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::archive::Archive;
 use crate::archive::shelf::Shelf;
@@ -42,6 +42,8 @@ pub struct Names {
     by_file: HashMap<(u32, u32), Relation>,
     /// By database and object id.
     by_object: HashMap<(u32, u32), Relation>,
+    /// Those (database and object id) of which only deleted rows are there, and not all under one name.
+    unsure: HashSet<(u32, u32)>,
 }
 
 impl Names {
@@ -55,6 +57,11 @@ impl Names {
 
     pub fn of_object(&self, database: u32, object: u32) -> Option<&Relation> {
         self.by_object.get(&(database, object))
+    }
+
+    /// Whether it can have been called nothing else since the last deleted row of it was written that is still there.
+    pub fn is_sure_of(&self, database: u32, relation: &Relation) -> bool {
+        !self.unsure.contains(&(database, relation.object))
     }
 
     /// The relations of a database.
@@ -92,13 +99,22 @@ impl Names {
         let mut schemas = BTreeMap::new();
         each_name(&shelf.content(&folder, namespace).await?, &mut |oid, name| _ = schemas.insert(oid, name));
         // Versions that count are put in last, over those that do not.
-        for row in dead.into_iter().chain(rows) {
+        let dead = dead.into_iter().map(|row| (row, false));
+        for (row, counts) in dead.chain(rows.into_iter().map(|row| (row, true))) {
             let schema = schemas.get(&row.namespace).cloned().unwrap_or_else(|| row.namespace.to_string());
             let relation = Relation { object: row.oid, schema, name: row.name, kind: row.kind };
+            let full_name = relation.full_name();
             if row.file != 0 {
                 self.by_file.insert((database, row.file), relation.clone());
             }
-            self.by_object.insert((database, row.oid), relation);
+            let earlier = self.by_object.insert((database, row.oid), relation);
+            match counts {
+                true => _ = self.unsure.remove(&(database, row.oid)),
+                false if earlier.is_some_and(|earlier| earlier.full_name() != full_name) => {
+                    self.unsure.insert((database, row.oid));
+                }
+                false => {}
+            }
         }
         Ok(())
     }
