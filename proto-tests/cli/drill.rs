@@ -156,6 +156,8 @@ fn drills(version: MajorVersion) {
     ] {
         assert_eq!(check(&told, name), "passed", "{told:#}");
     }
+    let (starting, recovery) = (told["rto_starting_seconds"].as_f64(), told["rto_recovery_seconds"].as_f64());
+    assert!(starting > Some(0.0) && starting < recovery, "{told:#}");
     assert!(told["rto_seconds"].as_f64() > Some(0.0) && told["rpo_seconds"].as_f64() > Some(0.0), "{told:#}");
     let written: Value = serde_json::from_slice(&fs::read(&report).expect("a report")).expect("JSON");
     assert_eq!(written, told);

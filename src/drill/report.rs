@@ -62,6 +62,8 @@ pub struct Drilled {
     pub rto_planning_seconds: Option<f64>,
     pub rto_laying_seconds: Option<f64>,
     pub rto_recovery_seconds: Option<f64>,
+    /// Of the recovery, until the server began to replay WAL.
+    pub rto_starting_seconds: Option<f64>,
     pub restored_bytes: Option<u64>,
     pub checks: Vec<Check>,
     pub remarks: Vec<String>,
@@ -94,6 +96,7 @@ impl Drilled {
             rto_planning_seconds: None,
             rto_laying_seconds: None,
             rto_recovery_seconds: None,
+            rto_starting_seconds: None,
             restored_bytes: None,
             checks: Vec::new(),
             remarks: Vec::new(),
@@ -144,10 +147,12 @@ impl Drilled {
             laying_milliseconds: laying.as_millis() as u64,
             wal_bytes: replayed(&prepared.choice),
             recovery_milliseconds: recovery.as_millis() as u64,
+            starting_milliseconds: server.started.starting.as_millis() as u64,
         });
         self.rto_planning_seconds = Some(planning.as_secs_f64());
         self.rto_laying_seconds = Some(laying.as_secs_f64());
         self.rto_recovery_seconds = Some(recovery.as_secs_f64());
+        self.rto_starting_seconds = Some(server.started.starting.as_secs_f64());
         self.rto_seconds = Some((planning + laying + recovery).as_secs_f64());
         self.restored_bytes = Some(server.restored.bytes);
         if server.restored.bad_pages > 0 {

@@ -54,6 +54,9 @@ pub struct Started {
     #[serde(serialize_with = "super::report::as_text")]
     pub landed: Option<Lsn>,
     pub took: Duration,
+    /// Of that, until the server began to replay WAL: it takes as long for any target.
+    #[serde(skip)]
+    pub starting: Duration,
 }
 
 /// `postmaster.pid`, as far as it has been written (`CreateDataDirLockFile`, `AddToDataDirLockFile`).
@@ -111,13 +114,19 @@ impl Start {
             settings.push_str(PLAIN_LOG);
         }
         command.args(["-W", "-o", &settings, "start"]);
+        let control = self.control();
         let said_before = std::fs::metadata(&log).map_or(0, |log| log.len());
         server::run(command, "pg_ctl start").map_err(|e| self.with_log(e))?;
         let mut pulse = Pulse::begin();
         let (mut seen, mut heard) = (Instant::now(), Instant::now());
         let mut last_line = String::new();
+        let mut starting = None;
         let lock = loop {
             tokio::time::sleep(POLL).await;
+            // The first thing that is written there says that recovery begins, whichever it is (`StartupXLOG`).
+            if starting.is_none() && self.control() != control {
+                starting = Some(begun.elapsed());
+            }
             if let Some(line) = last_log_line(&log).filter(|line| *line != last_line) {
                 progress(&line);
                 last_line = line;
@@ -144,7 +153,9 @@ impl Start {
             Action::Shutdown | Action::Follow => (None, None),
         };
         let LockFile { pid, port, socket_directory, .. } = lock;
-        let started = Started { pid, port, socket_directory, log, new_timeline, landed, took: begun.elapsed() };
+        let took = begun.elapsed();
+        let starting = starting.unwrap_or(took);
+        let started = Started { pid, port, socket_directory, log, new_timeline, landed, took, starting };
         check_landing(&started, landing).map(|()| started)
     }
 
@@ -186,16 +197,18 @@ impl Start {
         self.pgdata.join(LOG)
     }
 
+    fn control(&self) -> Vec<u8> {
+        std::fs::read(self.pgdata.join("global/pg_control")).unwrap_or_default()
+    }
+
     fn in_production(&self) -> bool {
-        let content = std::fs::read(self.pgdata.join("global/pg_control")).unwrap_or_default();
-        ControlFile::parse(&content).is_ok_and(|control| control.state == DB_IN_PRODUCTION)
+        ControlFile::parse(&self.control()).is_ok_and(|control| control.state == DB_IN_PRODUCTION)
     }
 
     /// The server has ended in good order, still in recovery, and says that it did so at the target and not because somebody stopped it. What pg_control says of the
     /// position is no proof: records that change no page may lie behind it.
     fn shut_down_at_target(&self, said_before: u64) -> bool {
-        let content = std::fs::read(self.pgdata.join("global/pg_control")).unwrap_or_default();
-        let state = ControlFile::parse(&content).map(|control| control.state);
+        let state = ControlFile::parse(&self.control()).map(|control| control.state);
         let said = std::fs::read(self.pgdata.join(LOG)).unwrap_or_default();
         let said = said.get(usize::try_from(said_before).unwrap_or(usize::MAX)..).unwrap_or_default();
         state == Ok(DB_SHUTDOWNED_IN_RECOVERY)

@@ -43,9 +43,15 @@ pub fn replayed(choice: &Choice) -> u64 {
 }
 
 fn seconds(measured: &Measured, plan: &Plan, choice: &Choice) -> Option<(f64, f64)> {
-    let Measured { laid_bytes, laying_milliseconds, wal_bytes, recovery_milliseconds } = *measured;
-    let laying = scaled(plan.backup_bytes, laid_bytes, laying_milliseconds)?;
-    Some((laying, scaled(replayed(choice), wal_bytes, recovery_milliseconds)?))
+    let laying = scaled(plan.backup_bytes, measured.laid_bytes, measured.laying_milliseconds)?;
+    Some((laying, recovery(replayed(choice), measured)?))
+}
+
+/// How long a server takes to start, and then to replay so many bytes of WAL.
+fn recovery(wal_bytes: u64, measured: &Measured) -> Option<f64> {
+    let replaying = measured.recovery_milliseconds.saturating_sub(measured.starting_milliseconds);
+    let starting = measured.recovery_milliseconds - replaying;
+    Some(starting as f64 / 1000.0 + scaled(wal_bytes, measured.wal_bytes, replaying)?)
 }
 
 /// How long `bytes` take where `of` took `milliseconds`.
@@ -186,5 +192,19 @@ mod tests {
         assert_eq!(scaled(3000, 1000, 500), Some(1.5));
         assert_eq!((scaled(0, 1000, 500), scaled(17_000, 1000, 500)), (Some(0.0), None));
         assert_eq!(scaled(5, 0, 500), None);
+    }
+
+    #[test]
+    fn the_start_of_a_server_takes_as_long_for_any_target() {
+        let measured = Measured {
+            laid_bytes: 1,
+            laying_milliseconds: 1,
+            wal_bytes: 1000,
+            recovery_milliseconds: 3000,
+            starting_milliseconds: 2750,
+        };
+        assert_eq!(recovery(1000, &measured), Some(3.0));
+        assert_eq!(recovery(10_000, &measured), Some(2.75 + 2.5));
+        assert_eq!((recovery(0, &measured), recovery(17_000, &measured)), (Some(2.75), None));
     }
 }

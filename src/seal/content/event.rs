@@ -224,6 +224,9 @@ pub struct Measured {
     /// From the backup's redo point to the landing.
     pub wal_bytes: u64,
     pub recovery_milliseconds: u64,
+    /// Of them, until the server began to replay WAL; 0 in what earlier versions wrote.
+    #[serde(default)]
+    pub starting_milliseconds: u64,
 }
 
 impl What {
@@ -312,7 +315,13 @@ mod tests {
             milliseconds: 2,
             host: "h".to_owned(),
             user: "u".to_owned(),
-            measured: Some(Measured { laid_bytes: 3, laying_milliseconds: 4, wal_bytes: 5, recovery_milliseconds: 6 }),
+            measured: Some(Measured {
+                laid_bytes: 3,
+                laying_milliseconds: 4,
+                wal_bytes: 5,
+                recovery_milliseconds: 7,
+                starting_milliseconds: 6,
+            }),
         };
         let minimal = MinimalWal { timeline: TimelineId(3), lsn: Lsn(9) };
         let others = [
