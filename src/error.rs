@@ -100,6 +100,11 @@ impl Error {
         self
     }
 
+    /// As [`Error::hint`], where there is no advice yet.
+    pub fn or_hint(self, hint: &str) -> Error {
+        if self.advice().is_some() { self } else { self.hint(hint) }
+    }
+
     /// Keeps the SQLSTATE of a server's refusal.
     pub fn of_sqlstate(mut self, sqlstate: impl Into<String>) -> Error {
         self.inner.sqlstate = Some(sqlstate.into());

@@ -124,6 +124,9 @@ fn wrong_usage_is_2_and_says_how_it_is_right() {
     let refused = |args: &[&str], says: &str| Refusal::of(&site, args).is(2, says);
     refused(&["list", "--nonsense"], "--nonsense");
     refused(&["lst"], "lst");
+    refused(&["stats"], "stats");
+    let told = site.walrecv(&["stats"]).run().expect_code(2).stderr;
+    assert!(told.contains("`walrecv repo stats` is a command"), "{told}");
     refused(&["init", "--repo", "file:///x"], "--dsn");
     refused(&["restore", "--pgdata", "d"], "--target-time");
     refused(&["restore", "--pgdata", "d", "--latest", "--target-lsn", "0/1"], "--latest");

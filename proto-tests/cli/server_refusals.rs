@@ -110,6 +110,7 @@ fn repositories_that_cannot_be_used(server: &Server) {
     Refusal::of(&shut, &["init", "--repo", &shut.url(), "--dsn", &dsn]).is(10, "repository");
     let below = format!("{}/deeper", shut.url());
     Refusal::of(&shut, &["init", "--repo", &below, "--dsn", &dsn]).is(10, "repository");
+    Refusal::of(&shut, &["init", "--repo", "file:///proc/x", "--dsn", &dsn]).is(10, "/proc/x");
     // One that became so later.
     set_mode(&site.repository(), 0o500);
     Refusal::of(&site, &["check"]).is(10, "repository");

@@ -202,7 +202,8 @@ async fn make(
     made: &mut Made,
 ) -> Result<()> {
     if let Some(root) = repo.local_root().filter(|root| !root.exists()) {
-        repo.make_root().await?;
+        let hint = "name a folder that this user may make, on a disk: --repo file:///srv/walrecv";
+        repo.make_root().await.map_err(|error| error.or_hint(hint))?;
         made.repository = Some(root.to_owned());
         if args.no_encryption {
             // Whoever reads the files reads the data.

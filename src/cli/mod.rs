@@ -36,8 +36,8 @@ mod windows;
 
 use std::ffi::OsString;
 
-use clap::Parser;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -135,9 +135,21 @@ fn wrong_usage(error: &clap::Error) -> Error {
     let text = error.render().to_string();
     let mut paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
     let message = paragraphs.next().unwrap_or_default();
-    let rest: Vec<String> = paragraphs.filter(|p| !p.starts_with("For more information")).collect();
+    let usual = paragraphs.filter(|p| !p.starts_with("For more information"));
+    let rest: Vec<String> = match nested(error) {
+        Some(meant) => vec![format!("`{meant}` is a command")],
+        None => usual.collect(),
+    };
     let hint = format!("{}{}`--help` tells the rest", rest.join("; "), if rest.is_empty() { "" } else { "; " });
     Error::new(Kind::Usage, message.strip_prefix("error: ").unwrap_or(&message)).hint(hint)
+}
+
+/// What stands in the place of a command and is one of a group's: `repo stats` for `stats`.
+fn nested(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let all = Cli::command();
+    let group = all.get_subcommands().find(|group| group.get_subcommands().any(|one| one.get_name() == word))?;
+    Some(format!("walrecv {} {word}", group.get_name()))
 }
 
 /// `--output` of a line that could not be read as a whole.

@@ -34,7 +34,10 @@ impl Staged {
         getrandom::fill(&mut token).map_err(|e| Error::new(Kind::Failed, "no random bytes").caused_by(e))?;
         let path = target.with_file_name(format!(".{}.walrecv-{:08x}", name.display(), u32::from_le_bytes(token)));
         let open = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
-        let file = open.map_err(|e| durable::failed("cannot make", &path, e))?;
+        let file = open.map_err(|e| {
+            let hint = "name a file in a folder that is there, and that this user may write to";
+            durable::failed("cannot make", &path, e).or_hint(hint)
+        })?;
         Ok(Staged { file, path, target: target.to_owned() })
     }
 
@@ -113,6 +116,8 @@ mod tests {
         assert_eq!(staged.commit().unwrap(), 5);
         assert_eq!((std::fs::read(&target).unwrap().as_slice(), entries()), (&b"whole"[..], 1));
         assert_eq!(Staged::create(&target, 0o600).unwrap_err().kind(), Kind::Usage);
+        let nowhere = Staged::create(&dir.path().join("no/such/folder"), 0o600).unwrap_err();
+        assert!(nowhere.advice().is_some_and(|hint| hint.contains("a folder that is there")), "{nowhere}");
         std::fs::remove_file(&target).unwrap();
         let late = Staged::create(&target, 0o600).unwrap();
         std::fs::write(&target, "somebody else's").unwrap();
