@@ -40,6 +40,10 @@ fn a_page_that_the_wal_of_the_backup_replaces_is_not_bad() {
         let named = |what: &str| (shown[what][0]["path"].clone(), shown[what][0]["page"].clone());
         assert_eq!(named("bad_pages_named"), (path.clone().into(), 7.into()), "{version}: {shown}");
         assert_eq!(named("torn_pages_named"), (path.clone().into(), 3.into()), "{version}: {shown}");
+        let report = site.walrecv(&["verify", "--deep", "--output", "json"]).run().expect_code(0).json();
+        let (bad, checked) = (report["bad_pages"].as_array().expect("bad pages"), &report["checked"]);
+        assert!(bad.len() == 1 && bad[0]["page"] == 7, "{version}: {report}");
+        assert_eq!((&checked["pages_bad"], &checked["pages_torn"]), (&1.into(), &1.into()), "{version}: {report}");
         let copy = site.land(&server, "immediate", &["--target-immediate"]);
         let page = |number: u32| {
             format!("select count(*) from t where ctid >= '({number},0)' and ctid < '({},0)'", number + 1)
@@ -59,6 +63,11 @@ fn a_page_that_the_wal_of_the_backup_replaces_is_not_bad() {
         let backup = output.json();
         assert_eq!((&backup["bad_pages"], &backup["torn_pages"]), (&2.into(), &0.into()), "{version}: {backup}");
         assert!(output.stderr.contains("is not known: "), "{version}: {}", output.stderr);
+        // Nothing of that backup says that it is torn.
+        std::fs::rename(site.etc().join("elsewhere"), &identity).expect("put a key back");
+        let report = site.walrecv(&["verify", "--deep", "--output", "json"]).run().expect_code(0).json();
+        let pages: Vec<_> = report["bad_pages"].as_array().expect("bad pages").iter().map(|bad| &bad["page"]).collect();
+        assert!(pages.contains(&&3.into()) && pages.contains(&&7.into()), "{version}: {report}");
         end(receiver);
     }
 }

@@ -218,10 +218,11 @@ fn checked(checked: &Checked, deep: bool) {
         output::bytes(checked.bytes)
     ));
     if deep {
-        let (good, newer, bad) = (checked.pages_good, checked.pages_newer, checked.pages_bad);
-        let sums = match good + newer + bad {
+        let (good, newer, torn, bad) = (checked.pages_good, checked.pages_newer, checked.pages_torn, checked.pages_bad);
+        let replaced = if torn > 0 { format!(", {torn} torn, which WAL replaces") } else { String::new() };
+        let sums = match good + newer + torn + bad {
             0 => "no page has a checksum".to_owned(),
-            _ => format!("page checksums: {good} right, {newer} too new to judge, {bad} wrong"),
+            _ => format!("page checksums: {good} right, {newer} too new to judge{replaced}, {bad} wrong"),
         };
         let Checked { pages, runs, wal_records, .. } = checked;
         let (pages, runs) = (output::count(*pages, "data page"), output::count(*runs, "run"));

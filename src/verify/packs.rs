@@ -19,6 +19,7 @@ use crate::pg::{Lsn, TimelineId};
 use crate::repo::Listed;
 use crate::seal::content::BackupId;
 use crate::seal::content::contents::{Contents, Piece, Unit};
+use crate::seal::content::manifest as seen;
 use crate::seal::header::{KeyClass, ObjectKind};
 use crate::seal::opener::Opener;
 use crate::seal::page_hash::{CHUNK, PageHash, PageHasher};
@@ -125,11 +126,20 @@ struct Facts {
     pages: u64,
     good: u64,
     newer: u64,
+    torn: u64,
     bad: u64,
     named: Vec<(String, u64)>,
 }
 
 impl Facts {
+    /// A page whose checksum is wrong, and that nobody could have been writing meanwhile, unless its backup says so.
+    fn wrong(&mut self, piece: &Piece, page: u64, judge: &Judge) {
+        match judge.torn.contains(&(piece.path.clone(), page)) {
+            true => self.torn += 1,
+            false => self.bad(piece, page),
+        }
+    }
+
     fn bad(&mut self, piece: &Piece, page: u64) {
         self.bad += 1;
         if self.named.len() < report::BAD_PAGES {
@@ -163,7 +173,7 @@ async fn open_one(look: &Look<'_>, shelf: &Shelf, id: &BackupId, number: u32, pa
     let name = look.archive.names.pack(id.as_str(), number);
     let judge = judge_from(shelf, id, pack);
     let (archive, of, known) = (look.archive.clone(), id.clone(), Arc::new(pack.clone()));
-    let open = move |bytes: Bytes| examine(&archive, &bytes, &of, number, &known, judge);
+    let open = move |bytes: Bytes| examine(&archive, &bytes, &of, number, &known, judge.as_ref());
     let trouble = match look.object(&name, KeyClass::Content, open).await {
         Ok(facts) => {
             look.count(|checked| {
@@ -171,6 +181,7 @@ async fn open_one(look: &Look<'_>, shelf: &Shelf, id: &BackupId, number: u32, pa
                 checked.pages += facts.pages;
                 checked.pages_good += facts.good;
                 checked.pages_newer += facts.newer;
+                checked.pages_torn += facts.torn;
                 checked.pages_bad += facts.bad;
             });
             for (path, page) in facts.named {
@@ -188,21 +199,34 @@ async fn open_one(look: &Look<'_>, shelf: &Shelf, id: &BackupId, number: u32, pa
 }
 
 /// By what pages are judged.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Judge {
     /// Younger pages may have been written while they were read,
     start: Lsn,
     /// and none can be younger than that.
     stop: Lsn,
     per_segment: u32,
+    /// Pages, by path and number in the file, that the WAL of the backup which stored them replaces.
+    torn: Arc<BTreeSet<(Vec<u8>, u64)>>,
 }
 
 /// `None`: the cluster has no page checksums, as far as manifests tell. Of a backup whose manifest is gone a later one tells, which ended later.
 fn judge_from(shelf: &Shelf, id: &BackupId, pack: &Pack) -> Option<Judge> {
     let own = shelf.number(id.as_str());
     let told = own.or_else(|| pack.named.iter().next()).and_then(|number| shelf.manifests.get(number))?;
-    let judge = Judge { start: id.start(), stop: told.stop, per_segment: told.control.relation_segment_pages };
+    let torn = Arc::new(own.map_or_else(BTreeSet::new, |own| torn(shelf, own)));
+    let judge = Judge { start: id.start(), stop: told.stop, per_segment: told.control.relation_segment_pages, torn };
     (told.control.data_checksum_version > 0).then_some(judge)
+}
+
+/// Pages that a backup names as torn. Recovery from it replaces them; that of another backup, which names such a page as bad, does not.
+fn torn(shelf: &Shelf, own: usize) -> BTreeSet<(Vec<u8>, u64)> {
+    let page = |page: &seen::BadPage| (page.path.0.clone(), page.page);
+    let mut torn: BTreeSet<_> = shelf.manifests.get(own).into_iter().flat_map(|m| &m.torn_pages).map(page).collect();
+    if !torn.is_empty() {
+        shelf.manifests.iter().flat_map(|m| &m.bad_pages).for_each(|bad| _ = torn.remove(&page(bad)));
+    }
+    torn
 }
 
 /// Opens a pack whole and compares it with what maps say of it and what its own contents list says. Blocks.
@@ -212,7 +236,7 @@ fn examine(
     id: &BackupId,
     number: u32,
     known: &Pack,
-    judge: Option<Judge>,
+    judge: Option<&Judge>,
 ) -> Result<Facts, Trouble> {
     let claims = archive.claims(ObjectKind::Pack, TimelineId(0), Lsn(u64::from(number)));
     let opener = Opener::new(object, &claims, archive.keys.as_ref(), true)?;
@@ -250,7 +274,7 @@ fn look_at<'a>(
     piece: &Piece,
     rest: &'a [u8],
     hasher: &PageHasher,
-    judge: Option<Judge>,
+    judge: Option<&Judge>,
     facts: &mut Facts,
 ) -> Result<&'a [u8], String> {
     let shown = || String::from_utf8_lossy(&piece.path).into_owned();
@@ -282,7 +306,7 @@ fn look_at<'a>(
             PageState::Good | PageState::Zero => facts.good += 1,
             PageState::Newer => facts.newer += 1,
             PageState::Torn(lsn) if lsn <= judge.stop => facts.newer += 1,
-            PageState::Torn(_) | PageState::Bad { .. } => facts.bad(piece, number),
+            PageState::Torn(_) | PageState::Bad { .. } => facts.wrong(piece, number, judge),
         }
     }
     if !cut.is_empty() {

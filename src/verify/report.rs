@@ -125,9 +125,10 @@ pub struct Checked {
     pub runs: u64,
     /// Data pages that were opened (deep).
     pub pages: u64,
-    /// Of those in a cluster with checksums: right, not to be judged (written while the backup ran), wrong.
+    /// Of those in a cluster with checksums: right, not to be judged (written while the backup ran), torn (the backup's own WAL replaces them), wrong.
     pub pages_good: u64,
     pub pages_newer: u64,
+    pub pages_torn: u64,
     pub pages_bad: u64,
     /// WAL records that were read and whose CRC-32C fits (deep).
     pub wal_records: u64,
