@@ -9,7 +9,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::site::{Copy, Site, end, wait_durable};
 use crate::support::user::{as_postgres, give_to_postgres};
-use crate::support::{Client, Server, require_servers, rounds};
+use crate::support::{Client, Server, install, require_servers};
 
 /// `logs` lies in `base`, `spaced` in a tablespace; neither is asked for. The files of `source` are copied after the backup, `gone` is dropped then.
 const MADE: [&str; 6] = ["shop", "logs", "spaced", "source", "gone", "\"Odd \"\"One\""];
@@ -182,11 +182,7 @@ fn some_databases_are_restored_on_18() {
 
 #[test]
 fn some_databases_are_restored_on_the_versions_between() {
-    let between = [MajorVersion::V15, MajorVersion::V14, MajorVersion::V16, MajorVersion::V17];
-    for version in between.into_iter().take(rounds(0, 4) as usize) {
-        require_servers!(version);
-        restores_some(version);
-    }
+    install::soaked_between().into_iter().for_each(restores_some);
 }
 
 /// A name that is wrong costs nothing; what was begun with some databases is gone on with, and with all.

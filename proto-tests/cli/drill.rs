@@ -10,7 +10,7 @@ use serde_json::Value;
 use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
-use crate::support::{Server, TempDir, require_servers, wait_for};
+use crate::support::{Server, TempDir, install, require_servers, wait_for};
 
 /// A running server with an archive and a backup of it, and the folder in which scratch servers are made.
 struct Shop {
@@ -203,6 +203,11 @@ fn a_drill_restores_checks_and_leaves_nothing_on_13() {
 fn a_drill_restores_checks_and_leaves_nothing_on_18() {
     require_servers!(MajorVersion::V18);
     drills(MajorVersion::V18);
+}
+
+#[test]
+fn a_drill_restores_checks_and_leaves_nothing_on_the_versions_between() {
+    install::soaked_between().into_iter().for_each(drills);
 }
 
 /// An earlier moment is restored well, and the archive's end cannot be: that is what a drill is there to tell.

@@ -7,7 +7,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::walrecv::Walrecv;
-use crate::support::{Client, Server, TempDir, require_servers};
+use crate::support::{Client, Server, TempDir, install, require_servers};
 
 /// What a table holds, in one number that other rows would change.
 fn sum(session: &mut Client, table: &str) -> String {
@@ -133,6 +133,11 @@ fn what_was_dropped_comes_back_as_it_was_on_18() {
     comes_back(MajorVersion::V18);
 }
 
+#[test]
+fn what_was_dropped_comes_back_as_it_was_on_the_versions_between() {
+    install::soaked_between().into_iter().for_each(comes_back);
+}
+
 /// What SELECT shows of a table comes back, or it is said what does not.
 fn inherited(version: MajorVersion) {
     let server = Server::start(version);
@@ -198,6 +203,11 @@ fn a_table_comes_with_what_inherits_from_it_on_13() {
 fn a_table_comes_with_what_inherits_from_it_on_18() {
     require_servers!(MajorVersion::V18);
     inherited(MajorVersion::V18);
+}
+
+#[test]
+fn a_table_comes_with_what_inherits_from_it_on_the_versions_between() {
+    install::soaked_between().into_iter().for_each(inherited);
 }
 
 /// Only the database that is needed is restored; what it was called is what it was called at that time.

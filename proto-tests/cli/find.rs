@@ -4,7 +4,7 @@ use serde_json::Value;
 use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
-use crate::support::{Client, Server, require_servers};
+use crate::support::{Client, Server, install, require_servers};
 
 /// What was done, as the server told it.
 struct Night {
@@ -202,6 +202,11 @@ fn what_was_lost_is_told_and_comes_back_on_18() {
     night(MajorVersion::V18, "logical");
 }
 
+#[test]
+fn what_was_lost_is_told_and_comes_back_on_the_versions_between() {
+    install::soaked_between().into_iter().for_each(|version| night(version, "replica"));
+}
+
 /// A prepared transaction outlives a restart, and what its subtransactions did belongs to it.
 fn prepared(version: MajorVersion) {
     let mut server =
@@ -242,6 +247,11 @@ fn what_a_prepared_transaction_did_in_parts_is_told_over_a_restart_on_13() {
 fn what_a_prepared_transaction_did_in_parts_is_told_over_a_restart_on_18() {
     require_servers!(MajorVersion::V18);
     prepared(MajorVersion::V18);
+}
+
+#[test]
+fn what_a_prepared_transaction_did_in_parts_is_told_over_a_restart_on_the_versions_between() {
+    install::soaked_between().into_iter().for_each(prepared);
 }
 
 /// Indexes that have several pages while they are empty, tables that were only locked, and what a filter leaves out.

@@ -6,7 +6,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::refusals::write;
 use crate::site::{Site, end, wait_durable};
-use crate::support::{Server, require_servers};
+use crate::support::{Server, install, require_servers};
 
 fn restored_to_an_idle_time(version: MajorVersion) {
     let mut server = Server::start(version);
@@ -47,10 +47,8 @@ fn restored_to_an_idle_time(version: MajorVersion) {
 
 #[test]
 fn the_oldest_and_the_newest_reach_an_idle_time() {
-    for version in [MajorVersion::V13, MajorVersion::V18] {
-        require_servers!(version);
-        restored_to_an_idle_time(version);
-    }
+    let versions = install::story_versions(&[MajorVersion::V13, MajorVersion::V18]);
+    versions.into_iter().for_each(restored_to_an_idle_time);
 }
 
 /// A receiver that was stopped, or died, under load: its last commits are in the open segment, and no heartbeat speaks of them.

@@ -6,7 +6,7 @@ use std::path::Path;
 use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
-use crate::support::{Client, Server, TempDir, require_servers};
+use crate::support::{Client, Server, TempDir, install, require_servers};
 
 fn run(session: &mut Client, sql: &str) {
     session.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
@@ -157,4 +157,9 @@ fn nothing_that_was_planted_runs_in_a_scratch_server_of_13() {
 fn nothing_that_was_planted_runs_in_a_scratch_server_of_18() {
     require_servers!(MajorVersion::V18);
     nothing_of_a_database_runs(MajorVersion::V18);
+}
+
+#[test]
+fn nothing_that_was_planted_runs_in_a_scratch_server_of_the_versions_between() {
+    install::soaked_between().into_iter().for_each(nothing_of_a_database_runs);
 }

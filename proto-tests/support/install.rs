@@ -43,6 +43,13 @@ pub fn story_versions(usual: &[MajorVersion]) -> Vec<MajorVersion> {
     }
 }
 
+/// The versions between the oldest and the newest, of a story that has tests of its own on these: in a soak, and none otherwise.
+pub fn soaked_between() -> Vec<MajorVersion> {
+    let between = MajorVersion::V14..=MajorVersion::V17;
+    let all = if soaks() { versions() } else { Vec::new() };
+    all.into_iter().filter(|version| between.contains(version)).collect()
+}
+
 /// Reports a skip because this machine does not let the tests do something (mount, trace): nothing that could be installed. It is counted, and allowed
 /// with `CI=true` too.
 pub fn forbidden(reason: &str) {
