@@ -423,7 +423,15 @@ fn a_copy_does_not_act_on_production() {
 #[test]
 fn a_server_can_wait_at_its_target() {
     for version in versions() {
-        let mut story = Story::new(Server::start(version));
+        // Beside production its file is there: whoever opened by it would delete it, too.
+        let trigger = TempDir::for_postgres("trigger");
+        let file = trigger.path().join("promote");
+        std::fs::write(&file, "").expect("a trigger file");
+        let mut server = Server::builder(version);
+        if version < MajorVersion::V16 {
+            server = server.setting("promote_trigger_file", &file.display().to_string());
+        }
+        let mut story = Story::new(server.start());
         story.backup();
         story.write(6);
         story.archive_and_die();
@@ -431,6 +439,7 @@ fn a_server_can_wait_at_its_target() {
         let options = Options { action: Action::Pause, ..story.options("pause") };
         story.restore(&prepared, &options).expect("a restore");
         let copy = story.start(&prepared, &options).expect("a server");
+        assert!(file.exists());
         assert_eq!(copy.started.landed, Some(prepared.choice.landing.replayed));
         assert_eq!((copy.value("select pg_is_in_recovery()").as_str(), copy.rows()), ("t", numbers(4)));
         copy.client().query("select pg_wal_replay_resume()").expect("it goes on");

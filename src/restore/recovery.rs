@@ -120,13 +120,7 @@ fn recovery(wishes: &Wishes<'_>) -> Result<Vec<String>> {
     if command.contains(['\n', '\r', '\0']) {
         return Err(Error::new(Kind::Usage, "a path with a line break cannot stand in restore_command"));
     }
-    let mut lines = vec![
-        format!("restore_command = {}", quote(&format!("{command} %f %p"))),
-        // The plan holds keys. A failure of this command is only a warning.
-        format!("recovery_end_command = {}", quote(&format!("rm -rf {}", plan_file::DIRECTORY))),
-        "archive_cleanup_command = ''".to_owned(),
-        "recovery_min_apply_delay = 0".to_owned(),
-    ];
+    let mut lines = vec![format!("restore_command = {}", quote(&format!("{command} %f %p")))];
     let target = target_setting(wishes);
     let used = target.as_ref().map(|(name, _, _)| *name);
     lines.extend(TARGETS.iter().filter(|name| Some(**name) != used).map(|name| format!("{name} = ''")));
@@ -169,10 +163,16 @@ fn target_setting(wishes: &Wishes<'_>) -> Option<(&'static str, String, bool)> {
 
 /// What keeps the copy from waiting for production's standbys, archiving into production's archive, or connecting to production.
 fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<(&'static str, String)>> {
+    let mut out = vec![
+        // The plan holds keys. A failure of this command is only a warning.
+        ("recovery_end_command", format!("rm -rf {}", plan_file::DIRECTORY)),
+        // It would delete from an archive that is production's.
+        ("archive_cleanup_command", String::new()),
+    ];
     if wishes.action == Action::Follow {
         // It is to be production's: until it is promoted it neither archives, nor waits for standbys, nor subscribes.
         let Upstream { conninfo, slot } = wishes.upstream;
-        let mut out = vec![("primary_conninfo", conninfo.clone()), ("primary_slot_name", slot.clone())];
+        out.extend([("primary_conninfo", conninfo.clone()), ("primary_slot_name", slot.clone())]);
         // With `always` it archives what it is served, and a tail that is served as a segment is zero behind its end.
         let mode = value_of(current, "archive_mode");
         if mode.as_ref().is_some_and(|mode| mode.eq_ignore_ascii_case("always")) {
@@ -183,11 +183,16 @@ fn overrides(wishes: &Wishes<'_>, current: &str, elsewhere: bool) -> Result<Vec<
         }
         return Ok(out);
     }
-    let mut out = vec![
+    out.extend([
+        ("recovery_min_apply_delay", "0".to_owned()),
         ("synchronous_standby_names", String::new()),
         ("primary_conninfo", String::new()),
         ("primary_slot_name", String::new()),
-    ];
+    ]);
+    // A server that is to pause opens where there is such a file, and deletes it: beside production it would be production's. 16 and later do not know it.
+    if wishes.version.is_some_and(|version| version < MajorVersion::V16) {
+        out.push(("promote_trigger_file", String::new()));
+    }
     if !wishes.keep_archiving || wishes.scratch.is_some() {
         out.push(("archive_mode", "off".to_owned()));
     }
@@ -254,7 +259,8 @@ fn parameters(needed: &Parameters, current: &str, auto: &str, elsewhere: bool) -
     let raised = settings.into_iter().filter(|(name, needed, default)| !enough(name, *needed, *default));
     let told = |(name, needed, default): (&str, i32, i32)| {
         let unsaid = || if unclear(name) { ELSEWHERE.to_owned() } else { default.to_string() };
-        let was = value_of(current, name).unwrap_or_else(unsaid);
+        // What stands there may be overridden elsewhere: only so is a value that is high enough set again.
+        let was = value_of(current, name).filter(|was| *was != needed.to_string()).unwrap_or_else(unsaid);
         Neutralised { setting: name.to_owned(), was, now: needed.to_string() }
     };
     raised.map(told).collect()

@@ -42,6 +42,7 @@ struct Case<'a> {
     newest: u32,
     upstream: Upstream,
     scratch: Option<Scratch>,
+    version: MajorVersion,
 }
 
 fn time_case() -> Case<'static> {
@@ -55,6 +56,7 @@ fn time_case() -> Case<'static> {
         newest: 10,
         upstream: Upstream::default(),
         scratch: None,
+        version: MajorVersion::V17,
     }
 }
 
@@ -64,6 +66,15 @@ fn run(case: &Case<'_>, main: &str, auto: &str) -> (String, Vec<Neutralised>) {
 
 /// `None`: the backup has no postgresql.conf.
 fn run_with(case: &Case<'_>, main: Option<&str>, auto: &str) -> (String, Vec<Neutralised>) {
+    let written = written(case, main, auto);
+    (String::from_utf8(written.auto_conf).unwrap(), written.neutralised)
+}
+
+fn raised_with(case: &Case<'_>, main: &str) -> Vec<Neutralised> {
+    written(case, Some(main), "").raised
+}
+
+fn written(case: &Case<'_>, main: Option<&str>, auto: &str) -> Written {
     let landing = landing(case.stop);
     let wishes = Wishes {
         root: Path::new("/data"),
@@ -74,15 +85,14 @@ fn run_with(case: &Case<'_>, main: Option<&str>, auto: &str) -> (String, Vec<Neu
         newest: TimelineId(case.newest),
         program: Path::new(case.program),
         fetch_arguments: &[],
-        version: Some(MajorVersion::V17),
+        version: Some(case.version),
         parameters: parameters(case.connections),
         keep_archiving: case.keep_archiving,
         keep_subscriptions: false,
         upstream: &case.upstream,
         scratch: case.scratch.as_ref(),
     };
-    let written = write(&wishes, main.map(str::as_bytes), Some(auto.as_bytes())).unwrap();
-    (String::from_utf8(written.auto_conf).unwrap(), written.neutralised)
+    write(&wishes, main.map(str::as_bytes), Some(auto.as_bytes())).unwrap()
 }
 
 fn lines(text: &str) -> Vec<&str> {
@@ -169,6 +179,10 @@ fn parameters_are_raised_where_the_configuration_is_lower_or_unclear() {
     assert_eq!(elsewhere(Some("include 'more.conf'\n"), ""), [true, true]);
     assert_eq!(elsewhere(None, "max_connections = 300\n"), [false, true], "postgresql.auto.conf is read last");
     assert_eq!(elsewhere(Some(""), ""), [false, false]);
+    // What already stands there as high is no value that was raised: what decides is not here.
+    let wishes = time_case();
+    let told = raised_with(&wishes, "max_connections = 100\ninclude 'more.conf'\n");
+    assert_eq!(told.iter().find(|one| one.setting == "max_connections").expect("told").was, ELSEWHERE);
 }
 
 #[test]
@@ -191,7 +205,7 @@ fn a_recovery_neither_waits_nor_tidies_up_for_production() {
         recovery_end_command = 'promote-elsewhere'\nprimary_conninfo = 'host=db1'\nprimary_slot_name = 's1'\n";
     let (text, told) = run(&time_case(), main, "");
     for line in [
-        "recovery_min_apply_delay = 0",
+        "recovery_min_apply_delay = '0'",
         "archive_cleanup_command = ''",
         "recovery_end_command = 'rm -rf pg_wal/walrecv'",
         "primary_conninfo = ''",
@@ -201,7 +215,25 @@ fn a_recovery_neither_waits_nor_tidies_up_for_production() {
     }
     assert!(!text.contains("stats_temp_directory"), "a server of 15 would not start");
     let told: Vec<_> = told.iter().map(|n| n.setting.as_str()).collect();
-    assert_eq!(told, ["primary_conninfo", "primary_slot_name", "max_logical_replication_workers"]);
+    assert_eq!(
+        told,
+        [
+            "recovery_end_command",
+            "archive_cleanup_command",
+            "recovery_min_apply_delay",
+            "primary_conninfo",
+            "primary_slot_name",
+            "max_logical_replication_workers"
+        ]
+    );
+    // A server that pauses would open, and delete the file. 16 and later would not start with the setting.
+    let main = "promote_trigger_file = '/run/promote'\n";
+    for version in MajorVersion::ALL {
+        let (text, told) = run(&Case { version, ..time_case() }, main, "");
+        let emptied = lines(&text).contains(&"promote_trigger_file = ''");
+        let named = told.iter().any(|one| one.setting == "promote_trigger_file" && one.was == "/run/promote");
+        assert_eq!((emptied, named), (version < MajorVersion::V16, version < MajorVersion::V16), "{version}");
+    }
     let (text, told) = run(&time_case(), "stats_temp_directory = '/run/postgresql/13-main.pg_stat_tmp'\n", "");
     assert!(lines(&text).contains(&"stats_temp_directory = 'pg_stat_tmp'"), "{text}");
     assert!(told.iter().any(|n| n.setting == "stats_temp_directory"), "{told:?}");
@@ -259,7 +291,8 @@ fn a_path_with_a_line_break_is_refused() {
 fn a_standby_goes_on_and_keeps_production_s_settings() {
     let upstream = Upstream { conninfo: "host=db1 password='it''s'".into(), slot: "s2".into() };
     let case = Case { action: Action::Follow, upstream, target: Target::Latest, stop: Stop::EndOfWal, ..time_case() };
-    let main = "synchronous_standby_names = 'walrecv'\narchive_mode = on\nprimary_slot_name = 'other'\n";
+    let main = "synchronous_standby_names = 'walrecv'\narchive_mode = on\nprimary_slot_name = 'other'\n\
+        recovery_min_apply_delay = '1h'\narchive_cleanup_command = 'pg_archivecleanup /archive %r'\n";
     let (text, told) = run(&case, main, "recovery_target_time = 'x'\n");
     for line in [
         "primary_conninfo = 'host=db1 password=''it''''s'''",
@@ -269,11 +302,18 @@ fn a_standby_goes_on_and_keeps_production_s_settings() {
     ] {
         assert!(lines(&text).contains(&line), "{line} in\n{text}");
     }
-    for kept in ["archive_mode", "synchronous_standby_names", "recovery_target_action", "max_logical"] {
+    for kept in [
+        "archive_mode",
+        "synchronous_standby_names",
+        "recovery_target_action",
+        "max_logical",
+        "recovery_min_apply_delay",
+    ] {
         assert!(!text.contains(&format!("\n{kept}")), "{kept} in\n{text}");
     }
     let told: Vec<_> = told.iter().map(|n| (n.setting.as_str(), n.was.as_str(), n.now.as_str())).collect();
-    assert_eq!(told, [("primary_slot_name", "other", "s2")]);
+    let tidies = ("archive_cleanup_command", "pg_archivecleanup /archive %r", "");
+    assert_eq!(told, [tidies, ("primary_slot_name", "other", "s2")]);
 }
 
 #[test]
