@@ -73,6 +73,8 @@ mod support;
 mod tablespaces;
 #[path = "cli/torn.rs"]
 mod torn;
+#[path = "cli/turned_back.rs"]
+mod turned_back;
 #[path = "cli/way_out.rs"]
 mod way_out;
 #[path = "cli/words.rs"]

@@ -429,7 +429,7 @@ fn a_server_can_wait_at_its_target() {
         std::fs::write(&file, "").expect("a trigger file");
         let mut server = Server::builder(version);
         if version < MajorVersion::V16 {
-            server = server.setting("promote_trigger_file", &file.display().to_string());
+            server = server.setting("promote_trigger_file", file.display());
         }
         let mut story = Story::new(server.start());
         story.backup();

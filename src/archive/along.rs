@@ -3,15 +3,37 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 
 use super::Archive;
 use super::inventory::Inventory;
 use super::path::Path;
 use super::read::SegmentBytes;
 use crate::error::{Context, Error, Kind, Result};
-use crate::pg::{SegmentName, SegmentNumber};
+use crate::pg::{Lsn, SegmentName, SegmentNumber};
+use crate::seal::content::summary::Summary;
+
+/// So many groups are asked for their summaries at a time.
+const AT_ONCE: usize = 8;
 
 impl Archive {
+    /// Shows the summary of every object with WAL that begins at or after `from` on this path, without opening contents. What none speaks of, the open segment
+    /// above all, is not shown.
+    pub async fn summaries_along(&self, path: &Path, from: Lsn, mut see: impl FnMut(&Summary)) -> Result<()> {
+        for leg in &path.legs {
+            let counts = |start: Lsn| start >= from && leg.end.is_none_or(|end| start < end);
+            let mut groups = self.groups(leg.timeline).await?;
+            groups.retain(|group| {
+                leg.end.is_none_or(|end| group.first < end) && !group.ends_by(leg.begin) && !group.ends_by(from)
+            });
+            let mut asked = stream::iter(groups.into_iter().map(|group| self.summaries_in(group))).buffered(AT_ONCE);
+            while let Some(summaries) = asked.next().await {
+                summaries?.iter().filter(|summary| counts(summary.start)).for_each(&mut see);
+            }
+        }
+        Ok(())
+    }
+
     /// As [`Archive::read_along`], in a task of its own, so that it goes on while other bytes are looked at.
     pub async fn read_ahead(
         &self,

@@ -183,7 +183,7 @@ impl<'a> Shelf<'a> {
         if let Some(newest) = known().get(&(segment, end)) {
             return *newest;
         }
-        let newest = archive.newest_in(segment, end, inventory).await.unwrap_or_else(|error| {
+        let newest = archive.last_in(segment, end, inventory).await.unwrap_or_else(|error| {
             tracing::warn!("which commits {segment} holds is not known: {error}");
             None
         });

@@ -319,13 +319,31 @@ fn show_plan(common: &Common, plan: &Plan, delta: bool) -> Result<()> {
             made.oid, made.location, made.lsn
         ));
     }
+    show_left_out(plan);
+    Ok(())
+}
+
+/// Commits up to the target that lie after the stop.
+fn show_left_out(plan: &Plan) {
     for missed in &plan.missed {
         output::line(format!(
             "left out     transaction {} at {}: it lies after the stop, LSN {}",
             missed.xid, missed.time, missed.lsn
         ));
     }
-    Ok(())
+    let more = plan.missed_commits.saturating_sub(plan.missed.len() as u64);
+    if more > 0 {
+        output::line(format!(
+            "left out     and {} more up to LSN {}",
+            output::count(more, "commit"),
+            plan.looked_until
+        ));
+    }
+    if let Some(from) = &plan.more_missed_from {
+        output::line(format!(
+            "left out     and more up to the target, in WAL from LSN {from} on: the clock was set back"
+        ));
+    }
 }
 
 fn show_estimate(plan: &Plan) {

@@ -65,7 +65,7 @@ pub struct Searched {
     pub to: Lsn,
     pub bytes: u64,
     pub missing: Vec<Missing>,
-    /// The archive has everything through this moment: by a heartbeat, or by the newest commit that was seen. `None` where neither is there.
+    /// The archive has everything through this moment: by a heartbeat, or by the last commit that was seen. `None` where neither is there.
     pub complete_through: Option<PgTime>,
 }
 
@@ -131,7 +131,7 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
     let mut missing = std::mem::take(&mut reader.missing);
     let tallied = reader.tally.map(Tally::finish).unwrap_or_default();
     let beat = archive.complete_through(path.target()).await?.map(|beat| beat.time);
-    let complete_through = beat.max(tallied.newest);
+    let complete_through = beat.max(tallied.last);
     if complete_through.is_none_or(|through| to > through) {
         let lost = archive.lost_end(&inventory, path.target()).await?.filter(|lost| lost.beat.time >= from);
         missing.extend(lost.map(|lost| Missing { from: lost.from.max(end), to: lost.beat.lsn }));

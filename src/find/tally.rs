@@ -120,7 +120,7 @@ pub struct Tally {
     left_out: u64,
     overflowed: bool,
     commits: u64,
-    newest: Option<PgTime>,
+    last: Option<PgTime>,
     minimal: Vec<Lsn>,
 }
 
@@ -135,8 +135,8 @@ pub struct Tallied {
     pub overflowed: bool,
     /// Commits within the window.
     pub commits: u64,
-    /// Of the newest commit or abort, within the window or not.
-    pub newest: Option<PgTime>,
+    /// Of the last commit or abort in the order of WAL, within the window or not: a clock that was set back says nothing of what came before.
+    pub last: Option<PgTime>,
     /// Where the server went on under `wal_level = minimal`: what was done from there on is not all in WAL.
     pub minimal: Vec<Lsn>,
 }
@@ -156,7 +156,7 @@ impl Tally {
             left_out: 0,
             overflowed: false,
             commits: 0,
-            newest: None,
+            last: None,
             minimal: Vec::new(),
         }
     }
@@ -295,7 +295,7 @@ impl Tally {
             let part = self.take(xid);
             all.join(part);
         }
-        self.newest = self.newest.max(Some(ending.time));
+        self.last = Some(ending.time);
         let within = (self.wish.from..=self.wish.to).contains(&ending.time);
         if ending.abort || !within {
             return;
@@ -465,8 +465,8 @@ impl Tally {
         let mut found = self.found;
         found.extend(self.largest.into_values().filter(|one| one.wal_bytes >= least));
         found.sort_by_key(|one| one.lsn);
-        let Tally { left_out, overflowed, commits, newest, minimal, .. } = self;
-        Tallied { found, left_out, overflowed, commits, newest, minimal }
+        let Tally { left_out, overflowed, commits, last, minimal, .. } = self;
+        Tallied { found, left_out, overflowed, commits, last, minimal }
     }
 }
 

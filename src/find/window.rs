@@ -8,6 +8,7 @@ use crate::archive::path::Path;
 use crate::error::Result;
 use crate::pg::xact::PgTime;
 use crate::pg::{Lsn, SegmentNumber};
+use crate::seal::content::summary::Summary;
 
 /// Earliest and latest time of a commit or abort that ends in a segment.
 type Times = BTreeMap<SegmentNumber, (PgTime, PgTime)>;
@@ -39,18 +40,12 @@ fn stored(archive: &Archive, path: &Path, inventory: &Inventory) -> Option<(Segm
 async fn times(archive: &Archive, path: &Path) -> Result<Times> {
     let size = archive.names.segment_size;
     let mut times = Times::new();
-    for leg in &path.legs {
-        for group in archive.groups(leg.timeline).await? {
-            let overlaps = leg.end.is_none_or(|end| group.first < end) && !group.ends_by(leg.begin);
-            let summaries = if overlaps { archive.summaries_in(group).await? } else { Vec::new() };
-            let counts = |start: Lsn| leg.end.is_none_or(|end| start < end);
-            for summary in summaries.iter().filter(|summary| counts(summary.start)) {
-                let Some((min, max)) = summary.times else { continue };
-                let known = times.entry(size.segment_of(summary.start)).or_insert((min, max));
-                *known = (known.0.min(min), known.1.max(max));
-            }
-        }
-    }
+    let note = |summary: &Summary| {
+        let Some((min, max)) = summary.times else { return };
+        let known = times.entry(size.segment_of(summary.start)).or_insert((min, max));
+        *known = (known.0.min(min), known.1.max(max));
+    };
+    archive.summaries_along(path, Lsn(0), note).await?;
     Ok(times)
 }
 

@@ -1,11 +1,11 @@
 //! Chooses the backup and the path: the newest backup from which the server's own rules lead to the target.
 
 use super::decide::Bounds;
-use super::near;
 use super::path::{self, Beyond, Path};
 use super::plan::{Landing, Met, Origin, Refusal, Stop, Walk, precedes};
 use super::scan::{Hole, Read, Route};
 use super::target::Target;
+use super::{left_out, near};
 use crate::archive::Archive;
 use crate::archive::heartbeat::LostEnd;
 use crate::archive::inventory::Inventory;
@@ -44,6 +44,8 @@ pub struct Choice {
     pub parameters: Parameters,
     /// What leads round tablespaces that recovery would make, where it makes any.
     pub way_round: Option<String>,
+    /// Behind what was looked through commits up to the target follow from here on: see [`left_out::beyond`].
+    pub more_left_out: Option<Lsn>,
 }
 
 /// Reads WAL until the landing is known. Changes nothing. `Kind::Target` with the nearest that can be reached; `Kind::Gap`
@@ -77,8 +79,11 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
                 // Recovery ends there, and the server takes no timeline but the first without its history.
                 inventory.demand_history(landing.timeline)?;
                 let way_round = super::spaces::way_round(backups, manifest, &path, &landing);
-                let (manifest, path) = ((*manifest).clone(), path.clone());
-                return Ok(Choice { manifest, hurt: false, path, landing, passed_over, parameters, way_round });
+                let more_left_out = left_out::beyond(&route, landing.looked, &wanted.target).await?;
+                let (manifest, path, hurt) = ((*manifest).clone(), path.clone(), false);
+                let choice =
+                    Choice { manifest, hurt, path, landing, passed_over, parameters, way_round, more_left_out };
+                return Ok(choice);
             }
             Err(refusal) => refusal,
         };

@@ -13,6 +13,7 @@ mod ground;
 pub mod hand_over;
 mod keep;
 pub mod lay;
+mod left_out;
 mod listing;
 mod look;
 pub mod near;

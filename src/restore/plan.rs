@@ -91,8 +91,10 @@ pub struct Landing {
     pub needed: Lsn,
     pub timeline: TimelineId,
     pub stop: Stop,
-    /// Commits with a time at or before the target that lie after the stop, as far as was looked.
+    /// Commits with a time at or before the target that lie after the stop, as far as was looked: the first ones.
     pub missed: Vec<Commit>,
+    /// How many such were seen.
+    pub missed_count: u64,
     /// How far was looked for them.
     pub looked: Lsn,
     /// Tablespaces at paths of their own that are made on the way.
@@ -174,6 +176,7 @@ pub struct Walk {
     /// Start of the record that no recovery goes past.
     minimal: Option<Lsn>,
     missed: Vec<Commit>,
+    missed_count: u64,
     looked: Lsn,
     tablespaces: Vec<MadeTablespace>,
     rolled_back: bool,
@@ -198,6 +201,7 @@ impl Walk {
             stop: None,
             minimal: None,
             missed: Vec::new(),
+            missed_count: 0,
             looked: redo,
             tablespaces: Vec::new(),
             rolled_back: false,
@@ -303,6 +307,7 @@ impl Walk {
             timeline,
             stop,
             missed: self.missed,
+            missed_count: self.missed_count,
             looked: self.looked,
             tablespaces: self.tablespaces,
             rolled_back: self.rolled_back,
@@ -393,6 +398,7 @@ impl Walk {
         self.next_commit.get_or_insert(commit);
         let Target::Time { time: target, inclusive } = self.target else { return };
         let wanted = time < target || (inclusive && time == target);
+        self.missed_count += u64::from(wanted);
         if wanted && self.missed.len() < LISTED_MISSED {
             self.missed.push(commit);
         }

@@ -15,6 +15,7 @@ fn landing(stop: Stop) -> Landing {
         timeline: TimelineId(10),
         stop,
         missed: Vec::new(),
+        missed_count: 0,
         looked: Lsn(0x300),
         tablespaces: Vec::new(),
         rolled_back: false,

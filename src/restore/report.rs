@@ -42,8 +42,12 @@ pub struct Plan {
     pub new_tablespaces: Vec<TablespaceShown>,
     /// Commits at or before the target time that lie after the stop, because commit times do not follow the order of WAL.
     pub missed: Vec<CommitShown>,
+    /// How many were seen; the first of them are named.
+    pub missed_commits: u64,
     /// How far was looked for them.
     pub looked_until: String,
+    /// Behind that there are more from here on, as the summaries of segments say. Of the open segment no summary speaks.
+    pub more_missed_from: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -197,7 +201,9 @@ impl Plan {
             tablespaces: PlacedShown::of(manifest, &[]),
             new_tablespaces: landing.tablespaces.iter().map(tablespace).collect(),
             missed: landing.missed.iter().copied().map(commit).collect(),
+            missed_commits: landing.missed_count,
             looked_until: landing.looked.to_string(),
+            more_missed_from: choice.more_left_out.map(|lsn| lsn.to_string()),
         }
     }
 }
