@@ -389,6 +389,12 @@ fn a_backup_whose_wal_is_gone_is_a_gap_and_not_passed_over() {
     let error = plan_from(&world, &backups, Target::Latest, Some(ONE)).expect_err("WAL is gone");
     assert_eq!(error.kind(), Kind::Gap, "{error}");
     assert!(error.to_string().contains(cut.id.as_str()), "{error}");
+    // Nothing that the missing WAL keeps from being reached is named as a way out.
+    for target in [Target::Immediate, Target::Lsn { lsn: cut.stop, inclusive: true }] {
+        let error = plan_from(&world, std::slice::from_ref(&cut), target, Some(ONE)).expect_err("WAL is gone");
+        assert_eq!(error.kind(), Kind::Gap, "{error}");
+        assert!(error.advice().is_some_and(|a| a.contains("bring the missing WAL back")), "{:?}", error.advice());
+    }
     // Whoever names the older one, or an earlier target, knows what he does.
     let archive = &world.shelf.archive;
     let inventory = run(archive.inventory()).expect("an inventory");

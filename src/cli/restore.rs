@@ -93,11 +93,14 @@ async fn prepare(archive: &Archive, wanted: &Wanted, args: &RestoreArgs) -> Resu
         return Err(with_way_out(archive, wanted, &first, failed).await);
     }
     let why = |error: &Error| format!("{error}; this restore lands at the same place without it");
-    let mut damaged = vec![PassedOver { backup: first.choice.manifest.id.to_string(), why: why(&failed) }];
+    let mut damaged =
+        vec![PassedOver { backup: first.choice.manifest.id.to_string(), why: why(&failed), cut_off: false }];
     while let Some(other) = sound::instead(archive, wanted, &first, &damaged).await? {
         let backup = other.choice.manifest.id.to_string();
         match weighed(archive, other, args).await {
-            Err(error) if error.kind() == Kind::Corrupt => damaged.push(PassedOver { backup, why: why(&error) }),
+            Err(error) if error.kind() == Kind::Corrupt => {
+                damaged.push(PassedOver { backup, why: why(&error), cut_off: false })
+            }
             outcome => return outcome,
         }
     }

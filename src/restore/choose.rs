@@ -29,6 +29,8 @@ pub struct Wanted {
 pub struct PassedOver {
     pub backup: String,
     pub why: String,
+    /// Its own WAL is not all there: nothing can be restored from it.
+    pub cut_off: bool,
 }
 
 /// A backup, a path and the landing that they lead to.
@@ -109,7 +111,8 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
         if hole.is_some() || !matches!(refusal, Refusal::NotReached { .. }) {
             unmet = None;
         }
-        passed_over.push(PassedOver { backup: manifest.id.to_string(), why: why(&refusal, hole, newer) });
+        let (why, cut_off) = (why(&refusal, hole, newer), matches!(refusal, Refusal::WalEndsEarly { .. }));
+        passed_over.push(PassedOver { backup: manifest.id.to_string(), why, cut_off });
     }
     let unmet = unmet.filter(|_| passed_over.len() == candidates.len());
     Err(unreachable(&wanted.target, &candidates, &passed_over, minimal, (&met, unmet)))
@@ -185,7 +188,7 @@ fn elsewhere(backups: &[Manifest], candidates: &[&Manifest], wanted: &Wanted, pa
     let newest = candidates.iter().map(|m| m.stopped_at).max();
     let newer = backups.iter().filter(|m| wanted.backup.is_none() && Some(m.stopped_at) > newest);
     let why = format!("it does not lie on the way to timeline {}", path.target());
-    newer.map(|m| PassedOver { backup: m.id.to_string(), why: why.clone() }).collect()
+    newer.map(|m| PassedOver { backup: m.id.to_string(), why: why.clone(), cut_off: false }).collect()
 }
 
 fn origin(manifest: &Manifest) -> Origin {
@@ -323,7 +326,12 @@ fn unreachable(
         _ => reasons(passed_over),
     };
     let message = format!("{} cannot be reached; {reasons}", target.describe());
-    let earliest = candidates.iter().min_by_key(|m| m.stop);
+    let cut_off = |m: &Manifest| passed_over.iter().any(|one| one.cut_off && one.backup == m.id.as_str());
+    let earliest = candidates.iter().filter(|m| !cut_off(m)).min_by_key(|m| m.stop);
+    if let (None, false) = (earliest, candidates.is_empty()) {
+        return Error::new(Kind::Gap, message)
+            .hint("bring the missing WAL back from another copy of the repository, or take a new backup");
+    }
     if let Some(at) = minimal {
         return Error::new(Kind::Target, message).hint(format!(
             "--target-lsn {at} --exclusive is the last moment before that; later ones need a backup that was taken after it"
@@ -410,7 +418,7 @@ mod tests {
     #[test]
     fn of_hundreds_of_backups_some_are_told() {
         let passed: Vec<PassedOver> =
-            (0..700).map(|n| PassedOver { backup: format!("b{n}"), why: format!("w{n}") }).collect();
+            (0..700).map(|n| PassedOver { backup: format!("b{n}"), why: format!("w{n}"), cut_off: false }).collect();
         assert_eq!(reasons(&passed[..2]), "backup b0: w0; backup b1: w1");
         assert_eq!(reasons(&passed[..5]).matches("backup").count(), 5);
         let told = reasons(&passed);

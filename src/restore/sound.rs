@@ -34,7 +34,11 @@ pub async fn prefer(
         Ok(mut other) if lands_alike(&other, &choice) => {
             let newer = backups.iter().filter(|manifest| is_hurt(manifest) && manifest.start > other.manifest.start);
             let why = "a noted check found it hurt, and this restore lands at the same place without it";
-            let passed = newer.map(|manifest| PassedOver { backup: manifest.id.to_string(), why: why.to_owned() });
+            let passed = newer.map(|manifest| PassedOver {
+                backup: manifest.id.to_string(),
+                why: why.to_owned(),
+                cut_off: false,
+            });
             other.passed_over.extend(passed);
             other
         }
@@ -74,8 +78,11 @@ const LOOKED: usize = 8;
 /// The newest other backup that leads to the same place and needs nothing of what `error` names; what keeps it from being found is no news beside that error.
 pub async fn way_out(archive: &Archive, wanted: &Wanted, first: &Prepared, error: &Error) -> Option<String> {
     let text = error.to_string();
-    let passed =
-        |prepared: &Prepared| PassedOver { backup: prepared.choice.manifest.id.to_string(), why: String::new() };
+    let passed = |prepared: &Prepared| PassedOver {
+        backup: prepared.choice.manifest.id.to_string(),
+        why: String::new(),
+        cut_off: false,
+    };
     let mut damaged = vec![passed(first)];
     for _ in 0..LOOKED {
         let other = instead(archive, wanted, first, &damaged).await.ok()??;
