@@ -83,6 +83,21 @@ fn another_backup_that_lands_alike_is_taken_or_told() {
     let again = as_postgres(Path::new("/bin/sh")).current_dir(site.etc()).args(["-c", line]).output().expect("run it");
     assert!(again.status.success(), "{line}: {}", String::from_utf8_lossy(&again.stderr));
     fs::rename(&aside, &pack).expect("put it back");
+    // Damage in its last frame is told by its place in the object, as a check tells it.
+    harmed(
+        &pack,
+        |bytes| *bytes.last_mut().expect("bytes") ^= 1,
+        || {
+            let place = |told: &str| -> u64 {
+                let place = told.split_once("damaged at offset ").unwrap_or_else(|| panic!("no place in {told}")).1;
+                place.split_once(':').and_then(|(number, _)| number.parse().ok()).expect("a number")
+            };
+            let laid = place(&site.restore(&server, "damaged", &["--latest"]).run().expect_code(16).stderr);
+            let checked = site.walrecv(&["verify", "--deep", "--no-record"]).run().expect_code(16);
+            assert_eq!(laid, place(&checked.stdout), "{}", checked.stdout);
+            assert_ne!(laid, 0);
+        },
+    );
     // Both need these.
     fs::rename(cluster(&site).join("packs").join(&older), &aside).expect("take packs away");
     let told = site.restore(&server, "none", &["--latest"]).run().expect_code(16).stderr;

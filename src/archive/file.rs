@@ -104,6 +104,6 @@ impl Archive {
         let range = place.offset..place.offset + u64::from(place.len);
         let gone = || Error::new(Kind::Corrupt, format!("{name} is missing, and a backup needs it"));
         let sealed = self.repo.get_range(name, range).await?.ok_or_else(gone)?;
-        opener.frame(&sealed, frame, pack.is_last(frame)).map_err(|e| refused(name, e))
+        opener.frame(&sealed, frame, pack.is_last(frame)).map_err(|e| refused(name, e.behind(place.offset)))
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::decide::Bounds;
 use super::ground::Claimed;
-use super::plan_file::{Access, PlanFile};
+use super::plan_file::{Access, PlanFile, SIGNAL};
 use super::recovery::{self, Neutralised, Scratch, Upstream, Wishes};
 use super::server::Account;
 use super::settings::Outside;
@@ -104,7 +104,7 @@ pub async fn configure(
         ground.whole_file(b"standby.signal", b"", 0o600)?;
         disk_lay::make_dir(&ground.root.join(super::plan_file::DIRECTORY), 0o700, ground.owner)?;
     } else {
-        ground.whole_file(b"recovery.signal", b"", 0o600)?;
+        ground.whole_file(b"recovery.signal", SIGNAL, 0o600)?;
         plan_file(archive, access, prepared).await?.write(&ground.root, ground.owner)?;
     }
     if let Some(scratch) = &options.scratch {

@@ -15,7 +15,7 @@ use crate::repo::ClusterNames;
 use crate::seal::content::contents::Contents;
 use crate::seal::content::map::{File, PackPlace, Run, Source};
 use crate::seal::header::ObjectKind;
-use crate::seal::opener::Opener;
+use crate::seal::opener::{OpenFailed, Opener};
 use crate::seal::page_hash::PageHasher;
 
 /// Frames closer than this are fetched together with what lies between them.
@@ -129,7 +129,7 @@ impl Opened {
         let claims = stock::part_claims(archive, ObjectKind::Pack, pack.number);
         let opener = Opener::new(&pack.header, &claims, archive.keys.as_ref(), true);
         let opener = opener.map_err(|e| stock::refused(name, e))?;
-        let plain = opener.frame(list, 0, pack.is_last(0)).map_err(|e| stock::refused(name, e))?;
+        let plain = opener.frame(list, 0, pack.is_last(0)).map_err(|e| in_frame(pack, 0, name, e))?;
         let contents = Contents::decode(&plain, &pack.backup, pack.number).map_err(|e| stock::malformed(name, e))?;
         Ok(Opened { opener, contents })
     }
@@ -194,6 +194,12 @@ fn list_range(pack: &PackPlace, name: &str) -> Result<Range<u64>> {
     Ok(list.offset..list.offset + u64::from(list.len))
 }
 
+/// What is wrong with a frame, by its place in the pack.
+fn in_frame(pack: &PackPlace, frame: u32, name: &str, failed: OpenFailed) -> Error {
+    let begin = pack.frames.get(frame as usize).map_or(0, |place| place.offset);
+    stock::refused(name, failed.behind(begin))
+}
+
 fn no_frame(name: &str, frame: u32) -> Error {
     Error::new(Kind::Corrupt, format!("{name} has no frame {frame}, but a map names it"))
 }
@@ -218,7 +224,7 @@ fn write_pieces(
             let last = pack.is_last(piece.frame);
             opener
                 .frame_into(sealed, piece.frame, last, &mut scratch, &mut plain)
-                .map_err(|e| stock::refused(name, e))?;
+                .map_err(|e| in_frame(pack, piece.frame, name, e))?;
             stands = Some(piece.frame);
         }
         let Filling { path, tally, .. } = filling(files, piece)?;
@@ -296,7 +302,8 @@ pub async fn small_file(archive: &Archive, file: &File) -> Result<Vec<u8>> {
         let sealed = stock::needed(archive.repo.get_range(&name, range).await?, &name)?;
         let list = stock::needed(archive.repo.get_range(&name, list_range(pack, &name)?).await?, &name)?;
         let Opened { opener, contents } = Opened::new(archive, pack, &list, &name)?;
-        let plain = opener.frame(&sealed, *frame, pack.is_last(*frame)).map_err(|e| stock::refused(&name, e))?;
+        let plain =
+            opener.frame(&sealed, *frame, pack.is_last(*frame)).map_err(|e| in_frame(pack, *frame, &name, e))?;
         // No longer than the file, which is small.
         let len = (run.count * unit) as u32;
         let piece = Piece { at: run.first * unit, len, file: 0, frame: *frame, offset: *offset };

@@ -77,6 +77,17 @@ struct StoredLeg {
     end: Option<String>,
 }
 
+/// What stands in the `recovery.signal` of a planned recovery. The server looks only whether there is such a file (`readRecoverySignalFile`).
+pub const SIGNAL: &[u8] = b"# walrecv restore: this recovery follows its plan\n";
+
+fn gone(place: &FilePath) -> Error {
+    Error::new(
+        Kind::Failed,
+        format!("the plan of this restore is gone ({}): its recovery would end elsewhere", place.display()),
+    )
+    .hint("run walrecv restore again; for a recovery without a plan empty recovery.signal")
+}
+
 impl PlanFile {
     /// The file below the data directory `pgdata`.
     pub fn place(pgdata: &FilePath) -> PathBuf {
@@ -96,7 +107,8 @@ impl PlanFile {
         lay::give(&place, owner)
     }
 
-    /// The plan that binds a recovery in `pgdata`: `None` where there is none, where it has ended, or where a standby runs.
+    /// The plan that binds a recovery in `pgdata`: `None` where there is none, where it has ended, or where a standby runs. An error where this very recovery was
+    /// planned, and the plan is gone: it would end elsewhere.
     ///
     /// At the end of recovery the server removes `recovery.signal` before it asks for its last history file (`StartupXLOG`), so pg_control, too,
     /// says whether a recovery is going on.
@@ -108,7 +120,10 @@ impl PlanFile {
         let place = Self::place(pgdata);
         match std::fs::read(&place) {
             Ok(bytes) => PlanFile::parse(&Zeroizing::new(bytes)).context(place.display()).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => match std::fs::read(pgdata.join("recovery.signal")) {
+                Ok(signal) if signal.starts_with(SIGNAL) => Err(gone(&place)),
+                _ => Ok(None),
+            },
             Err(e) => Err(Error::new(Kind::Failed, format!("cannot read the plan {}", place.display())).caused_by(e)),
         }
     }
@@ -304,5 +319,12 @@ mod tests {
         std::fs::remove_file(at("standby.signal")).unwrap();
         std::fs::write(PlanFile::place(pgdata.path()), "{").unwrap();
         assert!(PlanFile::binding(pgdata.path()).is_err(), "an unreadable plan is not no plan");
+        std::fs::remove_file(PlanFile::place(pgdata.path())).unwrap();
+        assert!(!bound(), "somebody's own recovery");
+        std::fs::write(at("recovery.signal"), SIGNAL).unwrap();
+        let error = PlanFile::binding(pgdata.path()).err().unwrap();
+        assert!(error.to_string().contains("is gone"), "{error}");
+        std::fs::write(at("standby.signal"), "").unwrap();
+        assert!(!bound(), "what has become a standby needs none");
     }
 }

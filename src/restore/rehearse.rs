@@ -40,7 +40,7 @@ pub async fn rehearse(archive: &Archive, access: Access, prepared: &Prepared, op
         NOBODY_HAS.history_name()
     } else {
         configure::plan_file(archive, access, prepared).await?.write(&ground.root, ground.owner)?;
-        ground.whole_file(b"recovery.signal", b"", 0o600)?;
+        ground.whole_file(b"recovery.signal", plan_file::SIGNAL, 0o600)?;
         report::first_segment(&prepared.choice, archive.names.segment_size).to_string()
     };
     ask(&ground.root, options, &name)

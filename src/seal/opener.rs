@@ -23,6 +23,16 @@ pub enum OpenFailed {
     Damaged { offset: u64, problem: String },
 }
 
+impl OpenFailed {
+    /// Of bytes that stand so far behind the object's beginning.
+    pub fn behind(self, begin: u64) -> OpenFailed {
+        match self {
+            OpenFailed::Damaged { offset, problem } => OpenFailed::Damaged { offset: begin + offset, problem },
+            other => other,
+        }
+    }
+}
+
 /// Parses the header; needs only the first bytes (8 KiB are always enough for header and frame 0 of a segment). Returns it with its length.
 /// Nothing is authenticated yet: only [`Opener::new`] says who wrote it.
 pub fn read_header(bytes: &[u8]) -> Result<(Header, usize), OpenFailed> {
