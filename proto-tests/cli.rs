@@ -42,6 +42,8 @@ mod many;
 mod no_slot;
 #[path = "cli/planted.rs"]
 mod planted;
+#[path = "cli/promoted.rs"]
+mod promoted;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/restored_primary.rs"]

@@ -414,9 +414,20 @@ fn a_newer_backup_of_another_branch_is_named() {
     world.store_all();
     let mut past = manifest(world.one.last_before(Lsn(5 * MB)).start, world.one.last_before(Lsn(5 * MB + 500_000)).end);
     let backups = [world.manifest(), past.clone()];
-    assert_eq!(plan_from(&world, &backups, Target::Latest, None).expect("a plan").passed_over.len(), 0);
+    let choice = plan_from(&world, &backups, Target::Latest, None).expect("a plan");
+    assert_eq!((choice.passed_over.len(), choice.later), (0, Vec::new()));
     past.stopped_at = Timestamp::from_second(past.stopped_at.as_second() + 1).expect("a time");
     let choice = plan_from(&world, &[world.manifest(), past.clone()], Target::Latest, None).expect("a plan");
     let passed: Vec<&str> = choice.passed_over.iter().map(|passed| passed.backup.as_str()).collect();
     assert_eq!((passed, choice.landing.timeline), (vec![past.id.as_str()], TWO));
+    let warned: Vec<String> = choice.later.iter().map(ToString::to_string).collect();
+    assert!(warned.len() == 1 && warned[0].starts_with("timeline 1 goes on through 2026-01-31 "), "{warned:?}");
+    assert!(
+        warned[0].contains(past.id.as_str()) && warned[0].ends_with("; --target-timeline 1 for that"),
+        "{warned:?}"
+    );
+    // Whoever says which timeline knows that there are others, and so does whoever says when.
+    let asked = |target, timeline| plan_from(&world, &[world.manifest(), past.clone()], target, timeline);
+    assert_eq!(asked(Target::Latest, Some(TWO)).expect("a plan").later, []);
+    assert_eq!(asked(Target::Latest, Some(ONE)).expect("a plan").later, []);
 }

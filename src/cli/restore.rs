@@ -283,6 +283,9 @@ fn show_plan(common: &Common, plan: &Plan, delta: bool) -> Result<()> {
     for passed in &plan.passed_over {
         output::line(format!("passed over  {}: {}", passed.id, passed.why));
     }
+    for warning in &plan.warnings {
+        output::line(format!("WARNING      {warning}"));
+    }
     for leg in &plan.timelines {
         output::line(format!("timeline     {}: from {} to {}", leg.timeline, leg.begin, leg.end));
     }

@@ -1,6 +1,7 @@
 //! Chooses the backup and the path: the newest backup from which the server's own rules lead to the target.
 
 use super::decide::Bounds;
+use super::later::{Later, later};
 use super::path::{self, Beyond, Path};
 use super::plan::{Landing, Met, Origin, Refusal, Stop, Walk, precedes};
 use super::scan::{Hole, Read, Route};
@@ -48,6 +49,8 @@ pub struct Choice {
     pub way_round: Option<String>,
     /// Behind what was looked through commits up to the target follow from here on: see [`left_out::beyond`].
     pub more_left_out: Option<Lsn>,
+    /// Where the newest timeline was taken for the latest: others that go on later.
+    pub later: Vec<Later>,
 }
 
 /// Reads WAL until the landing is known. Changes nothing. `Kind::Target` with the nearest that can be reached; `Kind::Gap`
@@ -78,14 +81,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
                 if let Some(hole) = hole.filter(|_| landing.stop == Stop::EndOfWal) {
                     return Err(gap(&hole, &landing));
                 }
-                // Recovery ends there, and the server takes no timeline but the first without its history.
-                inventory.demand_history(landing.timeline)?;
-                let way_round = super::spaces::way_round(backups, manifest, &path, &landing);
-                let more_left_out = left_out::beyond(&route, landing.looked, &wanted.target).await?;
-                let (manifest, path, hurt) = ((*manifest).clone(), path.clone(), false);
-                let choice =
-                    Choice { manifest, hurt, path, landing, passed_over, parameters, way_round, more_left_out };
-                return Ok(choice);
+                return landed(&route, backups, wanted, manifest, landing, parameters, passed_over).await;
             }
             Err(refusal) => refusal,
         };
@@ -116,6 +112,27 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     }
     let unmet = unmet.filter(|_| passed_over.len() == candidates.len());
     Err(unreachable(&wanted.target, &candidates, &passed_over, minimal, (&met, unmet)))
+}
+
+/// What is told of a landing beside it.
+async fn landed(
+    route: &Route<'_>,
+    backups: &[Manifest],
+    wanted: &Wanted,
+    manifest: &Manifest,
+    landing: Landing,
+    parameters: Parameters,
+    passed_over: Vec<PassedOver>,
+) -> Result<Choice> {
+    let Route { archive, inventory, path, .. } = *route;
+    // Recovery ends there, and the server takes no timeline but the first without its history.
+    inventory.demand_history(landing.timeline)?;
+    let way_round = super::spaces::way_round(backups, manifest, path, &landing);
+    let more_left_out = left_out::beyond(route, landing.looked, &wanted.target).await?;
+    let by_default = wanted.timeline.is_none() && matches!(wanted.target, Target::Latest);
+    let later = if by_default { later(archive, inventory, backups, path, &landing).await? } else { Vec::new() };
+    let (manifest, path, hurt) = (manifest.clone(), path.clone(), false);
+    Ok(Choice { manifest, hurt, path, landing, passed_over, parameters, way_round, more_left_out, later })
 }
 
 /// The end of the path's WAL is none where a heartbeat shows that there was more.

@@ -12,6 +12,7 @@ mod fits;
 mod ground;
 pub mod hand_over;
 mod keep;
+mod later;
 pub mod lay;
 mod left_out;
 mod listing;

@@ -48,6 +48,8 @@ pub struct Plan {
     pub looked_until: String,
     /// Behind that there are more from here on, as the summaries of segments say. Of the open segment no summary speaks.
     pub more_missed_from: Option<String>,
+    /// What whoever restores should know before: other timelines that go on later than where `--latest` lands.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -204,6 +206,7 @@ impl Plan {
             missed_commits: landing.missed_count,
             looked_until: landing.looked.to_string(),
             more_missed_from: choice.more_left_out.map(|lsn| lsn.to_string()),
+            warnings: choice.later.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -64,6 +64,7 @@ pub async fn instead(
     match choose::choose(archive, &inventory, &others, &wanted).await {
         Ok(mut other) if lands_alike(&other, &first.choice) => {
             other.passed_over.splice(..0, damaged.iter().cloned());
+            other.later.clone_from(&first.choice.later);
             Ok(Some(Prepared::of(archive, &wanted, other)))
         }
         Ok(_) => Ok(None),

@@ -1,0 +1,55 @@
+//! A standby that is promoted on the side while it is backed up, and production that goes on on its own timeline.
+
+use walrecv::pg::MajorVersion;
+
+use crate::backups::rows;
+use crate::site::{Site, end, wait_durable};
+use crate::support::{Server, require_servers};
+
+/// Once there is a backup of a standby that was promoted on the side, its timeline is the newest one, and the plan tells that production's goes on.
+#[test]
+fn a_timeline_that_goes_on_later_than_the_newest_one_is_told() {
+    for version in [MajorVersion::V13, MajorVersion::V17] {
+        require_servers!(version);
+        let primary = Server::start(version);
+        rows(&primary, "t", 1000);
+        let site = Site::new(&primary);
+        let receiver = site.receive(&[]);
+        site.backup();
+        let standby = primary.standby().setting("hot_standby", "on").start();
+        standby.wait_sql("select count(*) from t", "1000");
+        let other = site.etc().join("stand.toml");
+        let config = std::fs::read_to_string(site.config()).expect("a configuration");
+        let moved = config.replace(&primary.conninfo("postgres"), &standby.conninfo("postgres"));
+        assert_ne!(moved, config);
+        std::fs::write(&other, moved).expect("write the configuration");
+        let other = other.display().to_string();
+        standby.promote();
+        site.walrecv(&["--config", &other, "backup"]).run().expect_code(0);
+        let told = || {
+            let plan = site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run().expect_code(0).json();
+            assert_eq!(plan["target_timeline"], 2, "{version}: {plan:#}");
+            plan["warnings"].as_array().expect("warnings").clone()
+        };
+        let said = |warnings: &[serde_json::Value], text: &str| {
+            warnings.len() == 1
+                && warnings[0].as_str().is_some_and(|said| {
+                    said.starts_with("timeline 1 goes on through ")
+                        && said.contains(text)
+                        && said.ends_with("; --target-timeline 1 for that")
+                })
+        };
+        rows(&primary, "much_later", 1000);
+        primary.switch_wal();
+        rows(&primary, "last", 1);
+        wait_durable(&primary, primary.lsn());
+        let commits = told();
+        assert!(said(&commits, "later than where this lands; "), "{version}: {commits:?}");
+        let backup = site.backup();
+        end(receiver);
+        let both = told();
+        assert!(said(&both, backup["id"].as_str().expect("an id")), "{version}: {both:?}");
+        let plan = site.walrecv(&["restore", "--latest", "--plan"]).run().expect_code(0);
+        assert!(plan.stdout.contains("\nWARNING      timeline 1 goes on "), "{version}: {}", plan.stdout);
+    }
+}
