@@ -580,3 +580,19 @@ fn a_signal_that_comes_when_the_backup_is_complete_does_not_give_it_up() {
     let listed = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
     assert_eq!(listed["backups"].as_array().map(Vec::len), Some(3), "{listed}");
 }
+
+/// What was read, changed and stored is told where the backup is taken, and where it is shown.
+#[test]
+fn a_backup_tells_what_was_read_changed_and_stored() {
+    require_servers!(MajorVersion::V17);
+    let server = Server::start(MajorVersion::V17);
+    let site = Site::new(&server);
+    assert!(site.backup().get("why_full").is_some());
+    let taken = site.walrecv(&["backup"]).run().expect_code(0).stdout;
+    let shown = site.walrecv(&["show", "latest"]).run().expect_code(0).stdout;
+    for told in [&taken, &shown] {
+        for row in ["read         ", "changed      ", "stored       "] {
+            assert_eq!(told.lines().filter(|line| line.starts_with(row)).count(), 1, "{row}: {told}");
+        }
+    }
+}

@@ -195,6 +195,8 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
         output::line(format!("             streamed by this command on {kind}"));
     }
     output::line(format!("data         {} in {}", output::bytes(sizes.total), output::count(sizes.files, "file")));
+    output::line(format!("read         {}", show::read(manifest)));
+    output::line(format!("changed      {}", show::changed(manifest)));
     output::line(format!(
         "stored       {} in {}",
         output::bytes(sizes.stored),

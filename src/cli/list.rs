@@ -464,7 +464,7 @@ pub fn backup_json(manifest: &Manifest) -> Value {
         "transfer": manifest.transfer, "parent": manifest.parent.as_ref().map(ToString::to_string),
         "changed_bytes": manifest.sizes.changed, "reused_bytes": manifest.sizes.reused,
         "changed_share": show::changed_share(manifest), "copy_seconds": show::took(manifest),
-        "from_standby": manifest.from_standby,
+        "from_standby": manifest.from_standby, "why_full": manifest.why_full,
     })
 }
 

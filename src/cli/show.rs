@@ -149,7 +149,6 @@ fn details(value: &mut Value, manifest: &Manifest) {
     value["zero_bytes"] = sizes.zero.into();
     value["moved_bytes"] = sizes.moved.into();
     value["carried_bytes"] = sizes.carried.into();
-    value["why_full"] = manifest.why_full.clone().into();
     value["host"] = manifest.host.clone().into();
     value["survivors_at"] = output::rfc3339(manifest.survivors_at).into();
     value["data_checksums"] = (manifest.control.data_checksum_version > 0).into();
@@ -188,6 +187,16 @@ pub fn changed_share(manifest: &Manifest) -> f64 {
     if sizes.total == 0 { 0.0 } else { (sizes.changed as f64 / sizes.total as f64).min(1.0) }
 }
 
+/// What the server sent.
+pub(super) fn read(manifest: &Manifest) -> String {
+    format!("{} from the server", output::bytes(manifest.sizes.read))
+}
+
+/// What was stored anew, before compression.
+pub(super) fn changed(manifest: &Manifest) -> String {
+    format!("{} ({:.1} %)", output::bytes(manifest.sizes.changed), changed_share(manifest) * 100.0)
+}
+
 fn row(name: &str, text: impl AsRef<str>) {
     output::line(format!("{name:<12} {}", text.as_ref()));
 }
@@ -214,15 +223,8 @@ fn text(window: &list::Window) {
     row("began", output::time(manifest.started_at));
     row("took", output::seconds(took(manifest)));
     row("data", format!("{} in {}", output::bytes(sizes.total), output::count(sizes.files, "file")));
-    row(
-        "changed",
-        format!(
-            "{} ({:.1} %), {} of zeros",
-            output::bytes(sizes.changed),
-            changed_share(manifest) * 100.0,
-            output::bytes(sizes.zero)
-        ),
-    );
+    row("read", read(manifest));
+    row("changed", format!("{}, {} of zeros", changed(manifest), output::bytes(sizes.zero)));
     if sizes.moved > 0 {
         row("", format!("{} of it had not changed: stored anew so that space comes back", output::bytes(sizes.moved)));
     }
