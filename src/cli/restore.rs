@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pg::MajorVersion;
 use crate::restore::choose::PassedOver;
 use crate::restore::only::{self, Database};
-use crate::restore::recovery::{Scratch, Upstream};
+use crate::restore::recovery::{self, Scratch, Upstream};
 use crate::restore::report::DatabasesShown;
 use crate::restore::server::{Account, Programs};
 use crate::restore::start::{Start, Started};
@@ -132,15 +132,10 @@ fn again(args: impl Iterator<Item = std::result::Result<String, OsString>>, back
             words.push(arg);
         }
     }
-    if words.iter().any(|word| word.contains("password")) {
+    if words.iter().any(|word| recovery::may_hold_a_password(word)) {
         return same();
     }
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    let quoted = |word: &String| match !word.is_empty() && word.chars().all(plain) {
-        true => word.clone(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    };
-    let line: Vec<String> = words.iter().map(quoted).collect();
+    let line: Vec<String> = words.iter().map(|word| recovery::shell_word(word)).collect();
     format!("{} --backup {backup}", line.join(" "))
 }
 
@@ -506,6 +501,8 @@ mod tests {
             again(&["w", "--backup=A", "--target-time", "it's 2 pm", ""]),
             "w --target-time 'it'\\''s 2 pm' '' --backup B"
         );
-        assert!(!again(&["w", "--primary-conninfo", "password=x"]).contains("password"));
+        for conninfo in ["password=x", "postgresql://joe:x@db1/"] {
+            assert_eq!(again(&["w", "--primary-conninfo", conninfo]), "give the same command with --backup B");
+        }
     }
 }

@@ -289,13 +289,14 @@ fn differences(overrides: &[(&'static str, String)], current: &str, elsewhere: b
     overrides.iter().filter_map(differs).collect()
 }
 
-/// Passwords are not told. In a URI one may stand in front of the host, without the word.
+/// Passwords are not told.
 fn shown(value: &str) -> String {
-    if value.contains("password") || (value.contains("://") && value.contains('@')) {
-        "(a connection with a password)".to_owned()
-    } else {
-        value.to_owned()
-    }
+    if may_hold_a_password(value) { "(a connection with a password)".to_owned() } else { value.to_owned() }
+}
+
+/// Whether there may be a password in it. In a URI one may stand in front of the host, without the word.
+pub fn may_hold_a_password(value: &str) -> bool {
+    value.contains("password") || (value.contains("://") && value.contains('@'))
 }
 
 fn without_block(conf: &[u8]) -> Vec<u8> {

@@ -27,7 +27,9 @@ impl OpenFailed {
     /// Of bytes that stand so far behind the object's beginning.
     pub fn behind(self, begin: u64) -> OpenFailed {
         match self {
-            OpenFailed::Damaged { offset, problem } => OpenFailed::Damaged { offset: begin + offset, problem },
+            OpenFailed::Damaged { offset, problem } => {
+                OpenFailed::Damaged { offset: begin.saturating_add(offset), problem }
+            }
             other => other,
         }
     }
