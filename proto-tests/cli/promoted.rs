@@ -6,6 +6,48 @@ use crate::backups::rows;
 use crate::site::{Site, end, wait_durable};
 use crate::support::{Server, require_servers};
 
+/// A standby that lacks the slot is backed up and promoted meanwhile, while the primary goes on: the backup fails, and nothing of the timeline that it began is
+/// in production's archive, or that would be what is restored by default.
+#[test]
+fn a_standby_that_is_promoted_leaves_nothing_of_its_timeline() {
+    for version in [MajorVersion::V13, MajorVersion::V17] {
+        require_servers!(version);
+        let primary = Server::start(version);
+        rows(&primary, "t", 1000);
+        let site = Site::new(&primary);
+        let receiver = site.receive(&[]);
+        site.backup();
+        let standby = primary.standby().setting("hot_standby", "on").start();
+        standby.wait_sql("select count(*) from t", "1000");
+        let other = site.etc().join("stand.toml");
+        let config = std::fs::read_to_string(site.config()).expect("a configuration");
+        let moved = config.replace(&primary.conninfo("postgres"), &standby.conninfo("postgres"));
+        assert_ne!(moved, config);
+        std::fs::write(&other, moved).expect("write the configuration");
+        let other = other.display().to_string();
+        let mut running =
+            site.walrecv(&["--config", &other, "backup", "--full", "--max-rate", "512", "--progress"]).spawn();
+        running.wait_logged("cop");
+        let streams = "select count(*) from pg_stat_replication where state = 'streaming'";
+        standby.wait_sql(streams, "1");
+        standby.promote();
+        standby.sql("create table of_the_promoted as select 1 as n");
+        standby.switch_wal();
+        let output = running.wait().expect_code(17);
+        assert!(output.stderr.contains("became a primary"), "{version}: {}", output.stderr);
+        standby.wait_sql(streams, "0");
+
+        rows(&primary, "after", 1000);
+        wait_durable(&primary, primary.lsn());
+        end(receiver);
+        let plan = site.walrecv(&["restore", "--latest", "--plan", "--output", "json"]).run().expect_code(0).json();
+        assert_eq!(plan["target_timeline"], 1, "{version}: {plan:#}");
+        assert!(plan["warnings"].as_array().is_some_and(Vec::is_empty), "{version}: {plan:#}");
+        let copy = site.land(&primary, "latest", &["--latest"]);
+        assert_eq!(copy.value("select count(*) from after"), "1000", "{version}");
+    }
+}
+
 /// Once there is a backup of a standby that was promoted on the side, its timeline is the newest one, and the plan tells that production's goes on.
 #[test]
 fn a_timeline_that_goes_on_later_than_the_newest_one_is_told() {

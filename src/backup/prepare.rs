@@ -102,7 +102,7 @@ pub async fn follow(prepared: &Prepared, watch: &dyn WalWatch, options: &BackupO
     let patience = options.follow_within;
     let reach = Reach { timeline, from, needed, patience, outage: patience, renewed: true };
     let server = prepared.connection.same_server();
-    watch.attend(server, Moment::Before).await?;
+    watch.attend(server, timeline, Moment::Before).await?;
     let mut following = Following { reach, server: server.clone(), seen: false };
     match near(watch, timeline, from, prepared.segment_size).await {
         Some(end) => following.seen = end >= needed,

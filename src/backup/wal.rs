@@ -33,10 +33,15 @@ pub trait WalWatch: Send + Sync {
     }
 
     /// Sees to it that somebody streams, as far as that is possible. Asked before a backup begins, while it copies, and for as long as WAL is missing; must
-    /// return soon. `server` is the one that is backed up.
+    /// return soon. `server` is the one that is backed up, `timeline` the newest one that the backup needs as far as is known.
     ///
     /// Errors: the WAL can no longer come.
-    fn attend<'a>(&'a self, _server: &'a Conninfo, _moment: Moment) -> BoxFuture<'a, Result<Attendance>> {
+    fn attend<'a>(
+        &'a self,
+        _server: &'a Conninfo,
+        _timeline: TimelineId,
+        _moment: Moment,
+    ) -> BoxFuture<'a, Result<Attendance>> {
         Box::pin(async { Ok(Attendance::default()) })
     }
 }
@@ -150,7 +155,7 @@ impl Reach {
             }
             if moved.elapsed() >= STANDSTILL.min(self.patience / 2) {
                 let before = attended.own;
-                attended = watch.attend(server, Moment::Lacking).await?;
+                attended = watch.attend(server, self.timeline, Moment::Lacking).await?;
                 if attended.own && !before {
                     since = Instant::now();
                 }
@@ -171,7 +176,7 @@ pub async fn attend(watch: &dyn WalWatch, server: &Conninfo, timeline: TimelineI
             lacking = !matches!(watch.durable_end(timeline, start).await, Ok(Some(_)));
         }
         let moment = if lacking && begun.elapsed() >= STANDSTILL { Moment::Lacking } else { Moment::Routine };
-        if let Err(error) = watch.attend(server, moment).await {
+        if let Err(error) = watch.attend(server, timeline, moment).await {
             return error;
         }
     }

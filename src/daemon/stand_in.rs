@@ -141,14 +141,14 @@ impl StandIn {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn look_after(&self, server: &Conninfo, moment: Moment) -> Result<Attendance> {
+    async fn look_after(&self, server: &Conninfo, timeline: TimelineId, moment: Moment) -> Result<Attendance> {
         let mut work = self.work.lock().await;
         if let Some(job) = work.job.take_if(|job| job.is_finished()) {
             let error = ended(job).await;
             if !std::mem::take(&mut work.unsure) || error.kind() != Kind::Slot {
                 return Err(error);
             }
-            work.job = Some(self.start(server, Way::Temporary(error.to_string()))?);
+            work.job = Some(self.start(server, timeline, Way::Temporary(error.to_string()))?);
         }
         if work.job.is_some() {
             return Ok(Attendance { own: true, remark: self.notes().trouble.clone() });
@@ -176,7 +176,7 @@ impl StandIn {
             (Seen::NoSlot(why), _) => Way::Temporary(why),
             (Seen::Nobody | Seen::Unclear, None) => Way::Temporary("no slot is configured".to_owned()),
         };
-        work.job = Some(self.start(server, way)?);
+        work.job = Some(self.start(server, timeline, way)?);
         if moment == Moment::Before {
             self.until_ready(&mut work).await?;
         }
@@ -219,8 +219,9 @@ impl StandIn {
         }
     }
 
-    fn start(&self, server: &Conninfo, way: Way) -> Result<JoinHandle<Result<ReceiveReport>>> {
-        let mut options = self.options.clone();
+    fn start(&self, server: &Conninfo, timeline: TimelineId, way: Way) -> Result<JoinHandle<Result<ReceiveReport>>> {
+        // A server that is promoted meanwhile ends its backup, and its new timeline may be nobody's: a newer one in the archive would be what is restored.
+        let mut options = ReceiveOptions { newest: Some(timeline), ..self.options.clone() };
         let (slot, temporary, why) = match way {
             Way::Slot(name) => (name, false, "nobody streams on it".to_owned()),
             Way::Unsure(name) => {
@@ -279,8 +280,13 @@ impl WalWatch for StandIn {
         WalWatch::agrees(&self.archive, sent, until)
     }
 
-    fn attend<'a>(&'a self, server: &'a Conninfo, moment: Moment) -> BoxFuture<'a, Result<Attendance>> {
-        Box::pin(self.look_after(server, moment))
+    fn attend<'a>(
+        &'a self,
+        server: &'a Conninfo,
+        timeline: TimelineId,
+        moment: Moment,
+    ) -> BoxFuture<'a, Result<Attendance>> {
+        Box::pin(self.look_after(server, timeline, moment))
     }
 }
 

@@ -35,6 +35,7 @@ impl Run {
         if !self.bring_home(true).await? {
             return Ok(false);
         }
+        self.demand_known(server, next).await?;
         self.observer.tell(ReceiveEvent::TimelineSwitch { from, to: next, at: switch_point });
         let writer = self.place.writer.clone();
         let history = self.followed.store_next(archive, &writer, &mut server.stream, next, &self.observer).await?;
@@ -47,6 +48,20 @@ impl Run {
         let stored = prepare::stored(archive, &inventory, next, start, &self.observer).await?;
         self.begin(archive, server, next, start, stored)?;
         Ok(true)
+    }
+}
+
+impl Run {
+    /// An error where a server is on a timeline that is not to be followed: one that it began itself, or somebody else since the newest that is wanted.
+    pub(super) async fn demand_known(&self, server: &mut Server, timeline: TimelineId) -> Result<()> {
+        let Some(newest) = self.options.newest.filter(|newest| timeline > *newest) else { return Ok(()) };
+        if answered("SHOW", server.stream.is_standby()).await? {
+            return Ok(());
+        }
+        let text = format!(
+            "the server became a primary on timeline {timeline}, and only WAL up to timeline {newest} is wanted: nothing of the new one is stored"
+        );
+        Err(Error::new(Kind::Server, text).hint("Take the backup again, of the server whose timeline is to go on."))
     }
 }
 

@@ -126,6 +126,9 @@ pub struct ReceiveOptions {
     pub until: Option<Lsn>,
     pub on_gap: OnGap,
     pub after_failover: AfterFailover,
+    /// The newest timeline that is taken from a server out of recovery: nothing of a later one is stored, not even its history, and the run ends there
+    /// (`Kind::Server`). A standby is followed to where its primary goes. `None`: every server is followed wherever it goes.
+    pub newest: Option<TimelineId>,
     /// While nothing can be stored: once the server holds back so many bytes for the slot, it is dropped and made anew, so that the server lives.
     pub give_up_at: Option<u64>,
     /// File of the catalog; without one nothing is noted. A catalog that cannot be written never holds the stream up.
@@ -151,6 +154,7 @@ impl ReceiveOptions {
             until: None,
             on_gap: OnGap::default(),
             after_failover: AfterFailover::default(),
+            newest: None,
             give_up_at: None,
             catalog: None,
         }

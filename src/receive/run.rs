@@ -388,6 +388,7 @@ impl Run {
         self.demand_newest(&archive, server).await?;
         self.followed.store_all(&archive, &self.place.writer, server, &self.observer).await?;
         self.ready_slot(&archive, server).await?;
+        self.demand_known(server, server.identity.timeline).await?;
         Ok(self.continue_or_begin(&archive, server).await?.then_some(archive))
     }
 
