@@ -1,5 +1,7 @@
 //! The answers that a store really gives to a conditional put: whatever they are, "stored" is said only when it is stored.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -271,4 +273,42 @@ fn any_sequence_of_answers() {
         });
         join_all(rounds).await;
     });
+}
+
+/// Warnings of a store.
+#[derive(Clone, Default)]
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, of: &tracing::Metadata<'_>) -> bool {
+        *of.level() <= tracing::Level::WARN && of.target().starts_with("walrecv::repo")
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Whoever reads the log of a night sees that it began and that it lasted, not each attempt.
+#[test]
+fn a_store_that_takes_nothing_is_told_once_and_not_with_each_attempt() {
+    let warnings = Warnings::default();
+    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let full = Act::Refuse { apply: false, status: 503, code: "SlowDown" };
+        let server = Scripted::start(&[full], &[Act::Honest]).await;
+        let repo = open(&server, PATIENCE);
+        let names: Vec<String> = (0..6).map(|n| format!("{NAME}{n}")).collect();
+        let puts = names.iter().map(|name| put(&repo, name, 1, 1, Duration::from_secs(2)));
+        assert!(join_all(puts).await.iter().all(Result::is_err));
+        assert!(server.put_heads().len() > 12, "each is tried again");
+    });
+    assert_eq!(warnings.0.load(Ordering::Relaxed), 1);
 }

@@ -270,7 +270,10 @@ impl Run {
                 () = asked_to_stop(&mut self.stop) => break false,
             }
         };
-        self.observer.tell(ReceiveEvent::Resumed);
+        // On a full disk a small object finds room now and then, without anything more that counts.
+        if self.pipeline.as_ref().is_some_and(|pipeline| pipeline.ledger.durable() > before) {
+            self.observer.tell(ReceiveEvent::Resumed);
+        }
         Ok(went)
     }
 
@@ -385,10 +388,10 @@ impl Run {
     /// All that has to be known and stored before the first byte is asked for; `None` where nothing can be. What it waits for, a stop does not.
     async fn begin_with(&mut self, server: &mut Server) -> Result<Option<Archive>> {
         let archive = self.archive(server).await?;
+        self.demand_known(server, server.identity.timeline).await?;
         self.demand_newest(&archive, server).await?;
         self.followed.store_all(&archive, &self.place.writer, server, &self.observer).await?;
         self.ready_slot(&archive, server).await?;
-        self.demand_known(server, server.identity.timeline).await?;
         Ok(self.continue_or_begin(&archive, server).await?.then_some(archive))
     }
 

@@ -9,6 +9,7 @@ mod open;
 mod root;
 mod silence;
 pub mod store;
+mod trouble;
 
 pub use backend::Listed;
 pub use names::{ClusterNames, WalGroup};

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::backend::{Answer, Backend, Children, Listed};
 use super::local::LocalBackend;
 use super::root::Root;
+use super::trouble::Trouble;
 use super::{cloud, names, open};
 use crate::backoff::Backoff;
 use crate::disk::durable;
@@ -69,6 +70,7 @@ struct Inner {
     backend: Box<dyn Backend>,
     /// Attempts to create an object that failed.
     failures: AtomicU64,
+    trouble: Trouble,
 }
 
 impl Repository {
@@ -110,8 +112,8 @@ impl Repository {
     }
 
     fn with(url: String, local_root: Option<Arc<Root>>, medium: Ground, backend: Box<dyn Backend>) -> Repository {
-        let failures = AtomicU64::new(0);
-        Repository { inner: Arc::new(Inner { url, local_root, medium, backend, failures }) }
+        let (failures, trouble) = (AtomicU64::new(0), Trouble::default());
+        Repository { inner: Arc::new(Inner { url, local_root, medium, backend, failures, trouble }) }
     }
 
     pub fn url(&self) -> &str {
@@ -159,7 +161,22 @@ impl Repository {
         judge: &(dyn Fn(&[u8]) -> Found + Send + Sync),
         give_up: Duration,
     ) -> Result<Put> {
+        let put = self.put_until(name, bytes, judge, give_up).await?;
+        if let Some(line) = self.inner.trouble.stored() {
+            tracing::warn!("{line}");
+        }
+        Ok(put)
+    }
+
+    async fn put_until(
+        &self,
+        name: &str,
+        bytes: &[Bytes],
+        judge: &(dyn Fn(&[u8]) -> Found + Send + Sync),
+        give_up: Duration,
+    ) -> Result<Put> {
         demand_name(name)?;
+        let mut pending = None;
         let size: u64 = bytes.iter().map(|b| b.len() as u64).sum();
         let started = Instant::now();
         let mut backoff = backoff();
@@ -183,7 +200,10 @@ impl Repository {
             if started.elapsed() >= give_up {
                 return Err(given_up(name, give_up, unclear));
             }
-            tracing::warn!(name, error = %unclear, "put not settled, trying again");
+            pending.get_or_insert_with(|| self.inner.trouble.pending());
+            if let Some(line) = self.inner.trouble.failed(name, &unclear) {
+                tracing::warn!("{line}");
+            }
             tokio::time::sleep(backoff.next_delay()).await;
         }
     }
