@@ -36,6 +36,17 @@ struct Event {
     after: Lsn,
 }
 
+impl Event {
+    /// Whether it ends a transaction: nothing else stops a recovery at a time.
+    fn ends(&self) -> bool {
+        matches!(self.what, What::Commit(_) | What::Abort)
+    }
+
+    fn at(&self) -> PgTime {
+        PgTime::from_unix_micros(self.time)
+    }
+}
+
 /// One timeline: what was done on it, and how much of that its child has too.
 #[derive(Default)]
 struct Branch {
@@ -43,11 +54,12 @@ struct Branch {
     shared: usize,
 }
 
-/// A backup: its timeline (counted from 0), and how many events of it came before.
+/// A backup: its timeline (counted from 0), how many events of it came before, and when its checkpoint began, in whole seconds as in WAL.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
     branch: usize,
     before: usize,
+    began: PgTime,
 }
 
 struct History {
@@ -115,7 +127,8 @@ impl History {
         self.story.backup_of(self.server(server));
         let all = run(stock::complete_backups(&self.story.shelf.archive)).expect("backups");
         let new = all.iter().map(|m| m.id.to_string()).find(|id| !self.taken.contains_key(id)).expect("a new backup");
-        self.taken.insert(new, Taken { branch, before: self.branches[branch].events.len() });
+        let (before, began) = (self.branches[branch].events.len(), self.now - self.now.rem_euclid(SECOND));
+        self.taken.insert(new, Taken { branch, before, began: PgTime::from_unix_micros(began) });
     }
 
     /// So many random events; the last one is a commit, which is flushed.
@@ -198,6 +211,8 @@ impl History {
             }
             let end = server.sql("select pg_current_wal_flush_lsn()").parse().expect("a position");
             run(shelf.put_files(&pg_wal, timeline, from, end));
+            // Of times after the last commit nothing but restore points speaks here.
+            assert!(run(shelf.archive.heartbeats(timeline)).expect("heartbeats").is_empty());
         }
     }
 
@@ -241,15 +256,14 @@ impl History {
 
     /// Where on the path, behind so many events, the server stops: how many events count. `None`: nothing stops it.
     fn stops_after(path: &[Event], from: usize, target: &Target) -> Option<usize> {
-        let ends = |event: &Event| event.what == What::Abort || matches!(event.what, What::Commit(_));
         let find = |wanted: &dyn Fn(&Event) -> bool| path.iter().skip(from).position(wanted).map(|at| from + at);
         match target {
             Target::Time { time, inclusive } => find(&|event| {
                 let at = PgTime::from_unix_micros(event.time);
-                ends(event) && (at > *time || (!inclusive && at == *time))
+                event.ends() && (at > *time || (!inclusive && at == *time))
             }),
             Target::Xid { xid, inclusive } => {
-                find(&|event| ends(event) && event.xid == *xid).map(|at| at + usize::from(*inclusive))
+                find(&|event| event.ends() && event.xid == *xid).map(|at| at + usize::from(*inclusive))
             }
             Target::Name(name) => find(&|event| event.what == What::Point(name.clone())).map(|at| at + 1),
             // The first record at or behind it is never the one that ends something.
@@ -257,6 +271,32 @@ impl History {
             Target::Immediate => Some(from),
             Target::Latest => Some(path.len()),
         }
+    }
+
+    /// The newest backup that leads to a time, by how many events lie before it. `None`: the time is to be refused.
+    fn time_reached(&self, path: &[Event], bases: &[Taken], target: &Target) -> Option<usize> {
+        let Target::Time { time, .. } = target else { panic!("no time") };
+        for taken in bases.iter().rev() {
+            let from = self.before(*taken);
+            let after = &path[from..];
+            let points = after.iter().filter(|event| matches!(event.what, What::Point(_)));
+            // The server's clock when it wrote a restore point: nothing earlier is still to come.
+            let complete_through = points.map(Event::at).max();
+            let stops = Self::stops_after(path, from, target).is_some();
+            if !stops && complete_through.is_none_or(|through| through <= *time) {
+                // Nobody can say what else was committed by then.
+                if after.iter().any(|event| matches!(event.what, What::Commit(_))) {
+                    return None;
+                }
+                continue;
+            }
+            // It may hold commits later than the time, unless something after it is known to be no later, or the whole second in which it began.
+            let by_wal = after.iter().find(|event| event.ends()).is_some_and(|first| first.at() <= *time);
+            if by_wal || taken.began.0 + SECOND <= time.0 {
+                return Some(from);
+            }
+        }
+        None
     }
 
     /// The plan against the ledger; `None` where it refuses, as it must.
@@ -267,13 +307,17 @@ impl History {
             let shared = taken.before <= self.branches[taken.branch].shared;
             taken.branch < last && (taken.branch + 1 == last || shared)
         };
-        let bases: Vec<usize> =
-            self.taken.values().filter(|taken| on(taken)).map(|taken| self.before(*taken)).collect();
+        let mut bases: Vec<Taken> = self.taken.values().copied().filter(on).collect();
+        bases.sort_by_key(|taken| self.before(*taken));
+        let reached = matches!(target, Target::Time { .. }).then(|| self.time_reached(&path, &bases, target));
         match self.story.prepare_on(target.clone(), timeline) {
             Ok(prepared) => {
                 let taken = self.taken[prepared.choice.manifest.id.as_str()];
                 assert!(on(&taken), "a backup that is not on the way");
                 let from = self.before(taken);
+                if let Some(reached) = reached {
+                    assert_eq!(reached, Some(from), "the backup that leads to the time");
+                }
                 // Without a record that stops the server it goes to the end, where the plan cuts.
                 let count = Self::stops_after(&path, from, target).unwrap_or(path.len());
                 let shown = path[from..count].iter().rfind(|event| matches!(event.what, What::Commit(_)));
@@ -284,15 +328,17 @@ impl History {
             }
             Err(error) => {
                 assert_eq!(error.kind(), Kind::Target, "{error}");
-                // From every backup the server would stop too early, or not at all; of a time it may not be known whether a backup is older.
-                if !matches!(target, Target::Time { .. }) {
-                    let too_late = |from: usize| match target {
-                        Target::Lsn { lsn, .. } => path[..from].last().is_some_and(|event| event.after >= *lsn),
-                        _ => false,
-                    };
-                    let reaches = |from: usize| Self::stops_after(&path, from, target).is_some() && !too_late(from);
-                    assert!(!bases.iter().any(|from| reaches(*from)), "it can be reached: {error}");
-                }
+                // From every backup the server would stop too early, or not at all.
+                let too_late = |from: usize| match target {
+                    Target::Lsn { lsn, .. } => path[..from].last().is_some_and(|event| event.after >= *lsn),
+                    _ => false,
+                };
+                let reaches = |from: usize| Self::stops_after(&path, from, target).is_some() && !too_late(from);
+                let can = match reached {
+                    Some(reached) => reached.is_some(),
+                    None => bases.iter().any(|taken| reaches(self.before(*taken))),
+                };
+                assert!(!can, "it can be reached: {error}");
                 None
             }
         }
@@ -338,6 +384,17 @@ fn random_targets_land_where_the_plan_says_with_the_rows_of_the_ledger() {
     let mut seed = Seed::of_run();
     for version in versions().into_iter().rev().take(if soaks() { 6 } else { 1 }) {
         let mut history = History::new(version, Seed::from(seed.next()));
+        // Many more are planned than are restored: a time that can be reached is not refused.
+        let (mut times, mut refused_times) = (0, 0);
+        for _ in 0..rounds(200, 2000) {
+            let (target, timeline) = history.target();
+            let planned = history.planned(&target, timeline).is_some();
+            if matches!(target, Target::Time { .. }) {
+                times += 1;
+                refused_times += u32::from(!planned);
+            }
+        }
+        println!("PostgreSQL {version}: {times} times planned, {refused_times} of them refused");
         let (mut landed, mut refused, mut kinds) = (0, 0, BTreeMap::new());
         while landed < rounds(8, 200) {
             let (target, timeline) = history.target();
