@@ -4,7 +4,7 @@ use walrecv::pg::{MajorVersion, SegmentName, SegmentSize, TimelineId};
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::guard::Guard;
-use crate::support::{Server, TempDir, Walrecv, install, wait_for};
+use crate::support::{Server, TempDir, Walrecv, install, soaks, wait_for};
 
 /// `pg_receivewal` beside walrecv, on a slot of its own.
 struct Beside {
@@ -94,4 +94,8 @@ fn large_segments_too() {
     crate::support::require_servers!(MajorVersion::V17);
     compare(MajorVersion::V17, 16, 2);
     compare(MajorVersion::V17, 64, 2);
+    // The largest that PostgreSQL knows: 64 objects for one segment, which `wal-fetch` joins again.
+    if soaks() {
+        compare(MajorVersion::V18, 1024, 2);
+    }
 }

@@ -223,7 +223,7 @@ impl Place {
                 segment_size.bytes()
             );
             return Err(Error::new(Kind::Diverged, text).hint(
-                "Check the connection string; after pg_upgrade, or for another server, use a cluster name that is not taken.",
+                "Check the connection string; after pg_upgrade, after pg_resetwal --wal-segsize, or for another server, use a cluster name that is not taken.",
             ));
         }
         write_cluster_file(&self.repo, &names, GIVE_UP).await?;

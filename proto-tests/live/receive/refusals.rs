@@ -80,6 +80,33 @@ fn another_cluster_is_refused_before_anything_is_written() {
     assert_eq!(std::fs::read_dir(folder).expect("the cluster's folder").count(), 1, "nothing of the other one");
 }
 
+/// `pg_resetwal --wal-segsize` keeps the system identifier: the names of segments mean other positions from then on.
+#[test]
+fn another_segment_size_under_the_same_identifier_is_refused() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let vault = Vault::new();
+        let mut server = Server::builder(version).setting("min_wal_size", "80MB").start();
+        harness::create_slot(&server);
+        let receiving = Receiving::start(harness::options(&server), vault.place());
+        receiving.wait_streaming();
+        server.sql("create table t (id int)");
+        harness::wait_acknowledged(&server, server.switch_wal());
+        receiving.stop();
+        server.sql("select pg_drop_replication_slot('walrecv')");
+        server.stop(Stop::Fast);
+        let output = server.bin("pg_resetwal").arg("--wal-segsize=4").arg(server.data_dir()).output().expect("run it");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        server.start_again();
+        harness::create_slot(&server);
+        let error = refused(&server, &vault);
+        assert_eq!(error.kind(), Kind::Diverged, "{version}: {error}");
+        assert!(error.to_string().contains("4194304") && error.to_string().contains("1048576"), "{version}: {error}");
+        let folder = vault.temp.join(format!("clusters/{}", harness::CLUSTER));
+        assert_eq!(std::fs::read_dir(folder).expect("the cluster's folder").count(), 1, "{version}: a second archive");
+    }
+}
+
 #[test]
 fn removed_wal_is_a_hole_that_is_named() {
     require_servers!(MajorVersion::V15);
