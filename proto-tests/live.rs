@@ -13,6 +13,8 @@ mod backup_wal;
 mod credentials;
 #[path = "live/delta.rs"]
 mod delta;
+#[path = "live/ends.rs"]
+mod ends;
 #[path = "live/fixture.rs"]
 mod fixture;
 #[path = "live/hosts.rs"]

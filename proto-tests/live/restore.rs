@@ -83,7 +83,7 @@ impl Story {
     pub fn archive_and_die(&mut self) -> Lsn {
         let end: Lsn = self.server.sql("select pg_current_wal_flush_lsn()").parse().expect("a position");
         self.server.kill9();
-        let start = self.manifests()[0];
+        let start = self.start_of_backup();
         let pg_wal = self.server.data_dir().join("pg_wal");
         run(self.shelf.put_files(&pg_wal, TimelineId(1), start, end));
         end
@@ -91,6 +91,16 @@ impl Story {
 
     fn manifests(&self) -> Vec<Lsn> {
         run(restore::stock::complete_backups(&self.shelf.archive)).expect("a list").iter().map(|m| m.start).collect()
+    }
+
+    /// Where the oldest backup's WAL begins.
+    pub fn start_of_backup(&self) -> Lsn {
+        self.manifests()[0]
+    }
+
+    /// The rows that these transactions wrote.
+    pub fn rows_of(&self, xids: &[u32]) -> Vec<i64> {
+        (1..).zip(&self.rows).filter(|(_, row)| xids.contains(&row.xid)).map(|(n, _)| n).collect()
     }
 
     pub fn prepare(&self, target: Target) -> Result<Prepared> {
@@ -153,7 +163,7 @@ impl Story {
     }
 
     /// Restores to `target`, starts, and returns the rows that are there.
-    fn land(&self, name: &str, target: Target) -> (Prepared, Vec<i64>) {
+    pub fn land(&self, name: &str, target: Target) -> (Prepared, Vec<i64>) {
         let shown = target.describe();
         let prepared = self.prepare(target).unwrap_or_else(|e| panic!("{shown}: {e}"));
         let options = self.options(name);

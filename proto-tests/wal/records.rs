@@ -120,6 +120,7 @@ fn wild_bodies_never_panic() {
         let record = Record {
             start: Lsn(40),
             end: Lsn(8192),
+            written: Lsn(8192),
             prev: Lsn(0),
             xid: 3,
             rmid,

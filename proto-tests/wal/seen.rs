@@ -42,7 +42,8 @@ impl Scan {
 }
 
 pub fn seen(record: &Record<'_>, version: MajorVersion) -> Seen {
-    let Record { start, end, prev, xid, rmid, info, total_len, crc, body } = *record;
+    let Record { start, end, written, prev, xid, rmid, info, total_len, crc, body } = *record;
+    assert!(written == end || (written < end && matches!(xact::note(record, version), Ok(Note::Switch))), "{record:?}");
     let made = Made { start, end, prev, xid, rmid, info, total_len };
     Seen { made, crc, body: body.map(<[u8]>::to_vec), note: xact::note(record, version) }
 }

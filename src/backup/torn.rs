@@ -112,6 +112,7 @@ mod tests {
         let record = Record {
             start: at,
             end: at,
+            written: at,
             prev: at,
             xid: 1,
             rmid: RM_HEAP,

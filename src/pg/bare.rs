@@ -239,6 +239,7 @@ mod tests {
             let record = Record {
                 start,
                 end,
+                written: end,
                 prev: start,
                 xid: 1,
                 rmid: *rmid,

@@ -41,6 +41,8 @@ pub struct Record<'a> {
     /// End of the record, rounded up to 8: where the next record begins at the earliest. For a WAL switch: the end of
     /// the segment.
     pub end: Lsn,
+    /// End of its own bytes, rounded up to 8: before `end` only for a WAL switch, behind which zeros follow that say nothing.
+    pub written: Lsn,
     /// `xl_prev`.
     pub prev: Lsn,
     pub xid: u32,

@@ -80,8 +80,18 @@ mod tests {
 
     fn see(replaced: &mut Replaced, (rmid, body): (u8, Vec<u8>)) -> bool {
         let at = Lsn(0);
-        let record =
-            Record { start: at, end: at, prev: at, xid: 1, rmid, info: 0, total_len: 0, crc: 0, body: Some(&body) };
+        let record = Record {
+            start: at,
+            end: at,
+            written: at,
+            prev: at,
+            xid: 1,
+            rmid,
+            info: 0,
+            total_len: 0,
+            crc: 0,
+            body: Some(&body),
+        };
         replaced.see(&record).unwrap()
     }
 

@@ -132,6 +132,7 @@ mod tests {
             let first = Record {
                 start,
                 end,
+                written: end,
                 prev: Lsn(prev),
                 xid: 0,
                 rmid: RM_XLOG,

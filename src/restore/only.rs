@@ -285,6 +285,7 @@ mod tests {
             let record = Record {
                 start,
                 end: start,
+                written: start,
                 prev: start,
                 xid: 1,
                 rmid,

@@ -18,6 +18,8 @@ const LISTED_MISSED: usize = 20;
 pub struct Seen {
     pub start: Lsn,
     pub end: Lsn,
+    /// End of its own bytes: before `end` for a WAL switch, whose zeros need not be there.
+    pub written: Lsn,
     /// Of the transaction resource manager, of whatever kind.
     pub transaction: bool,
     /// Of a checkpoint: when it began, whole seconds by the server's clock.
@@ -87,7 +89,8 @@ pub struct Landing {
     pub replayed: Lsn,
     /// Start of the last record that is replayed.
     pub last_record: Lsn,
-    /// WAL that the server must be given: past it everything may be zero.
+    /// WAL that the server must be given: past it everything may be zero. Below `replayed` where that is the end of the zeros behind a WAL switch, which the
+    /// server takes for granted (`XLogReadRecord`, `xlogreader.c`) and an archive that ends among them need not have.
     pub needed: Lsn,
     pub timeline: TimelineId,
     pub stop: Stop,
@@ -167,6 +170,7 @@ pub struct Walk {
     first_ended: Option<PgTime>,
     replayed: Lsn,
     last_record: Lsn,
+    needed: Lsn,
     last_commit: Option<Commit>,
     next_commit: Option<Commit>,
     commits: u64,
@@ -193,6 +197,7 @@ impl Walk {
             first_ended: None,
             replayed: redo,
             last_record: redo,
+            needed: redo,
             last_commit: None,
             next_commit: None,
             commits: 0,
@@ -246,6 +251,7 @@ impl Walk {
             // Something was committed after a heartbeat's position by a time at which that said there was nothing: its clock, or its server, was another.
             self.known.retain(|beat| beat.lsn > record.start || beat.time < time);
         }
+        self.needed = record.written;
         if self.stops_before(record) {
             self.stop = Some(Stop::Before { start: record.start, end: record.end });
             self.rolled_back = self.rolls_back(record);
@@ -293,17 +299,13 @@ impl Walk {
                 }
             },
         };
-        let needed = match stop {
-            Stop::Before { end, .. } | Stop::After { end, .. } => end,
-            Stop::EndOfWal | Stop::Cut => end,
-        };
         Ok(Landing {
             last_commit: self.last_commit,
             next_commit: self.next_commit,
             commits: self.commits,
             replayed: end,
             last_record: self.last_record,
-            needed,
+            needed: self.needed,
             timeline,
             stop,
             missed: self.missed,

@@ -43,6 +43,7 @@ fn run_after(notes: &[Note], mut walk: Walk, began: i64) -> Result<Landing, Refu
         walk.see(&Seen {
             start,
             end: Lsn(start.0 + 0x10),
+            written: Lsn(start.0 + 0x10),
             transaction,
             checkpoint: (index == 0).then_some(PgTime(began)),
             note: note.clone(),
@@ -275,6 +276,19 @@ fn the_record_that_stops_must_be_served_whole() {
     assert_eq!((landing.replayed, landing.needed), (record(5).1, record(6).1));
 }
 
+/// Behind a WAL switch the server reads nothing more of the segment.
+#[test]
+fn zeros_behind_a_switch_are_not_needed() {
+    let origin = Origin { redo: REDO, checkpoint: REDO, consistent_at: REDO, stored_to: REDO, stopped_at: PgTime(0) };
+    for target in [Target::Latest, Target::Lsn { lsn: REDO, inclusive: true }] {
+        let mut walk = Walk::new(target.clone(), origin);
+        let (end, written) = (Lsn(REDO.0.next_multiple_of(1 << 20)), Lsn(REDO.0 + 0x18));
+        walk.see(&Seen { start: REDO, end, written, transaction: false, checkpoint: None, note: Note::Switch });
+        let landing = walk.finish(TimelineId(1)).unwrap();
+        assert_eq!((landing.replayed, landing.needed), (end, written), "{target:?}");
+    }
+}
+
 #[test]
 fn a_stop_before_the_end_of_the_backup_is_refused() {
     let mut wal = history();
@@ -349,7 +363,7 @@ fn what_a_target_may_have_meant_is_remembered() {
         let mut walk = Walk::new(target, origin);
         for (index, note) in notes.iter().enumerate() {
             let (start, end) = record(index as u64);
-            walk.see(&Seen { start, end, transaction: true, checkpoint: None, note: note.clone() });
+            walk.see(&Seen { start, end, written: end, transaction: true, checkpoint: None, note: note.clone() });
         }
         walk.see_part(900, 13);
         walk.met().clone()

@@ -112,7 +112,8 @@ impl Route<'_> {
                         ending.subtransactions().for_each(|part| read.walk.see_part(part, ending.xid));
                     }
                     let checkpoint = xact::checkpoint_time(record, self.version);
-                    read.walk.see(&Seen { start: record.start, end: record.end, transaction, checkpoint, note });
+                    let Record { start, end, written, .. } = *record;
+                    read.walk.see(&Seen { start, end, written, transaction, checkpoint, note });
                 }
                 Err(what) => problem = Some(what),
             }

@@ -92,6 +92,7 @@ impl WalScanner {
         Record {
             start,
             end: if header.is_switch() { end.align_up(self.config.segment_size.bytes()) } else { end },
+            written: end,
             prev: header.prev,
             xid: header.xid,
             rmid: header.rmid,

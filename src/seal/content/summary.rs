@@ -367,7 +367,18 @@ mod tests {
 
     fn record(start: u64, end: u64, xid: u32) -> Record<'static> {
         let (prev, crc) = (Lsn(start - 8), start as u32);
-        Record { start: Lsn(start), end: Lsn(end), prev, xid, rmid: 0, info: 0, total_len: 30, crc, body: None }
+        Record {
+            start: Lsn(start),
+            end: Lsn(end),
+            written: Lsn(end),
+            prev,
+            xid,
+            rmid: 0,
+            info: 0,
+            total_len: 30,
+            crc,
+            body: None,
+        }
     }
 
     #[test]
