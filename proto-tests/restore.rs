@@ -4,8 +4,12 @@
 mod ahead;
 #[path = "restore/fetch.rs"]
 mod fetch;
+#[path = "restore/nearest.rs"]
+mod nearest;
 #[path = "restore/plan.rs"]
 mod plan;
+#[path = "restore/set_back.rs"]
+mod set_back;
 mod support;
 #[path = "restore/world.rs"]
 mod world;

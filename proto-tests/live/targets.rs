@@ -276,17 +276,15 @@ impl History {
     /// The newest backup that leads to a time, by how many events lie before it. `None`: the time is to be refused.
     fn time_reached(&self, path: &[Event], bases: &[Taken], target: &Target) -> Option<usize> {
         let Target::Time { time, .. } = target else { panic!("no time") };
+        // Nobody can say what else was committed by then. Only what stops the server before that backup leads there still, by a clock that was set back.
+        let mut open = None;
         for taken in bases.iter().rev() {
             let from = self.before(*taken);
             let after = &path[from..];
-            let points = after.iter().filter(|event| matches!(event.what, What::Point(_)));
-            // The server's clock when it wrote a restore point: nothing earlier is still to come.
-            let complete_through = points.map(Event::at).max();
-            let stops = Self::stops_after(path, from, target).is_some();
-            if !stops && complete_through.is_none_or(|through| through <= *time) {
-                // Nobody can say what else was committed by then.
+            let stops = Self::stops_after(path, from, target).is_some_and(|at| open.is_none_or(|open| at < open));
+            if !stops && (open.is_some() || Self::complete_through(after).is_none_or(|through| through <= *time)) {
                 if after.iter().any(|event| matches!(event.what, What::Commit(_))) {
-                    return None;
+                    open = open.or(Some(from));
                 }
                 continue;
             }
@@ -297,6 +295,27 @@ impl History {
             }
         }
         None
+    }
+
+    /// The server's clock when it wrote a restore point: nothing earlier is still to come, where nothing behind it says otherwise.
+    fn complete_through(events: &[Event]) -> Option<PgTime> {
+        events.iter().fold(None, |through, event| match event.what {
+            What::Point(_) => through.max(Some(event.at())),
+            _ => through.filter(|through| *through < event.at()),
+        })
+    }
+
+    /// What a backup holds that is later than the time is told, as far back as WAL is stored.
+    fn held(&self, prepared: &Prepared, target: &Target, before: &[Event]) {
+        let Target::Time { time, inclusive } = target else { return };
+        let stored = self.story.shelf.archive.names.segment_size;
+        let first = run(stock::complete_backups(&self.story.shelf.archive)).expect("backups")[0].start;
+        let first = stored.segment_of(first).start(stored);
+        let later = |event: &&Event| {
+            event.ends() && event.after > first && (event.at() > *time || !inclusive && event.at() == *time)
+        };
+        let latest = before.iter().filter(later).map(Event::at).max();
+        assert_eq!(prepared.choice.held.as_ref().map(|held| held.latest), latest, "later than the target");
     }
 
     /// The plan against the ledger; `None` where it refuses, as it must.
@@ -324,6 +343,7 @@ impl History {
                 let last = prepared.choice.landing.last_commit.map(|c| (c.xid, c.time));
                 assert_eq!(last, shown.map(|e| (e.xid, PgTime::from_unix_micros(e.time))), "the last commit");
                 self.missed(&prepared, target, &path[count..]);
+                self.held(&prepared, target, &path[..from]);
                 Some((prepared, path[..count].to_vec()))
             }
             Err(error) => {

@@ -17,7 +17,7 @@ use walrecv::seal::content::manifest::Manifest;
 
 use crate::world::{Commit, MB, ONE, TWO, World, manifest, run};
 
-fn plan_from(
+pub fn plan_from(
     world: &World,
     backups: &[Manifest],
     target: Target,
@@ -28,16 +28,16 @@ fn plan_from(
     run(choose(archive, &inventory, backups, &Wanted { target, timeline, backup: None }))
 }
 
-fn plan(world: &World, target: Target, timeline: Option<TimelineId>) -> Result<Choice, Error> {
+pub fn plan(world: &World, target: Target, timeline: Option<TimelineId>) -> Result<Choice, Error> {
     plan_from(world, &[world.manifest()], target, timeline)
 }
 
-fn last(choice: &Choice) -> Commit {
+pub fn last(choice: &Choice) -> Commit {
     let commit = choice.landing.last_commit.expect("a commit");
     Commit { xid: commit.xid, start: commit.start, end: commit.end }
 }
 
-fn time(xid: u32) -> Target {
+pub fn time(xid: u32) -> Target {
     Target::Time { time: PgTime(i64::from(xid)), inclusive: true }
 }
 

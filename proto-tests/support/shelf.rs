@@ -7,10 +7,12 @@ use bytes::Bytes;
 use walrecv::archive::{Archive, key_files};
 use walrecv::keys::ring::{ReaderRing, WriterRing};
 use walrecv::keys::setup::{self, RepositoryKeys};
-use walrecv::pg::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId};
+use walrecv::pg::scan::{ScanConfig, WalScanner};
+use walrecv::pg::xact::note;
+use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentSize, SystemIdentifier, TimelineId};
 use walrecv::repo::{ClusterNames, Found, Repository};
 use walrecv::restore::Access;
-use walrecv::seal::content::summary::Summary;
+use walrecv::seal::content::summary::{Summary, SummaryBuilder};
 use walrecv::seal::hash::content_hash;
 use walrecv::seal::header::{ObjectKind, RepositoryId};
 use walrecv::seal::sealer::{Compression, Sealer, seal_index};
@@ -95,8 +97,26 @@ impl Shelf {
         let mut sealer = Sealer::new(&keys, claims, salt(), Compression::Lz4);
         sealer.push(bytes);
         let end = segment.start() + bytes.len() as u64;
-        let summary = Summary::of(segment.start(), end, content_hash(&self.keys.secret, bytes));
+        let summary = self.summary(segment, bytes, end);
         self.put(&name, &sealer.finish(&summary.encode()).bytes).await;
+    }
+
+    /// What a receiver would say of it; where that cannot be read, of its bytes alone.
+    fn summary(&self, segment: SegmentName, bytes: &[u8], end: Lsn) -> Summary {
+        let hash = content_hash(&self.keys.secret, bytes);
+        let alone = Summary::of(segment.start(), end, hash);
+        let magic = bytes.get(..2).and_then(|magic| magic.try_into().ok()).map(u16::from_le_bytes);
+        let Some(version) = magic.and_then(MajorVersion::from_wal_magic) else { return alone };
+        let (system, segment_size) = (self.archive.names.system, segment.size);
+        let config = ScanConfig { version, system, timeline: segment.timeline, segment_size };
+        let mut scanner = WalScanner::new(config, segment.start());
+        let mut builder = SummaryBuilder::new(segment.start());
+        let fed = scanner.feed(bytes, &mut |record| {
+            if let Ok(note) = note(record, version) {
+                builder.add(record, &note);
+            }
+        });
+        fed.map_or(alone, |()| builder.finish(end, hash))
     }
 
     pub async fn put_history(&self, timeline: TimelineId, content: &[u8]) {

@@ -114,6 +114,14 @@ pub struct Parameters {
 }
 
 impl Note {
+    /// The transaction that the record ends, and when: all that time and xid targets look at.
+    pub fn ended(&self) -> Option<(u32, PgTime)> {
+        match self {
+            Note::Commit { xid, time, .. } | Note::Abort { xid, time } => Some((*xid, *time)),
+            _ => None,
+        }
+    }
+
     /// Whether the server goes on under `wal_level = minimal` (`WAL_LEVEL_MINIMAL`, `access/xlog.h`): from there on not all that is done is in WAL.
     pub fn is_minimal(&self) -> bool {
         matches!(self, Note::ParameterChange(new) if new.wal_level == 0)

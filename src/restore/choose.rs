@@ -3,10 +3,11 @@
 use super::decide::Bounds;
 use super::later::{Later, later};
 use super::path::{self, Beyond, Path};
-use super::plan::{Landing, Met, Origin, Refusal, Stop, Walk, precedes};
+use super::plan::{Landing, Met, Origin, Refusal, Stop, Walk};
 use super::scan::{Hole, Read, Route};
+use super::set_back::{self, Before, Held};
 use super::target::Target;
-use super::{left_out, near};
+use super::{left_out, refuse};
 use crate::archive::Archive;
 use crate::archive::heartbeat::LostEnd;
 use crate::archive::inventory::Inventory;
@@ -51,67 +52,199 @@ pub struct Choice {
     pub more_left_out: Option<Lsn>,
     /// Where the newest timeline was taken for the latest: others that go on later.
     pub later: Vec<Later>,
+    /// What the backup holds that was committed later than the target time, by a clock that was set back.
+    pub held: Option<Held>,
 }
 
 /// Reads WAL until the landing is known. Changes nothing. `Kind::Target` with the nearest that can be reached; `Kind::Gap`
-/// where WAL that must exist is missing.
+/// where WAL that must exist is missing, and `Kind::Corrupt` where it is damaged, with the nearest too.
 pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifest], wanted: &Wanted) -> Result<Choice> {
     wanted.target.check()?;
     let (path, candidates) = candidates(inventory, backups, wanted)?;
     let known = known(archive, &path, &wanted.target).await?;
-    let mut passed_over = elsewhere(backups, &candidates, wanted, &path);
-    // A newer backup was read from here to the end without meeting the target: it can only lie before.
-    let mut until = None;
-    let mut minimal = None;
-    // Where nothing but that a transaction or a name is not there was found: to where it was looked for.
-    let mut unmet = None;
-    let mut met = Met::default();
-    for manifest in &candidates {
+    let passed_over = elsewhere(backups, &candidates, wanted, &path);
+    let mut search = Search { passed_over, ..Search::of(wanted) };
+    let walk = |manifest| Walk::new(wanted.target.clone(), origin(manifest)).knowing(known.clone());
+    for (at, manifest) in candidates.iter().copied().enumerate() {
         let route = Route { archive, inventory, path: &path, version: version(manifest)? };
-        let walk = Walk::new(wanted.target.clone(), origin(manifest)).knowing(known.clone());
-        let mut read = route.read(walk, manifest.start, until).await?;
-        if until.is_none() && read.hole.is_none() && !read.walk.stopped() {
+        if search.is_vain(&route, &candidates, manifest).await? {
+            continue;
+        }
+        let mut read = route.read(walk(manifest), manifest.start, search.until).await?;
+        if search.until.is_none() && read.hole.is_none() && read.damage.is_none() && !read.walk.stopped() {
             read.hole = lost_end(archive, inventory, &path).await?;
         }
-        let (hole, parameters) = (read.hole, parameters(manifest, &read));
-        met.join(read.walk.met().clone());
-        let refusal = match finish(read, &path) {
-            Ok(landing) => {
+        search.met.join(read.walk.met().clone());
+        if let Some(damage) = read.damage.take() {
+            search.damaged(manifest, &read, damage);
+        } else {
+            let (hole, parameters) = (read.hole, parameters(manifest, &read));
+            match finish(read, &path) {
+                // What was not read to its end says nothing of the end of WAL.
+                Ok(landing) if search.until.is_some() && landing.is_at_the_end() => {
+                    search.led_on(manifest, refuse::NOT_MET.to_owned());
+                }
                 // Where the target is met, what is missing behind it does not matter.
-                if let Some(hole) = hole.filter(|_| landing.stop == Stop::EndOfWal) {
-                    return Err(gap(&hole, &landing));
-                }
-                return landed(&route, backups, wanted, manifest, landing, parameters, passed_over).await;
+                Ok(landing) => match hole.filter(|_| landing.stop == Stop::EndOfWal) {
+                    Some(hole) => return Err(refuse::gap(&hole, &landing)),
+                    None => {
+                        let older: Vec<_> =
+                            candidates[at..].iter().skip(1).map(|manifest| (*manifest, walk(manifest))).collect();
+                        let held = set_back::held(&route, wanted, manifest, &older).await?;
+                        let choice = landed(&route, backups, wanted, manifest, landing, parameters).await?;
+                        return Ok(Choice { passed_over: search.passed_over, held, ..choice });
+                    }
+                },
+                Err(refusal) => search.refused(manifest, refusal, hole),
             }
-            Err(refusal) => refusal,
-        };
-        let searched = matches!(wanted.target, Target::Name(_) | Target::Xid { .. });
-        let newer = until;
+        }
+        if search.is_over {
+            break;
+        }
+    }
+    Err(search.end(&candidates))
+}
+
+/// What the way from the newest backup to older ones has shown.
+struct Search<'a> {
+    wanted: &'a Wanted,
+    passed_over: Vec<PassedOver>,
+    /// From here on a newer backup was read without meeting the target: it can only lie before.
+    until: Option<Lsn>,
+    /// Of a time: what lies before that newer backup.
+    before: Option<Before>,
+    minimal: Option<Lsn>,
+    /// Where nothing but that a transaction or a name is not there was found: to where it was looked for.
+    unmet: Option<Lsn>,
+    met: Met,
+    /// What is told where no older backup leads there.
+    error: Option<Error>,
+    /// The error is damage in WAL that a backup cannot do without: where an older one would lead to.
+    short_of: Option<Refusal>,
+    is_over: bool,
+}
+
+impl<'a> Search<'a> {
+    fn of(wanted: &'a Wanted) -> Search<'a> {
+        Search {
+            wanted,
+            passed_over: Vec::new(),
+            until: None,
+            before: None,
+            minimal: None,
+            unmet: None,
+            met: Met::default(),
+            error: None,
+            short_of: None,
+            is_over: false,
+        }
+    }
+
+    /// Whether it is there or not, only reading can tell.
+    fn is_searched(&self) -> bool {
+        matches!(self.wanted.target, Target::Name(_) | Target::Xid { .. })
+    }
+
+    fn is_time(&self) -> bool {
+        matches!(self.wanted.target, Target::Time { .. })
+    }
+
+    /// Whether summaries show that no recovery from this backup is stopped by the time before a newer one begins, which was read.
+    async fn is_vain(&mut self, route: &Route<'_>, candidates: &[&Manifest], manifest: &Manifest) -> Result<bool> {
+        let (Some(until), true, None) = (self.until, self.is_time(), &self.short_of) else { return Ok(false) };
+        let oldest = candidates.iter().map(|manifest| manifest.start).min().unwrap_or(until);
+        if self.before.is_none() {
+            self.before = Some(Before::look(route, oldest, until).await?);
+        }
+        let size = route.archive.names.segment_size;
+        let may = |before: &Before| before.may_stop(manifest.start, until, &self.wanted.target, size);
+        Ok(!self.before.as_ref().is_some_and(may))
+    }
+
+    fn pass(&mut self, manifest: &Manifest, why: String, cut_off: bool) {
+        self.passed_over.push(PassedOver { backup: manifest.id.to_string(), why, cut_off });
+    }
+
+    /// WAL on the way is damaged, and the target was not met by then.
+    fn damaged(&mut self, manifest: &Manifest, read: &Read, damage: Error) {
+        self.pass(manifest, "WAL that it needs is damaged".to_owned(), false);
+        self.unmet = None;
+        if !matches!(self.wanted.target, Target::Immediate) {
+            self.until = Some(manifest.start);
+        }
+        let own = read.walk.cut_here();
+        let first = self.error.is_none();
+        let error = self.error.take().unwrap_or_else(|| refuse::damaged(damage, own.as_ref()));
+        self.error = Some(match &own {
+            Some(own) if self.short_of.take().is_some() => error.hint(refuse::nearest_short_of_damage(own)),
+            None if first || self.short_of.is_some() => {
+                self.short_of = Some(read.walk.here());
+                error
+            }
+            _ => error,
+        });
+        // An older one meets its own end of the backup, and what lies before this one.
+        self.is_over = own.is_some() && !self.is_searched() && !self.is_time();
+    }
+
+    /// From this backup recovery gets to where a newer one begins, and the target is not met by then.
+    fn led_on(&mut self, manifest: &Manifest, why: String) {
+        self.pass(manifest, why, false);
+        self.until = Some(manifest.start);
+        if let Some(short_of) = self.short_of.take() {
+            let hint = refuse::nearest_short_of_damage(&short_of);
+            self.error = self.error.take().map(|error| error.hint(hint));
+            self.is_over = !self.is_searched() && !self.is_time();
+        }
+    }
+
+    /// WAL from this backup was read to its end, or to where a newer one begins.
+    fn refused(&mut self, manifest: &Manifest, refusal: Refusal, hole: Option<Hole>) {
+        let newer = self.until;
         match &refusal {
-            Refusal::NotReached { end, .. } if searched => {
-                if passed_over.is_empty() {
-                    unmet = Some(*end);
+            Refusal::NotReached { .. } if newer.is_some() && hole.is_none() => {
+                return self.led_on(manifest, refuse::why(&refusal, None, newer));
+            }
+            Refusal::NotReached { .. } if newer.is_some() => self.until = Some(manifest.start),
+            Refusal::NotReached { end, .. } if self.is_searched() => {
+                if self.passed_over.is_empty() {
+                    self.unmet = Some(*end);
                 }
-                until = Some(manifest.start);
+                if hole.is_some() && !self.met.rules_out(&self.wanted.target) {
+                    self.error = Some(refuse::not_reached(&self.wanted.target, &refusal, hole));
+                }
+                self.until = Some(manifest.start);
             }
             // Nothing was committed since this backup: a commit later than the target may lie before it, on the way from an older one.
-            Refusal::NotReached { last_commit: None, .. } if matches!(wanted.target, Target::Time { .. }) => {}
-            Refusal::NotReached { .. } => return Err(not_reached(&wanted.target, &refusal, hole)),
-            // Its manifest proves that WAL was stored which is gone: the end of what is left is not the latest.
-            Refusal::WalEndsEarly { end, .. } if matches!(wanted.target, Target::Latest) => {
-                return Err(cut_off(manifest, *end, hole));
+            Refusal::NotReached { last_commit: None, .. } if self.is_time() => {}
+            Refusal::NotReached { .. } => {
+                // By a clock that was set back since, the time may have been passed before this backup too.
+                self.is_over = hole.is_some() || !self.is_time();
+                self.until = Some(manifest.start);
+                self.error = Some(refuse::not_reached(&self.wanted.target, &refusal, hole));
             }
-            Refusal::Minimal { at } => minimal = minimal.or(Some(*at)),
+            // Its manifest proves that WAL was stored which is gone: the end of what is left is not the latest.
+            Refusal::WalEndsEarly { end, .. } if matches!(self.wanted.target, Target::Latest) => {
+                self.error = Some(refuse::cut_off(manifest, *end, hole));
+                self.is_over = true;
+            }
+            Refusal::Minimal { at } => self.minimal = self.minimal.or(Some(*at)),
             _ => {}
         }
         if hole.is_some() || !matches!(refusal, Refusal::NotReached { .. }) {
-            unmet = None;
+            self.unmet = None;
         }
-        let (why, cut_off) = (why(&refusal, hole, newer), matches!(refusal, Refusal::WalEndsEarly { .. }));
-        passed_over.push(PassedOver { backup: manifest.id.to_string(), why, cut_off });
+        self.pass(manifest, refuse::why(&refusal, hole, newer), matches!(refusal, Refusal::WalEndsEarly { .. }));
     }
-    let unmet = unmet.filter(|_| passed_over.len() == candidates.len());
-    Err(unreachable(&wanted.target, &candidates, &passed_over, minimal, (&met, unmet)))
+
+    /// No backup leads there.
+    fn end(self, candidates: &[&Manifest]) -> Error {
+        let unmet = self.unmet.filter(|_| self.passed_over.len() == candidates.len());
+        let told = (&self.met, unmet);
+        self.error.unwrap_or_else(|| {
+            refuse::unreachable(&self.wanted.target, candidates, &self.passed_over, self.minimal, told)
+        })
+    }
 }
 
 /// What is told of a landing beside it.
@@ -122,7 +255,6 @@ async fn landed(
     manifest: &Manifest,
     landing: Landing,
     parameters: Parameters,
-    passed_over: Vec<PassedOver>,
 ) -> Result<Choice> {
     let Route { archive, inventory, path, .. } = *route;
     // Recovery ends there, and the server takes no timeline but the first without its history.
@@ -131,8 +263,9 @@ async fn landed(
     let more_left_out = left_out::beyond(route, landing.looked, &wanted.target).await?;
     let by_default = wanted.timeline.is_none() && matches!(wanted.target, Target::Latest);
     let later = if by_default { later(archive, inventory, backups, path, &landing).await? } else { Vec::new() };
-    let (manifest, path, hurt) = (manifest.clone(), path.clone(), false);
-    Ok(Choice { manifest, hurt, path, landing, passed_over, parameters, way_round, more_left_out, later })
+    let (manifest, path, hurt, held) = (manifest.clone(), path.clone(), false, None);
+    let passed_over = Vec::new();
+    Ok(Choice { manifest, hurt, path, landing, passed_over, parameters, way_round, more_left_out, later, held })
 }
 
 /// The end of the path's WAL is none where a heartbeat shows that there was more.
@@ -244,185 +377,6 @@ fn parameters(manifest: &Manifest, read: &Read) -> Parameters {
     read.parameters.map_or(at_backup, |later| super::scan::highest(at_backup, later))
 }
 
-/// `newer`: where a newer backup begins, from which it was looked for already.
-fn why(refusal: &Refusal, hole: Option<Hole>, newer: Option<Lsn>) -> String {
-    let missing = hole.map(|hole| format!(", since {hole}")).unwrap_or_default();
-    match refusal {
-        Refusal::BeforeConsistency { at, consistent_at } => {
-            format!("recovery would stop at {at}, before the backup is consistent at {consistent_at}")
-        }
-        Refusal::NotBefore { began } => {
-            let when = began.map(|time| format!(", since it began at {time}")).unwrap_or_default();
-            format!("it may hold commits after the target{when}")
-        }
-        Refusal::NotReached { .. } if newer.is_some() => {
-            format!("the target is not met from there to where a newer backup begins{missing}")
-        }
-        Refusal::NotReached { end, .. } => format!("the target is not met from there to {end}{missing}"),
-        Refusal::WalEndsEarly { end, stored_to } => {
-            format!("its WAL ends at {end}, before the end of the backup at {stored_to}{missing}")
-        }
-        Refusal::Minimal { at } => {
-            format!("the server went on under wal_level = minimal at {at}, past which nothing can be recovered")
-        }
-    }
-}
-
-fn gap(hole: &Hole, landing: &Landing) -> Error {
-    let Landing { replayed, last_record, .. } = landing;
-    let message = format!("{hole}: recovery can go to {replayed} only");
-    let reachable = format!("a target up to {replayed} can be reached, such as --target-lsn {last_record}");
-    Error::new(Kind::Gap, message).hint(match hole.shown_by {
-        Beyond::Stored => reachable,
-        Beyond::Heartbeat { .. } => {
-            format!("bring that WAL back from another copy of the repository; without it {reachable}")
-        }
-        Beyond::Fork { timeline, .. } => {
-            format!(
-                "let walrecv receive fetch what is missing from a server of timeline {timeline}; without it {reachable}"
-            )
-        }
-    })
-}
-
-/// The WAL ends before the end of a backup.
-fn cut_off(manifest: &Manifest, end: Lsn, hole: Option<Hole>) -> Error {
-    let missing = hole.map(|hole| format!(": {hole}")).unwrap_or_default();
-    let message = format!(
-        "WAL can be read to {end} only, and backup {} shows that it was stored to {}{missing}",
-        manifest.id, manifest.stop
-    );
-    Error::new(Kind::Gap, message)
-        .hint("bring that WAL back from another copy of the repository; or name an older backup with --backup, and lose what came after")
-}
-
-fn not_reached(target: &Target, refusal: &Refusal, hole: Option<Hole>) -> Error {
-    let Refusal::NotReached { last_commit, end, complete_through } = refusal else {
-        return Error::new(Kind::Target, format!("{} cannot be reached", target.describe()));
-    };
-    let last = match last_commit {
-        Some(c) => format!("the last commit is transaction {} at {} ({})", c.xid, c.time, c.start),
-        None => "no commit follows the newest backup".to_owned(),
-    };
-    if let Some(hole) = hole {
-        let message = format!("{hole}, so recovery can go to {end} only: {last}");
-        return Error::new(Kind::Gap, message).hint("choose a target before the gap, or a backup after it");
-    }
-    let message = format!("{} cannot be reached: the archive ends at {end}, and {last}", target.describe());
-    // Before a commit the server stops by itself, whoever has heard how long after it nothing was committed.
-    let until = (*complete_through).max(last_commit.map(|commit| commit.time));
-    let hint = match (target, until) {
-        (Target::Time { .. }, Some(until)) => {
-            format!("the archive is complete through {until}: restore with --latest, or to a time before that")
-        }
-        (Target::Time { .. }, None) => {
-            "PostgreSQL stops at a commit after the target time, and none is stored: restore with --latest, or to an earlier time"
-                .to_owned()
-        }
-        (Target::Lsn { lsn, .. }, _) if lsn <= end => format!(
-            "no record that starts there is stored yet: --target-lsn {lsn} --exclusive restores all before it, and so does --latest now"
-        ),
-        _ => "restore with --latest, or to an earlier target".to_owned(),
-    };
-    Error::new(Kind::Target, message).hint(hint)
-}
-
-/// No backup leads there.
-fn unreachable(
-    target: &Target,
-    candidates: &[&Manifest],
-    passed_over: &[PassedOver],
-    minimal: Option<Lsn>,
-    (met, unmet): (&Met, Option<Lsn>),
-) -> Error {
-    let oldest = candidates.iter().min_by_key(|m| m.start);
-    let reasons = match (unmet, oldest) {
-        (Some(end), Some(oldest)) => {
-            format!("none such is stored from the start of backup {} ({}) to {end}", oldest.id, oldest.start)
-        }
-        _ => reasons(passed_over),
-    };
-    let message = format!("{} cannot be reached; {reasons}", target.describe());
-    let cut_off = |m: &Manifest| passed_over.iter().any(|one| one.cut_off && one.backup == m.id.as_str());
-    let earliest = candidates.iter().filter(|m| !cut_off(m)).min_by_key(|m| m.stop);
-    if let (None, false) = (earliest, candidates.is_empty()) {
-        return Error::new(Kind::Gap, message)
-            .hint("bring the missing WAL back from another copy of the repository, or take a new backup");
-    }
-    if let Some(at) = minimal {
-        return Error::new(Kind::Target, message).hint(format!(
-            "--target-lsn {at} --exclusive is the last moment before that; later ones need a backup that was taken after it"
-        ));
-    }
-    let hint = match (target, earliest) {
-        (Target::Name(name), _) => no_such_name(name, met),
-        (Target::Xid { xid, .. }, _) => no_such_transaction(*xid, met),
-        (_, Some(m)) => format!(
-            "the earliest that can be reached is the end of backup {} ({}): --target-lsn {}",
-            m.id, m.stopped_at, m.stop
-        ),
-        (_, None) => "walrecv list shows the backups".to_owned(),
-    };
-    Error::new(Kind::Target, message).hint(hint)
-}
-
-/// Of many backups the newest ones, and the oldest.
-fn reasons(passed_over: &[PassedOver]) -> String {
-    let told = |p: &PassedOver| format!("backup {}: {}", p.backup, p.why);
-    let mut all: Vec<String> = passed_over.iter().map(told).collect();
-    if let (Some(last), true) = (passed_over.last(), all.len() > SOME) {
-        let left_out = all.len() - SOME;
-        all.truncate(SOME - 1);
-        all.push(format!("{left_out} more that are older; backup {}: {}", last.backup, last.why));
-    }
-    all.join("; ")
-}
-
-/// What a name may have meant.
-fn no_such_name(name: &str, met: &Met) -> String {
-    let near = near::nearest(name, met.points.iter().map(String::as_str));
-    let some = |names: &[String]| names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
-    match (near.is_empty(), met.points.len()) {
-        (_, 0) => {
-            "no restore point is stored since the oldest backup on the way; walrecv find tells what was done, and when"
-                .to_owned()
-        }
-        (false, _) => format!("names like it: {}", some(&near)),
-        (true, 1..=SOME) => format!("there are: {}", some(&met.points.iter().cloned().collect::<Vec<_>>())),
-        (true, more) => {
-            format!("none of {more} restore points has a name like it; walrecv find tells them, with times")
-        }
-    }
-}
-
-/// So many names are told.
-const SOME: usize = 5;
-
-/// Why a transaction does not end in what is stored.
-fn no_such_transaction(xid: u32, met: &Met) -> String {
-    if let Some(whole) = met.whole {
-        return format!("it was a subtransaction of {whole}, and ended with that: --target-xid {whole}");
-    }
-    match met.xids {
-        None => "no transaction ended since the oldest backup on the way".to_owned(),
-        Some((_, last)) if precedes(last, xid) => {
-            format!(
-                "it is newer than {last}, the newest that ended in what is stored: it had not ended, or what it did is not stored yet"
-            )
-        }
-        Some((first, _)) if precedes(xid, first) => {
-            format!(
-                "it is older than {first}, the oldest that ended since the oldest backup on the way: no backup leads there"
-            )
-        }
-        Some((first, last)) => {
-            format!(
-                "transactions from {first} to {last} ended there: it wrote nothing, or had not ended; walrecv find tells those that did much"
-            )
-        }
-    }
-}
-
 /// The WAL segments that a recovery reads: from `start` to `needed`.
 pub fn segments(size: crate::pg::SegmentSize, start: Lsn, needed: Lsn) -> u64 {
     size.segment_before(needed).0.saturating_sub(size.segment_of(start).0) + 1
@@ -431,20 +385,6 @@ pub fn segments(size: crate::pg::SegmentSize, start: Lsn, needed: Lsn) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn of_hundreds_of_backups_some_are_told() {
-        let passed: Vec<PassedOver> =
-            (0..700).map(|n| PassedOver { backup: format!("b{n}"), why: format!("w{n}"), cut_off: false }).collect();
-        assert_eq!(reasons(&passed[..2]), "backup b0: w0; backup b1: w1");
-        assert_eq!(reasons(&passed[..5]).matches("backup").count(), 5);
-        let told = reasons(&passed);
-        assert!(
-            told.starts_with("backup b0: w0; ") && told.ends_with("; 695 more that are older; backup b699: w699"),
-            "{told}"
-        );
-        assert_eq!(told.matches("backup b").count(), 5);
-    }
 
     #[test]
     fn an_old_primary_that_stands_at_the_fork_says_nothing_of_the_new_timeline() {

@@ -117,7 +117,20 @@ pub struct Met {
     pub whole: Option<u32>,
 }
 
+impl Landing {
+    /// Where WAL ends, and not at a record that stops the server.
+    pub fn is_at_the_end(&self) -> bool {
+        matches!(self.stop, Stop::EndOfWal | Stop::Cut)
+    }
+}
+
 impl Met {
+    /// Whether what was seen shows that there is no such target further on: it was part of another, or ended before all that was seen.
+    pub fn rules_out(&self, target: &Target) -> bool {
+        let Target::Xid { xid, .. } = target else { return false };
+        self.whole.is_some() || self.xids.is_some_and(|(first, _)| precedes(*xid, first))
+    }
+
     pub fn join(&mut self, other: Met) {
         self.points.extend(other.points);
         if let Some((first, last)) = other.xids {
@@ -149,9 +162,9 @@ pub enum Refusal {
     BeforeConsistency { at: Lsn, consistent_at: Lsn },
     /// Nothing shows that the backup was taken before the target time: it may hold later commits, whose WAL is not replayed.
     NotBefore { began: Option<PgTime> },
-    /// WAL ends without a record that stops the recovery.
-    /// `complete_through`: up to where it is known that nothing is missing.
-    NotReached { last_commit: Option<Commit>, end: Lsn, complete_through: Option<PgTime> },
+    /// WAL ends, or cannot be read further, without a record that stops the recovery.
+    /// `last_record`: where the last one starts. `complete_through`: up to where it is known that nothing is missing.
+    NotReached { last_commit: Option<Commit>, last_record: Lsn, end: Lsn, complete_through: Option<PgTime> },
     /// WAL ends before the end of the backup.
     WalEndsEarly { end: Lsn, stored_to: Lsn },
     /// The record at `at` says that the server went on under `wal_level = minimal`: what was done then is not all in WAL, and recovery ends in an error
@@ -237,6 +250,18 @@ impl Walk {
         self.stop.is_some() || self.minimal.is_some()
     }
 
+    /// What a target that lies behind what was read is refused with, where WAL is damaged.
+    pub fn here(&self) -> Refusal {
+        let (last_commit, last_record, end) = (self.last_commit, self.last_record, self.replayed);
+        Refusal::NotReached { last_commit, last_record, end, complete_through: None }
+    }
+
+    /// The same; `None` where that is before the end of the backup.
+    pub fn cut_here(&self) -> Option<Refusal> {
+        let consistent = self.replayed >= self.origin.stored_to.max(self.origin.consistent_at);
+        consistent.then(|| self.here())
+    }
+
     /// The next record in order. After the stop, records are only looked through for commits that the stop leaves out.
     pub fn see(&mut self, record: &Seen) {
         self.looked = record.end;
@@ -246,10 +271,11 @@ impl Walk {
         if record.start == self.origin.checkpoint {
             self.began = record.checkpoint;
         }
-        if let Some((_, time)) = ended(&record.note) {
+        if let Some((_, time)) = record.note.ended() {
             self.first_ended = self.first_ended.or(Some(time));
             // Something was committed after a heartbeat's position by a time at which that said there was nothing: its clock, or its server, was another.
             self.known.retain(|beat| beat.lsn > record.start || beat.time < time);
+            self.complete_through = self.complete_through.filter(|through| *through < time);
         }
         self.needed = record.written;
         if self.stops_before(record) {
@@ -294,8 +320,13 @@ impl Walk {
                 Some(_) if !self.backup_is_older() => return Err(Refusal::NotBefore { began: self.began }),
                 Some(stop) => stop,
                 None => {
-                    let complete_through = self.through();
-                    return Err(Refusal::NotReached { last_commit: self.last_commit, end, complete_through });
+                    let (last_commit, last_record) = (self.last_commit, self.last_record);
+                    return Err(Refusal::NotReached {
+                        last_commit,
+                        last_record,
+                        end,
+                        complete_through: self.through(),
+                    });
                 }
             },
         };
@@ -316,8 +347,8 @@ impl Walk {
         })
     }
 
-    /// Whether a time target is known to lie after everything that was committed before the redo point. Recovery does not see those commits: it
-    /// would stop at the first later one and call the target reached.
+    /// Whether a time target is known to lie after everything that was committed before the redo point, by a clock that was not set back shortly before
+    /// ([`super::set_back`] looks for that). Recovery does not see those commits: it would stop at the first later one and call the target reached.
     fn backup_is_older(&self) -> bool {
         let Target::Time { time, .. } = self.target else { return true };
         let by_wal = self.first_ended.is_some_and(|first| first <= time);
@@ -350,9 +381,9 @@ impl Walk {
         match (&self.target, &record.note) {
             (Target::Immediate, _) => self.replayed >= self.origin.consistent_at,
             (Target::Lsn { lsn, inclusive: false }, _) => record.start >= *lsn,
-            (Target::Xid { xid, inclusive: false }, note) => ended(note).is_some_and(|(ended, _)| ended == *xid),
+            (Target::Xid { xid, inclusive: false }, note) => note.ended().is_some_and(|(ended, _)| ended == *xid),
             (Target::Time { time, inclusive }, note) => {
-                ended(note).is_some_and(|(_, at)| at > *time || (!inclusive && at == *time))
+                note.ended().is_some_and(|(_, at)| at > *time || (!inclusive && at == *time))
             }
             _ => false,
         }
@@ -362,7 +393,7 @@ impl Walk {
         match (&self.target, &record.note) {
             (Target::Name(wanted), Note::RestorePoint { name, .. }) => name == wanted,
             (Target::Lsn { lsn, inclusive: true }, _) => record.start >= *lsn,
-            (Target::Xid { xid, inclusive: true }, note) => ended(note).is_some_and(|(ended, _)| ended == *xid),
+            (Target::Xid { xid, inclusive: true }, note) => note.ended().is_some_and(|(ended, _)| ended == *xid),
             // Only after looking at what kind of record it is: elsewhere the server goes on and stops before the next one.
             (Target::Immediate, _) => record.transaction && self.replayed >= self.origin.consistent_at,
             _ => false,
@@ -374,7 +405,7 @@ impl Walk {
             (Target::Name(_), Note::RestorePoint { name, .. }) if self.met.points.len() < KEPT_POINTS => {
                 self.met.points.insert(name.clone());
             }
-            (Target::Xid { .. }, note) => ended(note).iter().for_each(|(xid, _)| self.met.ended(*xid)),
+            (Target::Xid { .. }, note) => note.ended().iter().for_each(|(xid, _)| self.met.ended(*xid)),
             _ => {}
         }
         self.replayed = record.end;
@@ -384,7 +415,7 @@ impl Walk {
                 self.commits += 1;
                 self.last_commit = Some(Commit { xid, time, start: record.start, end: record.end });
             }
-            // The server's clock when it wrote this: nothing earlier is still to come.
+            // The server's clock when it wrote this: nothing earlier is still to come, unless it is set back.
             Note::RestorePoint { time, .. } => self.complete_through = self.complete_through.max(Some(*time)),
             // Any other lies in the data directory.
             Note::TablespaceMade { oid, location } if location.starts_with(b"/") => {
@@ -404,14 +435,6 @@ impl Walk {
         if wanted && self.missed.len() < LISTED_MISSED {
             self.missed.push(commit);
         }
-    }
-}
-
-/// The transaction that a record ends, and when: all that time and xid targets look at.
-fn ended(note: &Note) -> Option<(u32, PgTime)> {
-    match note {
-        Note::Commit { xid, time, .. } | Note::Abort { xid, time } => Some((*xid, *time)),
-        _ => None,
     }
 }
 

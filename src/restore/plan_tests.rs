@@ -105,7 +105,9 @@ fn a_time_after_the_last_commit_is_not_reached() {
     let last = Commit { xid: 13, time: PgTime(300), start: record(6).0, end: record(6).1 };
     for target in [time(300, true), time(301, false), time(1000, true)] {
         let refusal = run(&history(), target).unwrap_err();
-        assert_eq!(refusal, Refusal::NotReached { last_commit: Some(last), end: record(6).1, complete_through: None });
+        let (last_record, end) = record(6);
+        let last_commit = Some(last);
+        assert_eq!(refusal, Refusal::NotReached { last_commit, last_record, end, complete_through: None });
     }
     assert_eq!(lands(&history(), time(300, false)), (Some(12), before(6)));
 }
@@ -116,6 +118,15 @@ fn a_later_restore_point_proves_that_no_commit_is_missing() {
     wal.push(point("nightly", 500));
     assert_eq!(lands(&wal, time(400, true)), (Some(13), Stop::Cut));
     assert!(matches!(run(&wal, time(500, true)), Err(Refusal::NotReached { .. })), "not later than the target");
+}
+
+#[test]
+fn a_restore_point_that_a_later_commit_refutes_proves_nothing() {
+    let mut wal = history();
+    wal.insert(3, point("by a clock that was set back since", 500));
+    assert!(matches!(run(&wal, time(400, true)), Err(Refusal::NotReached { complete_through: None, .. })));
+    wal[3] = point("as it should be", 99);
+    assert!(matches!(run(&wal, time(400, true)), Err(Refusal::NotReached { complete_through: Some(PgTime(99)), .. })));
 }
 
 #[test]

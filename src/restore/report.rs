@@ -206,7 +206,7 @@ impl Plan {
             missed_commits: landing.missed_count,
             looked_until: landing.looked.to_string(),
             more_missed_from: choice.more_left_out.map(|lsn| lsn.to_string()),
-            warnings: choice.later.iter().map(ToString::to_string).collect(),
+            warnings: warnings(choice),
         }
     }
 }
@@ -223,6 +223,11 @@ impl Plan {
         };
         Plan { backup_bytes: only.bytes, databases: Some(databases), ..self }
     }
+}
+
+fn warnings(choice: &Choice) -> Vec<String> {
+    let later = choice.later.iter().map(ToString::to_string);
+    later.chain(choice.held.iter().map(ToString::to_string)).collect()
 }
 
 fn commit(commit: Commit) -> CommitShown {

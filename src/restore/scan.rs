@@ -35,13 +35,15 @@ impl std::fmt::Display for Hole {
 }
 
 /// What the reading came to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Read {
     pub walk: Walk,
     /// End of the last whole record that was read.
     pub end: Lsn,
     /// Reading could not go on, and this is not the end of WAL.
     pub hole: Option<Hole>,
+    /// Reading could not go on, and the target was not met by then: what is stored next is damaged.
+    pub damage: Option<Error>,
     /// Segments that were read, by the names under which they are stored.
     pub segments: u64,
     /// The highest settings that the replayed WAL announces.
@@ -49,7 +51,7 @@ pub struct Read {
 }
 
 impl Route<'_> {
-    /// Feeds `walk` from `from` on, until it has stopped and a little further, or `until`, or WAL ends.
+    /// Feeds `walk` from `from` on, until it has stopped and a little further, or `until`, or WAL ends or is damaged.
     pub async fn read(&self, walk: Walk, from: Lsn, until: Option<Lsn>) -> Result<Read> {
         let size = self.archive.names.segment_size;
         let config = ScanConfig {
@@ -59,23 +61,22 @@ impl Route<'_> {
             segment_size: size,
         };
         let mut scanner = WalScanner::new(config, from);
-        let mut read = Read { walk, end: from, hole: None, segments: 0, parameters: None };
+        let mut read = Read { walk, end: from, hole: None, damage: None, segments: 0, parameters: None };
         let mut stopped_at = None;
         let mut number = size.segment_of(from);
         loop {
             let skip = size.offset_of(scanner.received());
             let (name, bytes) = match self.archive.read_along(self.path, number, self.inventory).await {
-                Err(error) if read.walk.stopped() => return Ok(cut_short(read, &error)),
-                segment => segment?,
+                Err(error) => return cut_short(read, error),
+                Ok(segment) => segment,
             };
             let whole = bytes.len() as u64 == size.bytes();
             if let Some(new) = bytes.get(skip as usize..).filter(|new| !new.is_empty()) {
                 read.segments += 1;
                 let fed = self.feed(&mut scanner, new, &mut read).context(name);
                 read.end = scanner.checked();
-                match fed {
-                    Err(error) if read.walk.stopped() => return Ok(cut_short(read, &error)),
-                    fed => fed?,
+                if let Err(error) = fed {
+                    return cut_short(read, error);
                 }
             }
             if !whole {
@@ -88,8 +89,7 @@ impl Route<'_> {
                 if read.end.since(stop) >= LOOK_PAST {
                     return Ok(read);
                 }
-            }
-            if until.is_some_and(|until| read.end >= until) {
+            } else if until.is_some_and(|until| read.end >= until) {
                 return Ok(read);
             }
             number = number.next();
@@ -120,17 +120,23 @@ impl Route<'_> {
         };
         let fed = scanner.feed(bytes, &mut sink).map_err(|e| e.to_string());
         match fed.err().or(problem) {
-            Some(what) => Err(Error::new(Kind::Corrupt, what)
-                .hint("restore to a target before it, or restore the object from a copy of the repository")),
+            Some(what) => Err(Error::new(Kind::Corrupt, what)),
             None => Ok(()),
         }
     }
 }
 
-/// Past the stop only commits that it leaves out are looked for: what cannot be read there makes that list shorter, and no target unreachable.
-fn cut_short(read: Read, error: &Error) -> Read {
-    tracing::warn!("WAL after the target was not looked through: {error}");
-    read
+/// Past the stop only commits that it leaves out are looked for: what cannot be read there makes that list shorter, and no target unreachable. Before it, damage
+/// is told, since targets before it can be reached; whatever else keeps WAL from being read is the error.
+fn cut_short(mut read: Read, error: Error) -> Result<Read> {
+    if read.walk.stopped() {
+        tracing::warn!("WAL after the target was not looked through: {error}");
+    } else if error.kind() == Kind::Corrupt {
+        read.damage = Some(error);
+    } else {
+        return Err(error);
+    }
+    Ok(read)
 }
 
 /// The higher of each value.
