@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use walrecv::pg::MajorVersion;
+use walrecv::pg::{Lsn, MajorVersion};
 
 use crate::check::point_to;
 use crate::site::{Site, end, wait_durable};
+use crate::support::proxy::Proxy;
 use crate::support::walrecv::Output;
 use crate::support::{Server, Walrecv, require_servers};
 
@@ -128,4 +130,51 @@ fn a_history_that_is_gone_is_not_absent() {
     assert_eq!(fetch(&site, &pgdata, "00000002.history"), 1, "a standby asks again");
     fs::rename(&away, &history).expect("a history that comes back");
     assert_eq!(fetch(&site, &pgdata, "00000002.history"), 0);
+}
+
+/// A server that dies while it sends the zeros behind a WAL switch: all that was written is stored, and nothing is missed.
+#[test]
+fn an_end_among_the_zeros_behind_a_switch_is_whole() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let mut server = Server::builder(version).segment_size_mb(16).start();
+    let site = Site::new(&server);
+    let proxy = Proxy::start(server.port());
+    point_to(&site, &format!("host=127.0.0.1 port={} user=postgres", proxy.port));
+    let receiver = site.receive(&["--flush-interval", "100ms"]);
+    server.sql("create table story (n int)");
+    site.backup();
+    server.sql("insert into story select generate_series(1, 10)");
+    let before = server.lsn();
+    wait_durable(&server, before);
+    proxy.trickle(500_000);
+    let border = server.switch_wal();
+    // What comes is stored and not reported, until it is known to be all of the segment.
+    std::thread::sleep(Duration::from_secs(3));
+    server.kill9();
+    proxy.refuse(true);
+    proxy.cut();
+    end(receiver);
+    let listed = site.walrecv(&["list", "--windows", "--output", "json"]).run().expect_code(0).json();
+    let stored: Lsn = listed["timelines"][0]["wal"][0]["to_lsn"].as_str().expect("an end").parse().expect("a position");
+    assert!(before <= stored && stored < Lsn(border.0.next_multiple_of(16 << 20)), "{before} {stored} {border}");
+
+    for args in [&["verify"][..], &["verify", "--deep"], &["find", "--last", "1h"], &["list"]] {
+        let told = site.walrecv(args).run().expect_code(0);
+        assert!(!told.stdout.contains("MISSING") && !told.stdout.contains("HOLE"), "{args:?}: {}", told.stdout);
+    }
+    let copy = site.land(&server, "latest", &["--latest"]);
+    assert_eq!(copy.value("select count(*) from story"), "10");
+    drop(copy);
+
+    // The server comes back and sends the same zeros again.
+    server.start_again();
+    proxy.refuse(false);
+    proxy.trickle(0);
+    let receiver = site.receive(&[]);
+    server.sql("insert into story values (11)");
+    wait_durable(&server, server.lsn());
+    end(receiver);
+    let copy = site.land(&server, "again", &["--latest"]);
+    assert_eq!(copy.value("select count(*) from story"), "11");
 }
