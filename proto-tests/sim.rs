@@ -42,7 +42,5 @@ mod until;
 mod waits;
 #[path = "sim/walsender.rs"]
 mod walsender;
-#[path = "sim/words.rs"]
-mod words;
 #[path = "sim/world.rs"]
 mod world;

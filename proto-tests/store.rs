@@ -24,12 +24,16 @@ mod expiry_backup;
 mod expiry_lost;
 #[path = "store/expiry_store.rs"]
 mod expiry_store;
+#[path = "store/expiry_writer.rs"]
+mod expiry_writer;
 #[path = "store/faults.rs"]
 mod faults;
 #[path = "store/groups.rs"]
 mod groups;
 #[path = "store/heartbeats.rs"]
 mod heartbeats;
+#[path = "store/made_server.rs"]
+mod made_server;
 #[path = "store/plans.rs"]
 mod plans;
 #[path = "store/scripted.rs"]

@@ -1,7 +1,7 @@
 //! What a server answers to questions and commands about its slot.
 
 use super::cluster::{Cluster, SLOT, Slot};
-use super::words;
+use crate::support::walsender_words as words;
 
 impl Cluster {
     pub fn create_slot(&self) -> Vec<u8> {

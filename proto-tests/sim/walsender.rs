@@ -17,7 +17,7 @@ use walrecv::pg::{Lsn, MajorVersion, TimelineId};
 use super::chance::Chance;
 use super::cluster::{Cluster, Phase, SLOT, Slot};
 use super::life::Life;
-use super::words;
+use crate::support::walsender_words as words;
 
 /// `wal_sender_timeout`, which walrecv asks for.
 pub const TIMEOUT: Duration = Duration::from_secs(10);

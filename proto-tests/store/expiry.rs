@@ -12,7 +12,7 @@ use walrecv::error::{Kind, Result};
 use walrecv::keys::ring::WriterRing;
 use walrecv::keys::setup;
 use walrecv::pg::{Lsn, TimelineId};
-use walrecv::repo::names::parse_backup_part;
+use walrecv::repo::names::{BackupPart, parse_backup_part};
 use walrecv::retention::plan::Spared;
 use walrecv::retention::{ExpireOptions, Expiry, Outcome, Proposal};
 use walrecv::seal::content::BackupId;
@@ -22,8 +22,9 @@ use walrecv::seal::key::RepositorySecret;
 use walrecv::seal::opener::read_header;
 
 use crate::archive_pieces::archive;
-use crate::expiry_backup::{Figures, Known, Taking, restore, sign};
+use crate::expiry_backup::{Figures, Known, Taking, restore, restore_as, sign};
 use crate::expiry_store::{Actor, Blind, EXPIRY, FREE, Memory};
+use crate::made_server::MadeServer;
 use crate::support::{Seed, rounds};
 
 pub const STALE: Duration = Duration::from_secs(5_000);
@@ -33,8 +34,14 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime")
 }
 
-fn ring() -> WriterRing {
-    WriterRing::new(RepositoryId([9; 16]), RepositorySecret([5; 32]), Some(&setup::generate().public)).expect("a ring")
+pub const REPOSITORY: RepositoryId = RepositoryId([9; 16]);
+
+pub fn secret() -> RepositorySecret {
+    RepositorySecret([5; 32])
+}
+
+pub fn ring(identity: &str) -> WriterRing {
+    WriterRing::new(REPOSITORY, secret(), Some(identity)).expect("a ring")
 }
 
 /// A store, what the test knows of it, and everything that has been seen complete.
@@ -43,9 +50,11 @@ pub struct World {
     /// As nobody who waits for a turn sees it.
     pub archive: Archive,
     pub known: Arc<Mutex<Known>>,
+    /// Where backups are taken of a server: it knows what is in them.
+    pub server: Option<Arc<MadeServer>>,
     /// What each complete backup needs.
-    needs: BTreeMap<BackupId, BTreeSet<String>>,
-    ring: Arc<WriterRing>,
+    pub needs: BTreeMap<BackupId, BTreeSet<String>>,
+    pub ring: Arc<WriterRing>,
 }
 
 impl World {
@@ -55,10 +64,11 @@ impl World {
 
     pub fn over(memory: Memory, known: Arc<Mutex<Known>>) -> World {
         let archive = archive(&memory.repository(FREE), 1, true);
-        World { memory, archive, known, needs: BTreeMap::new(), ring: Arc::new(ring()) }
+        let ring = ring(&setup::generate().public);
+        World { memory, archive, known, server: None, needs: BTreeMap::new(), ring: Arc::new(ring) }
     }
 
-    fn seen_by(&self, actor: Actor) -> Archive {
+    pub fn seen_by(&self, actor: Actor) -> Archive {
         archive(&self.memory.repository(actor), 1, false)
     }
 
@@ -104,12 +114,20 @@ impl World {
         names.iter().filter(|name| name.starts_with(&prefix)).filter_map(is_manifest).collect()
     }
 
+    /// Compares a backup with what it was taken of; all objects that it needs.
+    async fn restore(&self, id: &BackupId) -> BTreeSet<String> {
+        match &self.server {
+            None => restore(&self.archive, &self.known, id).await,
+            Some(server) => restore_as(&self.archive, id, &server.sent(id.start())).await,
+        }
+    }
+
     /// Every complete backup has everything that it needs; one that is new is restored.
-    async fn check(&mut self, when: &str) {
+    pub async fn check(&mut self, when: &str) {
         for id in self.complete() {
             if !self.needs.contains_key(&id) {
                 println!("    complete: {id} ({when})");
-                let needs = restore(&self.archive, &self.known, &id).await;
+                let needs = self.restore(&id).await;
                 self.needs.insert(id.clone(), needs);
             }
             for name in &self.needs[&id] {
@@ -120,23 +138,28 @@ impl World {
 
     pub async fn restore_all(&self) {
         for id in self.complete() {
-            restore(&self.archive, &self.known, &id).await;
+            self.restore(&id).await;
         }
     }
 
     /// What is not reachable from a complete backup, but for tombstones over packs that others need.
-    fn left_over(&self) -> Vec<String> {
+    pub fn left_over(&self) -> Vec<String> {
         let complete = self.complete();
         let needed: BTreeSet<&String> = complete.iter().flat_map(|id| &self.needs[id]).collect();
         let root = format!("{}/", self.archive.names.root());
         let whose = |name: &str| Some(parse_backup_part(name.strip_prefix(&root)?)?.0.to_owned());
         let owners: BTreeSet<String> = needed.iter().filter_map(|name| whose(name)).collect();
+        let sign = |name: &str| match parse_backup_part(name.strip_prefix(&root)?)? {
+            (owner, BackupPart::Alive(_)) => Some(owner.to_owned()),
+            _ => None,
+        };
         let fine = |name: &String| {
             let backup = |folder: &str| BackupId::parse(name.strip_prefix(&root)?.strip_prefix(folder)?).ok();
             let alive = |id: Option<BackupId>| id.is_some_and(|id| complete.contains(&id));
             needed.contains(name)
                 || alive(backup("intents/"))
                 || alive(backup("backups/"))
+                || sign(name).is_some_and(|owner| complete.iter().any(|id| id.as_str() == owner))
                 || backup("backups/").is_some_and(|id| owners.contains(id.as_str()))
                 || !name.starts_with(&root)
         };
@@ -144,7 +167,7 @@ impl World {
     }
 }
 
-async fn run(archive: Archive, options: ExpireOptions, ring: Arc<WriterRing>) -> Result<(Proposal, Outcome)> {
+pub async fn run(archive: Archive, options: ExpireOptions, ring: Arc<WriterRing>) -> Result<(Proposal, Outcome)> {
     let mut expiry = Expiry::begin(archive, options).await?;
     let proposal = expiry.propose().await?;
     let outcome = expiry.carry_out(&ring, &proposal).await?;

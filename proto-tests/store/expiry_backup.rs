@@ -338,17 +338,24 @@ fn intent(archive: &Archive, id: &BackupId, reuses: Vec<String>) -> Intent {
 
 /// Restores a backup and compares it with what it was taken of; all objects that it took. Panics with what is missing.
 pub async fn restore(archive: &Archive, known: &Mutex<Known>, id: &BackupId) -> BTreeSet<String> {
+    let data = known.lock().expect("no test has died").data[id].clone();
+    let expected = data.into_iter().map(|(path, stored)| (path.clone(), content(&path, stored.version)));
+    restore_as(archive, id, &expected.collect()).await
+}
+
+/// The same of one that was taken of these files.
+pub async fn restore_as(archive: &Archive, id: &BackupId, expected: &BTreeMap<String, Vec<u8>>) -> BTreeSet<String> {
     let manifest = match archive.backup(id).await.expect("a backup") {
         Some(Backup::Complete(manifest)) => manifest,
         other => panic!("{id} is {other:?}"),
     };
-    let expected = known.lock().expect("no test has died").data[id].clone();
-    let mut names = BTreeSet::from([archive.names.server_manifest(id.as_str(), 0)]);
+    let parts = manifest.server_manifest.as_ref().map_or(0, |kept| kept.parts);
+    let mut names = (0..parts).map(|part| archive.names.server_manifest(id.as_str(), part)).collect();
     let files = files(archive, &manifest, &mut names).await;
     let paths: Vec<&String> = files.keys().collect();
     assert_eq!(paths, expected.keys().collect::<Vec<_>>(), "{id}");
-    for (path, stored) in expected {
-        assert!(files[&path] == content(&path, stored.version), "{path} of {id} is not what it was");
+    for (path, bytes) in expected {
+        assert!(files[path] == *bytes, "{path} of {id} is not what it was");
     }
     names
 }
@@ -378,9 +385,14 @@ async fn files(archive: &Archive, manifest: &Manifest, names: &mut BTreeSet<Stri
                 }
             }
             Step::File(file) => {
+                let Some(unit) = file.kind.unit() else { continue };
                 let mut bytes = Vec::new();
                 for run in &file.runs {
-                    let Source::Pack { pack, frame, .. } = &run.source else { panic!("no zeros here") };
+                    let len = (run.count * unit.bytes()) as usize;
+                    let Source::Pack { pack, frame, offset } = &run.source else {
+                        bytes.resize(bytes.len() + len, 0);
+                        continue;
+                    };
                     let name = archive.names.pack(pack.backup.as_str(), pack.number);
                     let object = archive.repo.get(&name).await.expect("a read");
                     let object = object.unwrap_or_else(|| panic!("{name} is gone, and {} needs it", manifest.id));
@@ -388,7 +400,8 @@ async fn files(archive: &Archive, manifest: &Manifest, names: &mut BTreeSet<Stri
                     let opener = Opener::new(&pack.header, &claims, archive.keys.as_ref(), true).expect("a pack");
                     let place = pack.frames[*frame as usize];
                     let sealed = &object[place.offset as usize..][..place.len as usize];
-                    bytes.extend(opener.frame(sealed, *frame, pack.is_last(*frame)).expect("a frame"));
+                    let plain = opener.frame(sealed, *frame, pack.is_last(*frame)).expect("a frame");
+                    bytes.extend_from_slice(&plain[*offset as usize..][..len]);
                     names.insert(name);
                 }
                 files.insert(String::from_utf8(file.path).expect("a path"), bytes);

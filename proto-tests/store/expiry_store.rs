@@ -1,6 +1,6 @@
 //! An object store in memory with a clock of its own, in which a scheduler lets one request of one actor through at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -51,6 +51,8 @@ struct Inner {
     stuck: Option<String>,
     /// An object on a bad sector.
     bad: Option<String>,
+    /// Processes that were killed: what their threads still ask for fails.
+    dead: BTreeSet<Actor>,
 }
 
 #[derive(Clone)]
@@ -72,6 +74,7 @@ impl Memory {
             fuse: None,
             stuck: None,
             bad: None,
+            dead: BTreeSet::new(),
         })))
     }
 
@@ -153,6 +156,13 @@ impl Memory {
         inner.waiting.iter().map(|(actor, _)| *actor).collect()
     }
 
+    /// Nothing that this one asks for from now on happens.
+    pub fn kill(&self, actor: Actor) {
+        let mut inner = self.inner();
+        inner.dead.insert(actor);
+        inner.waiting.retain(|(waiting, _)| *waiting != actor);
+    }
+
     /// Lets the request at this place of [`Memory::waiting`] go on.
     pub fn grant(&self, place: usize) {
         let (_, tell) = self.inner().waiting.remove(place);
@@ -182,7 +192,13 @@ impl Client {
             return;
         }
         let (tell, told) = oneshot::channel();
-        self.memory.inner().waiting.push((self.actor, tell));
+        {
+            let mut inner = self.memory.inner();
+            if inner.dead.contains(&self.actor) {
+                return;
+            }
+            inner.waiting.push((self.actor, tell));
+        }
         let _ = told.await;
     }
 
@@ -212,8 +228,17 @@ impl Client {
         self.first.lock().expect("no test has died").entry(prefix.to_owned()).or_insert(found).clone()
     }
 
+    /// What a dead process makes of it is nothing.
+    fn failed(&self) -> Error {
+        let error = Error::new(Kind::Repository, "the store failed: 503");
+        if self.memory.inner().dead.contains(&self.actor) { error } else { error.transient() }
+    }
+
     fn fate(&self, changes: bool) -> Fate {
         let mut inner = self.memory.inner();
+        if inner.dead.contains(&self.actor) {
+            return Fate::Fails;
+        }
         match inner.fuse {
             Some(0) => return Fate::Fails,
             Some(left) if changes => inner.fuse = Some(left - 1),
@@ -225,10 +250,6 @@ impl Client {
         }
         if inner.chance.below(2) == 0 { Fate::Fails } else { Fate::Lost }
     }
-}
-
-fn failed() -> Error {
-    Error::new(Kind::Repository, "the store failed: 503").transient()
 }
 
 fn below<'a>(objects: &'a BTreeMap<String, (Bytes, SystemTime)>, prefix: &str) -> Vec<(&'a String, Listed)> {
@@ -247,7 +268,7 @@ impl Backend for Client {
             self.turn().await;
             let fate = self.fate(true);
             if fate == Fate::Fails {
-                return Err(failed());
+                return Err(self.failed());
             }
             let shadow = name.contains("/backups/") && self.is_blind(Blind::BackupsToTombstones);
             let mut inner = self.memory.inner();
@@ -261,7 +282,8 @@ impl Backend for Client {
             }
             let now = inner.now;
             inner.objects.insert(name.to_owned(), (Bytes::from(parts.concat()), now));
-            if fate == Fate::Lost { Err(failed()) } else { Ok(Answer::Created) }
+            drop(inner);
+            if fate == Fate::Lost { Err(self.failed()) } else { Ok(Answer::Created) }
         }
         .boxed()
     }
@@ -270,7 +292,7 @@ impl Backend for Client {
         async move {
             self.turn().await;
             if self.fate(false) != Fate::Works {
-                return Err(failed());
+                return Err(self.failed());
             }
             let shadows = self.is_blind(Blind::BackupsToTombstones);
             let inner = self.memory.inner();
@@ -294,7 +316,7 @@ impl Backend for Client {
         async move {
             self.turn().await;
             if self.fate(false) != Fate::Works {
-                return Err(failed());
+                return Err(self.failed());
             }
             let salt = self.memory.inner().chance.next();
             let early = |name: &str| name.bytes().fold(salt, |sum, b| sum.rotate_left(7) ^ u64::from(b)) & 8 == 0;
@@ -330,10 +352,10 @@ impl Backend for Client {
             self.turn().await;
             let fate = self.fate(true);
             if fate == Fate::Fails || self.memory.inner().stuck.as_deref() == Some(name) {
-                return Err(failed());
+                return Err(self.failed());
             }
             self.memory.inner().objects.remove(name);
-            if fate == Fate::Lost { Err(failed()) } else { Ok(()) }
+            if fate == Fate::Lost { Err(self.failed()) } else { Ok(()) }
         }
         .boxed()
     }

@@ -22,6 +22,7 @@ pub mod tls;
 pub mod user;
 pub mod wal_maker;
 pub mod walrecv;
+pub mod walsender_words;
 
 pub use client::Client;
 pub use clock::Clock;
