@@ -39,6 +39,8 @@ mod requests;
 mod restore;
 #[path = "live/second.rs"]
 mod second;
+#[path = "live/segments.rs"]
+mod segments;
 mod support;
 #[path = "live/targets.rs"]
 mod targets;

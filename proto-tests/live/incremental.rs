@@ -34,8 +34,8 @@ impl WalWatch for Always {
 }
 
 /// A server, a repository for it, and places for what is restored.
-struct Scene {
-    server: Server,
+pub(super) struct Scene {
+    pub(super) server: Server,
     shelf: Shelf,
     places: TempDir,
     /// The first segment whose WAL is not stored yet.
@@ -43,7 +43,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(version: MajorVersion, settings: &[(&str, &str)]) -> Scene {
+    pub(super) fn new(version: MajorVersion, settings: &[(&str, &str)]) -> Scene {
         let builder = Server::builder(version).initdb("--data-checksums").setting("autovacuum", "off");
         let builder = builder.setting("wal_keep_size", "2GB").setting("max_wal_size", "1GB");
         Scene::of(settings.iter().fold(builder, |builder, (name, value)| builder.setting(name, value)).start())
@@ -57,11 +57,11 @@ impl Scene {
         Scene { server, shelf, places, stored_to: None }
     }
 
-    fn options(&self) -> BackupOptions {
+    pub(super) fn options(&self) -> BackupOptions {
         BackupOptions { state_dir: Some(self.places.join("state")), ..BackupOptions::default() }
     }
 
-    fn take(&self, options: &BackupOptions) -> Outcome {
+    pub(super) fn take(&self, options: &BackupOptions) -> Outcome {
         self.try_take(&self.server, options).expect("a backup")
     }
 
@@ -77,7 +77,7 @@ impl Scene {
     }
 
     /// Stores the server's WAL up to the segment in which this backup ends.
-    fn store_wal(&mut self, manifest: &Manifest) {
+    pub(super) fn store_wal(&mut self, manifest: &Manifest) {
         let size = self.shelf.archive.names.segment_size;
         let mut segment = self.shelf.segment(TimelineId(1), self.stored_to.unwrap_or(manifest.start));
         while segment.start() < manifest.stop {
@@ -120,7 +120,7 @@ impl Scene {
     }
 
     /// A backup by the server's own tool, incremental to the one in the folder `prior`.
-    fn pg_basebackup(&self, name: &str, prior: Option<&Path>) -> PathBuf {
+    pub(super) fn pg_basebackup(&self, name: &str, prior: Option<&Path>) -> PathBuf {
         let target = self.places.join(name);
         let shown = target.display().to_string();
         let mut args = vec!["-D".to_owned(), shown, "-X".into(), "none".into(), "-c".into(), "fast".into()];
@@ -157,7 +157,7 @@ impl Scene {
     }
 }
 
-fn must(command: &mut std::process::Command) -> String {
+pub(super) fn must(command: &mut std::process::Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
@@ -237,7 +237,34 @@ fn recovers(scene: &Scene, copy: &Path) {
     must(as_postgres(scene.server.bin_dir().join("pg_checksums")).arg("--check").arg(copy));
 }
 
-fn transfer(outcome: &Outcome) -> (Transfer, &str) {
+/// What is restored of a backup is what `pg_combinebackup` makes of the server's own increments, of which one joins the `chain`; with `end` it is recovered, too.
+pub(super) fn compare(scene: &mut Scene, chain: &mut Vec<PathBuf>, manifest: &Manifest, end: bool) {
+    let round = chain.len();
+    chain.push(scene.pg_basebackup(&format!("tool-{round}"), chain.last().map(PathBuf::as_path)));
+    scene.store_wal(manifest);
+    let ours = scene.restore(&manifest.id, "ours");
+    let theirs = scene.combine(chain, "theirs");
+    verify(&scene.server, &ours);
+    let files = same(&ours, &theirs);
+    let label = fs::read_to_string(ours.join("backup_label")).expect("a label");
+    assert!(!label.contains("INCREMENTAL") && label.lines().count() == 7, "{label}");
+    let (version, how) = (scene.server.version(), manifest.transfer);
+    println!("PostgreSQL {version}, {round}: {files} files, {how:?}, {:?}", manifest.sizes);
+    if end {
+        recovers(scene, &ours);
+    }
+    for (place, space) in [(&ours, "ours"), (&theirs, "theirs")] {
+        fs::remove_dir_all(place).expect("a restored backup");
+        for entry in fs::read_dir(scene.places.path()).expect("places") {
+            let path = entry.expect("an entry").path();
+            if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&format!("{space}."))) {
+                fs::remove_dir_all(path).expect("a restored tablespace");
+            }
+        }
+    }
+}
+
+pub(super) fn transfer(outcome: &Outcome) -> (Transfer, &str) {
     (outcome.manifest.transfer, outcome.manifest.why_full.as_deref().unwrap_or_default())
 }
 
@@ -265,29 +292,10 @@ fn restored_increments_are_what_pg_combinebackup_makes() {
             before = how;
             increments += u32::from(how == Transfer::Incremental);
             assert!(outcome.manifest.parent.is_some());
-            chain.push(scene.pg_basebackup(&format!("tool-{round}"), chain.last().map(PathBuf::as_path)));
-            scene.store_wal(&outcome.manifest);
-            let ours = scene.restore(&outcome.manifest.id, "ours");
-            let theirs = scene.combine(&chain, "theirs");
-            verify(&scene.server, &ours);
-            let files = same(&ours, &theirs);
-            let label = fs::read_to_string(ours.join("backup_label")).expect("a label");
-            assert!(!label.contains("INCREMENTAL") && label.lines().count() == 7, "{label}");
-            println!("PostgreSQL {version}, {round}: {files} files, {how:?}, {:?}", outcome.manifest.sizes);
-            if round == length {
-                recovers(&scene, &ours);
-            }
-            for (place, space) in [(&ours, "ours"), (&theirs, "theirs")] {
-                fs::remove_dir_all(place).expect("a restored backup");
-                for entry in fs::read_dir(scene.places.path()).expect("places") {
-                    let path = entry.expect("an entry").path();
-                    if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&format!("{space}."))) {
-                        fs::remove_dir_all(path).expect("a restored tablespace");
-                    }
-                }
-            }
+            compare(&mut scene, &mut chain, &outcome.manifest, round == length);
         }
         println!("PostgreSQL {version}: {increments} of {length} incremental");
+        assert!(chain.len() as u32 == length + 1 && 2 * increments >= length, "{increments} of {length}");
     }
 }
 
