@@ -455,6 +455,7 @@ fn a_server_can_wait_at_its_target() {
         copy.client().query("select pg_wal_replay_resume()").expect("it goes on");
         crate::support::wait_for("the promotion", || (copy.value("select pg_is_in_recovery()") == "f").then_some(()));
 
+        shut_down_at_every_kind_of_target(&story);
         let latest = story.prepare(Target::Latest).expect("a plan");
         let options = Options { action: Action::Shutdown, ..story.options("shutdown") };
         story.restore(&latest, &options).expect("a restore");
@@ -464,9 +465,48 @@ fn a_server_can_wait_at_its_target() {
         text.push_str("logging_collector = on\nlog_destination = csvlog\nlog_min_messages = fatal\n");
         std::fs::write(&auto, text).expect("settings");
         let copy = story.start(&latest, &options).expect("a server that ended at its target");
-        assert_eq!(copy.started.pid, None);
+        assert_eq!((copy.started.pid, copy.started.landed), (None, Some(latest.choice.landing.replayed)));
         assert!(options.pgdata.join("recovery.signal").exists());
+        is_told_where_it_is_not_as_planned(&story, &latest);
     }
+}
+
+/// What the server leaves behind is compared with the plan, whichever rule stopped it.
+fn shut_down_at_every_kind_of_target(story: &Story) {
+    let row = &story.rows[2];
+    let xid = story.prepare(time(&row.time, true)).expect("a plan").choice.landing.last_commit.expect("a commit");
+    let targets = [
+        time(&row.time, true),
+        Target::Xid { xid: xid.xid, inclusive: true },
+        Target::Lsn { lsn: xid.start, inclusive: false },
+        Target::Immediate,
+    ];
+    // Some on the oldest server, the others on the newest: the words are the same.
+    let old = usize::from(story.server.version() < MajorVersion::V16);
+    for target in targets.into_iter().skip(old).step_by(2) {
+        let prepared = story.prepare(target).expect("a plan");
+        let options = Options { action: Action::Shutdown, ..story.options("shut") };
+        story.restore(&prepared, &options).expect("a restore");
+        let copy = story.start(&prepared, &options).unwrap_or_else(|e| panic!("{}: {e}", prepared.plan.target));
+        assert_eq!(copy.started.landed, Some(prepared.choice.landing.replayed), "{}", prepared.plan.target);
+        drop(copy);
+        std::fs::remove_dir_all(&options.pgdata).expect("remove the copy");
+    }
+}
+
+/// Somebody has changed the target that the restore wrote.
+fn is_told_where_it_is_not_as_planned(story: &Story, latest: &Prepared) {
+    let other = story.prepare(time(&story.rows[2].time, true)).expect("a plan");
+    let options = Options { action: Action::Shutdown, ..story.options("misled") };
+    story.restore(latest, &options).expect("a restore");
+    let auto = options.pgdata.join("postgresql.auto.conf");
+    let mut text = std::fs::read_to_string(&auto).expect("settings");
+    text.push_str(&format!("recovery_target_lsn = '{}'\n", other.choice.landing.last_record));
+    std::fs::write(&auto, text).expect("settings");
+    let Err(error) = story.start(latest, &options) else { panic!("it did not land as planned") };
+    let said = error.to_string();
+    assert!(said.contains("recovery stopping after") && said.contains("the plan said"), "{said}");
+    assert!(error.advice().is_some_and(|hint| hint.contains("do not use this copy")), "{:?}", error.advice());
 }
 
 /// Whether such a server has paused, nobody can ask: it is left at work, and not waited for.

@@ -42,6 +42,7 @@ pub mod sound;
 mod spaces;
 pub mod start;
 pub mod stock;
+mod stopped;
 pub mod target;
 mod weigh;
 pub mod windows;

@@ -104,6 +104,8 @@ pub struct Landing {
     pub tablespaces: Vec<MadeTablespace>,
     /// The transaction that is the target did not commit.
     pub rolled_back: bool,
+    /// The transaction that the record ends at which the server stops.
+    pub ended: Option<u32>,
 }
 
 /// What was seen of what a target may have meant.
@@ -197,6 +199,7 @@ pub struct Walk {
     looked: Lsn,
     tablespaces: Vec<MadeTablespace>,
     rolled_back: bool,
+    ended: Option<u32>,
     met: Met,
 }
 
@@ -223,6 +226,7 @@ impl Walk {
             looked: redo,
             tablespaces: Vec::new(),
             rolled_back: false,
+            ended: None,
             met: Met::default(),
         }
     }
@@ -279,8 +283,7 @@ impl Walk {
         }
         self.needed = record.written;
         if self.stops_before(record) {
-            self.stop = Some(Stop::Before { start: record.start, end: record.end });
-            self.rolled_back = self.rolls_back(record);
+            self.stop_at(Stop::Before { start: record.start, end: record.end }, record);
             return self.look_past(record);
         }
         if record.note.is_minimal() {
@@ -289,14 +292,15 @@ impl Walk {
         }
         self.replay(record);
         if self.stops_after(record) {
-            self.stop = Some(Stop::After { start: record.start, end: record.end });
-            self.rolled_back = self.rolls_back(record);
+            self.stop_at(Stop::After { start: record.start, end: record.end }, record);
         }
     }
 
-    /// Whether the record ends the transaction that is the target, and not with a commit.
-    fn rolls_back(&self, record: &Seen) -> bool {
-        matches!(self.target, Target::Xid { .. }) && matches!(record.note, Note::Abort { .. })
+    fn stop_at(&mut self, stop: Stop, record: &Seen) {
+        self.stop = Some(stop);
+        self.ended = record.note.ended().map(|(xid, _)| xid);
+        // It ends the transaction that is the target, and not with a commit.
+        self.rolled_back = matches!(self.target, Target::Xid { .. }) && matches!(record.note, Note::Abort { .. });
     }
 
     /// The landing, when WAL ends here or enough was seen. `timeline` is the path's last one with WAL up to here.
@@ -344,6 +348,7 @@ impl Walk {
             looked: self.looked,
             tablespaces: self.tablespaces,
             rolled_back: self.rolled_back,
+            ended: self.ended,
         })
     }
 

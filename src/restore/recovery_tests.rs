@@ -19,6 +19,7 @@ fn landing(stop: Stop) -> Landing {
         looked: Lsn(0x300),
         tablespaces: Vec::new(),
         rolled_back: false,
+        ended: None,
     }
 }
 

@@ -8,6 +8,7 @@ use super::plan_file;
 use super::pulse::Pulse;
 use super::recovery::shell_word;
 use super::server::{self, Account, Programs};
+use super::stopped;
 use super::target::Action;
 use crate::disk::durable;
 use crate::disk::medium::Disk;
@@ -50,7 +51,7 @@ pub struct Started {
     pub log: PathBuf,
     /// The timeline that the server opened; `None` where it has not been promoted.
     pub new_timeline: Option<u32>,
-    /// End of the last record that was replayed, where the server says it.
+    /// End of the last record that was replayed, where the server says it, or what it leaves after a shutdown at the target.
     #[serde(serialize_with = "super::report::as_text")]
     pub landed: Option<Lsn>,
     pub took: Duration,
@@ -150,7 +151,8 @@ impl Start {
             Action::Pause => {
                 (None, self.ask(&lock, "select pg_catalog.pg_last_wal_replay_lsn()").and_then(|l| l.parse().ok()))
             }
-            Action::Shutdown | Action::Follow => (None, None),
+            Action::Shutdown => (None, Some(self.shut_down_where(said_before, landing)?)),
+            Action::Follow => (None, None),
         };
         let LockFile { pid, port, socket_directory, .. } = lock;
         let took = begun.elapsed();
@@ -209,11 +211,22 @@ impl Start {
     /// position is no proof: records that change no page may lie behind it.
     fn shut_down_at_target(&self, said_before: u64) -> bool {
         let state = ControlFile::parse(&self.control()).map(|control| control.state);
-        let said = std::fs::read(self.pgdata.join(LOG)).unwrap_or_default();
-        let said = said.get(usize::try_from(said_before).unwrap_or(usize::MAX)..).unwrap_or_default();
         state == Ok(DB_SHUTDOWNED_IN_RECOVERY)
             && self.pgdata.join("recovery.signal").exists()
-            && String::from_utf8_lossy(said).contains("shutdown at recovery target")
+            && self.said_since(said_before).contains("shutdown at recovery target")
+    }
+
+    fn shut_down_where(&self, said_before: u64, landing: &Landing) -> Result<Lsn> {
+        let control = ControlFile::parse(&self.control())
+            .map_err(|bad| Error::new(Kind::Failed, format!("pg_control of the restored server: {bad}")))?;
+        stopped::landed(&self.said_since(said_before), &control, landing).map_err(|error| misled(error, &self.log()))
+    }
+
+    /// What is new in the log since it had so many bytes.
+    fn said_since(&self, before: u64) -> String {
+        let said = std::fs::read(self.log()).unwrap_or_default();
+        let said = said.get(usize::try_from(before).unwrap_or(usize::MAX)..).unwrap_or_default();
+        String::from_utf8_lossy(said).into_owned()
     }
 
     /// A recovery may take days, but not stand still.
@@ -287,11 +300,14 @@ fn check_landing(started: &Started, landing: &Landing) -> Result<()> {
     match started.landed {
         Some(landed) if landed != landing.replayed => {
             let message = format!("the server landed at {landed}, the plan said {}", landing.replayed);
-            Err(Error::new(Kind::Failed, message)
-                .hint(format!("do not use this copy before its log is understood: {}", started.log.display())))
+            Err(misled(Error::new(Kind::Failed, message), &started.log))
         }
         _ => Ok(()),
     }
+}
+
+fn misled(error: Error, log: &Path) -> Error {
+    error.hint(format!("do not use this copy before its log is understood: {}", log.display()))
 }
 
 fn alive(pid: u32) -> bool {
