@@ -34,9 +34,20 @@ fn name_of(path: &Path) -> String {
     path.file_name().expect("a name").to_string_lossy().into_owned()
 }
 
+/// Before anything is stored they are no error, and have the same members.
+const LISTS: [&[&str]; 2] = [&["list"], &["list", "--windows"]];
+
+fn members(object: &Value) -> Vec<&String> {
+    object.as_object().expect("an object").keys().collect()
+}
+
 /// An archive with two backups that nobody writes to any more, with a file that a receiver was making when it ended.
 fn archive(server: &Server) -> (Site, Value) {
     let site = Site::new(server);
+    let nothing = LISTS.map(|args| shown(&site, args));
+    let told = site.walrecv(&["list"]).run().expect_code(0).stdout;
+    assert!(told.contains("nothing is stored of cluster main yet: start `walrecv receive`"), "{told}");
+    site.walrecv(&["show", "latest"]).run().expect_code(10);
     let receiver = site.receive(&["--flush-interval", "200ms"]);
     server.sql("create table story as select n, repeat('x', 500) filler from generate_series(1, 4000) n");
     site.backup();
@@ -46,6 +57,15 @@ fn archive(server: &Server) -> (Site, Value) {
     server.switch_wal();
     wait_durable(server, server.lsn());
     end(receiver);
+    for (args, nothing) in LISTS.iter().zip(nothing) {
+        let some = shown(&site, args);
+        assert_eq!(members(&nothing), members(&some), "{args:?}");
+        assert_eq!(
+            (&nothing["cluster"], &nothing["timelines"]),
+            (&some["cluster"], &serde_json::json!([])),
+            "{args:?}"
+        );
+    }
     let tail = files(&site.repository(), "/tail/00000001/").pop().expect("a tail");
     fs::write(tail.with_file_name(".staging-1-1-1"), [0; 1000]).expect("a file that was being made");
     (site, backup)

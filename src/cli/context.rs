@@ -186,13 +186,18 @@ impl Context {
 
     /// The one incarnation of the cluster that is stored. `Kind::Repository` when there is none.
     pub async fn archive(&self, ring: ReaderRing) -> Result<Archive> {
+        self.archive_if_any(ring).await?.ok_or_else(|| {
+            Error::new(Kind::Repository, format!("nothing is stored of cluster {:?}", self.cluster.name))
+                .hint("start `walrecv receive`, then take a backup")
+        })
+    }
+
+    /// As [`Context::archive`]; `None` where nothing is stored of this cluster: its repository may be a new one.
+    pub async fn archive_if_any(&self, ring: ReaderRing) -> Result<Option<Archive>> {
         let mut found = Archive::incarnations(&self.repo, &self.cluster.name).await?;
         match (found.pop(), found.is_empty()) {
-            (Some(names), true) => Ok(self.archive_of(names, ring)),
-            (None, _) => {
-                Err(Error::new(Kind::Repository, format!("nothing is stored of cluster {:?}", self.cluster.name))
-                    .hint("start `walrecv receive`, then take a backup"))
-            }
+            (Some(names), true) => Ok(Some(self.archive_of(names, ring))),
+            (None, _) => Ok(None),
             (Some(_), false) => {
                 Err(Error::new(Kind::Diverged, format!("cluster {:?} has several incarnations", self.cluster.name))
                     .hint("use a new cluster name after pg_upgrade or a new initdb"))

@@ -43,7 +43,19 @@ pub(super) struct Window {
 pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
     let (ring, unread) = context.ring_at_hand().await?;
-    let archive = context.archive(ring).await?;
+    let Some(archive) = context.archive_if_any(ring).await? else {
+        let cluster = &context.cluster.name;
+        nothing(
+            common,
+            cluster,
+            &json!({
+                "cluster": cluster, "system_identifier": null, "wal_segment_size": null, "backups": [], "timelines": [],
+                "unfinished": [], "open_segment_read": unread.is_none(), "holes": [], "minimal_wal": [],
+                "unreadable": [], "last_drill": null, "corrupt_wal": [],
+            }),
+        );
+        return Ok(());
+    };
     let inventory = archive.inventory().await?;
     warn(&archive, &inventory).await?;
     let catalog = noted(&context, &archive);
@@ -100,6 +112,16 @@ pub async fn run(common: &Common) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Nothing is stored of a cluster that is configured: between `init` and the first receiver that is as it should be. `shown`: the same, as JSON.
+pub(super) fn nothing(common: &Common, cluster: &str, shown: &Value) {
+    match common.output {
+        output::Format::Json => output::json(shown),
+        _ => output::line(format!(
+            "nothing is stored of cluster {cluster} yet: start `walrecv receive`, then take a backup"
+        )),
+    }
 }
 
 /// Of what a restore cannot go past, or along.

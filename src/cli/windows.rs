@@ -36,7 +36,17 @@ struct Row<'a> {
 pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
     let (ring, unread) = context.ring_at_hand().await?;
-    let archive = context.archive(ring).await?;
+    let Some(archive) = context.archive_if_any(ring).await? else {
+        let cluster = &context.cluster.name;
+        list::nothing(
+            common,
+            cluster,
+            &json!({
+                "cluster": cluster, "system_identifier": null, "open_segment_read": unread.is_none(), "minimal_wal": [], "timelines": [],
+            }),
+        );
+        return Ok(());
+    };
     let inventory = archive.inventory().await?;
     for (timeline, problem) in inventory.unknown() {
         output::note(format!("warning: where timeline {timeline} comes from is not known: {problem}"));
