@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use walrecv::pg::Lsn;
 
+use crate::support::guard::Guard;
 use crate::support::walrecv::{Output, Running};
 use crate::support::{Client, Moto, Server, TempDir, Walrecv, wait_for};
 
@@ -106,8 +107,11 @@ impl Site {
     /// Restores, starts a scratch server, and has it at its target.
     pub fn land(&self, server: &Server, name: &str, target: &[&str]) -> Copy {
         let started = ["--start", "--scratch", "--output", "json"];
+        let mut guard = Guard::of_data(&self.data(name));
         let output = self.restore(server, name, target).args(started).run();
         if output.code() != 0 {
+            // It may run all the same.
+            guard.keep();
             // The folder goes with the test.
             let log = std::fs::read_to_string(self.data(name).join("walrecv-start.log")).unwrap_or_default();
             eprintln!("--- the server's log\n{log}---");
@@ -117,7 +121,7 @@ impl Site {
         if restored["kept"] == 0 {
             assert_eq!(restored["fetched"], told["plan"]["stored_bytes"], "the plan tells what is fetched: {told}");
         }
-        Copy { data: self.data(name), pg_ctl: server.bin_dir().join("pg_ctl"), told }
+        Copy { data: self.data(name), pg_ctl: server.bin_dir().join("pg_ctl"), told, _guard: guard }
     }
 }
 
@@ -135,6 +139,7 @@ pub struct Copy {
     pg_ctl: PathBuf,
     /// What `restore --output json` printed.
     pub told: serde_json::Value,
+    _guard: Guard,
 }
 
 impl Copy {

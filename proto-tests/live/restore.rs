@@ -19,6 +19,7 @@ use walrecv::seal::header::ObjectKind;
 use walrecv::seal::opener::open_index;
 
 use super::net::{conninfo, run};
+use crate::support::guard::Guard;
 use crate::support::shelf::Shelf;
 use crate::support::user::as_postgres;
 use crate::support::{Client, Server, TempDir, install};
@@ -146,8 +147,18 @@ impl Story {
             &options.fetch_arguments,
             restore::report::first_segment(&prepared.choice, size),
         )?;
-        let started = run(start.run(&prepared.choice.landing, &|_| ()))?;
-        Ok(Copy { start, started, directory: options.scratch.as_ref().expect("a scratch server").directory.clone() })
+        let mut guard = Guard::of_data(&options.pgdata);
+        match run(start.run(&prepared.choice.landing, &|_| ())) {
+            Ok(started) => {
+                let directory = options.scratch.as_ref().expect("a scratch server").directory.clone();
+                Ok(Copy { start, started, directory, guard })
+            }
+            // It may run all the same.
+            Err(error) => {
+                guard.keep();
+                Err(error)
+            }
+        }
     }
 
     /// What the server sent as its own manifest of this backup.
@@ -184,6 +195,7 @@ pub struct Copy {
     start: Start,
     pub started: Started,
     directory: PathBuf,
+    guard: Guard,
 }
 
 impl Copy {
@@ -255,6 +267,22 @@ fn listed(manifest: &[u8]) -> BTreeMap<String, (u64, Checksum)> {
     reader.push(manifest, &mut take).expect("a manifest");
     reader.finish().expect("a whole manifest");
     files
+}
+
+/// A test program that is killed leaves no server behind.
+#[test]
+fn a_restored_server_ends_with_the_tests() {
+    let version = *versions().last().expect("a server");
+    let mut story = Story::new(Server::start(version));
+    story.backup();
+    story.archive_and_die();
+    let prepared = story.prepare(Target::Latest).expect("a plan");
+    let options = story.options("left");
+    story.restore(&prepared, &options).expect("a restore");
+    let mut copy = story.start(&prepared, &options).expect("a server");
+    let pid = copy.started.pid.expect("a postmaster");
+    copy.guard.come_to_the_end();
+    assert!(!Path::new("/proc").join(pid.to_string()).exists(), "it goes on");
 }
 
 /// Every kind of target lands where the plan says, by the server's own account, with exactly those rows.
