@@ -74,7 +74,7 @@ pub fn parse(text: &str, now: Timestamp, local: Local<'_>) -> Result<PgTime> {
 
 fn no_time(text: &str) -> Error {
     Error::new(Kind::Usage, format!("not a time: {text:?}")).hint(
-        "write '2026-11-21 14:05:00+00', '2026-11-21 14:05 Europe/Berlin', '2026-11-21 14:05' in local time, or '10 min ago'",
+        "write '2026-11-21 14:05:00+00', '2026-11-21 14:05 Europe/Berlin', '2026-11-21 14:05' in local time, or '10 min ago' (units: s, min, hours, days, weeks)",
     )
 }
 
@@ -83,9 +83,19 @@ pub fn show(time: PgTime) -> String {
     output::moment(time).map_or_else(|| format!("{} µs after 2000-01-01", time.0), output::time)
 }
 
+/// So long before `now`, with or without `ago`: `10 min ago`, `1 hour 30 minutes`.
 fn relative(text: &str, now: Timestamp) -> Option<Timestamp> {
-    let span = duration::parse(text.strip_suffix("ago")?.trim()).ok()?;
-    now.checked_sub(SignedDuration::try_from(span).ok()?).ok()
+    let text = text.strip_suffix("ago").unwrap_or(text).trim();
+    let mut rest = text;
+    let mut span: Option<SignedDuration> = None;
+    while !rest.is_empty() {
+        let unit = rest.find(|c: char| !c.is_ascii_digit() && c != ' ')?;
+        let end = rest[unit..].find(|c: char| !c.is_ascii_alphabetic()).map_or(rest.len(), |end| unit + end);
+        let part = duration::parse(&rest[..end]).ok()?;
+        span = Some(span.unwrap_or_default().checked_add(SignedDuration::try_from(part).ok()?)?);
+        rest = rest[end..].trim_start();
+    }
+    now.checked_sub(span?).ok()
 }
 
 fn absolute(text: &str, local: Local<'_>) -> Result<Timestamp> {
@@ -185,7 +195,19 @@ mod tests {
         ] {
             assert_eq!(read(text), noon, "{text}");
         }
-        assert_eq!(read("10 min ago").as_deref(), Some("2026-11-21 11:50:00.000000+00"));
+        for (text, time) in [
+            ("10 min ago", "2026-11-21 11:50:00"),
+            ("10min", "2026-11-21 11:50:00"),
+            ("1 hour ago", "2026-11-21 11:00:00"),
+            ("2 hours", "2026-11-21 10:00:00"),
+            ("1 hour 30 minutes ago", "2026-11-21 10:30:00"),
+            ("1h5m30s ago", "2026-11-21 10:54:30"),
+            ("45 seconds ago", "2026-11-21 11:59:15"),
+            ("1 day ago", "2026-11-20 12:00:00"),
+            ("2 weeks ago", "2026-11-07 12:00:00"),
+        ] {
+            assert_eq!(read(text), Some(format!("{time}.000000+00")), "{text}");
+        }
         assert_eq!(read("2026-11-21 12:00:00.123456+00").as_deref(), Some("2026-11-21 12:00:00.123456+00"));
         assert_eq!(read("2026-11-21").as_deref(), Some("2026-11-20 22:00:00.000000+00"));
     }
@@ -200,6 +222,14 @@ mod tests {
             "2026-11-21 25:00",
             "2026-11-21 12:00:00+99",
             "ago",
+            "1 month ago",
+            "1 hour and 30 min",
+            "10 min ago ago",
+            "5",
+            "-5 min",
+            "1.5 hours ago",
+            "99999999999999999999 days ago",
+            "9999999999 weeks",
             "12:00",
             // A zone that is read over would be another moment.
             "2026-07-01T14:00:00[Asia/Tokyo]",
