@@ -41,6 +41,8 @@ mod restore;
 mod second;
 #[path = "live/segments.rs"]
 mod segments;
+#[path = "live/started.rs"]
+mod started;
 mod support;
 #[path = "live/targets.rs"]
 mod targets;

@@ -44,16 +44,7 @@ pub async fn run(common: &Common) -> Result<()> {
     let context = Context::open(common).await?;
     let (ring, unread) = context.ring_at_hand().await?;
     let Some(archive) = context.archive_if_any(ring).await? else {
-        let cluster = &context.cluster.name;
-        nothing(
-            common,
-            cluster,
-            &json!({
-                "cluster": cluster, "system_identifier": null, "wal_segment_size": null, "backups": [], "timelines": [],
-                "unfinished": [], "open_segment_read": unread.is_none(), "holes": [], "minimal_wal": [],
-                "unreadable": [], "last_drill": null, "corrupt_wal": [],
-            }),
-        );
+        nothing(common, &context.cluster.name, &nothing_json(&context.cluster.name, unread));
         return Ok(());
     };
     let inventory = archive.inventory().await?;
@@ -122,6 +113,14 @@ pub(super) fn nothing(common: &Common, cluster: &str, shown: &Value) {
             "nothing is stored of cluster {cluster} yet: start `walrecv receive`, then take a backup"
         )),
     }
+}
+
+fn nothing_json(cluster: &str, unread: Option<Unread>) -> Value {
+    json!({
+        "cluster": cluster, "system_identifier": null, "wal_segment_size": null, "backups": [], "timelines": [],
+        "unfinished": [], "open_segment_read": unread.is_none(), "holes": [], "minimal_wal": [],
+        "unreadable": [], "last_drill": null, "corrupt_wal": [],
+    })
 }
 
 /// Of what a restore cannot go past, or along.

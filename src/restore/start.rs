@@ -1,5 +1,6 @@
 //! Starts the restored server and follows its recovery to the end, then compares where it landed with the plan.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,7 @@ pub struct Started {
     /// End of the last record that was replayed, where the server says it, or what it leaves after a shutdown at the target.
     #[serde(serialize_with = "super::report::as_text")]
     pub landed: Option<Lsn>,
+    #[serde(rename = "took_seconds", serialize_with = "super::report::as_seconds")]
     pub took: Duration,
     /// Of that, until the server began to replay WAL: it takes as long for any target.
     #[serde(skip)]
@@ -109,7 +111,8 @@ impl Start {
         let begun = Instant::now();
         let log = self.pgdata.join(LOG);
         let mut command = server::command(self.account.as_ref(), &self.programs.path("pg_ctl"));
-        command.current_dir(&self.pgdata).arg("-D").arg(&self.pgdata).arg("-l").arg(&log);
+        let (data, own_log) = in_double_quotes(&self.pgdata, &log);
+        command.current_dir(&self.pgdata).arg("-D").arg(data).arg("-l").arg(own_log);
         let mut settings = own_directory(&self.pgdata)?;
         if self.action == Action::Shutdown {
             settings.push_str(PLAIN_LOG);
@@ -286,6 +289,13 @@ impl Start {
             None => error.hint(format!("see the server's log {}", log.display())),
         }
     }
+}
+
+/// The data directory and the log as `pg_ctl` may be given them from within that directory: it puts both into double quotes for a shell, which reads some characters
+/// there all the same.
+fn in_double_quotes<'p>(pgdata: &'p Path, log: &'p Path) -> (&'p Path, &'p Path) {
+    let is_read = |byte: &u8| b"$`\"\\".contains(byte);
+    if pgdata.as_os_str().as_bytes().iter().any(is_read) { (Path::new("."), Path::new(LOG)) } else { (pgdata, log) }
 }
 
 /// What `pg_ctl` adds to the server's command line, through a shell: whatever a configuration file says, an included one too, the server works on these data.
