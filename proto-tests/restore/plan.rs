@@ -431,3 +431,27 @@ fn a_newer_backup_of_another_branch_is_named() {
     assert_eq!(asked(Target::Latest, Some(TWO)).expect("a plan").later, []);
     assert_eq!(asked(Target::Latest, Some(ONE)).expect("a plan").later, []);
 }
+
+/// The objects that a recovery opens, as they are stored: of a fork's segment both histories' where only one is whole.
+#[test]
+fn the_bytes_of_wal_to_fetch_are_those_of_its_objects() {
+    let world = World::new();
+    world.store_all();
+    let (archive, names) = (&world.shelf.archive, &world.shelf.archive.names);
+    let bytes = |name: String| std::fs::metadata(world.shelf.file(&name)).expect("an object").len();
+    let whole = |timeline, number| bytes(names.segment(world.segment(timeline, number), None));
+    let fetched = |choice: &Choice| {
+        run(archive.stored_along(&choice.path, choice.manifest.start, choice.landing.needed)).expect("a listing")
+    };
+    let one: u64 = (1..=3).map(|number| whole(ONE, number)).sum();
+    let choice = plan(&world, Target::Latest, None).expect("a plan");
+    let tail = bytes(names.partial(world.segment(TWO, 7)));
+    assert_eq!(fetched(&choice), one + (4..=6).map(|number| whole(TWO, number)).sum::<u64>() + tail);
+    assert!(fetched(&choice) < 7 * MB, "compressed");
+    let early = plan(&world, time(world.one.last_before(Lsn(3 * MB)).xid), None).expect("a plan");
+    assert_eq!(fetched(&early), one);
+    world.forget(TWO, 4);
+    run(world.shelf.put_wal(world.segment(TWO, 4), &world.bytes(TWO, 4)[..600_000]));
+    let choice = plan(&world, time(world.one.last_before(world.fork).xid), None).expect("a plan");
+    assert_eq!(fetched(&choice), one + bytes(names.partial(world.segment(TWO, 4))) + whole(ONE, 4));
+}

@@ -1,5 +1,6 @@
 //! WAL along a path of timelines, segment by segment.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use super::path::Path;
 use super::read::SegmentBytes;
 use crate::error::{Context, Error, Kind, Result};
 use crate::pg::{Lsn, SegmentName, SegmentNumber};
+use crate::repo::names::PART_BYTES;
 use crate::seal::content::summary::Summary;
 
 /// So many groups are asked for their summaries at a time.
@@ -32,6 +34,40 @@ impl Archive {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of the objects with the WAL of this path from `from` to `to`, as they are stored: what [`Archive::read_along`] fetches for it.
+    pub async fn stored_along(&self, path: &Path, from: Lsn, to: Lsn) -> Result<u64> {
+        let size = self.names.segment_size;
+        let (first, last) = (size.segment_of(from), size.segment_before(to));
+        // Of each segment the bytes of its objects, and whether they are all of it.
+        let mut listed: BTreeMap<SegmentName, (u64, bool)> = BTreeMap::new();
+        for leg in &path.legs {
+            let mut groups = self.groups(leg.timeline).await?;
+            groups.retain(|group| group.first < last.end(size) && !group.ends_by(first.start(size)));
+            for group in groups {
+                for entry in self.list_group(group).await?.entries {
+                    let segment = SegmentName::new(leg.timeline, size.segment_of(entry.start), size);
+                    let (bytes, whole) = listed.entry(segment).or_default();
+                    *bytes += entry.size;
+                    *whole |= !entry.partial && entry.start + PART_BYTES >= segment.end();
+                }
+            }
+        }
+        let mut total = 0;
+        for number in (first.0..=last.0).map(SegmentNumber) {
+            for leg in path.sources(number, size) {
+                let segment = SegmentName::new(leg.timeline, number, size);
+                let (bytes, whole) = listed.get(&segment).copied().unwrap_or_default();
+                total += bytes;
+                if whole && path.keep(segment) == size.bytes() {
+                    break;
+                }
+                let tails = self.repo.list(&self.names.tail_folder(segment)).await?;
+                total += tails.iter().filter(|_| !whole).map(|tail| tail.size).sum::<u64>();
+            }
+        }
+        Ok(total)
     }
 
     /// As [`Archive::read_along`], in a task of its own, so that it goes on while other bytes are looked at.

@@ -287,8 +287,12 @@ fn show_plan(common: &Common, plan: &Plan, delta: bool) -> Result<()> {
     let most = if delta { "at most " } else { "" };
     let stored =
         plan.stored_bytes.map_or_else(String::new, |bytes| format!("{most}{} of packs, ", output::bytes(bytes)));
-    let wal = output::bytes(plan.wal_bytes);
-    output::line(format!("to fetch     {stored}{} segments of WAL ({wal} before compression)", plan.wal_segments));
+    let wal = plan.wal_stored_bytes.map_or_else(String::new, |bytes| format!("{} of WAL in ", output::bytes(bytes)));
+    output::line(format!(
+        "to fetch     {stored}{wal}{} ({} before compression)",
+        output::count(plan.wal_segments, "segment"),
+        output::bytes(plan.wal_bytes)
+    ));
     output::line(format!("to lay       {} in {} files", output::bytes(plan.backup_bytes), plan.files));
     show_estimate(plan);
     plan.databases.iter().for_each(show_databases);

@@ -34,7 +34,10 @@ pub struct Plan {
     pub databases: Option<DatabasesShown>,
     pub files: u64,
     pub wal_segments: u64,
+    /// Of these segments, before compression.
     pub wal_bytes: u64,
+    /// Bytes of the objects that are fetched for them, as they are stored; `None` where they were not listed for it.
+    pub wal_stored_bytes: Option<u64>,
     pub landing: LandingShown,
     /// Tablespaces of the backup outside of the data directory, and where they are laid.
     pub tablespaces: Vec<PlacedShown>,
@@ -192,6 +195,7 @@ impl Plan {
             files: manifest.sizes.files,
             wal_segments,
             wal_bytes: wal_segments * size.bytes(),
+            wal_stored_bytes: None,
             landing: LandingShown {
                 last_commit: landing.last_commit.map(commit),
                 next_commit: landing.next_commit.map(commit),
@@ -257,6 +261,10 @@ pub fn as_text<T: Display, S: Serializer>(value: &Option<T>, to: S) -> Result<S:
     }
 }
 
+pub fn as_seconds<S: Serializer>(value: &std::time::Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(value.as_secs_f64())
+}
+
 /// The first segment that the recovery asks for.
 pub fn first_segment(choice: &Choice, size: SegmentSize) -> crate::pg::SegmentName {
     let start: Lsn = choice.manifest.start;
@@ -266,3 +274,7 @@ pub fn first_segment(choice: &Choice, size: SegmentSize) -> crate::pg::SegmentNa
     let timeline = sources.iter().map(|leg| leg.timeline).find(|t| *t <= target).unwrap_or(choice.manifest.timeline);
     crate::pg::SegmentName::new(timeline, number, size)
 }
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

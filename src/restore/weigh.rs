@@ -19,7 +19,7 @@ const DRILLS: usize = 16;
 const TOO_SMALL: u64 = 16;
 
 impl Prepared {
-    /// The same, its plan with what it costs. Reads the backup's maps, and the newest drills.
+    /// The same, its plan with what it costs. Reads the backup's maps, lists its WAL, and reads the newest drills.
     pub async fn weighed(self, archive: &Archive) -> Result<Prepared> {
         let Needed { bytes: stored_bytes, laid, configuration, .. } =
             needed(archive, &self.choice.manifest, self.only.as_deref()).await?;
@@ -32,7 +32,11 @@ impl Prepared {
             let (laying_seconds, recovery_seconds) = seconds(&drill.measured?, &self.plan, &self.choice)?;
             Some(EstimateShown { laying_seconds, recovery_seconds, measured_at: rfc3339(at), host: drill.host })
         });
-        let plan = Plan { stored_bytes: Some(stored_bytes), estimate, ..self.plan };
+        let (landing, start) = (&self.choice.landing, self.choice.manifest.start);
+        let wal_stored_bytes = archive.stored_along(&self.choice.path, start, landing.needed).await;
+        let wal_stored_bytes =
+            wal_stored_bytes.map_err(|error| tracing::warn!(%error, "WAL to fetch is not known")).ok();
+        let plan = Plan { stored_bytes: Some(stored_bytes), wal_stored_bytes, estimate, ..self.plan };
         Ok(Prepared { plan, laid, configuration, ..self })
     }
 }
