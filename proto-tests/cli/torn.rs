@@ -6,7 +6,7 @@ use walrecv::pg::MajorVersion;
 
 use crate::backups::{rows, slow};
 use crate::site::{Site, end};
-use crate::support::{Server, require_servers};
+use crate::support::{Server, Stop, require_servers};
 
 /// By their bytes pages that are damaged and pages that were read half before and half after they were written are the same. What the WAL writes whole is replaced
 /// before anything reads it.
@@ -70,4 +70,36 @@ fn a_page_that_the_wal_of_the_backup_replaces_is_not_bad() {
         assert!(pages.contains(&&3.into()) && pages.contains(&&7.into()), "{version}: {report}");
         end(receiver);
     }
+}
+
+/// Where a disk dies, thousands of pages are bad: the first are told, and how many more there are; the report has all that are named.
+#[test]
+fn thousands_of_bad_pages_are_told_in_a_few_lines() {
+    let version = MajorVersion::V16;
+    require_servers!(version);
+    let mut server = Server::builder(version).initdb("--data-checksums").setting("autovacuum", "off").start();
+    server.sql("create table t with (fillfactor = 10) as select n, repeat('x', 600) t from generate_series(1, 1200) n");
+    server.sql("checkpoint");
+    let path = server.data_dir().join(server.sql("select pg_relation_filepath('t')"));
+    server.stop(Stop::Fast);
+    let mut bytes = std::fs::read(&path).expect("a table");
+    let pages = bytes.len() / 8192;
+    bytes.chunks_mut(8192).for_each(|page| page[8000] ^= 1);
+    std::fs::write(&path, bytes).expect("a damaged table");
+    server.start_again();
+    let site = Site::new(&server);
+    let receiving = site.receive(&[]);
+    for (quiet, most) in [(true, 8), (false, 20)] {
+        let output = site.walrecv(&["backup"]).args(quiet.then_some("--quiet")).run().expect_code(0);
+        let told = output.stderr.lines().filter(|line| line.contains("does not match")).count();
+        let more = format!("and {} pages more with a wrong checksum", pages - told);
+        assert!(told > 0 && output.stderr.contains(&more), "{}", output.stderr);
+        assert!(output.stderr.lines().count() <= most, "{}", output.stderr);
+        assert!(output.stdout.lines().count() <= 30, "{}", output.stdout);
+        assert!(quiet || output.stdout.contains(&format!("BAD PAGES    {pages}: ")), "{}", output.stdout);
+    }
+    let shown = site.walrecv(&["show", "latest", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(shown["bad_pages"], pages, "{shown}");
+    assert_eq!(shown["bad_pages_named"].as_array().map(Vec::len), Some(pages.min(1000)));
+    end(receiving);
 }

@@ -11,6 +11,8 @@ use crate::seal::content::varint::{Cursor, put, put_bytes};
 
 /// Memory for pages that are in doubt.
 const HELD: usize = 1 << 20;
+/// As many are told one by one as they are found.
+const TOLD: u64 = 5;
 
 /// What was found of them so far.
 pub struct BadPages {
@@ -40,7 +42,7 @@ impl BadPages {
             PageState::Good | PageState::Newer => {}
             PageState::Bad { stored, computed } => {
                 tracing::debug!(page, stored, computed, "page checksum does not match");
-                self.known.note(path, page);
+                self.known.note(path, page, "page checksum does not match");
             }
             PageState::Torn(lsn) => {
                 let mut value = Vec::new();
@@ -56,8 +58,7 @@ impl BadPages {
 
     /// Notes a page that ends within the file.
     pub fn cut(&mut self, path: &[u8], page: u64) {
-        tracing::warn!(path = %String::from_utf8_lossy(path), "a relation's file ends within a page");
-        self.known.note(path, page);
+        self.known.note(path, page, "a relation's file ends within a page");
     }
 
     /// Those that are named, and how many there are. What lies behind `stop`, where the server's WAL ended after the last page was read, no WAL has written.
@@ -68,18 +69,26 @@ impl BadPages {
             let read = cursor.number().and_then(|lsn| Ok((Lsn(lsn), cursor.number()?, cursor.bytes()?)));
             let (lsn, page, path) = read.map_err(super::cache::damaged)?;
             if lsn > stop {
-                known.note(path, page);
+                known.note(path, page, "page checksum does not match");
             }
+        }
+        if let Some(more) = known.count.checked_sub(TOLD).filter(|more| *more > 0) {
+            tracing::warn!(
+                "and {more} pages more with a wrong checksum: the report of the backup counts and names them"
+            );
         }
         Ok((known.named, known.count))
     }
 }
 
 impl Known {
-    fn note(&mut self, path: &[u8], page: u64) {
+    /// `what` is told of the first ones: where a disk dies there are thousands.
+    fn note(&mut self, path: &[u8], page: u64, what: &str) {
         self.count += 1;
+        if self.count <= TOLD {
+            tracing::warn!(path = %String::from_utf8_lossy(path), page, "{what}");
+        }
         if self.named.len() < Manifest::BAD_PAGES {
-            tracing::warn!(path = %String::from_utf8_lossy(path), page, "page checksum does not match");
             self.named.push(BadPage { path: Raw(path.to_vec()), page });
         }
     }
