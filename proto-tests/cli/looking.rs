@@ -75,6 +75,21 @@ fn shown(site: &Site, args: &[&str]) -> Value {
     site.walrecv(args).args(["--output", "json"]).run().expect_code(0).json()
 }
 
+/// The table fits, and names of each backup the WAL that it cannot be restored without, and who made it.
+fn narrow(site: &Site, newest: &Value) {
+    let member = |name: &str| newest[name].as_str().expect("a text").to_owned();
+    let (id, made_by) = (member("id"), member("made_by"));
+    let own = format!("  WAL {} to {}, timeline 1, by {made_by} on ", member("start_lsn"), member("stop_lsn"));
+    for width in ["80", "120"] {
+        let text = site.walrecv(&["list"]).env("COLUMNS", width).run().expect_code(0).stdout;
+        let long = text.lines().find(|line| line.chars().count() > 120);
+        assert!(
+            long.is_none() && text.contains(&id) && text.contains("CHANGED") && text.contains(&own),
+            "{own}: {text}"
+        );
+    }
+}
+
 #[test]
 fn a_repository_is_looked_after() {
     require_servers!(MajorVersion::V17);
@@ -103,11 +118,7 @@ fn a_repository_is_looked_after() {
         (&newest["id"], &newest["last_verified"]["deep"], &newest["last_verified"]["state"]),
         (&id.into(), &true.into(), &"whole".into())
     );
-    for width in ["80", "120"] {
-        let text = site.walrecv(&["list"]).env("COLUMNS", width).run().expect_code(0).stdout;
-        let long = text.lines().find(|line| line.chars().count() > 120);
-        assert!(long.is_none() && text.contains(id) && text.contains("CHANGED"), "{text}");
-    }
+    narrow(&site, newest);
     let wide = site.walrecv(&["list"]).run().expect_code(0).stdout;
     assert!(
         wide.contains("RESTORABLE FROM") && wide.contains("every byte never") && !wide.contains("WAL MISSING"),

@@ -243,8 +243,8 @@ pub struct BackupArgs {
     /// When the server makes its checkpoint: at once, or spread over time
     #[arg(long, value_name = "WHEN", value_parser = ["fast", "spread"], default_value = "fast")]
     pub checkpoint: String,
-    /// Limit of the server's sending rate, in kB/s (32 to 1048576)
-    #[arg(long, value_name = "KB/S", value_parser = clap::value_parser!(u32).range(32..=1048576))]
+    /// Most that the server sends in a second, as pg_basebackup has it: in kB (`k` or nothing) or MB (`M`), 32k to 1024M
+    #[arg(long, value_name = "RATE", value_parser = super::backup::max_rate)]
     pub max_rate: Option<u32>,
     /// Have everything sent and store everything, compared with nothing; of interrupted backups only what a --full one left is used
     #[arg(long)]

@@ -22,7 +22,7 @@ use crate::pg::SegmentSize;
 use crate::receive::OnGap;
 use crate::repo::ClusterNames;
 use crate::seal::sealer::Compression;
-use crate::wire::command::ServerCompression;
+use crate::wire::command::{MAX_RATE, ServerCompression};
 
 /// Everything that a backup needs, made ready.
 struct Ready {
@@ -217,5 +217,40 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
             "HOLE         WAL from {} to {} is not stored: older backups cannot be restored past it, this one begins behind it",
             hole.from, hole.to
         ));
+    }
+}
+
+/// `--max-rate` in kB a second, read as `pg_basebackup` reads it (`parse_max_rate`): a number, which may have a fraction, of kB, or with `M` of MB.
+pub(super) fn max_rate(text: &str) -> std::result::Result<u32, String> {
+    let (number, unit) = match text.strip_suffix('M') {
+        Some(number) => (number, 1024.0),
+        None => (text.strip_suffix('k').unwrap_or(text), 1.0),
+    };
+    let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let kilobytes = number.parse::<f64>().ok().filter(|_| plain).map(|number| number * unit);
+    let (least, most) = (f64::from(*MAX_RATE.start()), f64::from(*MAX_RATE.end()));
+    match kilobytes {
+        Some(rate) if (least..=most).contains(&rate) => Ok(rate as u32),
+        Some(_) => Err("expected 32k to 1024M".to_owned()),
+        None => Err("expected kB a second, such as 50000 or 50000k, or MB a second, such as 50M".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::max_rate;
+
+    #[test]
+    fn rates_are_read_as_pg_basebackup_reads_them() {
+        for (text, expected) in [("32", 32), ("50000", 50_000), ("50000k", 50_000), ("50M", 51_200), ("1.5M", 1536)] {
+            assert_eq!(max_rate(text), Ok(expected), "{text}");
+        }
+        assert_eq!((max_rate("1024M"), max_rate("1048576")), (Ok(1_048_576), Ok(1_048_576)));
+        for outside in ["31", "0", "1025M", "1048577", "0.01M"] {
+            assert!(max_rate(outside).unwrap_err().contains("32k to 1024M"), "{outside}");
+        }
+        for wrong in ["", "M", "fast", "50MB", "50 MB/s", "-50", "inf", "1e4", "5MM", "50G"] {
+            assert!(max_rate(wrong).unwrap_err().contains("such as 50M"), "{wrong}");
+        }
     }
 }

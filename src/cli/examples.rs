@@ -17,7 +17,7 @@ pub const BACKUP: &str = "\
 Examples:
   walrecv backup
   walrecv backup --label 'before the migration' --checkpoint spread  gentle to a busy server: the checkpoint takes minutes
-  walrecv backup --max-rate 50000 --progress  at most 50 MB a second; says how it goes
+  walrecv backup --max-rate 50M --progress    at most 50 MB a second; says how it goes
   walrecv backup --quiet --output json  for scripts: one object when it is complete
 
 It is complete when all its WAL is stored. What an interrupted one stored is used by the next; `walrecv list` shows both.

@@ -358,7 +358,13 @@ fn print(archive: &Archive, inventory: &Inventory, windows: &[Window], unread: O
     let right: Vec<bool> = columns.iter().map(|column| column.right).collect();
     let rows: Vec<Vec<String>> =
         windows.iter().map(|window| columns.iter().map(|column| (column.cell)(window)).collect()).collect();
-    output::line(output::table(&header, &right, &rows));
+    let table = output::table(&header, &right, &rows);
+    let (head, lines) = table.split_once('\n').unwrap_or((&table, ""));
+    output::line(head);
+    for (line, Window { manifest, .. }) in lines.lines().zip(windows) {
+        output::line(line);
+        output::line(format!("  WAL {}, by {}", show::own_wal(manifest), show::made_by(manifest)));
+    }
     output::line("");
     output::line(
         "COMMITS THROUGH (UTC): the newest commit or heartbeat stored; `walrecv show ID` tells the rest of one backup.",
@@ -486,6 +492,7 @@ pub fn backup_json(manifest: &Manifest) -> Value {
         "changed_bytes": manifest.sizes.changed, "reused_bytes": manifest.sizes.reused,
         "changed_share": show::changed_share(manifest), "copy_seconds": show::took(manifest),
         "from_standby": manifest.from_standby, "why_full": manifest.why_full,
+        "made_by": manifest.made_by, "host": manifest.host,
     })
 }
 

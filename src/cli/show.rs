@@ -142,14 +142,12 @@ fn check_text((noted, found): (&Noted, Found)) -> String {
 fn details(value: &mut Value, manifest: &Manifest) {
     let sizes = &manifest.sizes;
     let raw = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    value["made_by"] = manifest.made_by.clone().into();
     value["from_standby"] = manifest.from_standby.into();
     value["checkpoint_lsn"] = manifest.checkpoint.to_string().into();
     value["stop_timeline"] = manifest.stop_timeline.0.into();
     value["zero_bytes"] = sizes.zero.into();
     value["moved_bytes"] = sizes.moved.into();
     value["carried_bytes"] = sizes.carried.into();
-    value["host"] = manifest.host.clone().into();
     value["survivors_at"] = output::rfc3339(manifest.survivors_at).into();
     value["data_checksums"] = (manifest.control.data_checksum_version > 0).into();
     let spaces = manifest.tablespaces.iter().map(|t| json!({ "oid": t.oid, "location": raw(&t.location.0) }));
@@ -209,8 +207,7 @@ fn text(window: &list::Window) {
     let standby = if manifest.from_standby { ", taken from a standby" } else { "" };
     let version = manifest.version_num;
     row("server", format!("PostgreSQL {}.{}{standby}", version / 10000, version % 10000));
-    let host = if manifest.host.is_empty() { String::new() } else { format!(" on {}", manifest.host) };
-    row("made by", format!("{}{host}", manifest.made_by));
+    row("made by", made_by(manifest));
     let why = manifest.why_full.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     match manifest.transfer {
         Transfer::Full => row("transfer", format!("full{why}")),
@@ -229,7 +226,7 @@ fn text(window: &list::Window) {
         row("", format!("{} of it had not changed: stored anew so that space comes back", output::bytes(sizes.moved)));
     }
     row("stored", format!("{} in {}", output::bytes(sizes.stored), output::count(sizes.packs.into(), "pack")));
-    row("WAL", format!("{} to {}, timeline {}", manifest.start, manifest.stop, manifest.stop_timeline));
+    row("WAL", own_wal(manifest));
     for map in &manifest.maps {
         row("map", format!("of {}, {} before compression", map.backup, output::bytes(map.bytes)));
     }
@@ -252,6 +249,17 @@ fn text(window: &list::Window) {
     if let Some(time) = window.complete {
         row("commits", format!("complete through {}, as far as is known", target::show(time)));
     }
+}
+
+/// The program and the host that took it.
+pub(super) fn made_by(manifest: &Manifest) -> String {
+    let host = if manifest.host.is_empty() { String::new() } else { format!(" on {}", manifest.host) };
+    format!("{}{host}", manifest.made_by)
+}
+
+/// The WAL that it cannot be restored without.
+pub(super) fn own_wal(manifest: &Manifest) -> String {
+    format!("{} to {}, timeline {}", manifest.start, manifest.stop, manifest.stop_timeline)
 }
 
 /// A bad page as PostgreSQL names it.
