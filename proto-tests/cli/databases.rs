@@ -7,8 +7,8 @@ use std::path::Path;
 use serde_json::Value;
 use walrecv::pg::MajorVersion;
 
-use crate::site::{Copy, Site, end, wait_durable};
-use crate::support::user::{as_postgres, give_to_postgres};
+use crate::site::{Copy, Site, end, verify, wait_durable};
+use crate::support::user::give_to_postgres;
 use crate::support::{Client, Server, install, require_servers};
 
 /// `logs` lies in `base`, `spaced` in a tablespace; neither is asked for. The files of `source` are copied after the backup, `gone` is dropped then.
@@ -137,9 +137,7 @@ fn restores_some(version: MajorVersion) {
     let output = files.args(["--tablespace-mapping", &mapping("files-space")]).run().expect_code(0);
     let (says, oid_of_logs) = (&output.stdout, oid("logs"));
     assert!(says.contains("DROP DATABASE %I") && says.contains(&oid_of_logs) && says.contains("\\gexec"), "{says}");
-    let mut verify = as_postgres(server.bin_dir().join("pg_verifybackup"));
-    let verified = verify.arg("-n").arg(site.data("files")).output().expect("run pg_verifybackup");
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    verify(&server, &site.data("files"));
     let (looks, takes) = sizes(&site.data("files").join("base").join(oid("logs")));
     assert!(looks > 8 << 20 && takes * 2 < looks, "holes: {takes} of {looks} bytes");
 

@@ -1,31 +1,36 @@
 //! `walrecv expire`: backups of a real server are deleted, and the others restore.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use walrecv::disk::lock::LockFile;
 use walrecv::pg::MajorVersion;
 
-use crate::site::{Site, end};
-use crate::support::user::as_postgres;
+use crate::site::{Site, end, verify};
 use crate::support::walrecv::Output;
 use crate::support::{Server, require_servers};
 
-/// Backups whose packs stand in the repository.
-fn owners(site: &Site) -> BTreeSet<String> {
-    fn walk(folder: &Path, found: &mut BTreeSet<String>) {
+/// Bytes of the packs in the repository, by the backup that stored them.
+fn packs(site: &Site) -> BTreeMap<String, u64> {
+    fn walk(folder: &Path, found: &mut BTreeMap<String, u64>) {
         for entry in std::fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 walk(&path, found);
             } else if let Some(owner) = path.to_string_lossy().split("/packs/").nth(1) {
-                found.insert(owner.split('/').next().unwrap_or_default().to_owned());
+                let owner = owner.split('/').next().unwrap_or_default().to_owned();
+                *found.entry(owner).or_default() += std::fs::metadata(&path).expect("a pack").len();
             }
         }
     }
-    let mut found = BTreeSet::new();
+    let mut found = BTreeMap::new();
     walk(&site.repository(), &mut found);
     found
+}
+
+/// Backups whose packs stand in the repository.
+fn owners(site: &Site) -> BTreeSet<String> {
+    packs(site).into_keys().collect()
 }
 
 fn listed(site: &Site) -> Vec<String> {
@@ -41,9 +46,7 @@ fn expire(site: &Site, args: &[&str]) -> Output {
 /// Lays a backup back, and has PostgreSQL's own tool compare it with the server's manifest.
 fn restores(site: &Site, server: &Server, id: &str, name: &str) {
     site.restore(server, name, &["--latest", "--backup", id]).run().expect_code(0);
-    let mut verify = as_postgres(server.bin_dir().join("pg_verifybackup"));
-    let output = verify.arg("-n").arg(site.data(name)).output().expect("run pg_verifybackup");
-    assert!(output.status.success(), "{id}: {}", String::from_utf8_lossy(&output.stderr));
+    verify(server, &site.data(name));
     std::fs::remove_dir_all(site.data(name)).expect("the copy goes");
 }
 
@@ -122,5 +125,62 @@ fn any_backup_can_be_deleted_and_the_others_restore() {
     expire(&site, &["--backup", last]).expect_code(20);
     expire(&site, &["--backup", last, "--force", "--delete-delay", "0"]).expect_code(0);
     assert_eq!((listed(&site), owners(&site)), (Vec::new(), BTreeSet::new()));
+    end(receiver);
+}
+
+/// Increments leave packs behind of which they need a little. When `full_every` has passed everything is sent, says why, and is freed of them: then deleting the
+/// older backups gives nearly all of their space back.
+#[test]
+fn after_full_every_the_space_of_older_backups_comes_back() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let server = Server::builder(version).setting("summarize_wal", "on").setting("autovacuum", "off").start();
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    server.sql(
+        "create table churn as select n, md5(random()::text) || md5(random()::text) || md5(random()::text) as t \
+         from generate_series(1, 200000) n",
+    );
+    server.sql("vacuum (freeze) churn");
+    let id = |told: &serde_json::Value| told["id"].as_str().expect("an id").to_owned();
+    let first = site.backup();
+    // In place, seven pages in ten; the dead rows of the old versions stay.
+    server.sql("update churn set n = -n where (ctid::text::point)[0]::int % 10 < 7");
+    let second = site.backup();
+    assert_eq!((&second["transfer"], &second["parent"]), (&"incremental".into(), &first["id"]), "{second}");
+    let frees = |ids: &[&str]| {
+        let args: Vec<&str> = ids.iter().flat_map(|id| ["--backup", id]).collect();
+        let planned = expire(&site, &[&args[..], &["--plan", "--delete-delay", "0", "--output", "json"]].concat());
+        planned.expect_code(0).json()["frees_now"]["bytes"].as_u64().expect("bytes")
+    };
+    let kept = packs(&site)[&id(&first)];
+    assert!(frees(&[&id(&first)]) < kept / 10, "the increment needs nearly all packs of the first");
+
+    let config = std::fs::read_to_string(site.config()).expect("a configuration");
+    let often = config.replace("[clusters.main]", "[clusters.main]\nbackup.full_every = \"1s\"");
+    assert_ne!(often, config);
+    std::fs::write(site.config(), &often).expect("write the configuration");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let third = site.backup();
+    let why = third["why_full"].as_str().expect("a reason");
+    assert_eq!(third["transfer"], "full", "{third}");
+    assert!(why.contains("space was last brought back at") && why.contains("every 1 seconds"), "{why}");
+    let shown = site.walrecv(&["show", &id(&third)]).run().expect_code(0).stdout;
+    assert!(shown.contains(why) && shown.contains("so that space comes back"), "{shown}");
+    let moved =
+        site.walrecv(&["show", &id(&third), "--output", "json"]).run().expect_code(0).json()["moved_bytes"].clone();
+    assert!(moved.as_u64() > Some(4 << 20), "{moved}");
+
+    let told = expire(&site, &["--backup", &id(&first), "--backup", &id(&second), "--delete-delay", "0", "--yes"]);
+    told.expect_code(0);
+    let left = packs(&site);
+    let of_first = left.get(&id(&first)).copied().unwrap_or_default();
+    println!("{kept} bytes of packs of the first backup, {of_first} are left: {left:?}, {moved} moved");
+    assert!(of_first < kept / 2, "{of_first} of {kept} are left");
+    assert_eq!(listed(&site), [id(&third)]);
+    site.walrecv(&["verify", "--deep"]).run().expect_code(0);
+    restores(&site, &server, &id(&third), "whole");
+    let sum = "select count(*) || ' ' || md5(string_agg(t, ',' order by n)) from churn";
+    assert_eq!(site.land(&server, "landed", &["--latest"]).value(sum), server.sql(sum));
     end(receiver);
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use walrecv::pg::MajorVersion;
 
-use crate::site::{Site, end, wait_durable};
+use crate::site::{Site, end, verify, wait_durable};
 use crate::support::user::{as_postgres, give_to_postgres};
 use crate::support::{Seed, Server, install, rounds, strace};
 
@@ -105,9 +105,7 @@ impl Scene {
         };
         same(contents(&self.site.data(name)), &self.truth);
         same(contents(&self.site.data(space)), &self.space_truth);
-        let mut command = as_postgres(self.server.bin_dir().join("pg_verifybackup"));
-        let output = command.arg("-n").arg(self.site.data(name)).output().expect("pg_verifybackup");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        verify(&self.server, &self.site.data(name));
     }
 }
 

@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use walrecv::pg::MajorVersion;
 
-use crate::site::{Site, end};
-use crate::support::user::as_postgres;
+use crate::site::{Site, end, verify};
 use crate::support::{Seed, Server, Walrecv, require_servers, rounds};
 
 /// What a backup or a restore may take, in KiB.
@@ -74,9 +73,7 @@ fn twice_and_back(server: &Server, change: &str, mapping: &[String]) -> (Site, V
     let command = site.restore(server, "copy", &["--latest", "--output", "json"]).args(&mapping);
     let (_, peak) = measured("restore", command);
     assert!(peak < MEMORY, "the restore had {peak} KiB");
-    let mut verify = as_postgres(server.bin_dir().join("pg_verifybackup"));
-    let output = verify.arg("-n").arg(site.data("copy")).output().expect("run pg_verifybackup");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    verify(server, &site.data("copy"));
     end(receiving);
     (site, second)
 }

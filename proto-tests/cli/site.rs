@@ -189,6 +189,13 @@ impl Drop for Copy {
     }
 }
 
+/// Has PostgreSQL's own tool compare a copy that was not started with the manifest in it.
+pub fn verify(server: &Server, data: &Path) {
+    let mut tool = crate::support::user::as_postgres(server.bin_dir().join("pg_verifybackup"));
+    let output = tool.arg("-n").arg(data).output().expect("run pg_verifybackup");
+    assert!(output.status.success(), "{}: {}", data.display(), String::from_utf8_lossy(&output.stderr));
+}
+
 /// Ends a receiver as its supervisor would.
 pub fn end(receiver: Running) -> Output {
     receiver.terminate().expect_code(0)

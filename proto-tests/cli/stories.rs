@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use walrecv::pg::MajorVersion;
 
-use crate::site::{Copy, Site, end};
+use crate::site::{Copy, Site, end, verify};
 use crate::support::server::Stop;
 use crate::support::user::as_postgres;
 use crate::support::{Server, TempDir, install, require_moto, require_servers};
@@ -158,9 +158,7 @@ fn latest(production: &Production, mapping: &str, dumped: &[String]) {
     assert!(text.contains(last), "the plan said {last}: {text}");
 
     let data = site.data("latest");
-    let output = as_postgres(server.bin_dir().join("pg_verifybackup")).arg("-n").arg(&data).output().expect("run");
-    assert!(output.status.success(), "pg_verifybackup: {}", String::from_utf8_lossy(&output.stderr));
-
+    verify(server, &data);
     let before = fs::read_dir(production.taken.path()).expect("a folder").count();
     let mut copy = Server::builder(server.version()).on_data_dir(&data).start();
     copy.wait_sql("select pg_is_in_recovery()", "f");
@@ -191,13 +189,18 @@ fn short(version: MajorVersion, settle: impl Fn(&Server) -> Site) {
     let receiver = site.receive(&["--flush-interval", "200ms"]);
     server.sql("create table story (n bigint primary key, filler text)");
     write(&server, 1..=20);
-    site.backup();
+    let backup = site.backup();
+    assert_eq!((&backup["transfer"], &backup["bad_pages"]), (&"full".into(), &0.into()), "{backup}");
     write(&server, 21..=50);
     server.sql("insert into story select n, repeat('y', 3000) from generate_series(51, 1500) n");
     let dumped = dump(&server.run("pg_dumpall", &[]));
     crate::site::wait_durable(&server, server.lsn());
     server.kill9();
     end(receiver);
+    // A full transfer, so the manifest that comes with it is the server's own.
+    site.restore(&server, "laid", &["--latest"]).run().expect_code(0);
+    verify(&server, &site.data("laid"));
+    fs::remove_dir_all(site.data("laid")).expect("the copy goes");
     let copy = site.land(&server, "data", &["--latest"]);
     assert_eq!(count(&copy), "1500");
     same_dump(&dump(&copy.run(&server, "pg_dumpall", &[])), &dumped);

@@ -48,11 +48,18 @@ pub fn due(parent: Space<'_>, now: Timestamp, every: Duration) -> Option<Due> {
     let since = now.duration_since(last);
     if since.is_negative() {
         // It would not be due before real time has caught up with a clock that was ahead.
-        return Some(Due { why: format!("space was last brought back at {last}, which is yet to come"), shreds: true });
+        return Some(Due {
+            why: format!("space was last brought back at {last:.0}, which is yet to come"),
+            shreds: true,
+        });
     }
     if since.unsigned_abs() >= every {
-        let hours = every.as_secs() / 3600;
-        let why = format!("space was last brought back at {last}, which is due every {hours} hours");
+        let often = match every.as_secs() {
+            0 => "each time".to_owned(),
+            seconds @ 1..3600 => format!("every {seconds} seconds"),
+            seconds => format!("every {} hours", seconds / 3600),
+        };
+        let why = format!("space was last brought back at {last:.0}, which is due {often}");
         return Some(Due { why, shreds: true });
     }
     let (all, dead) = (sizes.carried, sizes.dead());
