@@ -79,7 +79,7 @@ enum Place {
     Inside,
     /// A record that began before the start; so many of its bytes are still to come.
     Skipping(u32),
-    /// Zeros after a WAL switch, up to the end of the segment.
+    /// What stands behind a WAL switch, up to the end of the segment.
     Switched(Lsn),
     /// Zeros after the end of WAL.
     Ended,
@@ -155,7 +155,7 @@ impl WalScanner {
         self.received
     }
 
-    /// End of the last checked record (8-aligned; after a WAL switch, the end of the segment once its zeros have come);
+    /// End of the last checked record (8-aligned; after a WAL switch, the end of the segment once that has come);
     /// the start while there is none. Never above [`WalScanner::received`].
     pub fn checked(&self) -> Lsn {
         self.checked
@@ -196,7 +196,10 @@ impl WalScanner {
     /// Takes at least one byte of `bytes`, none beyond the page, and moves `received` by as many.
     fn step(&mut self, bytes: &[u8], may_end: bool, sink: Sink<'_>) -> Result<(), Invalid> {
         match self.place {
-            Place::Switched(end) => return self.switched(bytes, end),
+            Place::Switched(end) => {
+                self.switched(bytes, end);
+                return Ok(());
+            }
             Place::Ended => return self.ended(bytes, may_end),
             _ => {}
         }

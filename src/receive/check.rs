@@ -1,6 +1,9 @@
 //! Every byte is checked before a commit that waits for it is released: the scanner's rules, the comparison with what earlier runs stored, and the summary
 //! of what went by.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use super::compare::{Comparison, Differs};
 use crate::pg::record::{RM_XLOG, Record, XLOG_OVERWRITE_CONTRECORD};
 use crate::pg::scan::{Invalid, ScanConfig, WalScanner};
@@ -47,6 +50,8 @@ pub struct Check {
     comparison: Comparison,
     /// Until the first record has come.
     link: Option<Link>,
+    /// What lies behind the last WAL switch, in the same segment.
+    switch: Option<Range<Lsn>>,
     start: Lsn,
     /// Up to where earlier runs have reported, where that is known: of records that end later they may have seen the head only.
     known: Option<Lsn>,
@@ -64,20 +69,40 @@ impl Link {
     }
 }
 
+/// Puts zeros where `bytes`, which begin at `at`, reach into `range`.
+fn blank(bytes: &mut Cow<'_, [u8]>, at: Lsn, range: &Range<Lsn>) {
+    let offset = |lsn: Lsn| (lsn.0.saturating_sub(at.0) as usize).min(bytes.len());
+    let range = offset(range.start)..offset(range.end);
+    if bytes.get(range.clone()).is_some_and(|part| part.iter().fold(0, |any, byte| any | byte) != 0)
+        && let Some(part) = bytes.to_mut().get_mut(range)
+    {
+        part.fill(0);
+    }
+}
+
 impl Check {
     pub fn new(config: ScanConfig, start: Lsn, comparison: Comparison, known: Known) -> Check {
         let Known { link, reported: known } = known;
-        Check { config, scanner: WalScanner::new(config, start), comparison, link, start, known }
+        Check { config, scanner: WalScanner::new(config, start), comparison, link, switch: None, start, known }
     }
 
-    /// The next bytes; `sink` is shown each record that ends in them, with its meaning.
-    pub fn feed(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&Record<'_>, &xact::Note)) -> Result<(), Refused> {
+    /// The next bytes; `sink` is shown each record that ends in them, with its meaning. What counts are these bytes, with zeros behind each WAL switch.
+    pub fn feed<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        sink: &mut dyn FnMut(&Record<'_>, &xact::Note),
+    ) -> Result<Cow<'b, [u8]>, Refused> {
         let at = self.scanner.received();
         let version = self.config.version;
         let (mut problem, mut broken) = (None, None);
-        let link = &mut self.link;
+        let mut blanked = Cow::Borrowed(bytes);
+        let (link, switch) = (&mut self.link, &mut self.switch);
+        switch.iter().for_each(|switch| blank(&mut blanked, at, switch));
         self.scanner.feed(bytes, &mut |record| {
             broken = broken.take().or(link.take().and_then(|link| link.broken_by(record)));
+            if record.written < record.end {
+                blank(&mut blanked, at, switch.insert(record.written..record.end));
+            }
             match xact::note(record, version) {
                 Ok(note) => sink(record, &note),
                 Err(text) => problem = problem.take().or(Some(Invalid { at: record.start, problem: text })),
@@ -95,8 +120,8 @@ impl Check {
         if let Some(invalid) = problem {
             return Err(invalid.into());
         }
-        self.comparison.feed(at, bytes)?;
-        Ok(())
+        self.comparison.feed(at, &blanked)?;
+        Ok(blanked)
     }
 
     /// End of all bytes that were fed.
@@ -124,6 +149,28 @@ impl Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_stands_behind_a_switch_is_blanked() {
+        let stood = [7; 100];
+        let blanked = |from: u64, to: u64| {
+            let mut bytes = Cow::Borrowed(&stood[..]);
+            blank(&mut bytes, Lsn(1000), &(Lsn(from)..Lsn(to)));
+            let zeros = bytes.iter().filter(|byte| **byte == 0).count();
+            let first = bytes.iter().position(|byte| *byte == 0);
+            (first, zeros, matches!(bytes, Cow::Owned(_)))
+        };
+        assert_eq!(blanked(1040, 1060), (Some(40), 20, true));
+        assert_eq!(blanked(1040, 5000), (Some(40), 60, true));
+        assert_eq!(blanked(500, 1010), (Some(0), 10, true));
+        assert_eq!(blanked(0, 5000), (Some(0), 100, true));
+        for elsewhere in [(0, 1000), (1100, 5000), (500, 600)] {
+            assert_eq!(blanked(elsewhere.0, elsewhere.1), (None, 0, false), "{elsewhere:?}");
+        }
+        let mut zeros = Cow::Borrowed(&[0; 100][..]);
+        blank(&mut zeros, Lsn(1000), &(Lsn(0)..Lsn(5000)));
+        assert!(matches!(zeros, Cow::Borrowed(_)), "nothing is copied for nothing");
+    }
 
     #[test]
     fn other_wal_before_the_first_record_is_told_from_where_it_differs() {

@@ -203,7 +203,7 @@ impl Keeper {
             let (now, later) = bytes.split_at(bytes.len().min(open.room()));
             let compares = self.is_stored(&open);
             let (commits, unnoted, mut count, out) = (&mut self.commits, &mut self.unnoted, 0, &self.out);
-            self.check.feed(now, &mut |record, note| {
+            let counts = self.check.feed(now, &mut |record, note| {
                 open.record(record, note);
                 if let Note::Commit { .. } = note {
                     count += 1;
@@ -217,7 +217,7 @@ impl Keeper {
                 }
             })?;
             self.config.stats.commits.add(count);
-            open.push(now, self.config.flush_interval.is_zero())?;
+            open.push(&counts, self.config.flush_interval.is_zero())?;
             let upto = open.offset(self.wanted());
             if upto > open.tail.kept() && open.oldest.is_none() {
                 open.oldest = Some(Instant::now());

@@ -6,6 +6,7 @@ use walrecv::pg::{Lsn, MajorVersion, SegmentName, SegmentNumber, TimelineHistory
 use walrecv::receive::{AfterFailover, OnGap, ReceiveEvent, ReceiveOptions};
 
 use super::harness::{self, Receiving, Vault};
+use crate::support::proxy::Proxy;
 use crate::support::{Server, Stop, require_servers, wait_for};
 
 fn caught_up(primary: &Server, standby: &Server) {
@@ -350,4 +351,94 @@ fn a_cascade_is_followed_when_its_upstream_is_promoted_and_when_it_is_promoted_i
     let (report, _) = receiving.stop();
     assert_eq!((report.behind, report.timeline), (0, Some(TimelineId(3))));
     path_is_stored(&vault, &three, 3, from, end);
+}
+
+/// When the primary dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receiver {
+    /// It has all zeros of the segment.
+    Ahead,
+    /// It has some of them, like the standby.
+    Level,
+    /// It had all of them, and begins anew.
+    Restarted,
+}
+
+/// PostgreSQL reads nothing behind a WAL switch. A standby that had not received all of the zeros there when it was promoted has in their place what its recycled file
+/// held before, and sends that.
+#[test]
+fn what_stands_behind_a_switch_is_no_damage_and_no_difference() {
+    for (version, receiver) in [
+        (MajorVersion::V18, Receiver::Ahead),
+        (MajorVersion::V18, Receiver::Level),
+        (MajorVersion::V18, Receiver::Restarted),
+        (MajorVersion::V13, Receiver::Level),
+    ] {
+        require_servers!(version);
+        let mut one = Server::builder(version).setting("max_wal_size", "4MB").setting("min_wal_size", "4MB").start();
+        one.sql("create table t (id int, filler text)");
+        harness::create_slot(&one);
+        let from = harness::acknowledged(&one);
+        let two = one.standby().start();
+        let wire = Proxy::start(one.port());
+        let through = format!("host=127.0.0.1 port={} user=postgres sslmode=disable", wire.port);
+        two.sql(&format!("alter system set primary_conninfo = '{through}'"));
+        two.sql("select pg_reload_conf()");
+        one.wait_sql("select count(*) from pg_stat_replication where client_addr is not null", "1");
+        let options = match receiver {
+            Receiver::Level => {
+                let (host, port) = (two.socket_dir().display(), two.port());
+                let hosts = format!("host=127.0.0.1,{host} port={},{port}", wire.port);
+                harness::options_for(&format!("{hosts} user=postgres sslmode=disable target_session_attrs=read-write"))
+            }
+            _ => either(&one, &two),
+        };
+        let vault = Vault::new();
+        let receiving = Receiving::start(options.clone(), vault.place());
+        receiving.wait_streaming();
+        // The standby's next files are old ones.
+        for _ in 0..4 {
+            write(&one, "first");
+            one.sql("checkpoint");
+            caught_up(&one, &two);
+            two.sql("checkpoint");
+        }
+        harness::create_slot(&two);
+        one.switch_wal();
+        one.sql("insert into t values (0, 'last')");
+        caught_up(&one, &two);
+        let last = acknowledged_now(&one);
+        wire.trickle(100_000);
+        one.switch_wal();
+        let size = vault.archive(&one).names.segment_size;
+        let switched_in = size.segment_of(last);
+        if receiver != Receiver::Level {
+            harness::wait_acknowledged(&one, switched_in.next().start(size));
+        }
+        two.wait_sql(&format!("select pg_last_wal_receive_lsn() > '{last}'"), "t");
+        let mut running = Some(receiving);
+        if receiver == Receiver::Restarted {
+            running.take().map(Receiving::stop);
+        }
+        one.kill9();
+        drop(wire);
+        let had: Lsn = two.sql("select pg_last_wal_receive_lsn()").parse().expect("a position");
+        two.promote();
+        let name = SegmentName::new(TimelineId(1), switched_in, size).to_string();
+        let file = std::fs::read(two.data_dir().join("pg_wal").join(name)).expect("the segment");
+        let behind = &file[had.since(switched_in.start(size)) as usize..];
+        assert!(behind.iter().any(|b| *b != 0), "{version}: the standby has zeros from {had} on, too");
+        let receiving = running.unwrap_or_else(|| Receiving::start(options, vault.place()));
+        write(&two, "second");
+        switched(&receiving, 2);
+        let end = acknowledged_now(&two);
+        let (report, _) = receiving.stop();
+        assert_eq!((report.behind, report.timeline), (0, Some(TimelineId(2))), "{version} {receiver:?}");
+        path_is_stored(&vault, &two, 2, switched_in.next().start(size), end);
+        let (stored, _) = harness::segment(&harness::runtime(), &vault.archive(&two), TimelineId(1), switched_in);
+        let at = last.since(switched_in.start(size)) as usize;
+        assert!(stored[..at] == file[..at] && from < last, "{version} {receiver:?}: the records");
+        assert!(stored[at + 64..].iter().all(|b| *b == 0), "{version} {receiver:?}: zeros are stored");
+        println!("PostgreSQL {version}, {receiver:?}: {} bytes of the segment, the standby had {had}", stored.len());
+    }
 }
