@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use walrecv::pg::{Lsn, MajorVersion};
 
-use crate::site::Site;
+use crate::site::{Site, end, wait_durable};
 use crate::support::server::Stop;
 use crate::support::{Server, require_servers};
 
@@ -65,4 +66,53 @@ fn an_increment_is_not_built_on_another_history_behind_a_hole() {
     server.sql("insert into other select 1");
     let third = site.backup();
     assert_eq!((&third["transfer"], &third["parent"]), (&"incremental".into(), &second["id"]), "{third}");
+}
+
+/// What such a server says while it is behind what is stored tells nothing of the archive: every command
+/// names a moment before it was set back.
+#[test]
+fn a_server_behind_what_is_stored_proves_no_moment() {
+    // In one segment, and over several.
+    for (version, rows) in [(MajorVersion::V13, 1000), (MajorVersion::V18, 40_000)] {
+        require_servers!(version);
+        let mut server = Server::start(version);
+        let site = Site::new(&server);
+        let receiver = site.receive(&["--flush-interval", "100ms"]);
+        server.sql("create table story (n int)");
+        site.backup();
+        server.stop(Stop::Fast);
+        let snapshot = site.places.join("snapshot");
+        copy(server.data_dir(), &snapshot);
+        server.start_again();
+        server.sql(&format!("insert into story select generate_series(1, {rows})"));
+        wait_durable(&server, server.lsn());
+        let until: jiff::Timestamp =
+            server.sql("select clock_timestamp()").replace("+00", "Z").parse().expect("a time");
+        server.stop(Stop::Immediate);
+        std::fs::remove_dir_all(server.data_dir()).expect("remove the data");
+        copy(&snapshot, server.data_dir());
+        server.start_again();
+        server.wait_sql("select count(*) from pg_stat_replication where state = 'streaming'", "1");
+        std::thread::sleep(Duration::from_secs(6));
+        let shown = |args: &[&str]| site.walrecv(args).args(["--output", "json"]).run().json();
+        let running = shown(&["status"])["clusters"][0]["complete_through"].clone();
+        end(receiver);
+
+        let planned = shown(&["restore", "--latest", "--plan"])["landing"]["last_commit"]["time"].clone();
+        let last: jiff::Timestamp = planned.as_str().and_then(|text| text.parse().ok()).expect("a time");
+        let at_most = |what: &str, told: &serde_json::Value| {
+            let told: Option<jiff::Timestamp> = told.as_str().map(|text| text.parse().expect("a time"));
+            assert!(
+                told.is_none_or(|told| told <= until),
+                "{version}: {what} says {told:?}, it was set back at {until}"
+            );
+            told
+        };
+        at_most("the running receiver", &running);
+        let through = at_most("list", &shown(&["list"])["backups"][0]["complete_through"]);
+        assert!(through >= Some(last), "{version}: {through:?}, the last commit is of {last}");
+        at_most("show", &shown(&["show", "latest"])["complete_through"]);
+        at_most("status", &shown(&["status"])["clusters"][0]["complete_through"]);
+        at_most("windows", &shown(&["list", "--windows"])["timelines"][0]["windows"][0]["through"]);
+    }
 }

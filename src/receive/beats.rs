@@ -11,7 +11,7 @@ use super::lasting::Lasting;
 use crate::archive::Archive;
 use crate::error::{Error, Kind, Result};
 use crate::keys::ring::WriterRing;
-use crate::pg::TimelineId;
+use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::heartbeat::Heartbeat;
 
 /// At most one in so long, but for the last one before a stop.
@@ -22,6 +22,8 @@ pub struct Beats {
     archive: Archive,
     writer: Arc<WriterRing>,
     timeline: TimelineId,
+    /// Where that ends which was stored before this run.
+    known: Lsn,
     /// The newest that may be stored.
     latest: Option<Heartbeat>,
     /// The newest that was put, and when.
@@ -31,8 +33,14 @@ pub struct Beats {
 }
 
 impl Beats {
-    pub fn new(archive: Archive, writer: Arc<WriterRing>, timeline: TimelineId, lasting: Lasting) -> Beats {
-        Beats { archive, writer, timeline, latest: None, put: None, putting: JoinSet::new(), lasting }
+    /// `known`: where that ends which is stored already.
+    pub fn new(archive: Archive, writer: Arc<WriterRing>, timeline: TimelineId, known: Lsn, lasting: Lasting) -> Beats {
+        Beats { archive, writer, timeline, known, latest: None, put: None, putting: JoinSet::new(), lasting }
+    }
+
+    /// Whether nothing is stored behind the position of a server whose WAL ends there. One that lags, or was put back to a snapshot, knows nothing of what is.
+    pub fn speaks_for_all(&self, end: Lsn) -> bool {
+        end >= self.known
     }
 
     /// A heartbeat whose WAL is durable, checked and compared. Stored when it is time.

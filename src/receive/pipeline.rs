@@ -119,6 +119,7 @@ impl Pipeline {
         let Begin { archive, writer, version, timeline, start, stored, feed, desk, lasting } = begin;
         let names = &archive.names;
         let config = ScanConfig { version, system: names.system, timeline, segment_size: names.segment_size };
+        let stored_to = stored.end(names.segment_size).unwrap_or(start);
         let mut tailed = stored.litter;
         tailed.extend(stored.tails.iter().map(|tail| names.segment_size.segment_of(tail.start)));
         let older =
@@ -131,7 +132,7 @@ impl Pipeline {
         // Where tails are files of the repository, a spool would only hold them twice.
         let spool = options.spool_dir.clone().filter(|_| archive.repo.local_root().is_none());
         let spare = Spare::default();
-        let beats = Beats::new(archive.clone(), writer.clone(), timeline, lasting.clone());
+        let beats = Beats::new(archive.clone(), writer.clone(), timeline, stored_to, lasting.clone());
         let alarms = Alarms::new(archive.clone(), writer.clone(), timeline);
         let keep = KeepConfig {
             archive: archive.clone(),
@@ -583,9 +584,14 @@ impl Pipeline {
         }
     }
 
+    /// Whether a server whose WAL ends there speaks for all that is stored.
+    pub fn speaks_for_all(&self, end: Lsn) -> bool {
+        self.beats.speaks_for_all(end)
+    }
+
     /// The server has proven that its WAL ended there at a time. That is stored from time to time, as far as all WAL before it is.
     pub fn proven(&mut self, beat: Heartbeat) {
-        if self.ledger.covers(beat.lsn) {
+        if self.ledger.covers(beat.lsn) && self.speaks_for_all(beat.lsn) {
             self.notes.beat(beat);
             self.beats.proven(beat);
         }

@@ -6,7 +6,7 @@ use futures::future::try_join_all;
 
 use super::check::Link;
 use super::compare::OldTail;
-use super::object::Place;
+use super::object::{Place, object_bytes};
 use super::observe::Observer;
 use super::put::read_summary;
 use super::resume::{self, Known, ServerView, SlotPosition, Start};
@@ -15,7 +15,7 @@ use crate::archive::Archive;
 use crate::archive::inventory::{Inventory, TimelineStock};
 use crate::error::{Error, Kind, Result};
 use crate::pg::page::{PAGE_SIZE, SHORT_HEADER};
-use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
+use crate::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineId};
 use crate::seal::content::summary::{LastRecord, Summary};
 use crate::seal::header::ObjectKind;
 use crate::seal::opener::OpenFailed;
@@ -38,6 +38,14 @@ pub struct Stored {
     pub link: Option<Link>,
     /// Up to where earlier runs have reported, where that is known and a record that ends later is to be checked from its head on.
     pub reported: Option<Lsn>,
+}
+
+impl Stored {
+    /// Where it ends; of an object that is there, where it would if it were whole.
+    pub fn end(&self, size: SegmentSize) -> Option<Lsn> {
+        let tails = self.tails.iter().map(OldTail::end).max();
+        tails.max(self.objects.last().map(|last| *last + object_bytes(size)))
+    }
 }
 
 /// Where this run begins, and what is stored of the newest WAL.

@@ -306,6 +306,7 @@ impl<'a> Stream<'a> {
     fn beat(&mut self) {
         let durable = self.pipeline.ledger.answer();
         let (complete, clock) = (self.heart.durable(durable), self.heart.clock());
+        let complete = complete.filter(|beat| self.pipeline.speaks_for_all(beat.lsn));
         self.observer.stats().set_heart(complete.map(|beat| (beat.lsn.0, beat.time.0)), clock.map(|(t, at)| (t.0, at)));
         if !self.server.standby
             && let Some(beat) = self.heart.proven()
