@@ -364,8 +364,22 @@ enum Receiver {
     Restarted,
 }
 
-/// PostgreSQL reads nothing behind a WAL switch. A standby that had not received all of the zeros there when it was promoted has in their place what its recycled file
-/// held before, and sends that.
+/// A primary, and a standby whose WAL comes over a wire.
+fn wired(version: MajorVersion) -> (Server, Server, Proxy) {
+    let one = Server::builder(version).setting("max_wal_size", "4MB").setting("min_wal_size", "4MB").start();
+    one.sql("create table t (id int, filler text)");
+    harness::create_slot(&one);
+    let two = one.standby().start();
+    let wire = Proxy::start(one.port());
+    let through = format!("host=127.0.0.1 port={} user=postgres sslmode=disable", wire.port);
+    two.sql(&format!("alter system set primary_conninfo = '{through}'"));
+    two.sql("select pg_reload_conf()");
+    one.wait_sql("select count(*) from pg_stat_replication where client_addr is not null", "1");
+    (one, two, wire)
+}
+
+/// PostgreSQL reads nothing behind a WAL switch. A standby that had not received all of the zeros there when it was promoted has in their place what its
+/// recycled file held before, and sends that.
 #[test]
 fn what_stands_behind_a_switch_is_no_damage_and_no_difference() {
     for (version, receiver) in [
@@ -375,16 +389,8 @@ fn what_stands_behind_a_switch_is_no_damage_and_no_difference() {
         (MajorVersion::V13, Receiver::Level),
     ] {
         require_servers!(version);
-        let mut one = Server::builder(version).setting("max_wal_size", "4MB").setting("min_wal_size", "4MB").start();
-        one.sql("create table t (id int, filler text)");
-        harness::create_slot(&one);
+        let (mut one, two, wire) = wired(version);
         let from = harness::acknowledged(&one);
-        let two = one.standby().start();
-        let wire = Proxy::start(one.port());
-        let through = format!("host=127.0.0.1 port={} user=postgres sslmode=disable", wire.port);
-        two.sql(&format!("alter system set primary_conninfo = '{through}'"));
-        two.sql("select pg_reload_conf()");
-        one.wait_sql("select count(*) from pg_stat_replication where client_addr is not null", "1");
         let options = match receiver {
             Receiver::Level => {
                 let (host, port) = (two.socket_dir().display(), two.port());
