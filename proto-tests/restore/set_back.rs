@@ -1,6 +1,7 @@
 //! A server's clock that was set back passes the same time twice: the plan asks older backups too, and tells what a backup holds that is later than the target.
 
 use walrecv::error::Kind;
+use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, SegmentSize};
 use walrecv::restore::choose::{Choice, Wanted, choose};
 use walrecv::restore::target::Target;
@@ -10,7 +11,7 @@ use crate::plan::{last, plan_from, time};
 use crate::support::TempDir;
 use crate::support::shelf::Shelf;
 use crate::support::wal_maker::{SYSTEM, WalMaker};
-use crate::world::{MB, ONE, Wal, World, manifest, run};
+use crate::world::{MB, ONE, TWO, Wal, World, manifest, run};
 
 /// Commits from time `before` on, about 50 a MB, to behind the middle of segment 3; from there on from time `after` on. All of it is stored.
 fn world(before: u32, after: u32) -> (World, Lsn) {
@@ -90,4 +91,34 @@ fn what_a_backup_holds_that_is_later_than_the_target_is_told() {
     let choice = plan_from(&world, &[old, early.clone()], time(latest - 1), None);
     assert!(choice.is_ok_and(|choice| choice.manifest.id != early.id), "it holds nothing earlier than its first");
     assert_eq!(plan_from(&world, &backups, Target::Latest, None).expect("a plan").held, None);
+}
+
+/// The summary of the segment in which a timeline was left speaks of the branch that died, too.
+#[test]
+fn what_was_committed_on_a_dead_branch_is_not_held() {
+    let places = TempDir::new("dead-branch");
+    let size = SegmentSize::new(MB).expect("a size");
+    let shelf = run(Shelf::new(&places.join("repository"), SYSTEM, size));
+    let made = WalMaker::new(walrecv::pg::MajorVersion::V15, size, ONE, Lsn(MB));
+    let mut one = Wal { made, commits: Vec::new() };
+    let redo = one.made.checkpoint(false).start;
+    one.grow(MB + 100_000, 500);
+    let stop = one.made.backup_end(redo).end;
+    let next = one.commits.last().expect("a commit").xid + 1;
+    one.grow(3 * MB + 500_000, next);
+    let mut two = Wal { made: one.made.fork(TWO), commits: one.commits.clone() };
+    let fork = two.made.end();
+    let next = one.commits.last().expect("a commit").xid + 1;
+    two.made.end_of_recovery(PgTime(i64::from(next)));
+    two.grow(7 * MB, next);
+    one.grow(5 * MB, 5000);
+    let world = World { places, shelf, one, two, fork, redo, stop };
+    world.store(ONE, 1..=4);
+    world.store(TWO, 3..=6);
+    world.store_history();
+    let (begin, end) = (world.two.last_before(Lsn(4 * MB + 500_000)).start, world.two.last_before(Lsn(5 * MB)).end);
+    let newest = Manifest { timeline: TWO, stop_timeline: TWO, ..manifest(begin, end) };
+    let wanted = world.two.last_before(Lsn(6 * MB));
+    let choice = plan_from(&world, &[world.manifest(), newest.clone()], time(wanted.xid), Some(TWO)).expect("a plan");
+    assert_eq!((last(&choice), &choice.manifest.id, told(&choice)), (wanted, &newest.id, None));
 }

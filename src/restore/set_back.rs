@@ -63,7 +63,9 @@ impl Before {
             let (first, last) = (oldest.max(Some(size.segment_of(from))), size.segment_before(to).0);
             let first = first.map_or(0, |first| first.0);
             for number in (first..=last).map(SegmentNumber).filter(|number| stored(route, *number, size)) {
-                let whole = told.get(&number).filter(|(bytes, _)| *bytes >= size.bytes());
+                // Of a segment in which a timeline was left its summary tells of the branch that died, too.
+                let forked = route.path.sources(number, size).len() > 1;
+                let whole = told.get(&number).filter(|(bytes, _)| *bytes >= size.bytes() && !forked);
                 // Nothing of it ended a transaction: as good as the earliest time.
                 before.0.insert(number, whole.map(|(_, latest)| latest.unwrap_or(PgTime(i64::MIN))));
             }
