@@ -195,6 +195,11 @@ fn meaning(error: &ServerError, command: &'static str, scene: &Scene) -> Error {
             );
             if off { e } else { e.transient() }
         }
+        // Named in the message too: it is what a stream tells of each attempt, and advice is not.
+        "53400" if command == "CREATE_REPLICATION_SLOT" => new(Kind::Server)
+            .context("max_replication_slots leaves no room")
+            .hint("drop a slot that nobody needs, or raise max_replication_slots and restart the server")
+            .transient(),
         "57P01" | "57P02" | "57P03" | "57P05" => new(Kind::Server).transient(),
         "55000" if error.is_from("exec_replication_command") => new(Kind::Server).transient(),
         "55000" if command == "BASE_BACKUP" && gave_up(&error.message).is_some() => {
@@ -291,6 +296,15 @@ mod tests {
         }
         assert_eq!(refused("BASE_BACKUP", "42601", "syntax error").kind(), Kind::Server);
         assert_eq!(refused("SHOW", "0A000", "compression").kind(), Kind::Server);
+    }
+
+    #[test]
+    fn what_has_no_room_is_named_with_its_setting() {
+        let slots = refused("CREATE_REPLICATION_SLOT", "53400", "all replication slots are in use");
+        assert!(slots.to_string().contains("max_replication_slots") && slots.is_transient(), "{slots}");
+        assert!(slots.advice().is_some_and(|hint| hint.contains("max_replication_slots")));
+        let senders = refused("login", "53300", "sorry, too many clients already");
+        assert!(senders.advice().is_some_and(|hint| hint.contains("max_wal_senders")) && senders.is_transient());
     }
 
     #[test]
