@@ -38,3 +38,25 @@ fn a_receiver_of_another_archive_is_told_from_one_of_this() {
     assert!(site.backup()["wal_streamed_here"].is_null());
     end(receiver);
 }
+
+/// A standby that is backed up does not have the slot of the receiver that follows its primary. The catalog is that receiver's, and nobody has to be told.
+#[test]
+fn a_backup_of_a_standby_leaves_the_catalog_to_the_receiver() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let primary = Server::start(version);
+    rows(&primary, "t", 1000);
+    let standby = primary.standby().setting("hot_standby", "on").start();
+    let site = Site::new(&primary);
+    let receiver = site.receive(&[]);
+    rows(&primary, "u", 10);
+    standby.wait_sql("select count(*) from u", "10");
+    wait_durable(&primary, primary.lsn());
+    edit(&site, |text| text.replace(&primary.conninfo("postgres"), &standby.conninfo("postgres")));
+    let output = site.walrecv(&["backup"]).run().expect_code(0);
+    assert!(output.stdout.contains("on a temporary slot"), "{}", output.stdout);
+    assert!(!output.stderr.contains("catalog"), "{}", output.stderr);
+    end(receiver);
+    let backup = site.walrecv(&["show", "latest", "--output", "json"]).run().expect_code(0).json();
+    assert_eq!(backup["from_standby"], true, "{backup}");
+}

@@ -17,6 +17,7 @@ use std::time::SystemTime;
 pub use dump::Dump;
 pub use last::{LastKnown, LastRun};
 pub use open::Begun;
+pub use open::is_written;
 pub use query::{Around, Growth};
 pub use shared::Shared;
 

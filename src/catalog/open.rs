@@ -80,12 +80,21 @@ impl Catalog {
     }
 }
 
+/// Whether a process has the catalog open to write; changes nothing.
+pub fn is_written(path: &Path) -> bool {
+    LockFile::is_held(&lock_of(path)) == Some(true)
+}
+
+fn lock_of(path: &Path) -> PathBuf {
+    with_suffix(path, ".lock")
+}
+
 fn lock(path: &Path) -> Result<Option<LockFile>> {
     if let Some(above) = path.parent() {
         durable::create_dirs(&Disk, above)?;
         durable::make_private(above)?;
     }
-    LockFile::take(&with_suffix(path, ".lock"))
+    LockFile::take(&lock_of(path))
 }
 
 /// The second value tells what else than a catalog of ours stood there; an empty file is a catalog now.

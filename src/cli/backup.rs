@@ -13,6 +13,7 @@ use super::receive::{options as receiver_options, place};
 use super::{list, output, show};
 use crate::archive::Archive;
 use crate::backup::{BackupOptions, OpenContents, Outcome, Progress, take_with};
+use crate::catalog;
 use crate::config::settings;
 use crate::daemon::stand_in::{Service, StandIn};
 use crate::error::{Error, Kind, Result};
@@ -124,6 +125,8 @@ async fn prepare(common: &Common, args: &BackupArgs) -> Result<Ready> {
         // Without a slot nobody was ever promised that nothing is missing between two backups.
         receiver.on_gap = OnGap::NewRange;
     }
+    // A receiver of this host that follows another server keeps it up to date by itself.
+    receiver.catalog = receiver.catalog.filter(|path| !catalog::is_written(path));
     let stand_in = StandIn::new(archive.clone(), receiver, place(&context)?, move |what| told.told(&what));
     Ok(Ready { archive, writer, server, options, stand_in, teller, completing })
 }
