@@ -95,6 +95,8 @@ fn thousands_of_bad_pages_are_told_in_a_few_lines() {
         let more = format!("and {} pages more with a wrong checksum", pages - told);
         assert!(told > 0 && output.stderr.contains(&more), "{}", output.stderr);
         assert!(output.stderr.lines().count() <= most, "{}", output.stderr);
+        let one_form = |line: &str| line.get(10..11) == Some(" ") && line.get(26..29) == Some("+00");
+        assert!(output.stderr.lines().all(one_form), "times are told in one form: {}", output.stderr);
         assert!(output.stdout.lines().count() <= 30, "{}", output.stdout);
         assert!(quiet || output.stdout.contains(&format!("BAD PAGES    {pages}: ")), "{}", output.stdout);
     }

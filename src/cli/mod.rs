@@ -39,6 +39,8 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -211,14 +213,23 @@ async fn until<T>(mut signals: context::Signals, job: impl Future<Output = Resul
     }
 }
 
+/// The time as every other line on standard error has it.
+struct AsLines;
+
+impl FormatTime for AsLines {
+    fn format_time(&self, to: &mut Writer<'_>) -> std::fmt::Result {
+        to.write_str(&output::time(jiff::Timestamp::now()))
+    }
+}
+
 fn start_tracing(verbose: u8) {
     let default = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    let format =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(output::watched()).with_target(false);
+    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let format = format.with_ansi(output::watched()).with_target(false).with_timer(AsLines);
     let _ = match EnvFilter::try_from_env("WALRECV_LOG") {
         Ok(filter) => tracing_subscriber::registry().with(format.with_filter(filter)).try_init(),
         // The other kind takes a tenth of a call of wal-fetch to set up.
