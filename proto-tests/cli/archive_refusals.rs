@@ -19,7 +19,8 @@ fn an_archive_answers_what_it_cannot_do() {
     let server = Server::start(MajorVersion::V18);
     let site = Site::new(&server);
     // Nothing has ever been received.
-    Refusal::of(&site, &["list"]).is(10, "nothing is stored");
+    let listed = site.walrecv(&["list"]).run().expect_code(0).stdout;
+    assert!(listed.contains("nothing is stored"), "{listed}");
     Refusal::of(&site, &["restore", "--latest", "--plan"]).is(10, "nothing is stored");
 
     let receiver = site.receive(&[]);
