@@ -22,7 +22,10 @@ impl Guard {
 
     /// As [`Guard::of_server`], for whatever server runs on a data directory by then: one that is yet to be started, by another program.
     pub fn of_data(pgdata: &Path) -> Guard {
-        let script = "read _; pid=$(head -n 1 \"$1/postmaster.pid\") && kill -QUIT $pid && sleep 2 && kill -9 $pid";
+        // Where the tests end while it is being started, it is there a moment later.
+        let script = "read _; for _ in 1 2 3 4 5 6 7 8 9 10; do \
+                      pid=$(head -n 1 \"$1/postmaster.pid\") && kill -QUIT $pid && sleep 2 && { kill -9 $pid; exit; }; \
+                      sleep 1; done";
         Guard::with(script, pgdata.to_str().expect("a path in UTF-8"))
     }
 
