@@ -96,7 +96,7 @@ impl Process {
     }
 
     /// How long its longest flush or put took so far, by its own account.
-    pub fn longest_put(&self) -> Duration {
+    fn longest_put(&self) -> Duration {
         let said = self.said();
         let last = said.lines().rev().find_map(|line| line.strip_prefix(LONGEST)?.parse().ok());
         Duration::from_micros(last.unwrap_or_else(|| panic!("it has flushed nothing: {said}")))
@@ -111,8 +111,18 @@ impl Process {
     }
 
     pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
         self.child.kill().expect("kill the receiver");
         self.child.wait().expect("wait for the receiver");
+    }
+
+    /// As [`Process::kill`]; how long its longest flush or put took until then.
+    pub fn kill_and_ask(mut self) -> Duration {
+        self.end();
+        self.longest_put()
     }
 }
 
