@@ -116,6 +116,8 @@ fn a_slot_is_shown_with_what_it_holds_back_and_when_it_is_lost() {
     let server = Server::builder(MajorVersion::V18).setting("max_slot_wal_keep_size", "256MB").start();
     let site = Site::new(&server);
     site.walrecv(&["slot", "drop"]).run().expect_code(0);
+    let again = site.walrecv(&["slot", "drop"]).run().expect_code(18).stderr;
+    assert!(again.contains("nothing to drop") && !again.contains("slot create"), "{again}");
     site.walrecv(&["slot", "show"]).run().expect_code(18);
     site.walrecv(&["slot", "create"]).run().expect_code(0);
     server.sql("create table t as select i, repeat('x', 500) as filler from generate_series(1, 20000) i");
@@ -144,6 +146,8 @@ fn a_slot_is_shown_with_what_it_holds_back_and_when_it_is_lost() {
     let receiver = site.receive(&["--flush-interval", "200ms"]);
     wait_durable(&server, server.lsn());
     assert_eq!(shown()["active"], true);
+    let busy = site.walrecv(&["slot", "drop"]).run().expect_code(18).stderr;
+    assert!(busy.contains("end the receiver that uses it") && !busy.contains("tried again"), "{busy}");
     // Looked at 5 s after the start, then once a minute.
     let (streaming, _) = wait_state(&site, &[], |cluster| cluster["slot"]["safe_wal_size"].is_number());
     let told = &streaming["slot"];

@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::receive::forecast::{Limit, Outlook, Pace, span};
 use crate::receive::sentinel::Second;
+use crate::receive::slot;
 
 /// A slot as the server sees it. Fields that need SQL are absent when only a physical connection is allowed.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -80,9 +81,22 @@ pub async fn drop(common: &Common) -> Result<()> {
     let (cluster, slot) = configured(common)?;
     let conninfo = Conninfo::parse(&cluster.dsn, &env)?;
     let mut connection = Connection::connect(&conninfo, Mode::Physical, "").await?;
-    connection.drop_slot(&slot).await?;
+    connection.drop_slot(&slot).await.map_err(not_dropped)?;
     connection.close().await;
     say(common, &slot, "dropped", "the server may now remove WAL that is not stored: a gap needs a new backup")
+}
+
+/// What a stream would do about these refusals is no advice for somebody who wants the slot gone.
+fn not_dropped(error: Error) -> Error {
+    if slot::is_in_use(&error) {
+        return error.hint(
+            "end the receiver that uses it first (`walrecv status` on its host names the process), then drop it",
+        );
+    }
+    if slot::is_missing(&error) {
+        return error.hint("there is nothing to drop; the name is what the configuration says (slot)");
+    }
+    error
 }
 
 pub async fn show(common: &Common) -> Result<()> {
@@ -98,19 +112,32 @@ pub async fn show(common: &Common) -> Result<()> {
         output::json(&view);
         return Ok(());
     }
-    let unknown = || "unknown (needs SQL: allow the database in pg_hba.conf)".to_owned();
+    let unknown = || unknown(sql);
     let field = |name: &str, value: String| output::line(format!("{name:<14}{value}"));
     field("slot", view.name.clone());
     field("restart_lsn", view.restart_lsn.clone().unwrap_or_else(|| "none: no WAL is reserved".into()));
     field("active", view.active.map_or_else(unknown, |a| if a { "yes".into() } else { "no".into() }));
     let reason = view.invalidation_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     field("wal_status", view.wal_status.clone().map_or_else(unknown, |status| status + &reason));
-    field("retained", view.retained.map_or_else(unknown, |n| output::bytes(n.max(0) as u64)));
+    field("retained", retained(&view, sql));
     field("WAL written", view.wal_bytes_per_second.map_or_else(unknown, |n| format!("{}/s", output::bytes(n))));
     if sql {
         field("forecast", forecast(&seen));
     }
     Ok(())
+}
+
+fn unknown(sql: bool) -> String {
+    if sql { "unknown" } else { "unknown (needs SQL: allow the database in pg_hba.conf)" }.to_owned()
+}
+
+/// A slot that is lost, or was never used, has no position, so there is nothing to count from.
+fn retained(view: &SlotView, sql: bool) -> String {
+    match view.retained {
+        Some(bytes) => output::bytes(bytes.max(0) as u64),
+        None if sql && view.restart_lsn.is_none() => "nothing".to_owned(),
+        None => unknown(sql),
+    }
 }
 
 /// What comes if nothing advances the slot.
@@ -160,4 +187,19 @@ fn say(common: &Common, slot: &str, done: &str, remark: &str) -> Result<()> {
         output::Format::Text => output::line(format!("slot {slot} {done}; {remark}")),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_slot_without_a_position_holds_back_needs_no_sql_to_be_told() {
+        let lost = SlotView::default();
+        assert_eq!(retained(&lost, true), "nothing");
+        assert!(retained(&lost, false).contains("needs SQL"));
+        let held = SlotView { restart_lsn: Some("0/10".to_owned()), ..SlotView::default() };
+        assert_eq!(retained(&held, true), "unknown");
+        assert_eq!(retained(&SlotView { retained: Some(2 << 20), ..held }, true), "2.0 MiB");
+    }
 }

@@ -186,6 +186,10 @@ fn meaning(error: &ServerError, command: &'static str, scene: &Scene) -> Error {
             "check the password of {user} in the connection string, PGPASSWORD or the password file, and on the server"
         )),
         "3D000" => new(Kind::Server).hint("name an existing database with dbname in the connection string"),
+        // Who may ask for a backup was decided at the login: this is what its operating system answered the server.
+        "42501" if command == "BASE_BACKUP" => new(Kind::Server).hint(
+            "the server itself may not read that: see the owner and the mode of the file on its host (ls -l), and take the backup again",
+        ),
         "42501" => new(Kind::Server).hint(format!("grant {user} the right that the server names")),
         "53300" => {
             // "(currently 0)": walsenders are switched off, which no waiting changes.
@@ -305,6 +309,17 @@ mod tests {
         assert!(slots.advice().is_some_and(|hint| hint.contains("max_replication_slots")));
         let senders = refused("login", "53300", "sorry, too many clients already");
         assert!(senders.advice().is_some_and(|hint| hint.contains("max_wal_senders")) && senders.is_transient());
+    }
+
+    #[test]
+    fn a_file_that_the_server_may_not_read_is_no_missing_grant() {
+        let hint = |command| {
+            refused(command, "42501", "could not open file \"./strange\": Permission denied")
+                .advice()
+                .map(str::to_owned)
+        };
+        assert!(hint("BASE_BACKUP").is_some_and(|hint| hint.contains("mode of the file") && !hint.contains("grant")));
+        assert!(hint("SELECT").is_some_and(|hint| hint.contains("grant")));
     }
 
     #[test]
