@@ -148,7 +148,7 @@ pub fn as_text(event: &ReceiveEvent) -> Option<String> {
             let slot = slot.as_ref().map_or("without a slot".to_owned(), |slot| format!("slot {slot}"));
             format!("streaming timeline {timeline} from {from}, {slot}{standby}")
         }
-        ReceiveEvent::StandingBy { slot, holder } => {
+        ReceiveEvent::StandingBy { slot, holder, .. } => {
             let holder = holder.map_or(String::new(), |pid| format!(" (process {pid} of the server)"));
             format!("another receiver uses slot {slot}{holder}: standing by, to take over when it ends")
         }
@@ -210,8 +210,8 @@ pub fn as_json(event: &ReceiveEvent) -> Value {
             "event": "streaming", "timeline": timeline.0, "from": from.to_string(), "slot": slot, "standby": standby,
             "lags_behind": lags.as_ref().map(|lags| lags.upto.to_string()),
             "lags_behind_timeline": lags.as_ref().map(|lags| lags.timeline.0) }),
-        ReceiveEvent::StandingBy { slot, holder } => {
-            json!({ "event": "standing_by", "slot": slot, "holder_pid": holder })
+        ReceiveEvent::StandingBy { slot, holder, synchronous } => {
+            json!({ "event": "standing_by", "slot": slot, "holder_pid": holder, "synchronous": synchronous })
         }
         ReceiveEvent::Durable { timeline, durable, verified, server_end } => json!({
             "event": "durable", "timeline": timeline.0, "durable": durable.to_string(), "verified": verified.to_string(),

@@ -233,10 +233,16 @@ fn slot(slot: &SlotReport) -> String {
 }
 
 fn synchronous(report: &ClusterReport) -> String {
-    match report.synchronous {
-        true => "yes: commits wait until they are durable in the repository, and would wait if this stopped".to_owned(),
-        false => "no: no commit waits for the repository".to_owned(),
-    }
+    let standing_by = report.state == State::StandingBy;
+    let words = match report.synchronous {
+        Some(true) if standing_by => {
+            "yes: commits wait for the receiver that has the slot, and for this one when it takes over"
+        }
+        Some(true) => "yes: commits wait until they are durable in the repository, and would wait if this stopped",
+        Some(false) => "no: no commit waits for the repository",
+        None => "unknown: whether commits wait for the repository, no server says now",
+    };
+    words.to_owned()
 }
 
 fn millis(value: f64) -> String {
@@ -301,6 +307,19 @@ mod tests {
         assert!(painted.contains(&format!("{RED}stalled{PLAIN}")), "{painted}");
         let bare = [RED, GREEN, YELLOW, PLAIN].iter().fold(painted, |text, code| text.replace(code, ""));
         assert_eq!(bare, plain);
+    }
+
+    #[test]
+    fn whether_commits_wait_is_not_made_up() {
+        let said = |state, known| {
+            let mut told = told("main", state, true);
+            told.report.synchronous = known;
+            synchronous(&told.report)
+        };
+        assert!(said(State::ServerAway, None).starts_with("unknown"));
+        assert!(said(State::Streaming, Some(false)).starts_with("no"));
+        assert!(said(State::Streaming, Some(true)).contains("would wait if this stopped"));
+        assert!(said(State::StandingBy, Some(true)).contains("the receiver that has the slot"));
     }
 
     #[test]

@@ -48,7 +48,8 @@ struct Known {
     /// While standing by: why what the other receiver does is of no use here.
     elsewhere: Option<String>,
     slot: Option<SlotHealth>,
-    synchronous: bool,
+    /// Whether the server lists this receiver; `None` while there is none that is asked.
+    synchronous: Option<bool>,
     warning: Option<Remark>,
     trend: Trend,
 }
@@ -90,6 +91,9 @@ impl Known {
     }
 
     fn enter(&mut self, state: State) {
+        if matches!(state, State::Starting | State::AwaitingRepository | State::ServerAway | State::Failed) {
+            self.synchronous = None;
+        }
         if self.state != state {
             (self.state, self.since, self.since_instant) = (state, Timestamp::now(), Instant::now());
         }
@@ -109,7 +113,7 @@ impl Board {
             barriers: Vec::new(),
             elsewhere: None,
             slot: None,
-            synchronous: false,
+            synchronous: None,
             warning: None,
             trend: Trend::default(),
         };
@@ -141,7 +145,7 @@ impl Board {
             ReceiveEvent::Streaming { timeline, standby, lags, .. } => {
                 known.lag(lags.as_ref());
                 known.timeline = Some(timeline.0);
-                known.synchronous = false;
+                known.synchronous = Some(false);
                 known.problem = None;
                 known.trend = Trend::default();
                 known.enter(State::Streaming);
@@ -149,9 +153,12 @@ impl Board {
                     server.standby = *standby;
                 }
             }
-            ReceiveEvent::StandingBy { .. } => known.enter(State::StandingBy),
+            ReceiveEvent::StandingBy { synchronous, .. } => {
+                known.enter(State::StandingBy);
+                known.synchronous = *synchronous;
+            }
             ReceiveEvent::TimelineSwitch { to, .. } => known.timeline = Some(to.0),
-            ReceiveEvent::Synchronous(listed) => known.synchronous = *listed,
+            ReceiveEvent::Synchronous(listed) => known.synchronous = Some(*listed),
             ReceiveEvent::Slot(slot) => known.slot = Some(slot.clone()),
             ReceiveEvent::ServerStopping => {
                 known.problem = Some(Problem::of("the server is shutting down"));
@@ -498,6 +505,32 @@ mod tests {
         assert_eq!(durable(2), (State::Streaming, true));
     }
 
+    #[test]
+    fn whether_commits_wait_is_said_only_while_a_server_can_be_asked() {
+        let board = board();
+        let known = || board.report().synchronous;
+        assert_eq!(known(), None, "nobody was asked yet");
+        let standing_by = |synchronous| {
+            board.see(&ReceiveEvent::StandingBy { slot: "walrecv".to_owned(), holder: Some(7), synchronous });
+            known()
+        };
+        assert_eq!(
+            (standing_by(None), standing_by(Some(true)), standing_by(Some(false))),
+            (None, Some(true), Some(false))
+        );
+        board.see(&ReceiveEvent::Synchronous(true));
+        assert_eq!(known(), Some(true), "the list has changed");
+        board.see(&ReceiveEvent::Reconnecting { why: "lost".to_owned(), wait_ms: 0 });
+        assert_eq!(known(), None, "the server may be told otherwise meanwhile");
+        streaming(&board);
+        assert_eq!(known(), Some(false), "who is listed is told next");
+        board.see(&ReceiveEvent::Synchronous(true));
+        board.see(&ReceiveEvent::Stalled { behind: 1 });
+        assert_eq!(known(), Some(true), "the server is watched");
+        board.failed(&Error::new(Kind::Slot, "gone"));
+        assert_eq!(known(), None);
+    }
+
     fn state(board: &Board) -> (State, bool) {
         let report = board.report();
         (report.state, report.healthy)
@@ -513,7 +546,7 @@ mod tests {
         assert_eq!(state(&board), (State::ServerAway, true), "a moment is no matter");
         board.known().since_instant -= PATIENCE;
         assert_eq!(state(&board), (State::ServerAway, false));
-        board.see(&ReceiveEvent::StandingBy { slot: "walrecv".to_owned(), holder: None });
+        board.see(&ReceiveEvent::StandingBy { slot: "walrecv".to_owned(), holder: None, synchronous: None });
         assert_eq!(state(&board), (State::StandingBy, true));
         assert_eq!(board.waits_at(), None, "where the slot stands is not known");
         board.see(&ReceiveEvent::Slot(SlotHealth::at(Lsn(77))));

@@ -82,8 +82,8 @@ pub struct ClusterReport {
     pub held_bytes: u64,
     pub queued_bytes: u64,
     pub slot: Option<SlotReport>,
-    /// Listed in `synchronous_standby_names`: commits wait for the repository.
-    pub synchronous: bool,
+    /// Listed in `synchronous_standby_names`: commits wait for the repository. `None`: it is not known, since no server is asked now.
+    pub synchronous: Option<bool>,
     pub warning: Option<Remark>,
     /// WAL that is gone for good, or was written under `wal_level = minimal`, behind which there is no backup yet.
     pub hole: Option<String>,

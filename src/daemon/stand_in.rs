@@ -257,7 +257,7 @@ impl Notes {
         match event {
             ReceiveEvent::Streaming { .. } | ReceiveEvent::Resumed => self.trouble = None,
             ReceiveEvent::Reconnecting { why, .. } => self.trouble = Some(why.clone()),
-            ReceiveEvent::StandingBy { slot, holder } => {
+            ReceiveEvent::StandingBy { slot, holder, .. } => {
                 let holder = holder.map_or(String::new(), |pid| format!(" by process {pid} of the server"));
                 self.trouble = Some(format!(
                     "slot {slot:?} is in use{holder}, which does not stream into this archive, or too slowly"

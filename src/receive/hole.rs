@@ -176,8 +176,10 @@ impl Run {
 
     /// Something is noticed of a server that was left because nothing can be stored.
     pub(super) fn while_away(&mut self, sign: Sign) {
-        if let Some(synchronous) = self.watch.as_ref().and_then(|watch| watch.synchronous) {
-            self.synchronous = synchronous;
+        if let Some(listed) = self.watch.as_ref().and_then(|watch| watch.synchronous)
+            && std::mem::replace(&mut self.synchronous, listed) != listed
+        {
+            self.observer.tell(ReceiveEvent::Synchronous(listed));
         }
         let (Sign::Slot(outlook), Some(name), Some(watch)) = (sign, &self.options.slot, &self.watch) else { return };
         if self.warned.is_none_or(|at| at.elapsed() >= WARN) {

@@ -81,6 +81,8 @@ pub enum ReceiveEvent {
         slot: String,
         /// The server's process that uses the slot; `None` where no SQL is allowed.
         holder: Option<u32>,
+        /// Whether the server lists this receiver, so that its commits wait for the one that has the slot; `None` where that could not be asked.
+        synchronous: Option<bool>,
     },
     /// All WAL of the timeline up to `durable` is in the repository, and up to `verified` every record was checked; the server has reported WAL up to
     /// `server_end`. At most once a second.
@@ -121,7 +123,7 @@ pub enum ReceiveEvent {
         to: TimelineId,
         at: Lsn,
     },
-    /// Listed in `synchronous_standby_names`: every commit is answered as soon as it is durable.
+    /// Listed in `synchronous_standby_names`: every commit is answered as soon as it is durable. While standing by it is told when it changes.
     Synchronous(bool),
     /// What the slot holds. Told whenever it was asked for.
     Slot(SlotHealth),

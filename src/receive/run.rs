@@ -247,7 +247,9 @@ impl Run {
         if let Some(slot) = self.options.slot.clone()
             && self.waiting.goes_on(&slot)?
         {
-            self.observer.tell(ReceiveEvent::StandingBy { slot, holder: None });
+            // The attempt asked for it before the server refused the slot.
+            let synchronous = Some(self.synchronous);
+            self.observer.tell(ReceiveEvent::StandingBy { slot, holder: None, synchronous });
         }
         Ok(if self.waiting.vigil.possible { AFTER_VIGIL } else { self.patience.next_delay() })
     }

@@ -339,7 +339,7 @@ async fn wait_for_slot(second: &mut Second, name: &str, access: &Access<'_>, wai
     }
     waiting.vigil.possible = second.connection.version() >= MajorVersion::V15;
     if waiting.vigil.possible && waiting.told {
-        watch_slot(&mut second.connection, name, waiting, access.observer).await?;
+        watch_slot(second, name, access, waiting).await?;
     }
     Ok(())
 }
@@ -354,16 +354,29 @@ async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting:
             return Ok(());
         };
         waiting.goes_on(name)?;
-        if !std::mem::replace(&mut said, true) {
-            access.observer.tell(ReceiveEvent::StandingBy { slot: name.to_owned(), holder: Some(holder) });
-            let names = second.synchronous_names().await?;
-            waiting.synchronous = Some(sentinel::lists(&names, access.info.application_name()));
+        let time = is_time(&mut told);
+        if time {
+            look_who_waits(second, access, waiting).await?;
         }
-        if is_time(&mut told) {
+        if !std::mem::replace(&mut said, true) {
+            let (slot, synchronous) = (name.to_owned(), waiting.synchronous);
+            access.observer.tell(ReceiveEvent::StandingBy { slot, holder: Some(holder), synchronous });
+        }
+        if time {
             access.observer.tell(ReceiveEvent::Slot(Outlook { row, rate: None }.health(Instant::now())));
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Asks whether commits wait for the receiver that has the slot, and tells it where that has changed.
+async fn look_who_waits(second: &mut Second, access: &Access<'_>, waiting: &mut Waiting) -> Result<()> {
+    let names = second.synchronous_names().await?;
+    let listed = sentinel::lists(&names, access.info.application_name());
+    if waiting.synchronous.replace(listed).is_some_and(|before| before != listed) {
+        access.observer.tell(ReceiveEvent::Synchronous(listed));
+    }
+    Ok(())
 }
 
 /// Whether to tell where the slot stands now.
@@ -377,15 +390,16 @@ fn is_time(told: &mut Option<Instant>) -> bool {
 }
 
 /// Returns once an attempt to stream is worth it: the slot stands still, or is gone.
-async fn watch_slot(connection: &mut Connection, name: &str, waiting: &mut Waiting, observer: &Observer) -> Result<()> {
+async fn watch_slot(second: &mut Second, name: &str, access: &Access<'_>, waiting: &mut Waiting) -> Result<()> {
     let mut told = None;
     loop {
-        let state = answered("READ_REPLICATION_SLOT", connection.read_slot(name)).await?;
+        let state = answered("READ_REPLICATION_SLOT", second.connection.read_slot(name)).await?;
         let Some(at) = state.and_then(|state| state.restart_lsn) else { return Ok(()) };
         if is_time(&mut told) {
-            observer.tell(ReceiveEvent::Slot(SlotHealth::at(at)));
+            access.observer.tell(ReceiveEvent::Slot(SlotHealth::at(at)));
+            look_who_waits(second, access, waiting).await?;
         }
-        let end = answered("IDENTIFY_SYSTEM", connection.identify_system()).await?.position;
+        let end = answered("IDENTIFY_SYSTEM", second.connection.identify_system()).await?.position;
         if waiting.vigil.look(at, end, Instant::now()) {
             return Ok(());
         }
