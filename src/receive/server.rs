@@ -61,6 +61,10 @@ const ANSWER: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_secs(1);
 /// How often it tells where the slot stands.
 const TELL: Duration = Duration::from_secs(10);
+/// How often it tries whether it could stream, were the slot free: a line in the server's log where connections are logged.
+const TRY: Duration = Duration::from_secs(300);
+/// Such a trial takes so long at most: the slot may be free meanwhile.
+const TRIAL: Duration = Duration::from_secs(3);
 /// How often it looks where the slot stands, where that is all there is.
 const GLANCE: Duration = Duration::from_millis(300);
 
@@ -347,14 +351,14 @@ async fn wait_for_slot(second: &mut Second, name: &str, access: &Access<'_>, wai
 /// Returns once no other connection uses the slot.
 async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting: &mut Waiting) -> Result<()> {
     // After a lost connection it is said again: whoever watches was told of the loss.
-    let (mut said, mut told) = (false, None);
+    let (mut said, mut told, mut tried) = (false, None, None);
     loop {
         let row = answered("pg_replication_slots", slot::read(&mut second.connection, name)).await?;
         let Some((row, holder)) = row.and_then(|row| row.active_pid.map(|holder| (row, holder))) else {
             return Ok(());
         };
         waiting.goes_on(name)?;
-        let time = is_time(&mut told);
+        let time = is_time(&mut told, TELL);
         if time {
             look_who_waits(second, access, waiting).await?;
         }
@@ -364,6 +368,9 @@ async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting:
         }
         if time {
             access.observer.tell(ReceiveEvent::Slot(Outlook { row, rate: None }.health(Instant::now())));
+        }
+        if is_time(&mut tried, TRY) {
+            try_stream(second).await?;
         }
         tokio::time::sleep(POLL).await;
     }
@@ -379,10 +386,26 @@ async fn look_who_waits(second: &mut Second, access: &Access<'_>, waiting: &mut 
     Ok(())
 }
 
-/// Whether to tell where the slot stands now.
-fn is_time(told: &mut Option<Instant>) -> bool {
+/// Whether the server would let this receiver stream: pg_hba.conf has lines of its own for that, and who is refused stands by for nothing. Whatever may pass by
+/// itself is left to the takeover. Where there is no SQL, the second connection is of that kind already.
+async fn try_stream(second: &Second) -> Result<()> {
+    let here = second.connection.same_server();
+    match tokio::time::timeout(TRIAL, Connection::connect(here, Mode::Physical, STARTUP_OPTIONS)).await {
+        Ok(Ok(connection)) => {
+            let _ = tokio::time::timeout(TRIAL, connection.close()).await;
+            Ok(())
+        }
+        Ok(Err(error)) if !error.is_transient() => {
+            Err(error.context("it could not take over from the receiver that has the slot"))
+        }
+        Ok(Err(_)) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether something is due that is done so often; if so, it counts as done.
+fn is_time(told: &mut Option<Instant>, often: Duration) -> bool {
     let now = Instant::now();
-    let due = told.is_none_or(|told| now.saturating_duration_since(told) >= TELL);
+    let due = told.is_none_or(|told| now.saturating_duration_since(told) >= often);
     if due {
         *told = Some(now);
     }
@@ -395,7 +418,7 @@ async fn watch_slot(second: &mut Second, name: &str, access: &Access<'_>, waitin
     loop {
         let state = answered("READ_REPLICATION_SLOT", second.connection.read_slot(name)).await?;
         let Some(at) = state.and_then(|state| state.restart_lsn) else { return Ok(()) };
-        if is_time(&mut told) {
+        if is_time(&mut told, TELL) {
             access.observer.tell(ReceiveEvent::Slot(SlotHealth::at(at)));
             look_who_waits(second, access, waiting).await?;
         }
