@@ -52,6 +52,7 @@ impl Run {
     /// Asked to stop while connected: what was received becomes durable and is reported, within the grace.
     pub(super) async fn farewell(&mut self, server: &mut Server) -> Result<Next> {
         let stop_by = self.stop_by();
+        self.tell_who_waits();
         if let Some(pipeline) = &mut self.pipeline {
             // Too slow a repository leaves bytes behind; the slot has them.
             if let Ok(settled) = tokio::time::timeout_at(stop_by, pipeline.settle()).await
@@ -78,8 +79,11 @@ impl Run {
         *self.stop_by.get_or_insert_with(|| Instant::now() + self.options.shutdown_grace)
     }
 
-    /// What the end of this receiver means for commits, connected or not.
-    fn tell_who_waits(&self) {
+    /// What the end of this receiver means for commits, connected or not. Said once, before anything is waited for.
+    fn tell_who_waits(&mut self) {
+        if std::mem::replace(&mut self.said_who_waits, true) {
+            return;
+        }
         let known = self.waiting.synchronous.unwrap_or(self.synchronous);
         match (known, self.waiting.told) {
             (false, _) => {}

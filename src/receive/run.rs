@@ -95,6 +95,8 @@ pub struct Run {
     pub(super) renewing: Arc<Mutex<()>>,
     /// Commits waited for this receiver when that was last known.
     pub(super) synchronous: bool,
+    /// What its end means for commits was told.
+    pub(super) said_who_waits: bool,
     /// A stop waits no longer than that.
     pub(super) stop_by: Option<Instant>,
     /// Hosts that were passed over since they are behind.
@@ -142,6 +144,7 @@ impl Run {
             giving_up: JoinSet::new(),
             renewing: Arc::default(),
             synchronous: false,
+            said_who_waits: false,
             stop_by: None,
             lagging: Lagging::default(),
             patience: patience(seed),

@@ -201,6 +201,11 @@ impl Receiving {
         self.wait_event("streaming", |e| matches!(e, ReceiveEvent::Streaming { .. }));
     }
 
+    /// Asks it to stop, and goes on meanwhile.
+    pub fn ask_to_stop(&self) {
+        self.stop.send(true).expect("the receiver is there");
+    }
+
     /// Asks it to stop; its report and how long that took.
     #[track_caller]
     pub fn stop(self) -> (ReceiveReport, Duration) {

@@ -223,6 +223,30 @@ fn a_stop_says_who_will_wait() {
     assert!(told(&events, listed), "{events:#?}");
 }
 
+/// What is left to store takes its time; whoever waits for a commit is told before that.
+#[test]
+fn who_will_wait_is_said_when_the_stop_begins() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::builder(MajorVersion::V18).setting("synchronous_standby_names", "walrecv").start();
+    server.sql("set synchronous_commit = local; select pg_create_physical_replication_slot('walrecv', true)");
+    let (vault, store) = (Vault::new(), Store::default());
+    let options = ReceiveOptions { shutdown_grace: Duration::from_secs(60), ..harness::options(&server) };
+    let place = walrecv::receive::Place { repo: store.repository(), ..vault.place() };
+    let receiving = Receiving::start(options, place);
+    receiving.wait_event("the list to be known", |e| matches!(e, ReceiveEvent::Synchronous(true)));
+    store.delay(Duration::from_secs(600));
+    server.sql("set synchronous_commit = local; create table t as select 1");
+    wait_for("WAL that is not stored", || (receiving.stats().received.get() >= server.lsn().0).then_some(()));
+    receiving.ask_to_stop();
+    receiving.wait_event("a word on who will wait", |e| told(std::slice::from_ref(e), "without it commits wait"));
+    assert!(!receiving.saw(|e| matches!(e, ReceiveEvent::Stopped { .. })), "{:#?}", receiving.events());
+    store.delay(Duration::ZERO);
+    let (ended, events) = receiving.end_and_events();
+    ended.expect("a clean end");
+    let warnings = events.iter().filter(|e| told(std::slice::from_ref(e), "without it commits wait")).count();
+    assert_eq!(warnings, 1, "said once: {events:#?}");
+}
+
 fn told(events: &[ReceiveEvent], text: &str) -> bool {
     events.iter().any(|e| matches!(e, ReceiveEvent::Warning(warning) if warning.contains(text)))
 }
