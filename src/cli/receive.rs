@@ -44,7 +44,7 @@ pub async fn run(common: &Common, args: &ReceiveArgs) -> Result<()> {
     let (ask, stop) = watch::channel(false);
     // On a worker, where sockets are polled: what arrives from object storage wakes no second thread. (A local repository has a thread of its own.)
     let job = tokio::spawn(receive(options, place, observer, stop));
-    let report = ended(until_signalled(job, &ask, &mut signals, &screen).await?)?;
+    let report = ended(until_signalled(job, &ask, &boards, &mut signals, &screen).await?)?;
     screen.stopped(&context.cluster.name, &report);
     Ok(())
 }
@@ -94,10 +94,11 @@ pub async fn opened<T>(
     }
 }
 
-/// Runs `job`; a first signal asks it to stop, a second one leaves at once.
+/// Runs `job`; a first signal asks it to stop, which the boards say from then on, a second one leaves at once.
 pub async fn until_signalled<T>(
     job: impl Future<Output = T>,
     ask: &watch::Sender<bool>,
+    boards: &[Arc<Board>],
     signals: &mut Signals,
     screen: &Screen,
 ) -> Result<T> {
@@ -106,6 +107,7 @@ pub async fn until_signalled<T>(
         outcome = &mut job => return Ok(outcome),
         name = signals.next() => screen.stopping(name),
     }
+    boards.iter().for_each(|board| board.stopping());
     let _ = ask.send(true);
     tokio::select! {
         outcome = &mut job => Ok(outcome),

@@ -28,7 +28,7 @@ pub async fn run(common: &Common) -> Result<()> {
     };
     let Some(contexts) = opened(open, &boards, &mut signals, &screen).await? else { return Ok(()) };
     let (mut jobs, mut outcome) = (Vec::new(), Ok(()));
-    for (context, board) in contexts.iter().zip(boards) {
+    for (context, board) in contexts.iter().zip(&boards) {
         match prepared(context, board.clone(), &screen) {
             Ok(job) => jobs.push(job),
             // What is wrong with the settings of one cluster leaves the others alone.
@@ -47,7 +47,7 @@ pub async fn run(common: &Common) -> Result<()> {
     let (ask, stop) = watch::channel(false);
     let shown = screen.clone();
     let failed = move |cluster: &str, error: &Error, wait: Duration| shown.failed(cluster, error, Some(wait));
-    let ended = until_signalled(fleet::run(jobs, stop, failed), &ask, &mut signals, &screen).await?;
+    let ended = until_signalled(fleet::run(jobs, stop, failed), &ask, &boards, &mut signals, &screen).await?;
     for cluster in ended {
         match cluster.outcome {
             Ok(report) => screen.stopped(&cluster.cluster, &report),

@@ -38,6 +38,8 @@ struct Known {
     state: State,
     since: Timestamp,
     since_instant: Instant,
+    /// It was asked to stop: whatever else happens on its way out, that is what it does.
+    leaving: bool,
     server: Option<ServerReport>,
     timeline: Option<u32>,
     problem: Option<Problem>,
@@ -94,7 +96,7 @@ impl Known {
         if matches!(state, State::Starting | State::AwaitingRepository | State::ServerAway | State::Failed) {
             self.synchronous = None;
         }
-        if self.state != state {
+        if self.state != state && (!self.leaving || matches!(state, State::Stopped | State::Failed)) {
             (self.state, self.since, self.since_instant) = (state, Timestamp::now(), Instant::now());
         }
     }
@@ -106,6 +108,7 @@ impl Board {
             state: State::Starting,
             since: Timestamp::now(),
             since_instant: Instant::now(),
+            leaving: false,
             server: None,
             timeline: None,
             problem: None,
@@ -209,6 +212,13 @@ impl Board {
     /// The numbers that it shows.
     pub fn stats(&self) -> &Arc<StreamStats> {
         &self.stats
+    }
+
+    /// It was asked to stop.
+    pub fn stopping(&self) {
+        let mut known = self.known();
+        known.leaving = true;
+        known.enter(State::Stopped);
     }
 
     /// What the repository says: these are open. One that was told here after `asked` it may not have had yet.
@@ -567,6 +577,20 @@ mod tests {
         );
         streaming(&board);
         assert_eq!((state(&board), board.report().problem), ((State::Streaming, true), None));
+    }
+
+    #[test]
+    fn on_its_way_out_it_is_stopped_whatever_happens() {
+        let board = board();
+        streaming(&board);
+        board.stopping();
+        assert_eq!(state(&board), (State::Stopped, false));
+        assert_eq!(board.report().problem.as_deref(), Some("the receiver is stopping"));
+        board.see(&ReceiveEvent::Stalled { behind: 1 });
+        board.see(&ReceiveEvent::Reconnecting { why: "lost".to_owned(), wait_ms: 0 });
+        assert_eq!(state(&board), (State::Stopped, false));
+        board.failed(&Error::new(Kind::Slot, "gone"));
+        assert_eq!(state(&board), (State::Failed, false), "that is how it ended");
     }
 
     #[tokio::test(start_paused = true)]
