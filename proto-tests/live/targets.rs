@@ -276,7 +276,7 @@ impl History {
     /// The newest backup that leads to a time, by how many events lie before it. `None`: the time is to be refused.
     fn time_reached(&self, path: &[Event], bases: &[Taken], target: &Target) -> Option<usize> {
         let Target::Time { time, .. } = target else { panic!("no time") };
-        // Nobody can say what else was committed by then. Only what stops the server before that backup leads there still, by a clock that was set back.
+        // Nobody can say what else was committed by then.
         let mut open = None;
         for taken in bases.iter().rev() {
             let from = self.before(*taken);
@@ -291,7 +291,8 @@ impl History {
             // It may hold commits later than the time, unless something after it is known to be no later, or the whole second in which it began.
             let by_wal = after.iter().find(|event| event.ends()).is_some_and(|first| first.at() <= *time);
             if by_wal || taken.began.0 + SECOND <= time.0 {
-                return Some(from);
+                // Behind a newer one something was committed up to the time: only who names the older one is led there.
+                return Some(from).filter(|_| open.is_none());
             }
         }
         None

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::args::Common;
 use crate::archive::Archive;
 use crate::archive::key_files::{self, Looked};
+use crate::catalog::path_in;
 use crate::config::{ClusterSettings, Overrides, Settings};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::keys::ring::{ReaderRing, WriterRing};
@@ -197,6 +198,13 @@ impl Context {
         let mut found = Archive::incarnations(&self.repo, &self.cluster.name).await?;
         match (found.pop(), found.is_empty()) {
             (Some(names), true) => Ok(Some(self.archive_of(names, ring))),
+            (None, _) if path_in(&self.settings.state_dir, &self.cluster.name).exists() => {
+                let text =
+                    format!("nothing is stored of cluster {:?}, of which there is a catalog here", self.cluster.name);
+                Err(Error::new(Kind::Repository, text).hint(
+                    "see whether this is the repository that was written to; if it is, its objects are gone: put them back from a copy of it",
+                ))
+            }
             (None, _) => Ok(None),
             (Some(_), false) => {
                 Err(Error::new(Kind::Diverged, format!("cluster {:?} has several incarnations", self.cluster.name))

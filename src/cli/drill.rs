@@ -118,6 +118,9 @@ fn print(report: &Drilled) {
         for passed in &plan.passed_over {
             output::line(format!("passed over {}: {}", passed.id, passed.why));
         }
+        for warning in &plan.warnings {
+            output::line(format!("WARNING  {warning}"));
+        }
         let landing = match &plan.landing.last_commit {
             Some(commit) => format!("after the commit of transaction {} at {}", commit.xid, commit.time),
             None => "at the end of the backup".to_owned(),

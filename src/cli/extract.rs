@@ -64,6 +64,9 @@ fn print(extracted: &Extracted) {
         tables => tables.join(", "),
     };
     output::line(format!("as of      {commit}, {}", landing.lsn));
+    for warning in &extracted.plan.warnings {
+        output::line(format!("WARNING    {warning}"));
+    }
     output::line(format!("extracted  {of}, of database {}", extracted.database));
     for lacking in &extracted.without_rows {
         output::line(format!("NO ROWS    of {}: {}", lacking.table, lacking.why));

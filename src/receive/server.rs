@@ -351,7 +351,7 @@ async fn wait_for_slot(second: &mut Second, name: &str, access: &Access<'_>, wai
 /// Returns once no other connection uses the slot.
 async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting: &mut Waiting) -> Result<()> {
     // After a lost connection it is said again: whoever watches was told of the loss.
-    let (mut said, mut told, mut tried) = (false, None, None);
+    let (mut said, mut told, mut tried, mut refused) = (false, None, None, false);
     loop {
         let row = answered("pg_replication_slots", slot::read(&mut second.connection, name)).await?;
         let Some((row, holder)) = row.and_then(|row| row.active_pid.map(|holder| (row, holder))) else {
@@ -369,8 +369,19 @@ async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting:
         if time {
             access.observer.tell(ReceiveEvent::Slot(Outlook { row, rate: None }.health(Instant::now())));
         }
+        let first = tried.is_none();
         if is_time(&mut tried, TRY) {
-            try_stream(second).await?;
+            match try_stream(second).await {
+                // What worked once may fail for a while: who checks passwords is away, a file is being changed.
+                Err(error) if !first && !refused => {
+                    tracing::warn!("{error}: it is tried again in {} minutes", TRY.as_secs() / 60);
+                    refused = true;
+                }
+                tried => {
+                    tried?;
+                    refused = false;
+                }
+            }
         }
         tokio::time::sleep(POLL).await;
     }

@@ -5,7 +5,7 @@ use super::later::{Later, later};
 use super::path::{self, Beyond, Path};
 use super::plan::{Landing, Met, Origin, Refusal, Stop, Walk};
 use super::scan::{Hole, Read, Route};
-use super::set_back::{self, Before, Held};
+use super::set_back::{self, Held};
 use super::target::Target;
 use super::{left_out, refuse};
 use crate::archive::Archive;
@@ -67,9 +67,6 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
     let walk = |manifest| Walk::new(wanted.target.clone(), origin(manifest)).knowing(known.clone());
     for (at, manifest) in candidates.iter().copied().enumerate() {
         let route = Route { archive, inventory, path: &path, version: version(manifest)? };
-        if search.is_vain(&route, &candidates, manifest).await? {
-            continue;
-        }
         let mut read = route.read(walk(manifest), manifest.start, search.until).await?;
         if search.until.is_none() && read.hole.is_none() && read.damage.is_none() && !read.walk.stopped() {
             read.hole = lost_end(archive, inventory, &path).await?;
@@ -81,16 +78,18 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
             let (hole, parameters) = (read.hole, parameters(manifest, &read));
             match finish(read, &path) {
                 // What was not read to its end says nothing of the end of WAL.
-                Ok(landing) if search.until.is_some() && landing.is_at_the_end() => {
-                    search.led_on(manifest, refuse::NOT_MET.to_owned());
-                }
+                Ok(landing) if search.until.is_some() && landing.is_at_the_end() => match hole {
+                    Some(_) => search.fell_short(manifest),
+                    None => search.led_on(manifest, refuse::NOT_MET.to_owned(), landing.last_commit.is_some()),
+                },
+                Ok(_) if search.is_passed => break,
                 // Where the target is met, what is missing behind it does not matter.
                 Ok(landing) => match hole.filter(|_| landing.stop == Stop::EndOfWal) {
                     Some(hole) => return Err(refuse::gap(&hole, &landing)),
                     None => {
                         let older: Vec<_> =
                             candidates[at..].iter().skip(1).map(|manifest| (*manifest, walk(manifest))).collect();
-                        let held = set_back::held(&route, wanted, manifest, &older).await?;
+                        let held = set_back::held(&route, wanted, manifest, &older).await;
                         let choice = landed(&route, backups, wanted, manifest, landing, parameters).await?;
                         return Ok(Choice { passed_over: search.passed_over, held, ..choice });
                     }
@@ -111,8 +110,9 @@ struct Search<'a> {
     passed_over: Vec<PassedOver>,
     /// From here on a newer backup was read without meeting the target: it can only lie before.
     until: Option<Lsn>,
-    /// Of a time: what lies before that newer backup.
-    before: Option<Before>,
+    /// Of a time: something was committed up to it behind a newer backup. An older one stops the server there only by a clock that was set back since, and
+    /// nobody who asks for the newest of what there is wants that unasked (`--backup`).
+    is_passed: bool,
     minimal: Option<Lsn>,
     /// Where nothing but that a transaction or a name is not there was found: to where it was looked for.
     unmet: Option<Lsn>,
@@ -130,7 +130,7 @@ impl<'a> Search<'a> {
             wanted,
             passed_over: Vec::new(),
             until: None,
-            before: None,
+            is_passed: false,
             minimal: None,
             unmet: None,
             met: Met::default(),
@@ -149,18 +149,6 @@ impl<'a> Search<'a> {
         matches!(self.wanted.target, Target::Time { .. })
     }
 
-    /// Whether summaries show that no recovery from this backup is stopped by the time before a newer one begins, which was read.
-    async fn is_vain(&mut self, route: &Route<'_>, candidates: &[&Manifest], manifest: &Manifest) -> Result<bool> {
-        let (Some(until), true, None) = (self.until, self.is_time(), &self.short_of) else { return Ok(false) };
-        let oldest = candidates.iter().map(|manifest| manifest.start).min().unwrap_or(until);
-        if self.before.is_none() {
-            self.before = Some(Before::look(route, oldest, until).await?);
-        }
-        let size = route.archive.names.segment_size;
-        let may = |before: &Before| before.may_stop(manifest.start, until, &self.wanted.target, size);
-        Ok(!self.before.as_ref().is_some_and(may))
-    }
-
     fn pass(&mut self, manifest: &Manifest, why: String, cut_off: bool) {
         self.passed_over.push(PassedOver { backup: manifest.id.to_string(), why, cut_off });
     }
@@ -172,6 +160,7 @@ impl<'a> Search<'a> {
         if !matches!(self.wanted.target, Target::Immediate) {
             self.until = Some(manifest.start);
         }
+        self.committed(&read.walk.here());
         let own = read.walk.cut_here();
         let first = self.error.is_none();
         let error = self.error.take().unwrap_or_else(|| refuse::damaged(damage, own.as_ref()));
@@ -184,17 +173,31 @@ impl<'a> Search<'a> {
             _ => error,
         });
         // An older one meets its own end of the backup, and what lies before this one.
-        self.is_over = own.is_some() && !self.is_searched() && !self.is_time();
+        self.is_over = own.is_some() && !self.is_searched() && (self.is_passed || !self.is_time());
+    }
+
+    /// What was read behind a backup without meeting the target.
+    fn committed(&mut self, read: &Refusal) {
+        let committed = matches!(read, Refusal::NotReached { last_commit: Some(_), .. });
+        self.is_passed |= committed && self.is_time();
+    }
+
+    /// From this backup recovery ends at a hole before it gets to where a newer one begins.
+    fn fell_short(&mut self, manifest: &Manifest) {
+        self.pass(manifest, "WAL is missing before the next backup".to_owned(), false);
+        self.until = Some(manifest.start);
+        self.short_of = None;
     }
 
     /// From this backup recovery gets to where a newer one begins, and the target is not met by then.
-    fn led_on(&mut self, manifest: &Manifest, why: String) {
+    fn led_on(&mut self, manifest: &Manifest, why: String, committed: bool) {
         self.pass(manifest, why, false);
         self.until = Some(manifest.start);
+        self.is_passed |= committed && self.is_time();
         if let Some(short_of) = self.short_of.take() {
             let hint = refuse::nearest_short_of_damage(&short_of);
             self.error = self.error.take().map(|error| error.hint(hint));
-            self.is_over = !self.is_searched() && !self.is_time();
+            self.is_over = !self.is_searched() && (self.is_passed || !self.is_time());
         }
     }
 
@@ -202,10 +205,17 @@ impl<'a> Search<'a> {
     fn refused(&mut self, manifest: &Manifest, refusal: Refusal, hole: Option<Hole>) {
         let newer = self.until;
         match &refusal {
-            Refusal::NotReached { .. } if newer.is_some() && hole.is_none() => {
-                return self.led_on(manifest, refuse::why(&refusal, None, newer));
+            Refusal::NotReached { last_commit, .. } if newer.is_some() && hole.is_none() => {
+                return self.led_on(manifest, refuse::why(&refusal, None, newer), last_commit.is_some());
             }
-            Refusal::NotReached { .. } if newer.is_some() => self.until = Some(manifest.start),
+            // It was not read to its end.
+            Refusal::WalEndsEarly { .. } if newer.is_some() && hole.is_none() => {
+                return self.led_on(manifest, refuse::NOT_MET.to_owned(), false);
+            }
+            Refusal::NotReached { .. } if newer.is_some() => {
+                self.committed(&refusal);
+                (self.until, self.short_of) = (Some(manifest.start), None);
+            }
             Refusal::NotReached { end, .. } if self.is_searched() => {
                 if self.passed_over.is_empty() {
                     self.unmet = Some(*end);
@@ -216,16 +226,14 @@ impl<'a> Search<'a> {
                 self.until = Some(manifest.start);
             }
             // Nothing was committed since this backup: a commit later than the target may lie before it, on the way from an older one.
-            Refusal::NotReached { last_commit: None, .. } if self.is_time() => {}
+            Refusal::NotReached { last_commit: None, .. } if self.is_time() && hole.is_none() => {}
             Refusal::NotReached { .. } => {
-                // By a clock that was set back since, the time may have been passed before this backup too.
-                self.is_over = hole.is_some() || !self.is_time();
-                self.until = Some(manifest.start);
+                self.is_over = true;
                 self.error = Some(refuse::not_reached(&self.wanted.target, &refusal, hole));
             }
             // Its manifest proves that WAL was stored which is gone: the end of what is left is not the latest.
             Refusal::WalEndsEarly { end, .. } if matches!(self.wanted.target, Target::Latest) => {
-                self.error = Some(refuse::cut_off(manifest, *end, hole));
+                self.error.get_or_insert_with(|| refuse::cut_off(manifest, *end, hole));
                 self.is_over = true;
             }
             Refusal::Minimal { at } => self.minimal = self.minimal.or(Some(*at)),

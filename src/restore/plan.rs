@@ -127,10 +127,9 @@ impl Landing {
 }
 
 impl Met {
-    /// Whether what was seen shows that there is no such target further on: it was part of another, or ended before all that was seen.
+    /// Whether what was seen shows that there is no such target further on: it was part of another.
     pub fn rules_out(&self, target: &Target) -> bool {
-        let Target::Xid { xid, .. } = target else { return false };
-        self.whole.is_some() || self.xids.is_some_and(|(first, _)| precedes(*xid, first))
+        matches!(target, Target::Xid { .. }) && self.whole.is_some()
     }
 
     pub fn join(&mut self, other: Met) {

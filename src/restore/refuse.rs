@@ -208,7 +208,7 @@ fn no_such_transaction(xid: u32, met: &Met) -> String {
         }
         Some((first, _)) if precedes(xid, first) => {
             format!(
-                "it is older than {first}, the oldest that ended since the oldest backup on the way: no backup leads there"
+                "it is older than {first}, the oldest that ended since the oldest backup on the way: no backup leads there, or it had not ended"
             )
         }
         Some((first, last)) => {

@@ -41,11 +41,11 @@ impl std::fmt::Display for Held {
 
 /// WAL before a backup, by segment, as summaries tell of it: the latest time of what ended there. `None`: nobody tells all of it, and it has to be read.
 #[derive(Debug, Default)]
-pub struct Before(BTreeMap<SegmentNumber, Option<PgTime>>);
+struct Before(BTreeMap<SegmentNumber, Option<PgTime>>);
 
 impl Before {
     /// The segments with WAL between `from` and `to` of which anything is stored.
-    pub async fn look(route: &Route<'_>, from: Lsn, to: Lsn) -> Result<Before> {
+    async fn look(route: &Route<'_>, from: Lsn, to: Lsn) -> Result<Before> {
         let size = route.archive.names.segment_size;
         let mut told: BTreeMap<SegmentNumber, (u64, Option<PgTime>)> = BTreeMap::new();
         let see = |summary: &Summary| {
@@ -74,7 +74,7 @@ impl Before {
     }
 
     /// Whether a recovery that begins at `from` may be stopped by a time target in front of `to`.
-    pub fn may_stop(&self, from: Lsn, to: Lsn, target: &Target, size: SegmentSize) -> bool {
+    fn may_stop(&self, from: Lsn, to: Lsn, target: &Target, size: SegmentSize) -> bool {
         from < to
             && (self.0.range(size.segment_of(from)..=size.segment_before(to)))
                 .any(|(_, latest)| latest.is_none_or(|latest| is_later(latest, target)))
@@ -88,6 +88,12 @@ fn stored(route: &Route<'_>, number: SegmentNumber, size: SegmentSize) -> bool {
     })
 }
 
+/// So far back is looked: the summaries of that are 64 objects.
+const LOOK_BACK: u64 = 256 << 30;
+
+/// So many segments are read of which no summary tells all.
+const READ: u32 = 16;
+
 /// Whether what ended at `time` stops a recovery.
 fn is_later(time: PgTime, target: &Target) -> bool {
     matches!(target, Target::Time { time: wanted, inclusive } if time > *wanted || !inclusive && time == *wanted)
@@ -100,25 +106,45 @@ pub async fn held(
     wanted: &Wanted,
     manifest: &Manifest,
     older: &[(&Manifest, Walk)],
+) -> Option<Held> {
+    look_for(route, wanted, manifest, older).await.unwrap_or_else(|error| {
+        untold(&error);
+        None
+    })
+}
+
+async fn look_for(
+    route: &Route<'_>,
+    wanted: &Wanted,
+    manifest: &Manifest,
+    older: &[(&Manifest, Walk)],
 ) -> Result<Option<Held>> {
     if !matches!(wanted.target, Target::Time { .. }) {
         return Ok(None);
     }
     let (to, size) = (manifest.start, route.archive.names.segment_size);
-    let before = Before::look(route, Lsn(0), to).await?;
-    let mut latest = None;
+    let before = Before::look(route, Lsn(to.0.saturating_sub(LOOK_BACK)), to).await?;
+    let (mut latest, mut first, mut left) = (None, None, READ);
     for (number, told) in &before.0 {
         // Of the backup's own first segment only what lies before it counts.
         let found = match told {
             Some(told) if !is_later(*told, &wanted.target) => continue,
             Some(told) if number.end(size) <= to => Some(*told),
-            _ => read(route, *number, to).await?,
+            _ if left == 0 => continue,
+            _ => {
+                left -= 1;
+                read(route, *number, to).await?
+            }
         };
-        latest = latest.max(found.filter(|found| is_later(*found, &wanted.target)));
+        let found = found.filter(|found| is_later(*found, &wanted.target));
+        latest = latest.max(found);
+        first = first.or(found.map(|_| *number));
     }
     let Some(latest) = latest else { return Ok(None) };
     let mut instead = None;
-    for (candidate, walk) in older {
+    // One that begins behind the first of them holds that.
+    let ahead = |candidate: &Manifest| Some(size.segment_of(candidate.start)) <= first;
+    for (candidate, walk) in older.iter().filter(|(candidate, _)| ahead(candidate)) {
         if before.may_stop(candidate.start, to, &wanted.target, size) {
             let read = route.read(walk.clone(), candidate.start, Some(to)).await?;
             if stops(read.walk, route.path) {
