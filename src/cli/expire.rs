@@ -119,14 +119,19 @@ fn verdict(spared: &[(BackupId, Spared)], blocked: Option<&(Kind, String)>, aske
     }
     match spared.iter().find(|(id, _)| asked.contains(id)) {
         Some((id, why)) => Err(Error::new(Kind::Retention, format!("backup {id} stays for now: {}", reason(why)))
-            .hint("run the same command again when that has passed: nothing does it by itself")),
+            .hint(match why {
+                Spared::Reused { .. } => {
+                    "run the same command again when that one is complete; if it was interrupted (walrecv list), take a backup on its host first, or wait a day"
+                }
+                _ => "run the same command again when that has passed: nothing does it by itself",
+            })),
         None => Ok(()),
     }
 }
 
 fn reason(why: &Spared) -> String {
     match why {
-        Spared::Reused { by } => format!("backup {by} is being taken and reuses it"),
+        Spared::Reused { by } => format!("backup {by} has begun and reuses it"),
         Spared::DarkIntent { of } => format!("the intent of backup {of} cannot be read: it may reuse anything"),
         Spared::Last { unfit: None } => "no complete backup would be left".to_owned(),
         Spared::Last { unfit: Some((id, why)) } => {

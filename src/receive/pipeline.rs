@@ -487,8 +487,8 @@ impl Pipeline {
             Item::Object(object) if object.kind == ObjectKind::Partial => {
                 self.partial_stored = done.durable.is_some();
                 if !self.partial_stored {
-                    self.observer
-                        .warn(format!("{} is stored with another end: this one stays in the tail", object.name));
+                    let text = "is stored already, with another end: nothing is lost, this one stays in the tail";
+                    self.observer.warn(format!("{} {text}", object.name));
                 }
             }
             Item::Object(object) if object.place.ends_segment() => {
