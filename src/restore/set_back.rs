@@ -91,7 +91,7 @@ fn stored(route: &Route<'_>, number: SegmentNumber, size: SegmentSize) -> bool {
 /// So far back is looked: the summaries of that are 64 objects.
 const LOOK_BACK: u64 = 256 << 30;
 
-/// So many segments are read of which no summary tells all.
+/// So many segments are read of which no summary tells all, the newest ones.
 const READ: u32 = 16;
 
 /// Whether what ended at `time` stops a recovery.
@@ -125,7 +125,7 @@ async fn look_for(
     let (to, size) = (manifest.start, route.archive.names.segment_size);
     let before = Before::look(route, Lsn(to.0.saturating_sub(LOOK_BACK)), to).await?;
     let (mut latest, mut first, mut left) = (None, None, READ);
-    for (number, told) in &before.0 {
+    for (number, told) in before.0.iter().rev() {
         // Of the backup's own first segment only what lies before it counts.
         let found = match told {
             Some(told) if !is_later(*told, &wanted.target) => continue,
@@ -138,7 +138,7 @@ async fn look_for(
         };
         let found = found.filter(|found| is_later(*found, &wanted.target));
         latest = latest.max(found);
-        first = first.or(found.map(|_| *number));
+        first = found.map(|_| *number).or(first);
     }
     let Some(latest) = latest else { return Ok(None) };
     let mut instead = None;
