@@ -6,6 +6,16 @@ use crate::backups::rows;
 use crate::site::{Site, end, wait_durable};
 use crate::support::{Server, require_servers};
 
+/// A second configuration, whose server is the standby.
+fn leading_to(site: &Site, primary: &Server, standby: &Server) -> String {
+    let other = site.etc().join("stand.toml");
+    let config = std::fs::read_to_string(site.config()).expect("a configuration");
+    let moved = config.replace(&primary.conninfo("postgres"), &standby.conninfo("postgres"));
+    assert_ne!(moved, config);
+    std::fs::write(&other, moved).expect("write the configuration");
+    other.display().to_string()
+}
+
 /// A standby that lacks the slot is backed up and promoted meanwhile, while the primary goes on: the backup fails, and nothing of the timeline that it began is
 /// in production's archive, or that would be what is restored by default.
 #[test]
@@ -19,12 +29,7 @@ fn a_standby_that_is_promoted_leaves_nothing_of_its_timeline() {
         site.backup();
         let standby = primary.standby().setting("hot_standby", "on").start();
         standby.wait_sql("select count(*) from t", "1000");
-        let other = site.etc().join("stand.toml");
-        let config = std::fs::read_to_string(site.config()).expect("a configuration");
-        let moved = config.replace(&primary.conninfo("postgres"), &standby.conninfo("postgres"));
-        assert_ne!(moved, config);
-        std::fs::write(&other, moved).expect("write the configuration");
-        let other = other.display().to_string();
+        let other = leading_to(&site, &primary, &standby);
         let mut running =
             site.walrecv(&["--config", &other, "backup", "--full", "--max-rate", "512", "--progress"]).spawn();
         running.wait_logged("cop");
@@ -60,12 +65,7 @@ fn a_timeline_that_goes_on_later_than_the_newest_one_is_told() {
         site.backup();
         let standby = primary.standby().setting("hot_standby", "on").start();
         standby.wait_sql("select count(*) from t", "1000");
-        let other = site.etc().join("stand.toml");
-        let config = std::fs::read_to_string(site.config()).expect("a configuration");
-        let moved = config.replace(&primary.conninfo("postgres"), &standby.conninfo("postgres"));
-        assert_ne!(moved, config);
-        std::fs::write(&other, moved).expect("write the configuration");
-        let other = other.display().to_string();
+        let other = leading_to(&site, &primary, &standby);
         standby.promote();
         site.walrecv(&["--config", &other, "backup"]).run().expect_code(0);
         let told = || {

@@ -27,7 +27,7 @@ pub struct Stretch {
     pub timeline: TimelineId,
     pub start: Lsn,
     pub bytes: Bytes,
-    /// So many zeros follow, which were not sent: behind a WAL switch there is nothing else.
+    /// So many zeros follow, which were not sent: behind a WAL switch nothing else is stored.
     pub zeros: u64,
 }
 
