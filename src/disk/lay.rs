@@ -5,6 +5,8 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -210,6 +212,13 @@ pub struct Laid {
 impl Laid {
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file.write_all_at(bytes, offset).map_err(|e| lost("write", &self.place, e))
+    }
+
+    /// Lets the disk begin with what stands in these bytes. Nothing is waited for, and nothing is safe before the sync, which also tells what failed.
+    pub fn write_back(&self, range: Range<u64>) {
+        let len = NonZeroU64::new(range.end.saturating_sub(range.start));
+        // Of a range that is to be forgotten, Linux writes back what has changed (mm/fadvise.c, generic_fadvise) and forgets only what had not.
+        let _ = rustix::fs::fadvise(&self.file, range.start, len, rustix::fs::Advice::DontNeed);
     }
 
     /// Fills the buffer from `offset` on.

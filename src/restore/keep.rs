@@ -66,6 +66,7 @@ fn of(hasher: &PageHasher, chunk: &[u8]) -> PageHash {
 
 #[cfg(test)]
 mod tests {
+    use super::super::settled::Unwritten;
     use super::*;
     use crate::disk::lay::Over;
     use crate::seal::content::BackupId;
@@ -91,7 +92,14 @@ mod tests {
         let on_disk = [page(0), page(0), page(1), page(2), page(9), page(9), page(5), page(0)].concat();
         std::fs::write(root.path().join("1259"), on_disk).unwrap();
         std::fs::write(root.path().join("x"), "end").unwrap();
-        let file = |path: &[u8], stood| Filling { path: path.to_vec(), tally: None, stood, left_out: false };
+        let unwritten = Unwritten::default;
+        let file = |path: &[u8], stood| Filling {
+            path: path.to_vec(),
+            tally: None,
+            stood,
+            left_out: false,
+            unwritten: unwritten(),
+        };
         let chunk = CHUNK as u32;
         let whole = Piece { at: 2 * CHUNK as u64, len: 6 * chunk, file: 0, frame: 1, offset: 0 };
         let end = Piece { at: 0, len: 3, file: 1, frame: 1, offset: 6 * chunk };

@@ -12,6 +12,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::listing::{self, Listing, Tally};
 use super::only::Only;
+use super::settled::Unwritten;
 use super::{pack, stock};
 use crate::archive::Archive;
 use crate::disk::claim::{self, MARK};
@@ -76,6 +77,7 @@ pub struct Filling {
     pub stood: bool,
     /// It belongs to a database that is not restored.
     pub left_out: bool,
+    pub unwritten: Unwritten,
 }
 
 /// What is fetched together.
@@ -228,8 +230,11 @@ fn begin(ground: &Ground, file: File, window: &mut Window, listed: bool, left_ou
         false => ground.file(&file.path, file.size, file.mode)?,
     };
     let tally = listed.then(|| Tally::of(&file));
+    let unit = file.kind.unit().map_or(1, |u| u.bytes());
+    let stored = file.runs.iter().filter(|run| matches!(run.source, Source::Pack { .. }));
+    let unwritten = Unwritten::of(stored.map(|run| (run.first * unit, run.count * unit)));
     let zero = window.gather(file.kind, file.runs, stood)?;
-    window.files.push(Filling { path: file.path, tally, stood, left_out });
+    window.files.push(Filling { path: file.path, tally, stood, left_out, unwritten });
     Ok(if left_out { 0 } else { zero })
 }
 
@@ -304,7 +309,8 @@ impl Work<'_> {
                 Ok::<(), Error>(())
             }
         };
-        stream::iter(jobs.into_values())
+        // The newest first: the pages that a backup changed here and there come before the many that an older one has in the order of the files.
+        stream::iter(jobs.into_values().rev())
             .map(work)
             .buffer_unordered(self.jobs.max(1))
             .try_for_each(|()| async { Ok(()) })

@@ -37,6 +37,7 @@ mod sent;
 pub mod server;
 mod set_back;
 pub mod settings;
+mod settled;
 mod shared;
 pub mod sound;
 mod spaces;

@@ -227,7 +227,7 @@ fn write_pieces(
                 .map_err(|e| in_frame(pack, piece.frame, name, e))?;
             stands = Some(piece.frame);
         }
-        let Filling { path, tally, .. } = filling(files, piece)?;
+        let Filling { path, tally, unwritten, .. } = filling(files, piece)?;
         demand_stands(contents, piece, path, name)?;
         let bytes = piece_of(&plain, piece.offset, u64::from(piece.len), name)?;
         // Pieces come frame by frame and a frame holds few files: a handful of open files is enough.
@@ -241,6 +241,9 @@ fn write_pieces(
         file.write_at(bytes, piece.at)?;
         if let Some(tally) = tally {
             tally.add(piece.at, bytes);
+        }
+        if let Some(settled) = unwritten.wrote(piece.at, bytes.len() as u64) {
+            file.write_back(settled);
         }
         written += bytes.len() as u64;
     }
