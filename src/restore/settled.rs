@@ -1,4 +1,5 @@
-//! Which stretches of a file are written for good, while it is laid pack by pack. Only these are given to the disk early: a page that comes later would go there apart.
+//! Which stretches of a file are written for good, while it is laid pack by pack. Only these are given to the disk early: a page that comes
+//! later would go there apart.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
