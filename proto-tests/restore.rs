@@ -2,6 +2,8 @@
 
 #[path = "restore/ahead.rs"]
 mod ahead;
+#[path = "restore/beside.rs"]
+mod beside;
 #[path = "restore/fetch.rs"]
 mod fetch;
 #[path = "restore/nearest.rs"]

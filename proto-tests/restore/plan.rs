@@ -426,10 +426,13 @@ fn a_newer_backup_of_another_branch_is_named() {
         warned[0].contains(past.id.as_str()) && warned[0].ends_with("; --target-timeline 1 for that"),
         "{warned:?}"
     );
-    // Whoever says which timeline knows that there are others, and so does whoever says when.
-    let asked = |target, timeline| plan_from(&world, &[world.manifest(), past.clone()], target, timeline);
-    assert_eq!(asked(Target::Latest, Some(TWO)).expect("a plan").later, []);
-    assert_eq!(asked(Target::Latest, Some(ONE)).expect("a plan").later, []);
+    // Whoever names a timeline is told of the others as well.
+    let asked = |timeline| plan_from(&world, &[world.manifest(), past.clone()], Target::Latest, Some(timeline));
+    assert_eq!(asked(TWO).expect("a plan").later, choice.later);
+    let (old, newest) = (asked(ONE).expect("a plan"), world.two.commits.last().expect("a commit").xid);
+    let later: Vec<_> = old.later.iter().map(|later| (later.timeline, &later.backup, later.through)).collect();
+    assert!(old.landing.timeline == ONE && later.len() == 1, "{later:?}");
+    assert!(later[0].0 == TWO && later[0].1.is_none() && later[0].2 < PgTime(i64::from(newest)), "{later:?}");
 }
 
 /// The objects that a recovery opens, as they are stored: of a fork's segment both histories' where only one is whole.

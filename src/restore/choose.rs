@@ -1,5 +1,6 @@
 //! Chooses the backup and the path: the newest backup from which the server's own rules lead to the target.
 
+use super::beside::{Beside, beside};
 use super::decide::Bounds;
 use super::later::{Later, later};
 use super::path::{self, Beyond, Path};
@@ -50,8 +51,10 @@ pub struct Choice {
     pub way_round: Option<String>,
     /// Behind what was looked through commits up to the target follow from here on: see [`left_out::beyond`].
     pub more_left_out: Option<Lsn>,
-    /// Where the newest timeline was taken for the latest: others that go on later.
+    /// Where the latest was asked for: other timelines that go on later.
     pub later: Vec<Later>,
+    /// Where a time was asked for: other timelines with commits up to it.
+    pub beside: Vec<Beside>,
     /// What the backup holds that was committed later than the target time, by a clock that was set back.
     pub held: Option<Held>,
 }
@@ -269,11 +272,14 @@ async fn landed(
     inventory.demand_history(landing.timeline)?;
     let way_round = super::spaces::way_round(backups, manifest, path, &landing);
     let more_left_out = left_out::beyond(route, landing.looked, &wanted.target).await?;
-    let by_default = wanted.timeline.is_none() && matches!(wanted.target, Target::Latest);
-    let later = if by_default { later(archive, inventory, backups, path, &landing).await? } else { Vec::new() };
+    let later = match wanted.target {
+        Target::Latest => later(archive, inventory, backups, path, &landing).await?,
+        _ => Vec::new(),
+    };
+    let beside = beside(route, backups, &landing, &wanted.target).await;
     let (manifest, path, hurt, held) = (manifest.clone(), path.clone(), false, None);
     let passed_over = Vec::new();
-    Ok(Choice { manifest, hurt, path, landing, passed_over, parameters, way_round, more_left_out, later, held })
+    Ok(Choice { manifest, hurt, path, landing, passed_over, parameters, way_round, more_left_out, later, beside, held })
 }
 
 /// The end of the path's WAL is none where a heartbeat shows that there was more.

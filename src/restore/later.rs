@@ -1,13 +1,14 @@
 //! Other timelines that go on later than the newest one, where `--latest` lands: nobody may take that for the latest there is.
 
+use super::beside::left_at;
 use super::path::{Leg, Path};
 use super::plan::Landing;
 use super::target::time_text;
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
 use crate::error::Result;
+use crate::pg::TimelineId;
 use crate::pg::xact::PgTime;
-use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::manifest::Manifest;
 
 /// A timeline beside the path of a restore, of which something later is stored.
@@ -71,14 +72,6 @@ pub async fn later(
         }
     }
     Ok(found)
-}
-
-/// Where the last timeline of `other` goes on off this path; `None`: all of it lies on it.
-fn left_at(path: &Path, other: &Path) -> Option<Lsn> {
-    match path.leg(other.target()) {
-        Some(leg) => leg.end,
-        None => other.legs.last().map(|leg| leg.begin),
-    }
 }
 
 fn time(at: jiff::Timestamp) -> PgTime {

@@ -1,27 +1,36 @@
 //! Commits up to a target time that lie after the stop, beyond the WAL that was read for it: clocks are set back by hours, and so lead far behind it.
 
+use super::commits::{Told, Wish};
 use super::scan::Route;
 use super::target::Target;
 use crate::error::Result;
 use crate::pg::Lsn;
 
-/// Where the first object with WAL behind `looked` begins that holds a commit or rollback up to the target, as its summary says. `None` where there is none, and
-/// for targets that are no times. Of the open segment no summary speaks.
+/// The first commit up to the target behind `looked` on this way, by what summaries tell and by reading the segment in which they tell of one: its summary speaks of
+/// rollbacks too, and, where a timeline was left in it, of the branch that died. `None` where there is none, and for targets that are no times. Of the open
+/// segment no summary speaks. Where the segment cannot be read, its beginning stands for the commit.
 pub async fn beyond(route: &Route<'_>, looked: Lsn, target: &Target) -> Result<Option<Lsn>> {
-    let Target::Time { time, inclusive } = *target else { return Ok(None) };
-    let size = route.archive.names.segment_size;
-    let behind = size.segment_before(looked).next();
-    if route.inventory.last(route.path.target()).is_none_or(|last| last < behind) {
+    if !matches!(target, Target::Time { .. }) {
         return Ok(None);
     }
-    let behind = behind.start(size);
-    let mut first: Option<Lsn> = None;
-    let see = |summary: &crate::seal::content::summary::Summary| {
-        let wanted = summary.times.is_some_and(|(earliest, _)| earliest < time || inclusive && earliest == time);
-        if wanted && first.is_none_or(|first| summary.start < first) {
-            first = Some(summary.start);
+    let size = route.archive.names.segment_size;
+    let behind = size.segment_before(looked).next();
+    let last = route.path.legs.iter().filter_map(|leg| route.inventory.last(leg.timeline)).max();
+    if last.is_none_or(|last| last < behind) {
+        return Ok(None);
+    }
+    let told = Told::of(route.archive, route.path, behind.start(size)).await?;
+    for (number, tells) in &told.0 {
+        let may = tells.commits > 0 && tells.times.is_some_and(|(first, _)| target.takes(first));
+        if !may && !tells.is_mute {
+            continue;
         }
-    };
-    route.archive.summaries_along(route.path, behind, see).await?;
-    Ok(first)
+        let wish = Wish { target, begin: Lsn(0), segments: *number..=*number };
+        let counted = route.count(&wish, told.reading_from(*number, behind)).await;
+        let short = || (may && counted.is_short).then(|| number.start(size));
+        if let Some(lsn) = counted.first.map(|commit| commit.start).or_else(short) {
+            return Ok(Some(lsn));
+        }
+    }
+    Ok(None)
 }

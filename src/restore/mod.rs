@@ -4,7 +4,9 @@
 //! [`fetch::answer`] is what the server then calls for WAL.
 
 pub mod ahead;
+mod beside;
 pub mod choose;
+mod commits;
 mod configure;
 pub mod decide;
 pub mod fetch;

@@ -433,8 +433,7 @@ impl Walk {
         let Note::Commit { xid, time, .. } = record.note else { return };
         let commit = Commit { xid, time, start: record.start, end: record.end };
         self.next_commit.get_or_insert(commit);
-        let Target::Time { time: target, inclusive } = self.target else { return };
-        let wanted = time < target || (inclusive && time == target);
+        let wanted = self.target.takes(time);
         self.missed_count += u64::from(wanted);
         if wanted && self.missed.len() < LISTED_MISSED {
             self.missed.push(commit);

@@ -51,7 +51,7 @@ pub struct Plan {
     pub looked_until: String,
     /// Behind that there are more from here on, as the summaries of segments say. Of the open segment no summary speaks.
     pub more_missed_from: Option<String>,
-    /// What whoever restores should know before: other timelines that go on later than where `--latest` lands.
+    /// What whoever restores should know before: other timelines that go on later than where `--latest` lands, or have commits up to the target time.
     pub warnings: Vec<String>,
 }
 
@@ -231,7 +231,8 @@ impl Plan {
 
 fn warnings(choice: &Choice) -> Vec<String> {
     let later = choice.later.iter().map(ToString::to_string);
-    later.chain(choice.held.iter().map(ToString::to_string)).collect()
+    let beside = choice.beside.iter().map(ToString::to_string);
+    later.chain(beside).chain(choice.held.iter().map(ToString::to_string)).collect()
 }
 
 fn commit(commit: Commit) -> CommitShown {

@@ -65,6 +65,7 @@ pub async fn instead(
         Ok(mut other) if lands_alike(&other, &first.choice) => {
             other.passed_over.splice(..0, damaged.iter().cloned());
             other.later.clone_from(&first.choice.later);
+            other.beside.clone_from(&first.choice.beside);
             Ok(Some(Prepared::of(archive, &wanted, other)))
         }
         Ok(_) => Ok(None),

@@ -65,6 +65,11 @@ impl Target {
         }
     }
 
+    /// Whether what ended at `at` lies up to a target time; no other target knows.
+    pub fn takes(&self, at: PgTime) -> bool {
+        matches!(self, Target::Time { time, inclusive } if at < *time || *inclusive && at == *time)
+    }
+
     /// The target as a person names it, for messages.
     pub fn describe(&self) -> String {
         let side = |inclusive: bool| if inclusive { "" } else { " (exclusive)" };
