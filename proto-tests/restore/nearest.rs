@@ -1,12 +1,17 @@
 //! Every refusal for WAL that is missing or damaged on the way names the nearest target that can be reached, and that one can.
 
+use std::time::Duration;
+
 use walrecv::error::{Error, Kind};
 use walrecv::pg::Lsn;
+use walrecv::pg::xact::PgTime;
+use walrecv::restore::plan::Stop;
 use walrecv::restore::target::Target;
+use walrecv::seal::content::heartbeat::Heartbeat;
 use walrecv::seal::content::manifest::Manifest;
 
 use crate::plan::{last, plan_from, time};
-use crate::world::{MB, ONE, World, manifest};
+use crate::world::{MB, ONE, World, manifest, run};
 
 fn xid(xid: u32) -> Target {
     Target::Xid { xid, inclusive: true }
@@ -99,13 +104,83 @@ fn damage_in_a_backups_own_wal_hides_nothing_before_it() {
     }
 }
 
+/// Whatever keeps WAL from being read behind the place where a target is met by the plan's cut: nothing there is asked for by the restore.
+#[test]
+fn what_lies_behind_the_cut_refuses_no_target() {
+    for (what, whole) in [("a hole", None), ("a damaged object", Some(true)), ("a damaged record", Some(false))] {
+        let world = World::new();
+        world.store(ONE, 1..=6);
+        // Up to the border, or to the record in front of the damaged one.
+        let last = world.one.last_before(Lsn(4 * MB + if whole == Some(false) { 500_000 } else { 0 }));
+        match whole {
+            None => world.forget(ONE, 4),
+            Some(whole) => damage(&world, 4, whole),
+        }
+        let end = plan_from(&world, &[world.manifest()], Target::Lsn { lsn: last.start, inclusive: true }, Some(ONE));
+        assert_eq!(end.expect("in front of it").landing.replayed, last.end, "{what}");
+        let until = Target::Time { time: PgTime(i64::from(last.xid) + 1), inclusive: true };
+        assert!(plan_from(&world, &[world.manifest()], until.clone(), Some(ONE)).is_err(), "{what}: nothing is proven");
+        let keys = world.shelf.ring.fresh().expect("keys");
+        let beat = Heartbeat { lsn: last.end, time: PgTime(i64::from(last.xid) + 2) };
+        run(world.shelf.archive.put_heartbeat(&keys, ONE, beat, Duration::from_secs(5))).expect("a heartbeat");
+        let newest = manifest(world.one.last_before(Lsn(3 * MB + 200_000)).start, last.end);
+        let backups = [world.manifest(), newest.clone()];
+        for target in [until, Target::Lsn { lsn: last.end, inclusive: false }] {
+            let shown = format!("{} in front of {what}", target.describe());
+            let choice = plan_from(&world, &backups, target, Some(ONE)).expect(&shown);
+            assert_eq!(
+                (self::last(&choice), choice.landing.stop, &choice.manifest.id),
+                (last, Stop::Cut, &newest.id),
+                "{shown}"
+            );
+            assert!(choice.landing.needed <= last.end, "{shown}");
+        }
+        // The end of what is there is not the latest.
+        assert!(plan_from(&world, &backups, Target::Latest, Some(ONE)).is_err(), "{what}");
+    }
+}
+
+/// What is looked for may lie in the hole, wherever that is: it is no target that is known not to be there.
+#[test]
+fn a_hole_between_older_backups_is_a_gap_for_what_is_looked_for() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    world.forget(ONE, 3);
+    let taken =
+        |from: u64, to: u64| manifest(world.one.last_before(Lsn(from)).start, world.one.last_before(Lsn(to)).end);
+    let newest = taken(5 * MB + 500_000, 5 * MB + 700_000);
+    let (inside, between) = (taken(2 * MB + 500_000, 3 * MB + 200_000), taken(4 * MB + 400_000, 4 * MB + 600_000));
+    let lost = world.one.last_before(Lsn(3 * MB + 500_000));
+    let name = || Target::Name("x".to_owned());
+    for backups in [
+        vec![world.manifest(), between.clone(), newest.clone()],
+        vec![world.manifest(), newest.clone()],
+        vec![inside, newest],
+    ] {
+        for target in [xid(lost.xid), name(), xid(5)] {
+            let shown = format!("{} of {}", target.describe(), backups.len());
+            let error = plan_from(&world, &backups, target, Some(ONE)).expect_err(&shown);
+            assert_eq!(error.kind(), Kind::Gap, "{shown}: {error}");
+            assert!(
+                error.to_string().contains("000000010000000000000003") && error.advice().is_some(),
+                "{shown}: {error}"
+            );
+        }
+    }
+    // What is there is found on either side of it.
+    let backups = [world.manifest(), between];
+    for there in [world.one.last_before(Lsn(2 * MB)), world.one.last_before(Lsn(5 * MB))] {
+        assert_eq!(last(&plan_from(&world, &backups, xid(there.xid), Some(ONE)).expect("it is there")), there);
+    }
+}
+
 /// A page's worth of its bytes, or its object.
 fn damage(world: &World, number: u64, whole: bool) {
     let mut bytes = world.bytes(ONE, number).to_vec();
     bytes[500_000] ^= 0x10;
     if !whole {
         world.forget(ONE, number);
-        return crate::world::run(world.shelf.put_wal(world.segment(ONE, number), &bytes));
+        return run(world.shelf.put_wal(world.segment(ONE, number), &bytes));
     }
     let object = world.shelf.file(&world.shelf.archive.names.segment(world.segment(ONE, number), None));
     std::fs::write(object, "nothing").expect("a damaged object");

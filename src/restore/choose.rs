@@ -75,7 +75,7 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
             read.hole = lost_end(archive, inventory, &path).await?;
         }
         search.met.join(read.walk.met().clone());
-        if let Some(damage) = read.damage.take() {
+        if let Some(damage) = search.in_the_way(&mut read, &path) {
             search.damaged(manifest, &read, damage);
         } else {
             let (hole, parameters) = (read.hole, parameters(manifest, &read));
@@ -156,6 +156,17 @@ impl<'a> Search<'a> {
         self.passed_over.push(PassedOver { backup: manifest.id.to_string(), why, cut_off });
     }
 
+    /// The damage at which reading ended, unless the target is met in front of it, by the plan's cut: then nothing behind that is asked for, as behind a hole.
+    fn in_the_way(&self, read: &mut Read, path: &Path) -> Option<Error> {
+        let damage = read.damage.take()?;
+        let is_met = || read.walk.clone().finish(path.target()).is_ok_and(|landing| landing.stop == Stop::Cut);
+        if self.until.is_none() && is_met() {
+            tracing::warn!("WAL after the target was not looked through: {damage}");
+            return None;
+        }
+        Some(damage)
+    }
+
     /// WAL on the way is damaged, and the target was not met by then.
     fn damaged(&mut self, manifest: &Manifest, read: &Read, damage: Error) {
         self.pass(manifest, "WAL that it needs is damaged".to_owned(), false);
@@ -204,6 +215,14 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// What is looked for may lie in WAL that is missing between two backups: that it is nowhere else does not show that it is not there.
+    fn not_searched(&mut self, hole: Option<Hole>, error: impl FnOnce(&Target, Option<Hole>) -> Error) {
+        let target = &self.wanted.target;
+        if self.is_searched() && hole.is_some() && self.error.is_none() && !self.met.rules_out(target) {
+            self.error = Some(error(target, hole));
+        }
+    }
+
     /// WAL from this backup was read to its end, or to where a newer one begins.
     fn refused(&mut self, manifest: &Manifest, refusal: Refusal, hole: Option<Hole>) {
         let newer = self.until;
@@ -217,6 +236,7 @@ impl<'a> Search<'a> {
             }
             Refusal::NotReached { .. } if newer.is_some() => {
                 self.committed(&refusal);
+                self.not_searched(hole, |target, hole| refuse::not_reached(target, &refusal, hole));
                 (self.until, self.short_of) = (Some(manifest.start), None);
             }
             Refusal::NotReached { end, .. } if self.is_searched() => {
@@ -238,6 +258,9 @@ impl<'a> Search<'a> {
             Refusal::WalEndsEarly { end, .. } if matches!(self.wanted.target, Target::Latest) => {
                 self.error.get_or_insert_with(|| refuse::cut_off(manifest, *end, hole));
                 self.is_over = true;
+            }
+            Refusal::WalEndsEarly { end, .. } if newer.is_some() => {
+                self.not_searched(hole, |_, hole| refuse::cut_off(manifest, *end, hole));
             }
             Refusal::Minimal { at } => self.minimal = self.minimal.or(Some(*at)),
             _ => {}
