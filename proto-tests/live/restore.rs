@@ -148,7 +148,7 @@ impl Story {
             restore::report::first_segment(&prepared.choice, size),
         )?;
         let mut guard = Guard::of_data(&options.pgdata);
-        match run(start.run(&prepared.choice.landing, &|_| ())) {
+        match run(start.run(&prepared.choice.landing, &prepared.target, &|_| ())) {
             Ok(started) => {
                 let directory = options.scratch.as_ref().expect("a scratch server").directory.clone();
                 Ok(Copy { start, started, directory, guard })

@@ -257,7 +257,8 @@ async fn start(
     if !output::watched() {
         spinner.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
-    let outcome = start.run(&prepared.choice.landing, &|line: &str| spinner.set_message(line.to_owned())).await;
+    let say = |line: &str| spinner.set_message(line.to_owned());
+    let outcome = start.run(&prepared.choice.landing, &prepared.target, &say).await;
     spinner.finish_and_clear();
     outcome
 }

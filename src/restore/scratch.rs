@@ -135,7 +135,8 @@ impl Setup {
         start.probe(&self.program, &self.fetch_arguments, first)?;
         // Its log goes with it.
         let gone = "walrecv restore --start --scratch leaves such a server, with its log, for you to look at";
-        let started = start.run(&prepared.choice.landing, said).await.map_err(|error| error.hint(gone))?;
+        let started =
+            start.run(&prepared.choice.landing, &prepared.target, said).await.map_err(|error| error.hint(gone))?;
         let mut server = ScratchServer {
             data: folder.data.clone(),
             sockets: folder.throwaway.path().join("s"),

@@ -10,7 +10,7 @@ use super::pulse::Pulse;
 use super::recovery::shell_word;
 use super::server::{self, Account, Programs};
 use super::stopped;
-use super::target::Action;
+use super::target::{Action, Target};
 use crate::disk::durable;
 use crate::disk::medium::Disk;
 use crate::error::{Error, Kind, Result};
@@ -107,7 +107,7 @@ impl Start {
     }
 
     /// Starts the server and waits until recovery has ended as asked. `progress` is given the last line of the log that is new.
-    pub async fn run(&self, landing: &Landing, progress: &dyn Fn(&str)) -> Result<Started> {
+    pub async fn run(&self, landing: &Landing, target: &Target, progress: &dyn Fn(&str)) -> Result<Started> {
         let begun = Instant::now();
         let log = self.pgdata.join(LOG);
         let mut command = server::command(self.account.as_ref(), &self.programs.path("pg_ctl"));
@@ -154,7 +154,7 @@ impl Start {
             Action::Pause => {
                 (None, self.ask(&lock, "select pg_catalog.pg_last_wal_replay_lsn()").and_then(|l| l.parse().ok()))
             }
-            Action::Shutdown => (None, Some(self.shut_down_where(said_before, landing)?)),
+            Action::Shutdown => (None, Some(self.shut_down_where(said_before, landing, target)?)),
             Action::Follow => (None, None),
         };
         let LockFile { pid, port, socket_directory, .. } = lock;
@@ -219,10 +219,11 @@ impl Start {
             && self.said_since(said_before).contains("shutdown at recovery target")
     }
 
-    fn shut_down_where(&self, said_before: u64, landing: &Landing) -> Result<Lsn> {
+    fn shut_down_where(&self, said_before: u64, landing: &Landing, target: &Target) -> Result<Lsn> {
         let control = ControlFile::parse(&self.control())
             .map_err(|bad| Error::new(Kind::Failed, format!("pg_control of the restored server: {bad}")))?;
-        stopped::landed(&self.said_since(said_before), &control, landing).map_err(|error| misled(error, &self.log()))
+        let landed = stopped::landed(&self.said_since(said_before), &control, landing, target);
+        landed.map_err(|error| misled(error, &self.log()))
     }
 
     /// What is new in the log since it had so many bytes.
