@@ -83,11 +83,30 @@ fn a_tablespace_made_after_the_backup_is_never_replayed_over_another_server() {
     wait_durable(&scene.server, scene.server.lsn());
     scene.scratch(&["extract", "--latest", "--table", "kept", "--file", "kept.sql"]).run().expect_code(0);
     assert_eq!(scene.server.sql("select count(*) from kept"), "3001");
+    drilled(&scene);
     planned(&scene);
     over_a_copy(&scene);
     scene.server.kill9();
     end(receiver);
     elsewhere(&scene);
+}
+
+/// The report of a scratch server names its own places, which are not production's.
+fn drilled(scene: &Scene) {
+    let (work, from) = (scene.work.path().display().to_string(), scene.fast.display().to_string());
+    let extract = ["extract", "--latest", "--table", "kept", "--file", "kept-2.sql", "--output", "json"];
+    for command in [&["drill", "--skip", "amcheck", "--skip", "checksums", "--output", "json"][..], &extract] {
+        let told = scene.scratch(command).run().expect_code(0).json();
+        let laid = &told["plan"]["tablespaces"][0];
+        assert_eq!(laid["location"].as_str(), Some(from.as_str()), "{laid}");
+        let place = laid["place"].as_str().expect("a place");
+        assert!(place.starts_with(&work) && place.ends_with(&format!("/tablespace-{}", laid["oid"])), "{laid}");
+        assert!(told["plan"]["stored_bytes"].is_null() && told["plan"]["wal_stored_bytes"].is_null(), "{told}");
+    }
+    // One that is not begun has no places yet.
+    let told =
+        scene.site.walrecv(&["drill", "--output", "json", "--work-dir", &work, "--pg-bindir", &work]).run().json();
+    assert_eq!((&told["passed"], &told["plan"]["tablespaces"][0]["place"]), (&false.into(), &serde_json::Value::Null));
 }
 
 /// A plan for a place refuses what the restore would refuse, and names where the tablespaces go.

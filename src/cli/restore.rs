@@ -315,9 +315,9 @@ fn show_plan(common: &Common, plan: &Plan, delta: bool) -> Result<()> {
         ));
     }
     for laid in plan.tablespaces.iter() {
-        let from =
-            if laid.place == laid.location { String::new() } else { format!(" (on the server: {})", laid.location) };
-        output::line(format!("tablespace   {} goes to {}{from}", laid.oid, laid.place));
+        let Some(place) = &laid.place else { continue };
+        let from = if *place == laid.location { String::new() } else { format!(" (on the server: {})", laid.location) };
+        output::line(format!("tablespace   {} goes to {place}{from}", laid.oid));
     }
     for made in &plan.new_tablespaces {
         output::line(format!(

@@ -109,7 +109,7 @@ async fn run(
     if !ends || newest.is_ok() {
         report.covered(archive, newest.as_ref(), backup.is_some() || timeline.is_some()).await?;
     }
-    let prepared = match point {
+    let mut prepared = match point {
         Point::Target(Target::Latest) => newest?,
         Point::Target(target) => restore::prepare(archive, &wanted(target)).await?,
         Point::Random(seed) => match random_time(&newest.as_ref(), seed) {
@@ -123,7 +123,6 @@ async fn run(
             }
         },
     };
-    report.planned(&prepared);
     let planning = begun.elapsed();
     if let Some(newest) = newest_of_all {
         let state = check::newest(&prepared.plan.backup.id, &prepared.plan.passed_over, &newest, earlier);
@@ -132,7 +131,9 @@ async fn run(
     (watch.stage)("restoring");
     report.stage = "restore";
     let said = |line: &str| (watch.stage)(line);
-    let server = setup.raise(archive, access, &prepared, watch.moved, &said).await?;
+    let raised = setup.raise(archive, access, &mut prepared, watch.moved, &said).await;
+    report.planned(&prepared);
+    let server = raised?;
     report.rto(planning, &prepared, &server);
     report.stage = "checks";
     let checked = examine(&server, demands, watch, report).await;

@@ -117,16 +117,17 @@ async fn raise(
     watch: &Watch<'_>,
 ) -> Result<(ScratchServer, Plan)> {
     let said = |line: &str| (watch.stage)(line);
-    if let Some(narrowed) = narrowed {
+    if let Some(mut narrowed) = narrowed {
         (watch.stage)("restoring");
-        let server = setup.raise(archive, access.clone(), &narrowed, watch.moved, &said).await?;
+        let server = setup.raise(archive, access.clone(), &mut narrowed, watch.moved, &said).await?;
         match &wish.database {
             Some(name) if server.left_out(name).await? => server.remove()?,
             _ => return Ok((server, narrowed.plan)),
         }
     }
     (watch.stage)("restoring");
-    Ok((setup.raise(archive, access, all, watch.moved, &said).await?, all.plan.clone()))
+    let mut all = all.clone();
+    Ok((setup.raise(archive, access, &mut all, watch.moved, &said).await?, all.plan))
 }
 
 fn milliseconds(took: Duration) -> u64 {

@@ -125,7 +125,8 @@ pub struct PlacedShown {
     pub oid: u32,
     /// On the server.
     pub location: String,
-    pub place: String,
+    /// `None`: not decided yet.
+    pub place: Option<String>,
 }
 
 impl PlacedShown {
@@ -136,7 +137,7 @@ impl PlacedShown {
             let location = String::from_utf8_lossy(&tablespace.location.0).into_owned();
             let place =
                 placed.iter().find(|(oid, _)| *oid == tablespace.oid).map(|(_, place)| place.display().to_string());
-            PlacedShown { oid: tablespace.oid, place: place.unwrap_or_else(|| location.clone()), location }
+            PlacedShown { oid: tablespace.oid, place: place.or_else(|| Some(location.clone())), location }
         };
         outside.map(shown).collect()
     }

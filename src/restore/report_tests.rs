@@ -56,7 +56,7 @@ fn plan() -> Plan {
             timeline: 1,
             stop: text(),
         },
-        tablespaces: vec![PlacedShown { oid: 1, location: text(), place: text() }],
+        tablespaces: vec![PlacedShown { oid: 1, location: text(), place: Some(text()) }],
         new_tablespaces: vec![TablespaceShown { oid: 1, location: text(), lsn: text() }],
         missed: vec![commit()],
         missed_commits: 1,

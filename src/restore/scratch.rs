@@ -81,6 +81,11 @@ impl Folder {
     fn of(throwaway: Throwaway) -> Folder {
         Folder { data: throwaway.path().join("data"), throwaway }
     }
+
+    /// Where a tablespace goes.
+    fn tablespace(&self, oid: u32) -> PathBuf {
+        self.throwaway.path().join(format!("tablespace-{oid}"))
+    }
 }
 
 impl Drop for Folder {
@@ -100,16 +105,18 @@ impl Setup {
         }
     }
 
-    /// Restores, starts, and waits until the target is reached. `moved` is told bytes of how many, `said` the server's newest line.
+    /// Restores, starts, and waits until the target is reached. `moved` is told bytes of how many, `said` the server's newest line. Wherever this ends, the plan of
+    /// `prepared` names no place of production's tablespaces any more, but those that this server has for them.
     pub async fn raise(
         &self,
         archive: &Archive,
         access: Access,
-        prepared: &Prepared,
+        prepared: &mut Prepared,
         moved: lay::Progress<'_>,
         said: &(dyn Fn(&str) + Sync),
     ) -> Result<ScratchServer> {
         let begun = Instant::now();
+        prepared.plan.tablespaces.iter_mut().for_each(|tablespace| tablespace.place = None);
         let manifest = &prepared.choice.manifest;
         let programs = self.programs(manifest)?;
         self.clear();
@@ -117,6 +124,9 @@ impl Setup {
         let throwaway = Throwaway::make(&self.work_dir, self.account.as_ref().map(|account| account.ids))?;
         let folder = Folder::of(throwaway);
         let options = self.options(&folder, manifest)?;
+        for tablespace in &mut prepared.plan.tablespaces {
+            tablespace.place = Some(folder.tablespace(tablespace.oid).display().to_string());
+        }
         self.demand_way(&folder)?;
         let restored = super::restore(archive, access, prepared, &options, moved).await?;
         if let Some(other) = restored.outside.iter().find(|one| one.setting == "data_directory") {
@@ -200,7 +210,7 @@ impl Setup {
         for tablespace in &manifest.tablespaces {
             let old = PathBuf::from(OsString::from_vec(tablespace.location.0.clone()));
             if old.is_absolute() {
-                tablespaces.push((old, place.join(format!("tablespace-{}", tablespace.oid))));
+                tablespaces.push((old, folder.tablespace(tablespace.oid)));
             }
         }
         Ok(Options {
