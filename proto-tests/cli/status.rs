@@ -109,6 +109,19 @@ fn a_receiver_is_seen_streaming_without_its_server_and_dead() {
     assert!(leftover() <= 1, "the next one clears away what is old enough");
 }
 
+/// A slot that is there is to be used, not to be dropped.
+fn there_already(server: &Server, site: &Site) {
+    let create = || site.walrecv(&["slot", "create"]).run().expect_code(18).stderr;
+    let said = create();
+    let at = server.sql("select restart_lsn from pg_replication_slots");
+    assert!(said.contains(&format!("is there already: it holds WAL from {at} on, and nobody uses it")), "{said}");
+    assert!(said.contains("can be used as it is") && !said.contains("drop"), "{said}");
+    let receiver = site.receive(&[]);
+    let (said, pid) = (create(), server.sql("select active_pid from pg_replication_slots"));
+    assert!(said.contains(&format!("and process {pid} (")) && !said.contains("drop"), "{said}");
+    end(receiver);
+}
+
 /// What a slot holds back, and when it is lost, in the server's own figures.
 #[test]
 fn a_slot_is_shown_with_what_it_holds_back_and_when_it_is_lost() {
@@ -120,6 +133,7 @@ fn a_slot_is_shown_with_what_it_holds_back_and_when_it_is_lost() {
     assert!(again.contains("nothing to drop") && !again.contains("slot create"), "{again}");
     site.walrecv(&["slot", "show"]).run().expect_code(18);
     site.walrecv(&["slot", "create"]).run().expect_code(0);
+    there_already(&server, &site);
     server.sql("create table t as select i, repeat('x', 500) as filler from generate_series(1, 20000) i");
     let shown = || {
         let output = site.walrecv(&["slot", "show", "--output", "json"]).run().expect_code(0);

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode};
 use crate::receive::forecast::{Limit, Outlook, Pace, span};
 use crate::receive::sentinel::Second;
-use crate::receive::slot;
+use crate::receive::slot::{self, SlotRow};
 
 /// A slot as the server sees it. Fields that need SQL are absent when only a physical connection is allowed.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -72,10 +72,67 @@ pub async fn create(common: &Common) -> Result<()> {
     let (cluster, slot) = configured(common)?;
     let conninfo = Conninfo::parse(&cluster.dsn, &env)?;
     let mut connection = Connection::connect(&conninfo, Mode::Physical, "").await?;
-    connection.create_slot(&slot, false, true).await?;
+    let made = connection.create_slot(&slot, false, true).await;
     connection.close().await;
+    match made {
+        Err(error) if error.sqlstate() == Some(DUPLICATE_OBJECT) => return Err(there(&conninfo, &slot, error).await),
+        made => made?,
+    }
     say(common, &slot, "created", "it holds WAL back from now on: start `walrecv receive` soon")
 }
+
+/// SQLSTATE of a slot that is there already.
+const DUPLICATE_OBJECT: &str = "42710";
+
+/// The slot that was there before: what it is, who uses it, and what to do. `refused`: the server's own words, for where nobody may look at it.
+async fn there(conninfo: &Conninfo, name: &str, refused: Error) -> Error {
+    let seen = async {
+        let mut second = Second::open(conninfo).await?;
+        let row = second.state(name).await?;
+        let user = match row.as_ref().and_then(|row| row.active_pid) {
+            Some(pid) => Some(user(&mut second.connection, pid).await),
+            None => None,
+        };
+        let sql = second.sql;
+        second.connection.close().await;
+        Ok::<_, Error>(row.map(|row| (row, sql, user)))
+    };
+    match seen.await {
+        // A logical one.
+        Err(error) if error.kind() == Kind::Slot => error,
+        Ok(Some((row, ..))) if row.is_lost() => slot::lost(name, Some(&row)),
+        Ok(Some((row, sql, user))) => usable(name, &row, sql, user),
+        _ => refused,
+    }
+}
+
+/// The process, with its name and where it comes from, if that can be seen.
+async fn user(connection: &mut Connection, pid: u32) -> String {
+    let sql = format!(
+        "SELECT pg_catalog.concat_ws(', ', NULLIF(application_name, ''), client_addr) FROM pg_catalog.pg_stat_replication WHERE pid = {pid}"
+    );
+    let rows = connection.query(&sql).await.unwrap_or_default();
+    let who = rows.into_iter().flatten().flatten().find(|who| !who.is_empty());
+    format!("process {pid}{}", who.map_or_else(String::new, |who| format!(" ({who})")))
+}
+
+fn usable(name: &str, row: &SlotRow, sql: bool, user: Option<String>) -> Error {
+    let holds = match row.restart_lsn {
+        Some(lsn) => format!("it holds WAL from {lsn} on"),
+        None => "it reserves no WAL yet".to_owned(),
+    };
+    let (used, hint) = match user {
+        Some(user) => (
+            format!(", and {user} uses it"),
+            "nothing is to be created; it admits one receiver at a time. Where that is none of this cluster's, give walrecv a slot of its own",
+        ),
+        None if sql => (", and nobody uses it".to_owned(), USE_IT),
+        None => (String::new(), USE_IT),
+    };
+    Error::new(Kind::Slot, format!("the physical slot {name:?} is there already: {holds}{used}")).hint(hint)
+}
+
+const USE_IT: &str = "it can be used as it is, and nothing is to be created: start `walrecv receive`";
 
 pub async fn drop(common: &Common) -> Result<()> {
     let (cluster, slot) = configured(common)?;
@@ -192,6 +249,27 @@ fn say(common: &Common, slot: &str, done: &str, remark: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slot_that_is_there_is_told_with_its_user_and_never_to_be_dropped() {
+        let held = SlotRow { restart_lsn: Some(crate::pg::Lsn(0x10)), ..SlotRow::default() };
+        for (row, sql, user, told) in [
+            (&held, true, None, "it holds WAL from 0/10 on, and nobody uses it"),
+            (
+                &held,
+                true,
+                Some("process 7 (walrecv, 10.0.0.7)".to_owned()),
+                "and process 7 (walrecv, 10.0.0.7) uses it",
+            ),
+            (&held, false, None, "it holds WAL from 0/10 on"),
+            (&SlotRow::default(), true, None, "it reserves no WAL yet, and nobody uses it"),
+        ] {
+            let error = usable("s", row, sql, user);
+            assert!(error.kind() == Kind::Slot && error.to_string().ends_with(told), "{error}");
+            let advice = error.advice().unwrap_or_default();
+            assert!(advice.contains("nothing is to be created") && !advice.contains("drop"), "{advice}");
+        }
+    }
 
     #[test]
     fn what_a_slot_without_a_position_holds_back_needs_no_sql_to_be_told() {

@@ -234,9 +234,8 @@ fn command_error(error: &ServerError, command: &str, plain: Error, new: &dyn Fn(
         ("START_REPLICATION" | "DROP_REPLICATION_SLOT" | "READ_REPLICATION_SLOT", "42704") => {
             new(Kind::Slot).hint("create the slot with: walrecv slot create")
         }
-        ("CREATE_REPLICATION_SLOT", "42710") => {
-            new(Kind::Slot).hint("the slot exists already; use it, or drop it with: walrecv slot drop")
-        }
+        ("CREATE_REPLICATION_SLOT", "42710") => new(Kind::Slot)
+            .hint("use the slot that is there; `walrecv slot show` tells what it holds, and whether somebody uses it"),
         ("READ_REPLICATION_SLOT", "0A000") | ("START_REPLICATION", "55000") => {
             new(Kind::Slot).hint("the slot is invalid or not a physical one: drop it and create it anew")
         }
