@@ -356,10 +356,21 @@ fn what_was_made_since_the_backup_is_named_by_the_next_one() {
     assert!(told[1].ends_with(&format!("; named as in {next}, which was taken later")), "{text}");
     assert!(!told[0].contains("named as in"), "{text}");
     // It may have been called otherwise, and was.
-    for (table, shown) in [("called_otherwise", 1), ("made_since", 1), ("orders", 2)] {
+    let cases = [
+        ("called_otherwise", &[false][..]),
+        ("public.called_otherwise", &[false]),
+        ("made_since", &[true]),
+        ("orders", &[false, true]),
+    ];
+    for (table, unsure) in cases {
         let told = ask(&["--table", table, "--output", "json"]).json();
-        assert_eq!(found(&told, "delete").len(), shown, "{table}: {told:#}");
+        let shown: Vec<bool> = found(&told, "delete").iter().map(|one| one["unsure"] == true).collect();
+        assert_eq!(shown, unsure, "{table}: {told:#}");
+        let text = ask(&["--table", table]).stdout;
+        let told = text.lines().filter(|line| line.contains("DELETED") && line.contains("may be what was asked for"));
+        assert_eq!(told.count(), unsure.iter().filter(|unsure| **unsure).count(), "{text}");
     }
+    assert!(!ask(&[]).stdout.contains("asked for"), "nothing was");
 
     // Names outlive the backup that had them first.
     site.walrecv(&["expire", "--backup", &first, "--delete-delay", "0"]).run().expect_code(0);

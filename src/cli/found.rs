@@ -47,16 +47,27 @@ impl Told<'_> {
     }
 
     fn of_table(&self, finding: &Finding) -> bool {
+        self.is_of_table(finding) || self.may_be_of_table(finding)
+    }
+
+    /// It is known to be of the table that was asked for, if one was.
+    fn is_of_table(&self, finding: &Finding) -> bool {
         let Some(asked) = &self.args.table else { return true };
-        // Every table went with it.
-        if finding.deed == Deed::DropDatabase {
-            return true;
-        }
         let is = |relation: &Relation| relation.name == *asked || relation.full_name() == *asked;
-        let named: Vec<_> = finding.touched.iter().map(|one| self.book.relation(finding, one)).collect();
-        let known = named.iter().flatten().map(|named| named.what).chain(self.locked(finding));
-        // What has another name since may have had this one.
-        known.into_iter().any(is) || named.iter().any(|named| named.as_ref().is_none_or(|named| named.later))
+        let named = finding.touched.iter().filter_map(|one| self.relation(finding, one));
+        // Every table went with its database.
+        finding.deed == Deed::DropDatabase || named.chain(self.locked(finding)).any(is)
+    }
+
+    /// What has no name, or only one that a later backup gives, may have had the name that was asked for.
+    fn may_be_of_table(&self, finding: &Finding) -> bool {
+        let mut named = finding.touched.iter().map(|one| self.book.relation(finding, one));
+        named.any(|named| named.is_none_or(|named| named.later))
+    }
+
+    /// It is shown for want of a name from then alone.
+    fn is_unsure(&self, finding: &Finding) -> bool {
+        !self.is_of_table(finding)
     }
 
     /// Rows of a TOAST table are told with those of its table.
@@ -185,7 +196,11 @@ impl Told<'_> {
             true => String::new(),
             false => format!("; named as in {}, which was taken later", later.join(", ")),
         };
-        format!("{what} ({within}{who}{lsn}){named}")
+        let unsure = match self.is_unsure(finding) {
+            true => "; no backup from before names it, so it may be what was asked for",
+            false => "",
+        };
+        format!("{what} ({within}{who}{lsn}){named}{unsure}")
     }
 
     /// What to type for a server as it was just before (for a restore point: right after it), and for the tables alone.
@@ -290,6 +305,7 @@ impl Told<'_> {
             "at_least": finding.at_least,
             "wal_bytes": finding.wal_bytes,
             "name": finding.name,
+            "unsure": self.is_unsure(finding),
             "restore": reachable.then(|| self.restore(finding)),
             "extract": reachable.then(|| self.extract(finding)).flatten(),
             "extract_guess": reachable.then(|| self.guess(finding)).flatten(),
