@@ -82,7 +82,7 @@ fn every_command_names_one_moment_through_which_the_archive_is_complete() {
     assert_eq!(moment(&shown(&["list", "--windows"])["timelines"][0]["windows"][0]["through"]), through, "windows");
     let now = server.sql("select clock_timestamp() + interval '1 minute'");
     let refused = site.walrecv(&["restore", "--plan", "--target-time", &now]).run().expect_code(19);
-    let told = format!("complete through {}", through.strftime("%Y-%m-%d %H:%M:%S%.6f UTC"));
+    let told = format!("complete through {}", through.strftime("%Y-%m-%d %H:%M:%S%.6f+00"));
     assert!(refused.stderr.contains(&told), "{told}: {}", refused.stderr);
 
     // Whoever has no private key, or only a passphrase, is told what he can know, and that there may be more.

@@ -114,7 +114,12 @@ fn planned(scene: &Scene) {
     let plan = |args: &[&str]| scene.site.restore(&scene.server, "planned", &["--latest", "--plan"]).args(args);
     scene.refused(plan(&[]), 2, &["is occupied"]);
     let (from, to) = (scene.fast.display().to_string(), scene.site.data("mapped").display().to_string());
-    scene.refused(plan(&["--tablespace-mapping", "/nowhere=/else"]), 2, &["no tablespace at /nowhere", &from]);
+    let newest = scene.site.walrecv(&["show", "latest", "--output", "json"]).run().expect_code(0).json();
+    let said = format!("backup {} has no tablespace at /nowhere", newest["id"].as_str().expect("an id"));
+    scene.refused(plan(&["--tablespace-mapping", "/nowhere=/else"]), 2, &[&said, &from]);
+    let label = newest["label"].as_str().expect("a label");
+    let said = format!("{label:?} is the label of several backups; give an id: ");
+    scene.refused(plan(&["--backup", label]), 2, &[&said, newest["id"].as_str().expect("an id")]);
     let mapping = format!("{from}={to}");
     let told = plan(&["--tablespace-mapping", &mapping, "--output", "json"]).run().expect_code(0).json();
     assert_eq!(

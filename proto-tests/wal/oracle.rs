@@ -150,7 +150,7 @@ fn ended(line: &Line, kind: &str, rest: &str) -> Note {
     let time: jiff::civil::DateTime = text.parse().unwrap_or_else(|e| panic!("{text:?}: {e}"));
     let time = time.to_zoned(jiff::tz::TimeZone::UTC).expect("a time of UTC").timestamp();
     let time = PgTime::from_unix_micros(time.as_microsecond());
-    assert_eq!(time.to_string(), format!("{text} UTC"));
+    assert_eq!(time.to_string(), format!("{text}+00"));
     let dropped = rest.split_once("; rels:").map_or("", |(_, rest)| rest.split(';').next().unwrap_or_default());
     let dropped_relations = dropped.split_whitespace().count() as u32;
     if kind.starts_with("ABORT") { Note::Abort { xid, time } } else { Note::Commit { xid, time, dropped_relations } }

@@ -159,6 +159,7 @@ fn options(common: &Common, cluster: &str, config: &Path, args: &RestoreArgs) ->
             .map_err(|e| Error::new(Kind::Usage, format!("not a path: {}", path.display())).caused_by(e))
     };
     let pgdata = absolute(pgdata)?;
+    demand_one_line(&pgdata)?;
     let program = std::env::current_exe().map_err(|e| {
         Error::new(Kind::Failed, "cannot tell the path of this program, which restore_command needs").caused_by(e)
     })?;
@@ -186,6 +187,16 @@ fn options(common: &Common, cluster: &str, config: &Path, args: &RestoreArgs) ->
         program,
         fetch_arguments: fetch_arguments(common, cluster, config, args)?,
     })
+}
+
+/// A server writes it on a line of its lock file, from which the lines behind are counted (`CreateDataDirLockFile`).
+fn demand_one_line(pgdata: &Path) -> Result<()> {
+    if pgdata.as_os_str().as_encoded_bytes().iter().any(|b| b"\n\r".contains(b)) {
+        return Err(Error::new(Kind::Usage, format!("--pgdata has a line break in it: {pgdata:?}")).hint(
+            "postmaster.pid cannot tell of a server in such a directory: name another one; nothing was changed",
+        ));
+    }
+    Ok(())
 }
 
 /// What `wal-fetch` is told: where this restore read from, for the time after the plan, and what it may fetch ahead.
@@ -497,6 +508,16 @@ fn show_end(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_break_in_the_path_of_the_data_directory_is_refused() {
+        for bad in ["/srv/a\nb", "/srv/a\r", "\n/srv"] {
+            let error = demand_one_line(Path::new(bad)).unwrap_err();
+            assert!(error.kind() == Kind::Usage && error.to_string().contains("--pgdata has a line break"), "{error}");
+            assert!(!error.to_string().contains(bad), "told on one line: {error}");
+        }
+        assert!(demand_one_line(Path::new("/srv/it's a place")).is_ok());
+    }
 
     #[test]
     fn the_command_is_told_with_another_backup() {

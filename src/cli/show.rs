@@ -83,12 +83,22 @@ pub async fn choose(archive: &Archive, text: &str) -> Result<BackupId> {
 /// The error for what means no backup, with the newest of those that there are.
 async fn no_such(archive: &Archive, text: &str) -> Result<Error> {
     let complete = archive.list_backups().await?.complete;
-    let known: Vec<&str> = complete.iter().rev().take(NAMED).map(|manifest| manifest.id.as_str()).collect();
-    let hint = match known.is_empty() {
-        true => "no complete backup is stored".to_owned(),
-        false => format!("`walrecv list` shows the backups; the newest are {}", known.join(", ")),
-    };
-    Ok(Error::new(Kind::Usage, format!("there is no backup {text:?}")).hint(hint))
+    Ok(Error::new(Kind::Usage, format!("there is no backup {text:?}")).hint(which(&complete, text)))
+}
+
+/// What is to be given in place of what means no backup.
+fn which(complete: &[Manifest], text: &str) -> String {
+    let labelled = newest(complete.iter().filter(|manifest| manifest.label == text));
+    match (labelled.as_slice(), complete) {
+        (_, []) => "no complete backup is stored".to_owned(),
+        ([], all) => format!("`walrecv list` shows the backups; the newest are {}", newest(all.iter()).join(", ")),
+        ([id], _) => format!("{text:?} is the label of a backup; give its id: {id}"),
+        (ids, _) => format!("{text:?} is the label of several backups; give an id: the newest are {}", ids.join(", ")),
+    }
+}
+
+fn newest<'m>(all: impl DoubleEndedIterator<Item = &'m Manifest>) -> Vec<&'m str> {
+    all.rev().take(NAMED).map(|manifest| manifest.id.as_str()).collect()
 }
 
 /// As [`choose`], where one may be named: one that is there no more, or never was complete, is told.

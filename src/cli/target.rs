@@ -72,11 +72,25 @@ pub fn parse(text: &str, now: Timestamp, local: Local<'_>) -> Result<PgTime> {
     Ok(PgTime(stamp.as_microsecond() - PG_EPOCH_UNIX_MICROS))
 }
 
+/// `text` is all that was typed.
 fn no_time(text: &str) -> Error {
-    Error::new(Kind::Usage, format!("not a time: {text:?}")).hint(
-        "write '2026-11-21 14:05:00+00', '2026-11-21 14:05 Europe/Berlin', '2026-11-21 14:05' in local time, or '10 min ago' (units: s, min, hours, days, weeks)",
-    )
+    let is_dated = text.as_bytes().get(4) == Some(&b'-');
+    let short = |word: &&str| (2..=5).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_uppercase());
+    let zone = text.rsplit(' ').next().filter(short).filter(|zone| is_dated && *zone != "UTC");
+    let half_day = |word: &str| ["AM", "PM"].iter().any(|half| word.eq_ignore_ascii_case(half));
+    let hint = match zone {
+        _ if text.split(' ').any(half_day) => "write hours from 00 to 23, as in '2026-11-21 14:05:00+00'".to_owned(),
+        Some(zone) => format!(
+            "{zone} may be the short name of several time zones: give its offset, as in '2026-11-21 14:05:00-05', or a full name, \
+             as in '2026-11-21 14:05:00 America/New_York'"
+        ),
+        None => FORMS.to_owned(),
+    };
+    Error::new(Kind::Usage, format!("not a time: {text:?}")).hint(hint)
 }
+
+const FORMS: &str = "write '2026-11-21 14:05:00+00', '2026-11-21 14:05:00 Europe/Berlin', '2026-11-21 14:05:00' in local time, \
+                     or '10 min ago' (units: s, min, hours, days, weeks)";
 
 /// As PostgreSQL prints a timestamp in UTC: `2026-11-21 14:05:00.000123+00`.
 pub fn show(time: PgTime) -> String {
@@ -99,7 +113,7 @@ fn relative(text: &str, now: Timestamp) -> Option<Timestamp> {
 }
 
 fn absolute(text: &str, local: Local<'_>) -> Result<Timestamp> {
-    let civil = |text: &str| civil(text.trim()).ok_or_else(|| no_time(text));
+    let civil = |part: &str| civil(part.trim()).ok_or_else(|| no_time(text));
     if let Some(rest) = text.strip_suffix("UTC") {
         return moment(civil(rest)?, &TimeZone::UTC);
     }
@@ -239,6 +253,33 @@ mod tests {
             "2026-07-01T14:00:00[u-ca=japanese]",
         ] {
             assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_is_quoted_as_it_was_typed_and_what_to_write_is_told() {
+        for (typed, told) in [
+            ("2026-11-22 3:00 PM", "hours from 00 to 23"),
+            ("2026-11-22 03:00 pm", "hours from 00 to 23"),
+            ("2026-11-22 3:00 PM Europe/Berlin", "hours from 00 to 23"),
+            ("2026-11-22 3:00 PM+01", "in local time"),
+            ("2026-11-22 15:00 PM UTC", "hours from 00 to 23"),
+            ("2026-11-22 15:00:0 UTC", "in local time"),
+            ("2026-11-22 15:00 EST", "EST may be the short name of several time zones"),
+            ("2026-11-22 15:00:00 NZDT", "NZDT may be"),
+            ("2026-11-22 15:00:00+99", "in local time"),
+            ("yesterday", "in local time"),
+            ("NOON", "in local time"),
+        ] {
+            let error = parse(typed, Timestamp::UNIX_EPOCH, &|| Ok(TimeZone::UTC)).unwrap_err();
+            assert_eq!(error.to_string(), format!("not a time: {typed:?}"));
+            let advice = error.advice().unwrap_or_default();
+            assert!(advice.contains(told), "{typed}: {advice}");
+            // Whatever it tells to write can be read.
+            for written in advice.split('\'').skip(1).step_by(2) {
+                let read = parse(written, Timestamp::MAX, &|| Ok(TimeZone::UTC));
+                assert!(read.is_ok() || TimeZone::get("Europe/Berlin").is_err(), "{written}");
+            }
         }
     }
 

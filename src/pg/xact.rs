@@ -27,8 +27,7 @@ impl PgTime {
     }
 }
 
-/// In UTC with microseconds, as PostgreSQL's tools print it under `TZ=UTC` (`timestamptz_to_str`): `2026-02-03
-/// 04:05:06.000007 UTC`.
+/// In UTC with microseconds, as PostgreSQL's server prints and reads it: `2026-02-03 04:05:06.000007+00`.
 impl fmt::Display for PgTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DAY: i64 = 86_400_000_000;
@@ -36,7 +35,7 @@ impl fmt::Display for PgTime {
         let micros = self.0.rem_euclid(DAY);
         let seconds = micros / 1_000_000;
         let (h, m, s, fraction) = (seconds / 3600, seconds / 60 % 60, seconds % 60, micros % 1_000_000);
-        write!(f, "{year:04}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}.{fraction:06} UTC")
+        write!(f, "{year:04}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}.{fraction:06}+00")
     }
 }
 
@@ -307,22 +306,22 @@ mod tests {
     #[test]
     fn times_print_as_the_calendar_has_them() {
         for (unix, text) in [
-            (0, "1970-01-01 00:00:00.000000 UTC"),
-            (951_782_399, "2000-02-28 23:59:59.000000 UTC"),
-            (951_782_400, "2000-02-29 00:00:00.000000 UTC"),
-            (951_868_800, "2000-03-01 00:00:00.000000 UTC"),
-            (1_709_164_800, "2024-02-29 00:00:00.000000 UTC"),
-            (1_767_225_599, "2025-12-31 23:59:59.000000 UTC"),
-            (1_767_225_600, "2026-01-01 00:00:00.000000 UTC"),
-            (4_107_542_400, "2100-03-01 00:00:00.000000 UTC"),
-            (4_107_456_000, "2100-02-28 00:00:00.000000 UTC"),
-            (-1, "1969-12-31 23:59:59.000000 UTC"),
+            (0, "1970-01-01 00:00:00.000000+00"),
+            (951_782_399, "2000-02-28 23:59:59.000000+00"),
+            (951_782_400, "2000-02-29 00:00:00.000000+00"),
+            (951_868_800, "2000-03-01 00:00:00.000000+00"),
+            (1_709_164_800, "2024-02-29 00:00:00.000000+00"),
+            (1_767_225_599, "2025-12-31 23:59:59.000000+00"),
+            (1_767_225_600, "2026-01-01 00:00:00.000000+00"),
+            (4_107_542_400, "2100-03-01 00:00:00.000000+00"),
+            (4_107_456_000, "2100-02-28 00:00:00.000000+00"),
+            (-1, "1969-12-31 23:59:59.000000+00"),
         ] {
             let time = PgTime::from_unix_micros(unix * 1_000_000);
             assert_eq!(time.to_string(), text);
             assert_eq!(time.to_unix_micros(), unix * 1_000_000);
         }
-        assert_eq!(PgTime(-1).to_string(), "1999-12-31 23:59:59.999999 UTC");
+        assert_eq!(PgTime(-1).to_string(), "1999-12-31 23:59:59.999999+00");
         assert!(PgTime(i64::MAX).to_unix_micros() == i64::MAX && !PgTime(i64::MIN).to_string().is_empty());
     }
 }

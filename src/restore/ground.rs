@@ -62,9 +62,11 @@ fn places(manifest: &Manifest, options: &Options) -> Result<Ground> {
     if let Some((old, _)) = unused.first() {
         let known: Vec<_> =
             manifest.tablespaces.iter().map(|t| String::from_utf8_lossy(&t.location.0).into_owned()).collect();
-        return Err(Error::new(Kind::Usage, format!("the backup has no tablespace at {}", old.display())).hint(
-            format!("its tablespaces are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
-        ));
+        let text = format!("backup {} has no tablespace at {}", manifest.id, old.display());
+        return Err(Error::new(Kind::Usage, text).hint(format!(
+            "its tablespaces are: {}",
+            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+        )));
     }
     demand_apart(&options.pgdata, &tablespaces)?;
     let real_root = clear::resolved(&options.pgdata);

@@ -8,6 +8,7 @@ use super::scan::Hole;
 use super::target::Target;
 use crate::error::{Error, Kind};
 use crate::pg::Lsn;
+use crate::pg::xact::PgTime;
 use crate::seal::content::manifest::Manifest;
 
 /// A newer backup was read from its beginning on.
@@ -155,7 +156,9 @@ pub fn unreachable(
         (Target::Xid { xid, .. }, _) => no_such_transaction(*xid, met),
         (_, Some(m)) => format!(
             "the earliest that can be reached is the end of backup {} ({}): --target-lsn {}",
-            m.id, m.stopped_at, m.stop
+            m.id,
+            PgTime::from_unix_micros(m.stopped_at.as_microsecond()),
+            m.stop
         ),
         (_, None) => "walrecv list shows the backups".to_owned(),
     };

@@ -90,7 +90,7 @@ pub fn parse_time(text: &str) -> Result<PgTime> {
     let stamp: jiff::Timestamp = text.trim().parse().map_err(|cause| {
         Error::new(Kind::Usage, format!("not a time with a UTC offset: {text:?}"))
             .caused_by(cause)
-            .hint("write it as 2026-03-01 12:00:00+00, with the offset of your time zone")
+            .hint("write it as '2026-11-21 14:05:00+00', with the offset of your time zone")
     })?;
     Ok(PgTime(stamp.as_microsecond() - PG_EPOCH_SECONDS * 1_000_000))
 }
