@@ -114,6 +114,13 @@ fn what_of_another_branch_is_missing_or_damaged_refuses_nothing_and_is_told() {
         assert_eq!(beside.commits, up_to(&world, &world.one, end(&world)) - lost.count() as u64);
         assert!(beside.is_short && beside.to_string().starts_with("at least "), "{beside}");
         assert_eq!(beside.newest.map(|newest| newest.xid), Some(end(&world)));
+        // Nobody promises that what is missing is not on the way there.
+        let (text, options) = (beside.to_string(), beside.options.as_ref().expect("a backup"));
+        assert!(
+            !text.contains("leads there")
+                && text.ends_with(&format!("whether {options} can lead there its --plan tells")),
+            "{text}"
+        );
     }
     let world = world(|next| next, |next| next);
     (4..=7).for_each(|number| {
@@ -160,4 +167,31 @@ fn commits_of_a_dead_branch_are_not_left_out_behind_the_stop() {
         assert_eq!(choice.more_left_out, new.then_some(first.start), "{old} {new}");
         assert_eq!(told(&choice), []);
     }
+}
+
+/// Times that go to and fro leave every segment to be read: some are, and that there may be more is told.
+#[test]
+fn what_is_too_much_to_be_read_is_told() {
+    let mut world = world(|next| next, |next| next);
+    for number in 8..28 {
+        world.one.grow(number * MB + 500_000, 100);
+        world.one.grow((number + 1) * MB, 5000);
+    }
+    (7..=27).for_each(|number| world.store(ONE, number..=number));
+    let wanted = world.two.last_before(Lsn(6 * MB)).xid;
+    let choice = plan(&world, time(wanted), None).expect("a plan");
+    let beside = &choice.beside[0];
+    let all = up_to(&world, &world.one, wanted);
+    assert!(beside.is_short && beside.commits > all / 2 && beside.commits < all, "{beside} of {all}");
+    assert!(beside.to_string().starts_with("at least "), "{beside}");
+}
+
+#[test]
+fn a_timeline_of_which_nobody_knows_where_it_comes_from_is_named() {
+    let world = world(|next| next, |next| next);
+    std::fs::remove_file(world.shelf.file(&world.shelf.archive.names.history(TWO))).expect("a stored history");
+    let wanted = world.one.last_before(Lsn(6 * MB)).xid;
+    let choice = plan(&world, time(wanted), Some(ONE)).expect("a plan");
+    assert_eq!((last(&choice).xid, told(&choice), choice.unknown.len()), (wanted, vec![], 1));
+    assert!(choice.unknown[0].starts_with("whether timeline 2 has commits up to the target"), "{:?}", choice.unknown);
 }

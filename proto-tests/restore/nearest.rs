@@ -5,6 +5,7 @@ use std::time::Duration;
 use walrecv::error::{Error, Kind};
 use walrecv::pg::Lsn;
 use walrecv::pg::xact::PgTime;
+use walrecv::restore::choose::{Wanted, choose};
 use walrecv::restore::plan::Stop;
 use walrecv::restore::target::Target;
 use walrecv::seal::content::heartbeat::Heartbeat;
@@ -107,14 +108,15 @@ fn damage_in_a_backups_own_wal_hides_nothing_before_it() {
 /// Whatever keeps WAL from being read behind the place where a target is met by the plan's cut: nothing there is asked for by the restore.
 #[test]
 fn what_lies_behind_the_cut_refuses_no_target() {
-    for (what, whole) in [("a hole", None), ("a damaged object", Some(true)), ("a damaged record", Some(false))] {
+    for what in ["a hole", "a damaged object", "a damaged record"] {
         let world = World::new();
         world.store(ONE, 1..=6);
         // Up to the border, or to the record in front of the damaged one.
-        let last = world.one.last_before(Lsn(4 * MB + if whole == Some(false) { 500_000 } else { 0 }));
-        match whole {
-            None => world.forget(ONE, 4),
-            Some(whole) => damage(&world, 4, whole),
+        let last = world.one.last_before(Lsn(4 * MB + if what == "a damaged record" { 500_000 } else { 0 }));
+        match what {
+            "a damaged object" => damage(&world, 4, true),
+            "a damaged record" => damage(&world, 4, false),
+            _ => world.forget(ONE, 4),
         }
         let end = plan_from(&world, &[world.manifest()], Target::Lsn { lsn: last.start, inclusive: true }, Some(ONE));
         assert_eq!(end.expect("in front of it").landing.replayed, last.end, "{what}");
@@ -138,6 +140,30 @@ fn what_lies_behind_the_cut_refuses_no_target() {
         // The end of what is there is not the latest.
         assert!(plan_from(&world, &backups, Target::Latest, Some(ONE)).is_err(), "{what}");
     }
+}
+
+/// The same of a disk that fails behind it; what could not be looked through there is told.
+#[test]
+fn what_the_disk_does_not_give_behind_the_cut_is_told_and_refuses_nothing() {
+    let world = World::new();
+    world.store(ONE, 1..=6);
+    let archive = &world.shelf.archive;
+    let inventory = run(archive.inventory()).expect("an inventory");
+    let last = world.one.last_before(Lsn(4 * MB));
+    let keys = world.shelf.ring.fresh().expect("keys");
+    let beat = Heartbeat { lsn: last.end, time: PgTime(i64::from(last.xid) + 2) };
+    run(archive.put_heartbeat(&keys, ONE, beat, Duration::from_secs(5))).expect("a heartbeat");
+    world.forget(ONE, 4);
+    let place = world.shelf.file(&archive.names.segment(world.segment(ONE, 4), None));
+    std::os::unix::fs::symlink(&place, &place).expect("a link that leads nowhere");
+    let planned = |target| {
+        let wanted = Wanted { target, timeline: Some(ONE), backup: None };
+        run(choose(archive, &inventory, &[world.manifest()], &wanted))
+    };
+    let choice = planned(time(last.xid + 1)).expect("a plan");
+    assert_eq!((self::last(&choice), choice.landing.stop), (last, Stop::Cut));
+    assert!(matches!(choice.unknown.as_slice(), [one] if one.contains("is not known: ")), "{:?}", choice.unknown);
+    assert_eq!(planned(Target::Latest).expect_err("it is on the way").kind(), Kind::Repository);
 }
 
 /// What is looked for may lie in the hole, wherever that is: it is no target that is known not to be there.

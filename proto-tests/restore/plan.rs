@@ -7,7 +7,7 @@ use walrecv::error::{Error, Kind};
 use walrecv::find::{Missing, Search, Wish};
 use walrecv::pg::xact::PgTime;
 use walrecv::pg::{Lsn, TimelineId};
-use walrecv::restore::choose::{Choice, Wanted, choose};
+use walrecv::restore::choose::{Choice, Wanted, choose, compared};
 use walrecv::restore::plan::Stop;
 use walrecv::restore::sound::prefer;
 use walrecv::restore::target::Target;
@@ -25,7 +25,9 @@ pub fn plan_from(
 ) -> Result<Choice, Error> {
     let archive = &world.shelf.archive;
     let inventory = run(archive.inventory()).expect("an inventory");
-    run(choose(archive, &inventory, backups, &Wanted { target, timeline, backup: None }))
+    let wanted = Wanted { target, timeline, backup: None };
+    let choice = run(choose(archive, &inventory, backups, &wanted))?;
+    run(compared(archive, &inventory, backups, &wanted, choice))
 }
 
 pub fn plan(world: &World, target: Target, timeline: Option<TimelineId>) -> Result<Choice, Error> {

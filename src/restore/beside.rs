@@ -1,13 +1,15 @@
 //! Commits up to a target time that other timelines have and the way of a restore has not: those of an old primary above all, from where its standby was promoted.
 
-use super::commits::{Counted, Tells, Told, Wish};
+use std::collections::BTreeSet;
+
+use super::commits::{Counted, READ, Tells, Told, Wish};
 use super::path::{Leg, Path};
 use super::plan::{Commit, Landing};
 use super::scan::Route;
 use super::target::{Target, time_text};
 use crate::error::Result;
 use crate::pg::xact::PgTime;
-use crate::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineId};
+use crate::pg::{Lsn, SegmentNumber, SegmentSize, TimelineId};
 use crate::seal::content::manifest::Manifest;
 
 /// A timeline beside the way of a restore to a time that has commits up to that time, or may have some.
@@ -18,7 +20,7 @@ pub struct Beside {
     pub from: Lsn,
     pub commits: u64,
     pub newest: Option<Commit>,
-    /// Some of its WAL is missing or damaged: there may be more.
+    /// Some of its WAL is missing, damaged, or too much to be read: there may be more.
     pub is_short: bool,
     /// The options that lead to the newest; `None`: no backup does.
     pub options: Option<String>,
@@ -29,33 +31,46 @@ impl std::fmt::Display for Beside {
         let Beside { timeline, from, commits, newest, is_short, options } = self;
         let of = format!("of timeline {timeline} up to the target, from {from} on, where it goes another way");
         match (commits, is_short) {
-            (0, _) => return write!(f, "what was committed {of}, cannot be told: WAL there is missing or damaged"),
+            (0, _) => {
+                return write!(
+                    f,
+                    "what was committed {of}, cannot be told: WAL there is missing, damaged, or not read"
+                );
+            }
             (1, false) => write!(f, "1 commit {of}, is left out")?,
             (_, false) => write!(f, "{commits} commits {of}, are left out")?,
-            (_, true) => write!(f, "at least {commits} commits {of}, are left out (WAL there is missing or damaged)")?,
+            (_, true) => {
+                write!(f, "at least {commits} commits {of}, are left out (WAL there is missing, damaged, or not read)")?
+            }
         }
         if let Some(Commit { xid, time, start, .. }) = newest {
             write!(f, "; the newest is transaction {xid} at {}, LSN {start}", time_text(*time))?;
         }
         match options {
+            Some(options) if *is_short => write!(f, "; whether {options} can lead there its --plan tells"),
             Some(options) => write!(f, "; {options} leads there"),
             None => write!(f, "; no backup leads there"),
         }
     }
 }
 
-/// The timelines that have commits up to a target time where they and the way of the restore, which lands behind that place, go apart. What of their WAL is
-/// missing or damaged refuses nothing, and is told. Empty for targets that are no times.
-pub async fn beside(route: &Route<'_>, backups: &[Manifest], landing: &Landing, target: &Target) -> Vec<Beside> {
-    let mut found = Vec::new();
+/// The timelines that have commits up to a target time where they and the way of the restore, which lands behind that place, go apart; and what cannot be told. What
+/// of their WAL is missing or damaged refuses nothing, and is told. Empty for targets that are no times.
+pub async fn beside(
+    route: &Route<'_>,
+    backups: &[Manifest],
+    landing: &Landing,
+    target: &Target,
+) -> (Vec<Beside>, Vec<String>) {
+    let (mut found, mut unknown) = (Vec::new(), Vec::new());
     if !matches!(target, Target::Time { .. }) {
-        return found;
+        return (found, unknown);
     }
     for timeline in route.inventory.timelines.keys().copied() {
         let other = match route.inventory.demand_history(timeline) {
             Ok(history) => Path::of(&history),
             Err(error) => {
-                tracing::warn!("whether timeline {timeline} has commits up to the target is not known: {error}");
+                unknown.push(format!("whether timeline {timeline} has commits up to the target is not known: {error}"));
                 continue;
             }
         };
@@ -71,7 +86,7 @@ pub async fn beside(route: &Route<'_>, backups: &[Manifest], landing: &Landing, 
             found.push(Beside { timeline, from, commits, newest, is_short, options });
         }
     }
-    found
+    (found, unknown)
 }
 
 /// Where the last timeline of `other` goes on off this path; `None`: all of it lies on it.
@@ -127,17 +142,21 @@ fn way(tells: Option<&Tells>, target: &Target, size: SegmentSize) -> Way {
 async fn count(route: &Route<'_>, begin: Lsn, target: &Target) -> Counted {
     let (timeline, size) = (route.path.target(), route.archive.names.segment_size);
     let first = size.segment_of(begin);
-    let Some(last) = route.inventory.last(timeline).filter(|last| *last >= first) else { return Counted::default() };
+    let stored = stored(route, timeline, first);
+    if stored.is_empty() {
+        return Counted::default();
+    }
     let own = Path { legs: vec![Leg { timeline, begin, end: None }] };
-    // What no summary tells is read.
-    let told = untold(Told::of(route.archive, &own, begin).await).unwrap_or_default();
-    let mut counted = Counted::default();
+    let Some(told) = untold(Told::of(route.archive, &own, begin).await) else {
+        return Counted { is_short: true, ..Counted::default() };
+    };
+    let lost_end = untold(route.archive.lost_end(route.inventory, timeline).await);
+    let mut counted = Counted { is_short: lost_end.is_none_or(|lost| lost.is_some()), ..Counted::default() };
     let (mut to_read, mut taken): (Vec<SegmentNumber>, Vec<(PgTime, SegmentNumber)>) = Default::default();
-    for number in (first.0..=last.0).map(SegmentNumber) {
-        if !route.inventory.holds(SegmentName::new(timeline, number, size)) {
-            counted.is_short = true;
-            continue;
-        }
+    let mut next = first;
+    for number in stored {
+        counted.is_short |= number != next;
+        next = number.next();
         // Of the first one the summary tells of what lies before, too.
         let tells = told.0.get(&number).filter(|_| number.start(size) >= begin);
         match way(tells, target, size) {
@@ -149,6 +168,8 @@ async fn count(route: &Route<'_>, begin: Lsn, target: &Target) -> Counted {
             Way::Read => to_read.push(number),
         }
     }
+    counted.is_short |= to_read.len() > READ;
+    to_read.truncate(READ);
     for run in to_read.chunk_by(|one, next| one.next() == *next) {
         let (Some(from), Some(to)) = (run.first(), run.last()) else { continue };
         let wish = Wish { target, begin, segments: *from..=*to };
@@ -156,16 +177,22 @@ async fn count(route: &Route<'_>, begin: Lsn, target: &Target) -> Counted {
     }
     // Summaries name no commit: the newest one is in the segment with the latest time, unless that is of a rollback.
     taken.sort_unstable();
-    for (latest, number) in taken.into_iter().rev() {
+    for (latest, number) in taken.into_iter().rev().take(READ) {
         if counted.newest.is_some_and(|newest| newest.time >= latest) {
             break;
         }
         let wish = Wish { target, begin, segments: number..=number };
-        let read = route.count(&wish, told.reading_from(number, first)).await;
-        counted.join(Counted { commits: 0, ..read });
+        let newest = route.count(&wish, told.reading_from(number, first)).await.newest;
+        counted.join(Counted { newest, ..Counted::default() });
     }
-    counted.is_short |= untold(route.archive.lost_end(route.inventory, timeline).await).is_none_or(|end| end.is_some());
     counted
+}
+
+/// The segments of a timeline from `first` on of which anything is stored.
+fn stored(route: &Route<'_>, timeline: TimelineId, first: SegmentNumber) -> BTreeSet<SegmentNumber> {
+    let Some(stock) = route.inventory.timelines.get(&timeline) else { return BTreeSet::new() };
+    let begun = stock.parts.keys().chain(&stock.partial).chain(stock.tails.keys());
+    stock.complete.iter().chain(begun).copied().filter(|number| *number >= first).collect()
 }
 
 fn untold<T>(found: Result<T>) -> Option<T> {

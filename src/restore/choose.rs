@@ -55,6 +55,8 @@ pub struct Choice {
     pub later: Vec<Later>,
     /// Where a time was asked for: other timelines with commits up to it.
     pub beside: Vec<Beside>,
+    /// What of this could not be told, and why: sentences.
+    pub unknown: Vec<String>,
     /// What the backup holds that was committed later than the target time, by a clock that was set back.
     pub held: Option<Held>,
 }
@@ -76,6 +78,9 @@ pub async fn choose(archive: &Archive, inventory: &Inventory, backups: &[Manifes
         }
         search.met.join(read.walk.met().clone());
         if let Some(damage) = search.in_the_way(&mut read, &path) {
+            if damage.kind() != Kind::Corrupt {
+                return Err(damage);
+            }
             search.damaged(manifest, &read, damage);
         } else {
             let (hole, parameters) = (read.hole, parameters(manifest, &read));
@@ -156,7 +161,8 @@ impl<'a> Search<'a> {
         self.passed_over.push(PassedOver { backup: manifest.id.to_string(), why, cut_off });
     }
 
-    /// The damage at which reading ended, unless the target is met in front of it, by the plan's cut: then nothing behind that is asked for, as behind a hole.
+    /// The damage, or whatever else it was, at which reading ended, unless the target is met in front of it, by the plan's cut: then nothing behind that is asked
+    /// for, as behind a hole.
     fn in_the_way(&self, read: &mut Read, path: &Path) -> Option<Error> {
         let damage = read.damage.take()?;
         let is_met = || read.walk.clone().finish(path.target()).is_ok_and(|landing| landing.stop == Stop::Cut);
@@ -216,10 +222,10 @@ impl<'a> Search<'a> {
     }
 
     /// What is looked for may lie in WAL that is missing between two backups: that it is nowhere else does not show that it is not there.
-    fn not_searched(&mut self, hole: Option<Hole>, error: impl FnOnce(&Target, Option<Hole>) -> Error) {
+    fn not_searched(&mut self, hole: Option<Hole>) {
         let target = &self.wanted.target;
-        if self.is_searched() && hole.is_some() && self.error.is_none() && !self.met.rules_out(target) {
-            self.error = Some(error(target, hole));
+        if let Some(hole) = hole.filter(|_| self.is_searched() && self.error.is_none() && !self.met.rules_out(target)) {
+            self.error = Some(refuse::not_searched(target, &hole));
         }
     }
 
@@ -236,7 +242,7 @@ impl<'a> Search<'a> {
             }
             Refusal::NotReached { .. } if newer.is_some() => {
                 self.committed(&refusal);
-                self.not_searched(hole, |target, hole| refuse::not_reached(target, &refusal, hole));
+                self.not_searched(hole);
                 (self.until, self.short_of) = (Some(manifest.start), None);
             }
             Refusal::NotReached { end, .. } if self.is_searched() => {
@@ -259,9 +265,7 @@ impl<'a> Search<'a> {
                 self.error.get_or_insert_with(|| refuse::cut_off(manifest, *end, hole));
                 self.is_over = true;
             }
-            Refusal::WalEndsEarly { end, .. } if newer.is_some() => {
-                self.not_searched(hole, |_, hole| refuse::cut_off(manifest, *end, hole));
-            }
+            Refusal::WalEndsEarly { .. } if newer.is_some() => self.not_searched(hole),
             Refusal::Minimal { at } => self.minimal = self.minimal.or(Some(*at)),
             _ => {}
         }
@@ -290,19 +294,57 @@ async fn landed(
     landing: Landing,
     parameters: Parameters,
 ) -> Result<Choice> {
-    let Route { archive, inventory, path, .. } = *route;
+    let Route { inventory, path, .. } = *route;
     // Recovery ends there, and the server takes no timeline but the first without its history.
     inventory.demand_history(landing.timeline)?;
     let way_round = super::spaces::way_round(backups, manifest, path, &landing);
-    let more_left_out = left_out::beyond(route, landing.looked, &wanted.target).await?;
-    let later = match wanted.target {
-        Target::Latest => later(archive, inventory, backups, path, &landing).await?,
-        _ => Vec::new(),
-    };
-    let beside = beside(route, backups, &landing, &wanted.target).await;
+    let mut unknown = Vec::new();
+    let more_left_out = left_out::beyond(route, landing.looked, &wanted.target).await.unwrap_or_else(|error| {
+        unknown
+            .push(format!("whether more commits up to the target lie behind {} is not known: {error}", landing.looked));
+        None
+    });
+    let (later, beside) = (Vec::new(), Vec::new());
     let (manifest, path, hurt, held) = (manifest.clone(), path.clone(), false, None);
     let passed_over = Vec::new();
-    Ok(Choice { manifest, hurt, path, landing, passed_over, parameters, way_round, more_left_out, later, beside, held })
+    Ok(Choice {
+        manifest,
+        hurt,
+        path,
+        landing,
+        passed_over,
+        parameters,
+        way_round,
+        more_left_out,
+        later,
+        beside,
+        unknown,
+        held,
+    })
+}
+
+/// The same choice with what other timelines have that is not on its way. It refuses nothing.
+pub async fn compared(
+    archive: &Archive,
+    inventory: &Inventory,
+    backups: &[Manifest],
+    wanted: &Wanted,
+    mut choice: Choice,
+) -> Result<Choice> {
+    let (path, landing) = (&choice.path, &choice.landing);
+    if matches!(wanted.target, Target::Latest) {
+        let found = later(archive, inventory, backups, path, landing).await;
+        choice.later = found.unwrap_or_else(|error| {
+            choice.unknown.push(format!("whether other timelines go on later is not known: {error}"));
+            Vec::new()
+        });
+        return Ok(choice);
+    }
+    let route = Route { archive, inventory, path, version: version(&choice.manifest)? };
+    let (found, more) = beside(&route, backups, landing, &wanted.target).await;
+    choice.beside = found;
+    choice.unknown.extend(more);
+    Ok(choice)
 }
 
 /// The end of the path's WAL is none where a heartbeat shows that there was more.

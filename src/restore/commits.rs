@@ -23,9 +23,13 @@ pub struct Tells {
     pub times: Option<(PgTime, PgTime)>,
     /// Some record begins in it, and ends in it.
     begins: bool,
-    /// Of some object without a record, which speaks of bytes alone.
+    /// Of some object without a record, which speaks of bytes alone; not of the zeros behind a switch.
     pub is_mute: bool,
+    is_switched: bool,
 }
+
+/// So many segments are read, at most, for what is told beside a landing.
+pub const READ: usize = 16;
 
 /// The same of the segments of a path. Of one that is not complete no summary tells.
 #[derive(Debug, Default)]
@@ -36,17 +40,21 @@ impl Told {
     pub async fn of(archive: &Archive, path: &Path, from: Lsn) -> Result<Told> {
         let size = archive.names.segment_size;
         let mut told = Told::default();
-        let see = |summary: &Summary| {
-            let tells = told.0.entry(size.segment_of(summary.start)).or_default();
-            tells.bytes += summary.end.since(summary.start);
-            tells.commits += summary.commits;
-            tells.begins |= summary.first_record.is_some();
-            tells.is_mute |= summary.records == 0;
-            let both = tells.times.into_iter().chain(summary.times);
-            tells.times = both.reduce(|(a, b), (earliest, latest)| (a.min(earliest), b.max(latest)));
-        };
+        let see = |summary: &Summary| told.see(size.segment_of(summary.start), summary);
         archive.summaries_along(path, size.segment_of(from).start(size), see).await?;
         Ok(told)
+    }
+
+    /// The objects of a segment come in order.
+    fn see(&mut self, number: SegmentNumber, summary: &Summary) {
+        let tells = self.0.entry(number).or_default();
+        tells.bytes += summary.end.since(summary.start);
+        tells.commits += summary.commits;
+        tells.begins |= summary.first_record.is_some();
+        tells.is_mute |= summary.records == 0 && !tells.is_switched;
+        tells.is_switched |= summary.switched;
+        let both = tells.times.into_iter().chain(summary.times);
+        tells.times = both.reduce(|(a, b), (earliest, latest)| (a.min(earliest), b.max(latest)));
     }
 
     /// Where reading has to begin to see every record that ends in segment `number`; not before `first`.
@@ -153,5 +161,36 @@ impl Route<'_> {
             None if bytes.len() as u64 == size.bytes() => Ok(true),
             None => Ok(self.path.beyond(self.inventory, number, name.start() + bytes.len() as u64, size).is_none()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_behind_a_switch_are_told_and_a_part_without_a_record_is_not() {
+        let part = |at: u64, records: u64, switched: bool| {
+            let first_record = (records > 0).then_some(Lsn(at));
+            Summary { records, switched, first_record, ..Summary::of(Lsn(at), Lsn(at + 100), [0; 32]) }
+        };
+        let tells = |parts: &[Summary]| {
+            let mut told = Told::default();
+            parts.iter().for_each(|part| told.see(SegmentNumber(7), part));
+            told.0.remove(&SegmentNumber(7)).expect("a segment")
+        };
+        let switched = tells(&[part(0, 5, true), part(100, 0, false), part(200, 0, false)]);
+        assert_eq!((switched.is_mute, switched.bytes), (false, 300));
+        assert!(tells(&[part(0, 5, false), part(100, 0, false), part(200, 3, true)]).is_mute);
+    }
+
+    #[test]
+    fn reading_begins_where_a_record_does() {
+        let tells = |begins| Tells { begins, ..Tells::default() };
+        let told =
+            Told([(3, true), (4, false), (5, false)].map(|(n, begins)| (SegmentNumber(n), tells(begins))).into());
+        let from = |number, first| told.reading_from(SegmentNumber(number), SegmentNumber(first)).0;
+        assert_eq!([from(6, 0), from(5, 0), from(6, 4), from(4, 4)], [3, 3, 4, 4]);
+        assert_eq!(from(3, 0), 2, "of that nothing is told");
     }
 }

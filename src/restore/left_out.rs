@@ -1,6 +1,6 @@
 //! Commits up to a target time that lie after the stop, beyond the WAL that was read for it: clocks are set back by hours, and so lead far behind it.
 
-use super::commits::{Told, Wish};
+use super::commits::{READ, Tells, Told, Wish};
 use super::scan::Route;
 use super::target::Target;
 use crate::error::Result;
@@ -8,7 +8,8 @@ use crate::pg::Lsn;
 
 /// The first commit up to the target behind `looked` on this way, by what summaries tell and by reading the segment in which they tell of one: its summary speaks of
 /// rollbacks too, and, where a timeline was left in it, of the branch that died. `None` where there is none, and for targets that are no times. Of the open
-/// segment no summary speaks. Where the segment cannot be read, its beginning stands for the commit.
+/// segment no summary speaks. Where the segment cannot be read, or [`READ`] others were read in vain, its
+/// beginning stands for the commit.
 pub async fn beyond(route: &Route<'_>, looked: Lsn, target: &Target) -> Result<Option<Lsn>> {
     if !matches!(target, Target::Time { .. }) {
         return Ok(None);
@@ -20,14 +21,19 @@ pub async fn beyond(route: &Route<'_>, looked: Lsn, target: &Target) -> Result<O
         return Ok(None);
     }
     let told = Told::of(route.archive, route.path, behind.start(size)).await?;
-    for (number, tells) in &told.0 {
-        let may = tells.commits > 0 && tells.times.is_some_and(|(first, _)| target.takes(first));
-        if !may && !tells.is_mute {
+    let may = |tells: &Tells| tells.commits > 0 && tells.times.is_some_and(|(first, _)| target.takes(first));
+    let worth = told.0.iter().filter(|(_, tells)| may(tells) || tells.is_mute);
+    for (at, (number, tells)) in worth.enumerate() {
+        if at >= READ {
+            // Nobody looks any further, and it says that there is one.
+            if may(tells) {
+                return Ok(Some(number.start(size)));
+            }
             continue;
         }
         let wish = Wish { target, begin: Lsn(0), segments: *number..=*number };
-        let counted = route.count(&wish, told.reading_from(*number, behind)).await;
-        let short = || (may && counted.is_short).then(|| number.start(size));
+        let counted = route.count(&wish, told.reading_from(*number, size.segment_before(looked))).await;
+        let short = || (may(tells) && counted.is_short).then(|| number.start(size));
         if let Some(lsn) = counted.first.map(|commit| commit.start).or_else(short) {
             return Ok(Some(lsn));
         }

@@ -121,6 +121,7 @@ pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
     let inventory = archive.inventory().await?;
     let choice = choose::choose(archive, &inventory, &list.complete, wanted).await?;
     let choice = sound::prefer(archive, &inventory, &list.complete, wanted, choice).await;
+    let choice = choose::compared(archive, &inventory, &list.complete, wanted, choice).await?;
     if wanted.timeline.is_none() && wanted.backup.is_none() {
         demand_no_newer(&list, choice.path.target())?;
     }

@@ -97,6 +97,14 @@ pub fn not_reached(target: &Target, refusal: &Refusal, hole: Option<Hole>) -> Er
     Error::new(Kind::Target, message).hint(hint)
 }
 
+/// What is looked for is nowhere in what is stored, and some of that is missing.
+pub fn not_searched(target: &Target, hole: &Hole) -> Error {
+    let message =
+        format!("{hole}: {} may lie there, and is not in what is stored of the way up to it", target.describe());
+    Error::new(Kind::Gap, message)
+        .hint("bring that WAL back from another copy of the repository; without it choose a target that is stored (walrecv find)")
+}
+
 /// The last moment of WAL that can be read.
 fn nearest(last_record: Lsn) -> String {
     format!("the nearest that can be reached is --target-lsn {last_record}")

@@ -233,7 +233,8 @@ impl Plan {
 fn warnings(choice: &Choice) -> Vec<String> {
     let later = choice.later.iter().map(ToString::to_string);
     let beside = choice.beside.iter().map(ToString::to_string);
-    later.chain(beside).chain(choice.held.iter().map(ToString::to_string)).collect()
+    let held = choice.held.iter().map(ToString::to_string);
+    later.chain(beside).chain(choice.unknown.iter().cloned()).chain(held).collect()
 }
 
 fn commit(commit: Commit) -> CommitShown {

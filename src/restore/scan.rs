@@ -42,7 +42,7 @@ pub struct Read {
     pub end: Lsn,
     /// Reading could not go on, and this is not the end of WAL.
     pub hole: Option<Hole>,
-    /// Reading could not go on, and the target was not met by then: what is stored next is damaged.
+    /// Reading could not go on, and no record met the target by then: what is stored next is damaged (`Kind::Corrupt`), or cannot be had.
     pub damage: Option<Error>,
     /// Segments that were read, by the names under which they are stored.
     pub segments: u64,
@@ -67,7 +67,7 @@ impl Route<'_> {
         loop {
             let skip = size.offset_of(scanner.received());
             let (name, bytes) = match self.archive.read_along(self.path, number, self.inventory).await {
-                Err(error) => return cut_short(read, error),
+                Err(error) => return Ok(cut_short(read, error)),
                 Ok(segment) => segment,
             };
             let whole = bytes.len() as u64 == size.bytes();
@@ -76,7 +76,7 @@ impl Route<'_> {
                 let fed = self.feed(&mut scanner, new, &mut read).context(name);
                 read.end = scanner.checked();
                 if let Err(error) = fed {
-                    return cut_short(read, error);
+                    return Ok(cut_short(read, error));
                 }
             }
             if !whole {
@@ -126,17 +126,15 @@ impl Route<'_> {
     }
 }
 
-/// Past the stop only commits that it leaves out are looked for: what cannot be read there makes that list shorter, and no target unreachable. Before it, damage
-/// is told, since targets before it can be reached; whatever else keeps WAL from being read is the error.
-fn cut_short(mut read: Read, error: Error) -> Result<Read> {
+/// Past the stop only commits that it leaves out are looked for: what cannot be read there makes that list shorter, and no target unreachable. Before it, it
+/// is told, since targets before it can be reached.
+fn cut_short(mut read: Read, error: Error) -> Read {
     if read.walk.stopped() {
         tracing::warn!("WAL after the target was not looked through: {error}");
-    } else if error.kind() == Kind::Corrupt {
-        read.damage = Some(error);
     } else {
-        return Err(error);
+        read.damage = Some(error);
     }
-    Ok(read)
+    read
 }
 
 /// The higher of each value.

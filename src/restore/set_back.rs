@@ -146,7 +146,10 @@ async fn look_for(
     let ahead = |candidate: &Manifest| Some(size.segment_of(candidate.start)) <= first;
     for (candidate, walk) in older.iter().filter(|(candidate, _)| ahead(candidate)) {
         if before.may_stop(candidate.start, to, &wanted.target, size) {
-            let read = route.read(walk.clone(), candidate.start, Some(to)).await?;
+            let mut read = route.read(walk.clone(), candidate.start, Some(to)).await?;
+            if let Some(error) = read.damage.take().filter(|error| error.kind() != Kind::Corrupt) {
+                return Err(error);
+            }
             if stops(read.walk, route.path) {
                 instead = Some(candidate.id.to_string());
                 break;

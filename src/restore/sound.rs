@@ -66,6 +66,7 @@ pub async fn instead(
             other.passed_over.splice(..0, damaged.iter().cloned());
             other.later.clone_from(&first.choice.later);
             other.beside.clone_from(&first.choice.beside);
+            other.unknown.clone_from(&first.choice.unknown);
             Ok(Some(Prepared::of(archive, &wanted, other)))
         }
         Ok(_) => Ok(None),

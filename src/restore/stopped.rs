@@ -76,7 +76,9 @@ impl Said {
 fn words(log: &str) -> Option<&str> {
     let (mut begin, mut found) = (0, None);
     for line in log.split_inclusive('\n') {
-        found = line.find(SAYS).map(|at| begin + at + SAYS.len()).or(found);
+        // What begins with a tab goes on with a line before.
+        let at = line.find(SAYS).filter(|_| !line.starts_with('\t'));
+        found = at.map(|at| begin + at + SAYS.len()).or(found);
         begin += line.len();
     }
     found.and_then(|at| log.get(at..))
@@ -202,7 +204,11 @@ mod tests {
             }
         }
         // Lines of its own, and these very words.
-        for (name, logged) in [("a\nb", "a\n\tb"), ("recovery stopping after x", "recovery stopping after x")] {
+        for (name, logged) in [
+            ("a\nb", "a\n\tb"),
+            ("a\nrecovery stopping x", "a\n\trecovery stopping x"),
+            ("recovery stopping after x", "recovery stopping after x"),
+        ] {
             let log = format!("LOG:  {SAYS}at restore point \"{logged}\", time 2026-11-21 15:05:00.1+01\nLOG:  bye\n");
             let said = Said::parse(&log).expect("a restore point");
             assert!(said.is_planned(&landing(after, None), &Target::Name(name.to_owned())), "{log}");
