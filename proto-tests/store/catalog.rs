@@ -133,6 +133,10 @@ fn the_last_run_and_its_end_are_told_without_knowing_the_server() {
         ..nothing
     };
     assert_eq!(read(), Some(known.clone()), "the newest word, not the highest position");
+    catalog.apply(&[reached(2, 2000, 32)], at(33)).unwrap();
+    let known = LastKnown { reached: Some((TimelineId(2), Lsn(2000), Lsn(2100), at(32))), ..known };
+    assert_eq!(read(), Some(known), "what was seen then, not what ever was");
+    assert_eq!(catalog.reached(TimelineId(2)).unwrap(), Some((Lsn(3000), Lsn(2100), at(32))));
     for problem in [None, Some("the slot is gone".to_owned())] {
         catalog.apply(&[Fact::Ended { at: at(40), problem: problem.clone() }], at(41)).unwrap();
         let run = LastRun { began: at(10), ended: Some((at(40), problem)) };
@@ -389,6 +393,9 @@ fn heartbeats_and_what_was_acknowledged_are_kept_beside() {
     catalog.apply(&[beat(1, 0), beat(2, 10), beat(2, 30), beat(2, 20), reached(7), reached(8)], now).unwrap();
     assert_eq!(catalog.last_heartbeat(TIMELINE).unwrap(), Some((Lsn(2), PgTime(30))), "an idle server's time goes on");
     assert_eq!(catalog.reached(TIMELINE).unwrap(), Some((Lsn(8), Lsn(13), now)));
+    // A run that has not come so far again.
+    catalog.apply(&[reached(6)], now).unwrap();
+    assert_eq!(catalog.reached(TIMELINE).unwrap(), Some((Lsn(8), Lsn(11), now)), "what was durable is");
     catalog.apply(&[beat(3, 8 * day)], now).unwrap();
     catalog.apply(&[beat(3, 1)], now).unwrap();
     assert_eq!(catalog.last_heartbeat(TIMELINE).unwrap(), Some((Lsn(3), PgTime(8 * day))));

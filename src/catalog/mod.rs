@@ -113,7 +113,7 @@ pub enum Fact {
         lsn: Lsn,
         time: PgTime,
     },
-    /// What the receiver last acknowledged, and what the server then had.
+    /// What a receiver acknowledged, and what the server then had. How far that ever was is known beside it, whoever says less later.
     Reached {
         timeline: TimelineId,
         durable: Lsn,

@@ -132,9 +132,9 @@ impl Catalog {
         Ok(rows.into_iter().next())
     }
 
-    /// What the receiver last acknowledged on a timeline, what the server had then, and when that was.
+    /// The furthest that a timeline was acknowledged, what the server had when anything was last told, and when that was.
     pub fn reached(&self, timeline: TimelineId) -> Result<Option<(Lsn, Lsn, SystemTime)>> {
-        let sql = "SELECT durable, server_end, at FROM reached WHERE timeline = ?1";
+        let sql = "SELECT furthest, server_end, at FROM reached WHERE timeline = ?1";
         let rows = self.rows(sql, [timeline.0], |row| {
             let at = Duration::from_secs(row.get::<_, i64>(2)? as u64);
             Ok((lsn(row.get(0)?), lsn(row.get(1)?), SystemTime::UNIX_EPOCH + at))

@@ -11,7 +11,7 @@ use crate::seal::header::RepositoryId;
 /// Tells our files from others' (`PRAGMA application_id`): "wrec".
 const APPLICATION: i64 = 0x7772_6563;
 /// Of the tables below. A file with another one is made anew.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE identity (
@@ -30,8 +30,9 @@ CREATE TABLE groups (timeline INTEGER NOT NULL, first INTEGER NOT NULL, PRIMARY 
 CREATE TABLE heartbeats (
     timeline INTEGER NOT NULL, lsn INTEGER NOT NULL, time INTEGER NOT NULL, PRIMARY KEY (timeline, lsn)
 ) WITHOUT ROWID;
+-- What was seen last, and the furthest that was ever durable: a run that has not come so far again says less.
 CREATE TABLE reached (
-    timeline INTEGER PRIMARY KEY, durable INTEGER NOT NULL, server_end INTEGER NOT NULL, at INTEGER NOT NULL
+    timeline INTEGER PRIMARY KEY, durable INTEGER NOT NULL, server_end INTEGER NOT NULL, at INTEGER NOT NULL, furthest INTEGER NOT NULL
 );
 -- The last run of a receiver: one row. Without an end it was killed, or still runs.
 CREATE TABLE run (

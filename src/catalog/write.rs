@@ -54,7 +54,8 @@ fn note(tx: &Transaction<'_>, fact: &Fact, learned: i64) -> Result<()> {
             write("DELETE FROM heartbeats WHERE timeline = ?1 AND time < ?2", &[&timeline.0, &oldest])
         }
         Fact::Reached { timeline, durable, server_end, at } => write(
-            "INSERT OR REPLACE INTO reached VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO reached VALUES (?1, ?2, ?3, ?4, ?2) ON CONFLICT DO UPDATE SET durable = excluded.durable,
+                server_end = excluded.server_end, at = excluded.at, furthest = max(furthest, excluded.furthest)",
             &[&timeline.0, &place(*durable)?, &place(*server_end)?, &seconds(*at)],
         ),
         Fact::Began(at) => write("INSERT OR REPLACE INTO run VALUES (1, ?1, NULL, NULL)", &[&seconds(*at)]),

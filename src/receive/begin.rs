@@ -142,6 +142,8 @@ impl Run {
             recover(&self.place, root, &self.observer).await?;
         }
         let (mut start, inventory) = prepare::start(archive, server).await?;
+        // Before this run notes anything in the catalog.
+        let reached = self.reached(archive, server, start.timeline).await;
         if let Some(stored) = start.stored.filter(|stored| *stored > server.identity.position)
             && let Some(error) = self.pass_over(server, stored, "stored")
         {
@@ -152,6 +154,7 @@ impl Run {
         self.tell_start(&start, server);
         self.climb_to = start.stored.filter(|_| server.slot == SlotPosition::Unknown);
         let (mut stored, border) = self.compared_start(archive, server, &inventory, &mut start).await?;
+        self.compare_end(reached, &start, &stored, archive.names.segment_size);
         if let Some(border) = border.filter(|border| self.has_refused_below(server, *border)) {
             return self.go_on_apart(archive, server, start.timeline, border).await;
         }

@@ -60,10 +60,12 @@ impl Run {
         }
         let lost =
             self.lasting.missing().filter(|lost| lost.timeline == timeline && (lost.from..lost.to).contains(&from));
+        let vanished = lost.map(|lost| Missing { from, ..lost }).or_else(|| self.put_back_behind(timeline, from));
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;
-            return Err(lost.map_or_else(|| gone(&error, from), |lost| vanished(&error, from, lost)));
+            return Err(vanished.map_or_else(|| gone(&error, from), |lost| is_gone(&error, lost)));
         }
+        let reason = vanished.map_or_else(|| error.to_string(), |lost| format!("{lost}; {error}"));
         let position = match lost {
             // What is stored behind it stays, and the slot holds back what comes next.
             Some(lost) => lost.to,
@@ -73,7 +75,7 @@ impl Run {
         if (to_timeline, to) <= (timeline, from) {
             return Err(gone(&error, from));
         }
-        let hole = Hole { from_timeline: timeline, from, to_timeline, to, reason: error.to_string() };
+        let hole = Hole { from_timeline: timeline, from, to_timeline, to, reason };
         archive.put_event(&self.place.writer.fresh()?, What::Hole(hole.clone()), GIVE_UP).await?;
         self.observer.tell(ReceiveEvent::Hole(hole));
         self.is_given_up();
@@ -282,16 +284,13 @@ fn within(
 }
 
 /// WAL that was stored, is gone from the repository, and that the server has removed: what was stored behind it is of no use without it.
-fn vanished(error: &Error, from: Lsn, Missing { timeline, to, .. }: Missing) -> Error {
-    let text = format!(
-        "WAL from {from} to {to} of timeline {timeline} was stored, and is gone from the repository, as if that had been put back to an earlier time; the server \
-         has removed it too: {error}"
-    );
-    Error::new(Kind::Slot, text).hint(
-        "If what was there before still exists, put its objects back, and start again. Else set on_gap = \"new-range\" to record the hole, and take a new \
-         backup (docs/guide/gaps.md).",
-    )
+fn is_gone(error: &Error, lost: Missing) -> Error {
+    Error::new(Kind::Slot, format!("{lost}; the server has removed it too: {error}")).hint(PUT_BACK)
 }
+
+/// What to do where something was stored, and is gone from the repository.
+pub(super) const PUT_BACK: &str = "If what was there before still exists, put its objects back, and start again. Else set on_gap = \"new-range\" to \
+     record the hole, and take a new backup (docs/guide/gaps.md).";
 
 /// WAL that the server has removed: says from where on, and what to do.
 fn gone(error: &Error, from: Lsn) -> Error {

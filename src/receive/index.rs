@@ -178,10 +178,7 @@ impl Keeper {
                 Note::StoredBefore { timeline, start, .. } if !self.knows(timeline, start).await => self.fall_behind(),
                 Note::StoredBefore { .. } => {}
                 Note::Grouped(WalGroup { timeline, first }) => facts.push(Fact::Group { timeline, first }),
-                Note::Told(fact @ Fact::Reached { .. }) => {
-                    self.said.retain(|said| !is_about_the_same(said, &fact));
-                    self.said.push(fact);
-                }
+                Note::Told(fact @ Fact::Reached { .. }) => replace(&mut self.said, fact),
                 Note::Told(fact @ Fact::Ended { .. }) => self.said.push(fact),
                 Note::Told(fact) => facts.push(fact),
             }
@@ -302,7 +299,45 @@ impl Keeper {
     }
 }
 
-/// A later word about a timeline takes the place of an earlier one.
-fn is_about_the_same(one: &Fact, other: &Fact) -> bool {
-    matches!((one, other), (Fact::Reached { timeline: a, .. }, Fact::Reached { timeline: b, .. }) if a == b)
+/// A later word about a timeline takes the place of an earlier one, but what was durable stays so: see [`Fact::Reached`].
+fn replace(said: &mut Vec<Fact>, mut new: Fact) {
+    said.retain(|old| match (old, &mut new) {
+        (Fact::Reached { timeline: a, durable: before, .. }, Fact::Reached { timeline: b, durable, .. }) if a == b => {
+            *durable = (*durable).max(*before);
+            false
+        }
+        _ => true,
+    });
+    said.push(new);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::note::Notes;
+    use super::*;
+
+    #[test]
+    fn what_was_durable_is_not_unsaid_by_who_comes_later_and_is_behind() {
+        let at = SystemTime::UNIX_EPOCH;
+        let reached = |timeline, to| Fact::Reached {
+            timeline: TimelineId(timeline),
+            durable: Lsn(to),
+            server_end: Lsn(to + 1),
+            at,
+        };
+        let mut said = vec![Fact::Began(at)];
+        [reached(1, 8), reached(2, 3), reached(1, 5)].into_iter().for_each(|fact| replace(&mut said, fact));
+        let last = Fact::Reached { timeline: TimelineId(1), durable: Lsn(8), server_end: Lsn(6), at };
+        assert_eq!(said, [Fact::Began(at), reached(2, 3), last]);
+    }
+
+    #[test]
+    fn where_the_server_was_told_nothing_nothing_is_said() {
+        let (notes, mut queue) = mpsc::channel(QUEUE);
+        let notes = Notes::begin(TimelineId(1), Lsn(7), Feed { notes, missed: Arc::default() });
+        notes.reached(Lsn::INVALID, Lsn(9));
+        assert!(matches!(queue.try_recv(), Ok(Note::Began { .. })) && queue.try_recv().is_err());
+        notes.reached(Lsn(8), Lsn(9));
+        assert!(matches!(queue.try_recv(), Ok(Note::Told(Fact::Reached { durable: Lsn(8), .. }))));
+    }
 }

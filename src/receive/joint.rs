@@ -4,6 +4,7 @@
 //! history, and a restore would be a mixture of the two.
 
 use super::compare::OldTail;
+use super::hole::PUT_BACK;
 use super::observe::ReceiveEvent;
 use super::prepare::{self, Stored};
 use super::resume::{SlotPosition, Start};
@@ -109,12 +110,16 @@ impl Run {
         border: Lsn,
     ) -> Result<bool> {
         self.apart = None;
-        let reason = unshown(timeline, border);
+        let lost = self.put_back_behind(timeline, border);
+        let reason =
+            lost.map_or_else(|| unshown(timeline, border), |lost| format!("{lost}; {}", unshown(timeline, border)));
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;
-            return Err(Error::new(Kind::Slot, reason).hint(
-                "Everything before is safe. For another server use another cluster name, else on_gap = \"new-range\" to go on behind a hole (docs/guide/gaps.md).",
-            ));
+            return Err(Error::new(Kind::Slot, reason).hint(if lost.is_some() {
+                PUT_BACK
+            } else {
+                "Everything before is safe. For another server use another cluster name, else on_gap = \"new-range\" to go on behind a hole (docs/guide/gaps.md)."
+            }));
         }
         let size = archive.names.segment_size;
         // What a slot that was made anew does not hold back would be of no use: no backup lies in it.

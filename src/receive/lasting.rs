@@ -4,9 +4,12 @@
 //! hole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display, Formatter};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::object::Place;
+use super::prepare::Stored;
 use super::resume::{SlotPosition, Start};
 use super::run::Run;
 use super::server::Server;
@@ -44,6 +47,16 @@ pub struct Missing {
     pub timeline: TimelineId,
     pub from: Lsn,
     pub to: Lsn,
+}
+
+impl Display for Missing {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Missing { timeline, from, to } = self;
+        write!(
+            f,
+            "WAL from {from} to {to} of timeline {timeline} was stored, and is gone from the repository, as if that had been put back to an earlier time"
+        )
+    }
 }
 
 impl Lasting {
@@ -162,12 +175,9 @@ impl Run {
         start: &mut Start,
     ) -> Result<()> {
         let found = self.find_missing(archive, server, inventory, start).await?;
-        if let Some(Missing { timeline, from, to }) = found {
-            self.observer.warn(format!(
-                "WAL from {from} to {to} of timeline {timeline} was stored, and is gone from the repository, as if that had been put back to an earlier time: the \
-                 server is asked for it again; if what was there before still exists, put it back (docs/guide/gaps.md)"
-            ));
-            (start.timeline, start.lsn) = (timeline, from);
+        if let Some(lost) = found {
+            self.tell_missing(lost);
+            (start.timeline, start.lsn) = (lost.timeline, lost.from);
         }
         self.lasting.set_missing(found);
         Ok(())
@@ -193,20 +203,69 @@ impl Run {
         Ok(None)
     }
 
+    /// How far the catalog of this host knows that a timeline was durable, as far as this server goes along with it. As in [`Run::noted`].
+    pub(super) async fn reached(
+        &self,
+        archive: &Archive,
+        server: &Server,
+        timeline: TimelineId,
+    ) -> Option<(TimelineId, Lsn)> {
+        let durable = self.of_catalog(archive, move |catalog| catalog.reached(timeline)).await??.0;
+        Some((timeline, server.history.switch_point_of(timeline).map_or(durable, |fork| durable.min(fork))))
+    }
+
+    /// The repository may end before what was acknowledged: it was put back while no receiver ran.
+    pub(super) fn compare_end(
+        &mut self,
+        reached: Option<(TimelineId, Lsn)>,
+        start: &Start,
+        stored: &Stored,
+        size: SegmentSize,
+    ) {
+        let timeline = start.timeline;
+        let reached = reached.filter(|(known, _)| *known == timeline).map(|(_, lsn)| lsn);
+        let object = |lsn: &Lsn| Place::of(*lsn, timeline, size).end;
+        let objects = stored.objects.last().map(object);
+        let tails = stored.tails.iter().map(|tail| tail.end()).max();
+        let ends = [start.stored, objects, tails];
+        let from = ends.into_iter().flatten().fold(start.lsn, Lsn::max);
+        let found = reached.filter(|to| *to > from).map(|to| Missing { timeline, from, to });
+        if let Some(lost) = found.filter(|found| self.put_back != Some(*found)) {
+            self.tell_missing(lost);
+        }
+        self.put_back = found;
+    }
+
+    /// What was stored behind a place and is gone from the repository.
+    pub(super) fn put_back_behind(&self, timeline: TimelineId, from: Lsn) -> Option<Missing> {
+        let lost = self.put_back.filter(|lost| lost.timeline == timeline && from < lost.to)?;
+        Some(Missing { from, ..lost })
+    }
+
+    fn tell_missing(&self, lost: Missing) {
+        self.observer.warn(format!(
+            "{lost}: the server is asked for it again; if what was there before still exists, put it back (docs/guide/gaps.md)"
+        ));
+    }
+
     /// What the catalog of this host knows of. It is an index: where it cannot be read, what this run stored is all that is known. A run with a temporary slot is to
     /// store a backup's WAL, and leaves the rest to the receiver.
     async fn noted(&self, archive: &Archive, timeline: TimelineId) -> Stretches {
-        let path = self.options.catalog.clone().filter(|_| !self.options.temporary_slot);
-        let Some(path) = path else { return Vec::new() };
+        self.of_catalog(archive, move |catalog| catalog.ranges(timeline)).await.unwrap_or_default()
+    }
+
+    async fn of_catalog<T: Send + 'static>(
+        &self,
+        archive: &Archive,
+        ask: impl FnOnce(&Catalog) -> Result<T> + Send + 'static,
+    ) -> Option<T> {
+        let path = self.options.catalog.clone().filter(|_| !self.options.temporary_slot)?;
         let identity = archive.identity();
-        let read = move || match Catalog::read(&path, &identity)? {
-            Some(catalog) => catalog.ranges(timeline),
-            None => Ok(Vec::new()),
-        };
+        let read = move || Catalog::read(&path, &identity)?.as_ref().map(ask).transpose();
         let read = archive.repo.lane().run(read).await.and_then(|read| read);
         read.unwrap_or_else(|error| {
             tracing::info!("what the catalog knows of cannot be compared with what is stored: {error}");
-            Vec::new()
+            None
         })
     }
 

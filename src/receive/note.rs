@@ -44,8 +44,11 @@ impl Notes {
         }
     }
 
-    /// How far the repository and the server are.
+    /// How far the repository and the server are, where the server was told a position.
     pub fn reached(&self, durable: Lsn, server_end: Lsn) {
+        if durable == Lsn::INVALID {
+            return;
+        }
         let fact = Fact::Reached { timeline: self.timeline, durable, server_end, at: SystemTime::now() };
         self.feed.tell(Note::Told(fact));
     }

@@ -13,7 +13,7 @@ use super::check::Refused;
 use super::follow::Followed;
 use super::index::Index;
 use super::lag::Lagging;
-use super::lasting::Lasting;
+use super::lasting::{Lasting, Missing};
 use super::leave::Halt;
 use super::observe::{Observer, ReceiveEvent};
 use super::pipeline::Pipeline;
@@ -71,6 +71,8 @@ pub struct Run {
     pub(super) apart: Option<(String, Lsn)>,
     /// What this run stored.
     pub(super) lasting: Lasting,
+    /// What the catalog knows of and the repository has not, as far as the end that was acknowledged last.
+    pub(super) put_back: Option<Missing>,
     pub(super) followed: Followed,
     /// Where WAL was refused the last time.
     pub(super) refused_at: Option<(TimelineId, Lsn)>,
@@ -132,6 +134,7 @@ impl Run {
             joins: None,
             apart: None,
             lasting: Lasting::default(),
+            put_back: None,
             followed: Followed::default(),
             refused_at: None,
             garbled: None,

@@ -1,5 +1,7 @@
 //! Slots that lost their WAL, and holes: refused in clear words, or recorded and left behind, and never crossed.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use walrecv::error::Kind;
@@ -11,7 +13,7 @@ use walrecv::seal::content::event::Hole;
 
 use super::harness::{self, Receiving, Vault};
 use super::store::Store;
-use crate::support::{Server, require_servers, wait_for};
+use crate::support::{Server, TempDir, require_servers, wait_for};
 
 const ONE: TimelineId = TimelineId(1);
 
@@ -293,4 +295,70 @@ fn only_a_slot_that_is_still_as_it_was_seen_is_dropped() {
         assert_eq!(there(), "0");
         drop_stale(&mut connection, "walrecv", |_, _| false).await.expect("it is gone already");
     });
+}
+
+/// A copy of the repository is put back while no receiver runs, and the server has let go of what was stored since. The catalog knows how far it was durable.
+#[test]
+fn a_repository_that_was_put_back_is_told_from_a_gap() {
+    let version = MajorVersion::V13;
+    require_servers!(version);
+    // However slow the machine is, the slot is not lost.
+    let server = Server::builder(version).setting("max_wal_size", "4MB").setting("min_wal_size", "2MB").start();
+    let vault = Vault::new();
+    let states = TempDir::new("states");
+    let (folder, copy) = (vault.temp.path(), states.join("copy"));
+    let with_catalog = |options| ReceiveOptions { catalog: Some(states.join("catalog")), ..options };
+    harness::create_slot(&server);
+    let run = || {
+        let receiving = Receiving::start(with_catalog(harness::options(&server)), vault.place());
+        receiving.wait_streaming();
+        server.sql("create table if not exists t (id int); insert into t values (1)");
+        forget(&server, 4);
+        server.sql("insert into t values (2)");
+        harness::wait_acknowledged(&server, server.lsn());
+        receiving.stop().0.durable
+    };
+    let before = run();
+    cp(folder, &copy);
+    let after = run();
+    forget(&server, 2);
+    std::fs::remove_dir_all(folder).expect("remove the repository");
+    cp(&copy, folder);
+
+    // However often it is started.
+    for _ in 0..2 {
+        let receiving = Receiving::start(with_catalog(harness::options(&server)), vault.place());
+        let (ended, events) = receiving.end_and_events();
+        let error = ended.expect_err("the server has removed it");
+        let (said, hint) = (error.to_string(), error.advice().unwrap_or_default().to_owned());
+        assert_eq!(error.kind(), Kind::Slot, "{said}");
+        let gone = format!("WAL from {before} to {after} of timeline 1 was stored, and is gone from the repository");
+        assert!(
+            said.contains(&gone) && hint.contains("put its objects back") && !hint.contains("is safe"),
+            "{said}: {hint}"
+        );
+        let warned = |e: &ReceiveEvent| matches!(e, ReceiveEvent::Warning(text) if text.contains(&gone));
+        assert!(events.iter().any(warned), "{events:#?}");
+    }
+    let receiving = Receiving::start(with_catalog(on_gap(&server)), vault.place());
+    receiving.wait_event("a hole", |e| matches!(e, ReceiveEvent::Hole(_)));
+    server.sql("insert into t values (3)");
+    harness::wait_acknowledged(&server, server.lsn());
+    receiving.stop();
+    let holes = holes(&vault, &server);
+    assert!(holes.len() == 1 && holes[0].reason.contains("is gone from the repository"), "{holes:#?}");
+
+    // Nothing of that is said where nothing is missing, or the server still has it.
+    let receiving = Receiving::start(with_catalog(harness::options(&server)), vault.place());
+    receiving.wait_streaming();
+    let events = receiving.stopped_events();
+    assert!(
+        !events.iter().any(|e| matches!(e, ReceiveEvent::Warning(text) if text.contains("is gone"))),
+        "{events:#?}"
+    );
+}
+
+fn cp(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("run cp");
+    assert!(status.success());
 }
