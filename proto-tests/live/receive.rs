@@ -48,6 +48,8 @@ mod standbys;
 mod stops;
 #[path = "receive/store.rs"]
 mod store;
+#[path = "receive/switches.rs"]
+mod switches;
 #[path = "receive/timelines.rs"]
 mod timelines;
 #[path = "receive/wires.rs"]

@@ -107,6 +107,18 @@ impl Archive {
         Ok(bytes.into())
     }
 
+    /// Whether what a segment holds from `start` on lies behind a WAL switch: the last object below in which a record ends says so.
+    pub async fn is_behind_switch(&self, segment: SegmentName, start: Lsn) -> Result<bool> {
+        for (name, below) in self.objects_of(segment).into_iter().rev().filter(|(_, below)| *below < start) {
+            let claims = self.claims(ObjectKind::Segment, segment.timeline, below);
+            match self.read_summary(&name, &claims).await? {
+                Some(summary) if summary.last_record.is_none() => {}
+                found => return Ok(found.is_some_and(|summary| summary.switched)),
+            }
+        }
+        Ok(false)
+    }
+
     /// The summaries (frame 0) of a complete segment's objects, in order; `None` when one of them is not stored.
     pub async fn summaries(&self, segment: SegmentName) -> Result<Option<Vec<Summary>>> {
         let mut summaries = Vec::new();

@@ -18,7 +18,8 @@ use crate::pg::{Lsn, TimelineId};
 use crate::seal::content::event::{Hole, What};
 
 impl Run {
-    /// What is stored from the start on. A start at the end of what is stored moves to the object before that, which is compared; gives the end then.
+    /// What is stored from the start on. A start at the end of what is stored moves to the object with the last record before that, and all from there on is
+    /// compared; gives the end then.
     pub(super) async fn compared_start(
         &self,
         archive: &Archive,
@@ -31,15 +32,18 @@ impl Run {
         let stored = from(border).await?;
         // A refusal would take a temporary slot with it, which is to hold back the WAL of a backup that begins now.
         let asks = start.stored == Some(border) && !self.options.temporary_slot;
-        if !asks || self.is_the_same(server, border, &stored) {
+        let known = !asks || self.is_the_same(server, border, &stored);
+        if known && archive.names.segment_size.offset_of(border) == 0 {
             return Ok((stored, None));
         }
-        let Some(before) = prepare::object_before(archive, start.timeline, border).await? else {
+        let before = prepare::objects_before(archive, start.timeline, border).await?;
+        // Behind a switch there is nothing to begin with, whoever the server is.
+        let Some(lower) = before.start().filter(|_| !known || before.switched) else {
             return Ok((stored, None));
         };
-        let mut stored = from(before.start).await?;
-        start.lsn = before.start;
-        stored.tails.push(before);
+        let mut stored = from(lower).await?;
+        start.lsn = lower;
+        stored.tails.extend(before.objects);
         Ok((stored, Some(border)))
     }
 
@@ -72,14 +76,14 @@ impl Run {
         refused: Lsn,
         (timeline, border): (TimelineId, Lsn),
     ) -> Result<bool> {
-        let Some(before) = prepare::object_before(archive, timeline, border).await? else {
+        let before = prepare::objects_before(archive, timeline, border).await?;
+        let Some(start) = before.start() else {
             // Nothing is stored that it would be joined to: a timeline begins, or a hole ends.
             return self.begin_at(archive, server, timeline, border).await;
         };
-        if before.start > refused && !self.options.temporary_slot {
-            let start = before.start;
+        if start > refused && !self.options.temporary_slot {
             let mut stored = self.stored_at(archive, timeline, start).await?;
-            stored.tails.push(before);
+            stored.tails.extend(before.objects);
             self.begin(archive, server, timeline, start, stored)?;
             self.only_compares_below(border);
             return Ok(true);

@@ -125,27 +125,57 @@ pub async fn stored(
     Ok(Stored { objects, tails, litter, link, reported: None })
 }
 
-/// The stored object before a border of objects, with its name.
-async fn before(archive: &Archive, timeline: TimelineId, border: Lsn) -> Result<Option<(String, Summary)>> {
-    let Some(last) = border.0.checked_sub(1) else { return Ok(None) };
-    let place = Place::of(Lsn(last), timeline, archive.names.segment_size);
-    let object = archive.names.segment(place.segment, place.part);
-    let claims = archive.claims(ObjectKind::Segment, timeline, place.start);
-    Ok(read_summary(archive, &object, &claims).await?.map(|summary| (object, summary)))
+/// The stored objects before a border, from the last one down to the one in which a record ends, or the beginning of their segment: of a large segment a part may
+/// lie inside a record, or hold the zeros behind a switch.
+async fn before(archive: &Archive, timeline: TimelineId, border: Lsn) -> Result<Vec<(String, Summary)>> {
+    let size = archive.names.segment_size;
+    let mut found = Vec::new();
+    let mut end = border;
+    while let Some(last) = end.0.checked_sub(1) {
+        let place = Place::of(Lsn(last), timeline, size);
+        let object = archive.names.segment(place.segment, place.part);
+        let claims = archive.claims(ObjectKind::Segment, timeline, place.start);
+        let Some(summary) = read_summary(archive, &object, &claims).await? else { break };
+        let is_last = summary.last_record.is_some() || place.start == place.segment.start();
+        found.push((object, summary));
+        if is_last {
+            break;
+        }
+        end = place.start;
+    }
+    Ok(found)
 }
 
-/// The same as something to compare: nothing from its start on counts, or is kept in a tail, before the server has sent the same bytes.
-pub async fn object_before(archive: &Archive, timeline: TimelineId, border: Lsn) -> Result<Option<OldTail>> {
+/// What is stored before a border of objects, as something to compare: nothing from its start on counts, or is kept in a tail, before the server has sent the
+/// same bytes. Zeros behind a switch are alike in all histories, and no reading begins there: all of it begins with a record, or with its segment.
+pub struct Before {
+    /// The object with the last record, and those behind it.
+    pub objects: Vec<OldTail>,
+    /// Their segment was left for the next one.
+    pub switched: bool,
+}
+
+impl Before {
+    /// Where that begins; `None` where nothing is stored before the border.
+    pub fn start(&self) -> Option<Lsn> {
+        self.objects.iter().map(|object| object.start).min()
+    }
+}
+
+/// See [`Before`].
+pub async fn objects_before(archive: &Archive, timeline: TimelineId, border: Lsn) -> Result<Before> {
     let found = before(archive, timeline, border).await?;
-    Ok(found.map(|(name, summary)| {
+    let switched = found.iter().any(|(_, summary)| summary.switched);
+    let objects = found.into_iter().map(|(name, summary)| {
         let marks = vec![(summary.end.since(summary.start), summary.hash)];
         OldTail { name, pieces: Vec::new(), is_end: false, start: summary.start, marks }
-    }))
+    });
+    Ok(Before { objects: objects.collect(), switched })
 }
 
-/// The last record that begins in the object before `start`, where that is stored and says so.
+/// The last record that begins before `start`, where an object says so that is stored there.
 async fn link(archive: &Archive, timeline: TimelineId, start: Lsn) -> Result<Option<Link>> {
-    let found = before(archive, timeline, start).await?;
+    let found = before(archive, timeline, start).await?.pop();
     let last = found.and_then(|(object, summary)| Some((object, summary.last_record?)));
     Ok(last.map(|(object, last)| Link { record: last_begun(last, start), object }))
 }

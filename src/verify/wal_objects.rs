@@ -164,12 +164,31 @@ async fn open(look: &Look<'_>, timeline: TimelineId, entry: &WalEntry) -> Result
     let open = move |bytes: Bytes| {
         let examined = archive.examine_wal(timeline, &of, &bytes).map_err(|error| Trouble::of(&error, &of.name))?;
         let (summary, plain) = examined;
+        // Whole parts of a large segment lie behind a switch.
+        let inside = archive.names.segment_size.offset_of(summary.start) > 0;
+        if inside && plain.iter().all(|byte| *byte == 0) {
+            return Ok((summary, None));
+        }
         let records = scan(&archive, timeline, summary.start, &plain).map_err(Trouble::damaged)?;
-        Ok((summary, records))
+        Ok((summary, Some(records)))
     };
     let (summary, records) = look.object(&entry.name, KeyClass::Content, open).await?;
+    let records = match records {
+        Some(records) => records,
+        None => zeros(look, timeline, entry, summary.start).await?,
+    };
     look.count(|checked| checked.wal_records += records);
     Ok(Some(summary))
+}
+
+/// Zeros are right only behind a switch, where no records are.
+async fn zeros(look: &Look<'_>, timeline: TimelineId, entry: &WalEntry, start: Lsn) -> Result<u64, Trouble> {
+    let size = look.size();
+    let segment = SegmentName::new(timeline, size.segment_of(start), size);
+    match look.patient(&entry.name, || look.archive.is_behind_switch(segment, start)).await? {
+        true => Ok(0),
+        false => Err(Trouble::damaged(format!("zeros at {start}, and no WAL switch is stored before them"))),
+    }
 }
 
 /// Reads the records that begin in these bytes; how many are whole. Those that begin before or go on behind are not judged here.
