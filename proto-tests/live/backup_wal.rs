@@ -1,5 +1,6 @@
 //! The WAL of a backup: of the server that was backed up, and durable, or there is no backup.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -69,6 +70,40 @@ fn a_server_that_was_set_back_gives_no_backup() {
         let list = run(archive.list_backups()).expect("a list");
         assert_eq!((list.complete.len(), list.given_up.len()), (1, 1), "{list:?}");
     }
+}
+
+/// A standby may have replayed a switch before the zeros behind it came, and has in their place what its file held before.
+#[test]
+fn what_a_standby_has_behind_a_switch_is_no_other_history() {
+    require_servers!(MajorVersion::V16);
+    let builder = Server::builder(MajorVersion::V16).setting("autovacuum", "off").setting("wal_keep_size", "64MB");
+    let primary = builder.start();
+    harness::create_slot(&primary);
+    let vault = Vault::new();
+    let receiving = Receiving::start(harness::options(&primary), vault.place());
+    receiving.wait_streaming();
+    let standby = primary.standby().setting("hot_standby", "on").start();
+    primary.sql("create table t (id int)");
+    primary.sql("checkpoint");
+    primary.sql("insert into t values (1)");
+    let switched = primary.switch_wal();
+    standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{switched}'"), "t");
+    let (place, archive) = (vault.place(), vault.archive(&primary));
+    let size = archive.names.segment_size;
+    let number = size.segment_before(switched);
+    harness::wait_acknowledged(&primary, number.end(size));
+    let name = SegmentName::new(TimelineId(1), number, size).to_string();
+    let file = std::fs::OpenOptions::new().write(true).open(standby.data_dir().join("pg_wal").join(name));
+    let left = size.bytes() - size.offset_of(switched);
+    let older = vec![0x5A; left as usize];
+    file.expect("its file").write_all_at(&older, size.offset_of(switched)).expect("write what it held before");
+
+    let target = conninfo(&standby.conninfo("postgres"));
+    // As every writer sees it: without the identity.
+    let archive = Archive { keys: place.reader.clone(), ..archive };
+    let taken = run(take(&archive, place.writer.clone(), &target, &BackupOptions::default())).expect("a backup");
+    assert_eq!(size.segment_before(taken.manifest.stop), number, "it ends there: {}", taken.manifest.stop);
+    receiving.stop();
 }
 
 /// A receiver that has written what the backup needs, and has not synced it yet.

@@ -4,6 +4,7 @@
 //! backup could never be recovered. So the server is asked for the WAL in which the backup ends, as soon as it has ended, and what is stored there has to be
 //! the same bytes.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,7 +15,10 @@ use super::wal::WalWatch;
 use crate::archive::same::{Agreement, Stretch};
 use crate::error::{Context, Error, Kind, Result};
 use crate::net::{Connection, Conninfo, Mode, Started};
-use crate::pg::{Lsn, SegmentSize, TimelineId};
+use crate::pg::scan::ScanConfig;
+use crate::pg::switch::blanked;
+use crate::pg::{Lsn, TimelineId};
+use crate::repo::ClusterNames;
 use crate::wire::message::StreamEvent;
 
 /// Between two looks at what is stored, or two tries to reach the server.
@@ -30,7 +34,7 @@ const ENDING: Duration = Duration::from_secs(1);
 pub struct Origin {
     pub reader: Reader,
     pub server: Conninfo,
-    pub segment_size: SegmentSize,
+    pub names: ClusterNames,
     /// The end of the backup.
     pub timeline: TimelineId,
     pub stop: Lsn,
@@ -76,7 +80,7 @@ impl Origin {
 
     /// From where to where the object reaches that the backup ends in.
     fn object(&self) -> (Lsn, Lsn) {
-        Stretch::around(self.stop, self.segment_size)
+        Stretch::around(self.stop, self.names.segment_size)
     }
 
     fn other(&self, what: &str) -> Error {
@@ -117,6 +121,7 @@ impl Origin {
 
     async fn ask(&self, connection: Option<Connection>) -> Result<Stretch> {
         let (server, timeline, stop, object) = (self.server.clone(), self.timeline, self.stop, self.object());
+        let (system, segment_size) = (self.names.system, self.names.segment_size);
         // What was assumed and differs is asked for.
         let assume = connection.is_some();
         let bytes = self.reader.run(async move {
@@ -126,11 +131,17 @@ impl Origin {
             };
             let late = |_| Error::new(Kind::Server, format!("the server sends no WAL up to {stop}")).transient();
             let read = read(&mut connection, timeline, stop, object, assume);
-            let bytes = timeout(SENDING, read).await.map_err(late)??;
+            let (bytes, zeros) = timeout(SENDING, read).await.map_err(late)??;
+            let config = ScanConfig { version: connection.version(), system, timeline, segment_size };
             if connection.end_stream(ENDING).await.is_ok() {
                 connection.close().await;
             }
-            Ok(bytes)
+            // A standby may have something else there than is stored.
+            let stored = match blanked(config, object.0, &bytes) {
+                Cow::Owned(blanked) => Some(Bytes::from(blanked)),
+                Cow::Borrowed(_) => None,
+            };
+            Ok((stored.unwrap_or(bytes), zeros))
         });
         let (bytes, zeros) = bytes.await?;
         Ok(Stretch { timeline, start: object.0, bytes, zeros })
@@ -178,6 +189,7 @@ mod tests {
     use futures::future::BoxFuture;
 
     use super::*;
+    use crate::pg::{SegmentSize, SystemIdentifier};
 
     struct Finds(Agreement);
 
@@ -197,7 +209,11 @@ mod tests {
         let origin = Origin {
             reader: Reader::start().unwrap(),
             server: Conninfo::parse("host=/nowhere user=u", &|_| None).unwrap(),
-            segment_size: SegmentSize::new(1 << 20).unwrap(),
+            names: ClusterNames {
+                cluster: "main".into(),
+                system: SystemIdentifier(7),
+                segment_size: SegmentSize::new(1 << 20).unwrap(),
+            },
             timeline: TimelineId(1),
             stop: Lsn(0x0300_1000),
         };

@@ -182,8 +182,8 @@ async fn copy(
         drop(to);
         Ok((written, sealing))
     });
-    let (timeline, stop, segment_size) = (span.stop_timeline, span.stop, archive.names.segment_size);
-    let origin = Origin { reader, server: server.clone(), segment_size, timeline, stop };
+    let (timeline, stop, names) = (span.stop_timeline, span.stop, archive.names.clone());
+    let origin = Origin { reader, server: server.clone(), names, timeline, stop };
     // What the server did not send is the parent's.
     let unsent = parent.as_ref().filter(|_| begun.transfer == Transfer::Incremental);
     let wal = async {

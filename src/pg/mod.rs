@@ -19,6 +19,7 @@ pub mod record_crc;
 pub mod replaced;
 pub mod scan;
 pub mod segment;
+pub mod switch;
 pub mod tar;
 pub mod timeline;
 pub mod xact;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::compare::{Comparison, Differs};
 use crate::pg::record::{RM_XLOG, Record, XLOG_OVERWRITE_CONTRECORD};
 use crate::pg::scan::{Invalid, ScanConfig, WalScanner};
+use crate::pg::switch::blank;
 use crate::pg::{Lsn, xact};
 
 /// Why bytes were refused.
@@ -66,17 +67,6 @@ impl Link {
         // The first record that a server writes after pg_resetwal names none.
         let named = Some(first.prev).filter(|prev| *prev != Lsn(0)).unwrap_or(self.record);
         broken.then(|| Differs { name: self.object, from: named.min(self.record), to: first.start })
-    }
-}
-
-/// Puts zeros where `bytes`, which begin at `at`, reach into `range`.
-fn blank(bytes: &mut Cow<'_, [u8]>, at: Lsn, range: &Range<Lsn>) {
-    let offset = |lsn: Lsn| (lsn.0.saturating_sub(at.0) as usize).min(bytes.len());
-    let range = offset(range.start)..offset(range.end);
-    if bytes.get(range.clone()).is_some_and(|part| part.iter().fold(0, |any, byte| any | byte) != 0)
-        && let Some(part) = bytes.to_mut().get_mut(range)
-    {
-        part.fill(0);
     }
 }
 
@@ -149,28 +139,6 @@ impl Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_stands_behind_a_switch_is_blanked() {
-        let stood = [7; 100];
-        let blanked = |from: u64, to: u64| {
-            let mut bytes = Cow::Borrowed(&stood[..]);
-            blank(&mut bytes, Lsn(1000), &(Lsn(from)..Lsn(to)));
-            let zeros = bytes.iter().filter(|byte| **byte == 0).count();
-            let first = bytes.iter().position(|byte| *byte == 0);
-            (first, zeros, matches!(bytes, Cow::Owned(_)))
-        };
-        assert_eq!(blanked(1040, 1060), (Some(40), 20, true));
-        assert_eq!(blanked(1040, 5000), (Some(40), 60, true));
-        assert_eq!(blanked(500, 1010), (Some(0), 10, true));
-        assert_eq!(blanked(0, 5000), (Some(0), 100, true));
-        for elsewhere in [(0, 1000), (1100, 5000), (500, 600)] {
-            assert_eq!(blanked(elsewhere.0, elsewhere.1), (None, 0, false), "{elsewhere:?}");
-        }
-        let mut zeros = Cow::Borrowed(&[0; 100][..]);
-        blank(&mut zeros, Lsn(1000), &(Lsn(0)..Lsn(5000)));
-        assert!(matches!(zeros, Cow::Borrowed(_)), "nothing is copied for nothing");
-    }
 
     #[test]
     fn other_wal_before_the_first_record_is_told_from_where_it_differs() {
