@@ -52,7 +52,7 @@ impl Before {
             // One without a record speaks of bytes alone.
             if summary.start < to && summary.records > 0 {
                 let (bytes, latest) = told.entry(size.segment_of(summary.start)).or_default();
-                *bytes += summary.end.since(summary.start);
+                *bytes += told_of(summary, size);
                 *latest = (*latest).max(summary.times.map(|(_, latest)| latest));
             }
         };
@@ -79,6 +79,12 @@ impl Before {
             && (self.0.range(size.segment_of(from)..=size.segment_before(to)))
                 .any(|(_, latest)| latest.is_none_or(|latest| is_later(latest, target)))
     }
+}
+
+/// Bytes of its segment of which a summary tells what ended there: behind a switch nothing does, and those parts of a large segment have no records to tell of.
+fn told_of(summary: &Summary, size: SegmentSize) -> u64 {
+    let end = if summary.switched { size.segment_of(summary.start).end(size) } else { summary.end };
+    end.since(summary.start)
 }
 
 fn stored(route: &Route<'_>, number: SegmentNumber, size: SegmentSize) -> bool {
@@ -201,6 +207,16 @@ mod tests {
     use super::*;
 
     const MB: u64 = 1 << 20;
+
+    #[test]
+    fn behind_a_switch_the_parts_of_a_segment_need_not_be_told_of() {
+        let (size, part) = (SegmentSize::new(64 * MB).unwrap(), |from: u64| {
+            let (start, end) = (Lsn((64 + from) * MB), Lsn((64 + from + 16) * MB));
+            Summary { records: 9, ..Summary::of(start, end, [0; 32]) }
+        });
+        let switched = Summary { switched: true, ..part(16) };
+        assert_eq!((told_of(&part(0), size), told_of(&switched, size)), (16 * MB, 48 * MB));
+    }
 
     #[test]
     fn only_segments_with_something_later_or_untold_are_worth_reading() {
