@@ -76,6 +76,7 @@ fn weather(world: &World) {
             silence: rate(3, &[200, 1000]),
             flip: rate(5, &[100, 400]),
             refuse: rate(3, &[3, 10]),
+            ..NetFaults::default()
         };
         world.excuses().corrupt |= faults.flip > 0;
         world.network.set_faults(faults);

@@ -1,12 +1,14 @@
 //! Waits that have an end: a stop into storage that is dead, a timeline that ends there; and a second connection that goes on after a refusal.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::store::StoreFaults;
 use super::tails::{acknowledged, quiet_world_with, write};
+use super::walsender::NetFaults;
 use super::world::{GRACE, Plan, World};
 
 /// What comes after the grace: the last word to the server and its answer, and the last notes of the catalog.
@@ -89,5 +91,39 @@ fn the_second_connection_goes_on_after_a_refusal() {
             state.told_end() >= state.end()
         };
         assert!(known, "commits wait for it, and it does not know: {}", world.trace.last());
+    });
+}
+
+/// Who stands by tries whether it could stream. A server that is slow to answer that must not make the takeover late.
+#[test]
+fn a_slow_trial_delays_no_takeover() {
+    let two = |plan: &mut Plan| plan.second = true;
+    quiet_world_with(two, |world: Arc<World>| async move {
+        write(&world, 1000);
+        acknowledged(&world).await;
+        let says = async |text: &str, within: Duration| {
+            let asked = Instant::now();
+            while !world.trace.last().contains(text) {
+                assert!(asked.elapsed() < within, "{text:?} is not said: {}", world.trace.last());
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // As long as a trial may take, nearly.
+        world.network.set_faults(NetFaults { dial: 2900, ..NetFaults::default() });
+        let second = tokio::spawn(world.clone().supervise(1));
+        says("] StandingBy", Duration::from_secs(10)).await;
+        world.network.set_faults(NetFaults::default());
+        let (one, two) = {
+            let processes = world.processes();
+            let of = |index: usize| processes[index].clone().expect("it runs");
+            (of(0), of(1))
+        };
+        one.stop.send_replace(true);
+        says(&format!("[{}] Streaming", two.life.id()), Duration::from_secs(2)).await;
+        write(&world, 1000);
+        acknowledged(&world).await;
+        world.closing.store(true, Ordering::SeqCst);
+        two.stop.send_replace(true);
+        second.await.expect("it ends");
     });
 }

@@ -29,6 +29,8 @@ const AHEAD: usize = 3;
 pub struct NetFaults {
     /// Longest usual delay in milliseconds.
     pub delay: u64,
+    /// A new connection takes so many milliseconds.
+    pub dial: u64,
     pub pause: u64,
     pub cut: u64,
     /// From then on nothing arrives on either side, and nobody is told.
@@ -62,7 +64,7 @@ impl Network {
     /// A new connection of this process.
     pub async fn dial(&self, life: Life) -> io::Result<Plug> {
         let faults = self.faults();
-        sleep(self.chance.millis(0, faults.delay)).await;
+        sleep(self.chance.millis(0, faults.delay) + Duration::from_millis(faults.dial)).await;
         if self.cluster.state().phase == Phase::Down || life.is_barred() || self.chance.one_in(faults.refuse) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::ReceiveOptions;
@@ -63,7 +65,7 @@ const POLL: Duration = Duration::from_secs(1);
 const TELL: Duration = Duration::from_secs(10);
 /// How often it tries whether it could stream, were the slot free: a line in the server's log where connections are logged.
 const TRY: Duration = Duration::from_secs(300);
-/// Such a trial takes so long at most: the slot may be free meanwhile.
+/// Such a trial takes so long at most.
 const TRIAL: Duration = Duration::from_secs(3);
 /// How often it looks where the slot stands, where that is all there is.
 const GLANCE: Duration = Duration::from_millis(300);
@@ -351,7 +353,7 @@ async fn wait_for_slot(second: &mut Second, name: &str, access: &Access<'_>, wai
 /// Returns once no other connection uses the slot.
 async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting: &mut Waiting) -> Result<()> {
     // After a lost connection it is said again: whoever watches was told of the loss.
-    let (mut said, mut told, mut tried, mut refused) = (false, None, None, false);
+    let (mut said, mut told, mut trials) = (false, None, Trials::default());
     loop {
         let row = answered("pg_replication_slots", slot::read(&mut second.connection, name)).await?;
         let Some((row, holder)) = row.and_then(|row| row.active_pid.map(|holder| (row, holder))) else {
@@ -369,21 +371,47 @@ async fn stand_by(second: &mut Second, name: &str, access: &Access<'_>, waiting:
         if time {
             access.observer.tell(ReceiveEvent::Slot(Outlook { row, rate: None }.health(Instant::now())));
         }
-        let first = tried.is_none();
-        if is_time(&mut tried, TRY) {
-            match try_stream(second).await {
+        trials.begin_if_due(second.connection.same_server());
+        // However slow the server is to answer a trial: the slot may be free meanwhile.
+        if let Ok(refusal) = tokio::time::timeout(POLL, trials.refusal()).await {
+            return Err(refusal);
+        }
+    }
+}
+
+/// Trials whether the server would let this receiver stream.
+#[derive(Default)]
+struct Trials {
+    going: Option<BoxFuture<'static, Result<()>>>,
+    begun: Option<Instant>,
+    /// Whether one has worked, and whether the last one was refused.
+    worked: bool,
+    refused: bool,
+}
+
+impl Trials {
+    fn begin_if_due(&mut self, here: &Conninfo) {
+        if self.going.is_none() && is_time(&mut self.begun, TRY) {
+            self.going = Some(try_stream(here.clone()).boxed());
+        }
+    }
+
+    /// Goes on with the one that has begun; returns only when there is no more to be hoped for. Cancel safe.
+    async fn refusal(&mut self) -> Error {
+        if let Some(going) = &mut self.going {
+            let tried = going.await;
+            self.going = None;
+            match tried {
+                Ok(()) => (self.worked, self.refused) = (true, false),
                 // What worked once may fail for a while: who checks passwords is away, a file is being changed.
-                Err(error) if !first && !refused => {
+                Err(error) if self.worked && !self.refused => {
                     tracing::warn!("{error}: it is tried again in {} minutes", TRY.as_secs() / 60);
-                    refused = true;
+                    self.refused = true;
                 }
-                tried => {
-                    tried?;
-                    refused = false;
-                }
+                Err(error) => return error,
             }
         }
-        tokio::time::sleep(POLL).await;
+        std::future::pending().await
     }
 }
 
@@ -399,9 +427,8 @@ async fn look_who_waits(second: &mut Second, access: &Access<'_>, waiting: &mut 
 
 /// Whether the server would let this receiver stream: pg_hba.conf has lines of its own for that, and who is refused stands by for nothing. Whatever may pass by
 /// itself is left to the takeover. Where there is no SQL, the second connection is of that kind already.
-async fn try_stream(second: &Second) -> Result<()> {
-    let here = second.connection.same_server();
-    match tokio::time::timeout(TRIAL, Connection::connect(here, Mode::Physical, STARTUP_OPTIONS)).await {
+async fn try_stream(here: Conninfo) -> Result<()> {
+    match tokio::time::timeout(TRIAL, Connection::connect(&here, Mode::Physical, STARTUP_OPTIONS)).await {
         Ok(Ok(connection)) => {
             let _ = tokio::time::timeout(TRIAL, connection.close()).await;
             Ok(())
