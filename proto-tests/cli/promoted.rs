@@ -95,3 +95,47 @@ fn a_timeline_that_goes_on_later_than_the_newest_one_is_told() {
         assert!(plan.stdout.contains("\nWARNING      timeline 1 goes on "), "{version}: {}", plan.stdout);
     }
 }
+
+/// After a failover a backup may come before the receiver. It makes the slot that the receiver would make, which takes a slot that is missing later for one that
+/// somebody dropped.
+#[test]
+fn a_backup_that_is_the_first_after_a_failover_leaves_the_slot_that_the_receiver_goes_on_with() {
+    for (version, made) in [(MajorVersion::V13, true), (MajorVersion::V17, true), (MajorVersion::V17, false)] {
+        require_servers!(version);
+        let mut primary = Server::start(version);
+        rows(&primary, "t", 1000);
+        let site = Site::new(&primary);
+        let receiver = site.receive(&[]);
+        site.backup();
+        let standby = primary.standby().setting("hot_standby", "on").start();
+        standby.wait_sql("select count(*) from t", "1000");
+        end(receiver);
+        primary.kill9();
+        standby.promote();
+        let other = leading_to(&site, &primary, &standby);
+        let slots = "select count(*) from pg_replication_slots";
+
+        if !made {
+            let config = std::fs::read_to_string(&other).expect("a configuration");
+            let config = config.replace("[clusters.main]", "[clusters.main]\nslot_after_failover = \"stop\"");
+            std::fs::write(&other, config).expect("write the configuration");
+            site.walrecv(&["--config", &other, "backup"]).run().expect_code(0);
+            assert_eq!(standby.sql(slots), "0", "{version}");
+            continue;
+        }
+        let output = site.walrecv(&["--config", &other, "backup"]).run().expect_code(0);
+        assert!(
+            output.stderr.contains("timeline 2 is new, and its primary has no slot"),
+            "{version}: {}",
+            output.stderr
+        );
+        assert_eq!(standby.sql(slots), "1", "{version}");
+        let mut receiver = site.walrecv(&["--config", &other, "receive"]).spawn();
+        receiver.wait_logged("streaming timeline 2");
+        rows(&standby, "after", 1000);
+        wait_durable(&standby, standby.lsn());
+        end(receiver);
+        let copy = site.land(&standby, "latest", &["--latest"]);
+        assert_eq!(copy.value("select count(*) from after"), "1000", "{version}");
+    }
+}

@@ -1,7 +1,8 @@
 //! WAL for a backup that no receiver follows: the ordinary receiver runs in this process, until the backup has what it needs.
 //!
 //! Where the configured slot exists and nobody streams on it, that slot is used, so that the archive goes on without a hole. Where there is none, a temporary
-//! slot holds the WAL back; it goes with its connection. Slots that last are never made here, and a receiver that is there is left to its work.
+//! slot holds the WAL back; it goes with its connection. A slot that lasts is made only where the receiver would make it too, which otherwise could not any more:
+//! on the new primary of a failover, of whose timeline nothing is stored yet. A receiver that is there is left to its work.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -65,6 +66,8 @@ enum Way {
     Slot(String),
     /// On the configured slot, if it is there.
     Unsure(String),
+    /// On the configured slot, which the new primary of a failover has not got yet: it is made.
+    Anew(String),
     /// On a slot of our own, and why.
     Temporary(String),
 }
@@ -73,6 +76,8 @@ enum Way {
 pub struct StandIn {
     archive: Archive,
     options: ReceiveOptions,
+    /// What the receiver does where the new primary of a failover has no slot.
+    after_failover: AfterFailover,
     place: Place,
     tell: Arc<Tell>,
     stop: watch::Sender<bool>,
@@ -88,7 +93,7 @@ struct Work {
     job: Option<JoinHandle<Result<ReceiveReport>>>,
     looked: Option<Instant>,
     remark: Option<String>,
-    /// It was begun without knowing whether the slot is there.
+    /// It was begun without knowing whether the slot is there, or may be made.
     unsure: bool,
     /// The way to see who has the slot: the first look is waited for, so it is opened before that.
     second: Option<JoinHandle<Result<Second>>>,
@@ -111,13 +116,14 @@ impl StandIn {
         tell: impl Fn(Told) + Send + Sync + 'static,
     ) -> StandIn {
         let (stop, _) = watch::channel(false);
-        // A slot that lasts is not for a backup to make.
+        let after_failover = options.after_failover;
+        // A slot that lasts is not for a backup to make, but for one case.
         let options = ReceiveOptions { after_failover: AfterFailover::Stop, until: None, ..options };
         let conninfo = options.conninfo.clone();
         let second = options.slot.as_ref().map(|_| tokio::spawn(async move { Second::open(&conninfo).await }));
         let (work, notes) = (tokio::sync::Mutex::new(Work { second, ..Work::default() }), Arc::default());
         let ready = Arc::new(watch::Sender::new(false));
-        StandIn { archive, options, place, tell: Arc::new(tell), stop, work, notes, ready }
+        StandIn { archive, options, after_failover, place, tell: Arc::new(tell), stop, work, notes, ready }
     }
 
     /// Ends the receiver, if there is one, as a stop of `receive` does: what it has becomes durable and is reported, within the grace.
@@ -143,13 +149,7 @@ impl StandIn {
 
     async fn look_after(&self, server: &Conninfo, timeline: TimelineId, moment: Moment) -> Result<Attendance> {
         let mut work = self.work.lock().await;
-        if let Some(job) = work.job.take_if(|job| job.is_finished()) {
-            let error = ended(job).await;
-            if !std::mem::take(&mut work.unsure) || error.kind() != Kind::Slot {
-                return Err(error);
-            }
-            work.job = Some(self.start(server, timeline, Way::Temporary(error.to_string()))?);
-        }
+        self.demand_alive(&mut work, server, timeline).await?;
         if work.job.is_some() {
             return Ok(Attendance { own: true, remark: self.notes().trouble.clone() });
         }
@@ -173,24 +173,46 @@ impl StandIn {
                 Way::Unsure(name.clone())
             }
             (Seen::Nobody, Some(name)) => Way::Slot(name.clone()),
+            (Seen::NoSlot(_), Some(name)) if self.is_after_failover(timeline).await? => {
+                work.unsure = true;
+                Way::Anew(name.clone())
+            }
             (Seen::NoSlot(why), _) => Way::Temporary(why),
             (Seen::Nobody | Seen::Unclear, None) => Way::Temporary("no slot is configured".to_owned()),
         };
         work.job = Some(self.start(server, timeline, way)?);
         if moment == Moment::Before {
-            self.until_ready(&mut work).await?;
+            self.until_ready(&mut work, server, timeline).await?;
         }
         Ok(Attendance { own: true, remark: None })
     }
 
+    /// A receiver that has ended is an error, but for one that did not know whether it could use the slot: then a temporary one has to do.
+    async fn demand_alive(&self, work: &mut Work, server: &Conninfo, timeline: TimelineId) -> Result<()> {
+        let Some(job) = work.job.take_if(|job| job.is_finished()) else { return Ok(()) };
+        let error = ended(job).await;
+        if !std::mem::take(&mut work.unsure) || error.kind() != Kind::Slot {
+            return Err(error);
+        }
+        work.job = Some(self.start(server, timeline, Way::Temporary(error.to_string()))?);
+        Ok(())
+    }
+
+    /// The timeline began with a failover and nothing of it is stored yet. Once something is, a receiver takes a slot that is not there for one that was dropped.
+    async fn is_after_failover(&self, timeline: TimelineId) -> Result<bool> {
+        if self.after_failover != AfterFailover::Create {
+            return Ok(false);
+        }
+        let stored = self.archive.newest(|_| Lsn(u64::MAX)).await?.timelines;
+        Ok(!stored.contains_key(&timeline) && stored.keys().any(|older| *older < timeline))
+    }
+
     /// A backup that begins before its WAL is held back could lose it to its own checkpoint.
-    async fn until_ready(&self, work: &mut Work) -> Result<()> {
+    async fn until_ready(&self, work: &mut Work, server: &Conninfo, timeline: TimelineId) -> Result<()> {
         let mut ready = self.ready.subscribe();
         let deadline = Instant::now() + READY;
         while !*ready.borrow_and_update() {
-            if let Some(job) = work.job.take_if(|job| job.is_finished()) {
-                return Err(ended(job).await);
-            }
+            self.demand_alive(work, server, timeline).await?;
             if Instant::now() >= deadline {
                 let trouble = self.notes().trouble.clone().unwrap_or_else(|| "the server does not answer".to_owned());
                 return Err(Error::new(Kind::Server, format!("the WAL of the backup cannot be streamed: {trouble}"))
@@ -228,6 +250,10 @@ impl StandIn {
                 // Where it does not exist it must not come into being.
                 options.on_gap = OnGap::Stop;
                 (name, false, "the archive does not move".to_owned())
+            }
+            Way::Anew(name) => {
+                options.after_failover = self.after_failover;
+                (name, false, format!("timeline {timeline} is new, and its primary has no slot"))
             }
             Way::Temporary(why) => {
                 // It must hold back what this very server needs for its backup, and is worth nothing to anybody later.
