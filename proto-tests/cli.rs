@@ -28,6 +28,8 @@ mod extract;
 mod fetch_codes;
 #[path = "cli/find.rs"]
 mod find;
+#[path = "cli/hurt_tail.rs"]
+mod hurt_tail;
 #[path = "cli/idle.rs"]
 mod idle;
 #[path = "cli/killed.rs"]

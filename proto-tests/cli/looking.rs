@@ -13,7 +13,7 @@ use crate::support::{Server, require_moto, require_servers, rounds};
 
 /// All objects below a folder whose path contains `part`, sorted. A file whose name begins with a dot is none: a receiver that ends while it makes the next tail's
 /// leaves it to the next one.
-fn files(folder: &Path, part: &str) -> Vec<PathBuf> {
+pub fn files(folder: &Path, part: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_path_buf()];
     while let Some(folder) = open.pop() {

@@ -179,7 +179,8 @@ fn damaged_and_misplaced_tails_are_refused() {
         store(&archive, &archive.names.tail_piece(segment(&archive, 3), 0, 20_000, "r"), piece.1).await;
         for number in 1..=3 {
             assert_eq!(kind(&archive, number).await, Kind::Corrupt, "{number}");
-            assert_eq!(archive.end_in(segment(&archive, number)).await.unwrap_err().kind(), Kind::Corrupt, "{number}");
+            let name = segment(&archive, number);
+            assert_eq!(archive.end_in(name).await.unwrap(), name.start(), "what is damaged is not stored");
         }
     });
 }

@@ -6,7 +6,7 @@ use super::Archive;
 use super::inventory::Inventory;
 use super::join::reach;
 use super::read::{LOOKS, unsettled};
-use super::tails::{Looks, Tail};
+use super::tails::Looks;
 use crate::error::Result;
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::repo::names::{PART_BYTES, WalObject, parts_of};
@@ -88,16 +88,7 @@ impl Archive {
     /// As [`Archive::contiguous_from`], with the complete segments of an inventory that lists everything from `lsn` on: only where they end is looked at.
     pub async fn contiguous_in(&self, inventory: &Inventory, timeline: TimelineId, lsn: Lsn) -> Result<Option<Lsn>> {
         let size = self.names.segment_size;
-        let first = size.segment_of(lsn);
-        let complete = inventory.timelines.get(&timeline).map(|stock| stock.complete.range(first..));
-        let missing = complete.into_iter().flatten().zip(first.0..).find(|(number, expected)| number.0 != *expected);
-        let run = match missing {
-            Some((_, expected)) => SegmentNumber(expected),
-            None => match inventory.timelines.get(&timeline).and_then(|stock| stock.complete.last()) {
-                Some(last) if *last >= first => last.next(),
-                _ => first,
-            },
-        };
+        let run = inventory.first_open(timeline, size.segment_of(lsn));
         let segment = SegmentName::new(timeline, run, size);
         let end = self.end_in(segment).await?;
         if end < segment.end() {
@@ -122,7 +113,8 @@ impl Archive {
         Ok(whole.filter_map(|same| same.first().copied()).collect())
     }
 
-    /// Where the stored bytes of a segment end, counted without a hole from its start (which is returned when nothing is stored).
+    /// Where the stored bytes of a segment end, counted without a hole from its start (which is returned when nothing is stored). What is damaged is not stored:
+    /// WAL ends before it, unless others hold its bytes.
     pub async fn end_in(&self, segment: SegmentName) -> Result<Lsn> {
         let mut looks = Looks::new(None);
         for _ in 0..LOOKS {
@@ -135,7 +127,7 @@ impl Archive {
                 continue;
             };
             if let Some(partial) = self.measure_partial(segment).await? {
-                looks.add(self.names.partial(segment), Tail::Sound(partial));
+                looks.add(self.names.partial(segment), partial);
             }
             let all = looks.look(names, |name| self.piece_span(name), |name| self.measure_tail(segment, name)).await?;
             if !all || looks.doubts(&objects) {
@@ -144,7 +136,7 @@ impl Archive {
             let (mut extents, damages) = looks.settled();
             extents.extend(objects);
             let end = reach(extents);
-            damages.demand_covered(end)?;
+            damages.pass_over(end);
             return Ok(segment.start() + end);
         }
         Err(unsettled(segment))

@@ -213,6 +213,12 @@ impl Inventory {
         })
     }
 
+    /// The first segment from this one on that is not complete.
+    pub fn first_open(&self, timeline: TimelineId, from: SegmentNumber) -> SegmentNumber {
+        let complete = self.timelines.get(&timeline).map(|stock| stock.complete.range(from..));
+        complete.into_iter().flatten().fold(from, |open, number| if *number == open { open.next() } else { open })
+    }
+
     /// Names of the tail files and pieces of a segment.
     pub fn tails(&self, segment: SegmentName) -> &[String] {
         let stock = self.timelines.get(&segment.timeline);

@@ -264,12 +264,16 @@ impl Archive {
     }
 
     /// Which bytes of the segment the `.partial` holds.
-    pub(super) async fn measure_partial(&self, segment: SegmentName) -> Result<Option<(u64, u64)>> {
-        let found = self.partial_summary(segment).await?;
-        Ok(found.map(|summary| (summary.start.since(segment.start()), summary.end.since(segment.start()))))
+    pub(super) async fn measure_partial(&self, segment: SegmentName) -> Result<Option<Tail<(u64, u64)>>> {
+        match self.partial_summary(segment).await {
+            Ok(found) => Ok(found.map(|s| Tail::Sound((s.start.since(segment.start()), s.end.since(segment.start()))))),
+            Err(error) if error.kind() == Kind::Corrupt => {
+                Ok(Some(Tail::Damaged(Damage { span: (0, segment.size.bytes()), error })))
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// Frame 0 of the `.partial` of a segment.
     /// What the `.partial` of this segment says of itself; `None`: there is none.
     pub async fn partial_summary(&self, segment: SegmentName) -> Result<Option<Summary>> {
         let name = self.names.partial(segment);

@@ -192,10 +192,7 @@ async fn put(archive: &Archive, file: &Left, bytes: &Bytes, observer: &Observer)
     if extent.plain > object_bytes(archive.names.segment_size) {
         return Err(Error::new(Kind::Corrupt, format!("it holds {} bytes of WAL", extent.plain)));
     }
-    let stored = match archive.end_in(file.segment).await {
-        Err(error) if error.kind() == Kind::Corrupt => file.segment.start(),
-        stored => stored?,
-    };
+    let stored = archive.end_in(file.segment).await?;
     if extent.plain == 0 || stored >= end {
         return Ok(());
     }

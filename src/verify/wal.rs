@@ -250,11 +250,14 @@ async fn stretches(look: &Look<'_>, stored: &Stored, shelf: &Shelf, tell: bool) 
             let reached = look.patient(&name, || look.archive.contiguous_in(inventory, timeline, from)).await;
             let to = match reached {
                 Ok(to) => to.unwrap_or(from),
+                // The open segment could not be looked at. What is complete before it is there.
                 Err(trouble) => {
+                    let open = inventory.first_open(timeline, number);
                     if tell {
-                        note_unjoined(look, shelf, stored, Stretch { timeline, from, to: number.end(size) }, trouble);
+                        let unknown = Stretch { timeline, from: open.start(size), to: open.end(size) };
+                        note_unjoined(look, shelf, stored, unknown, trouble);
                     }
-                    from
+                    open.start(size)
                 }
             };
             if to > from {
@@ -280,11 +283,16 @@ async fn stretches(look: &Look<'_>, stored: &Stored, shelf: &Shelf, tell: bool) 
 /// A piece of the segment in which a stretch ended that begins behind that end.
 fn piece_gap(look: &Look<'_>, inventory: &Inventory, timeline: TimelineId, to: Lsn) -> Option<Stretch> {
     let segment = SegmentName::new(timeline, look.size().segment_of(to), look.size());
-    let begins = inventory.tails(segment).iter().filter_map(|name| match look.archive.parse(name) {
-        Some(WalObject::TailPiece { from, .. }) => Some(segment.start() + from),
+    let spans = inventory.tails(segment).iter().filter_map(|name| match look.archive.parse(name) {
+        Some(WalObject::TailPiece { from, to, .. }) => Some((segment.start() + from, segment.start() + to)),
         _ => None,
     });
-    let next = begins.filter(|begin| *begin > to).min()?;
+    let spans: Vec<(Lsn, Lsn)> = spans.collect();
+    // One that is there and damaged is told by its name.
+    if spans.iter().any(|(begin, end)| *begin <= to && to < *end) {
+        return None;
+    }
+    let next = spans.into_iter().map(|(begin, _)| begin).filter(|begin| *begin > to).min()?;
     Some(Stretch { timeline, from: to, to: next })
 }
 
