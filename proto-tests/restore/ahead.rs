@@ -319,10 +319,10 @@ fn a_standby_is_served_by_the_rules_of_the_moment() {
         world.forget(ONE, number);
     }
     assert_eq!(asker.segment(ONE, 2), filled(world.bytes(ONE, 2)), "from what was fetched ahead");
+    assert_eq!(asker.segment(ONE, 3), filled(world.bytes(ONE, 3)));
     world.store(TWO, 4..=7);
     world.store_history();
     fs::write(asker.pgdata.join("pg_wal/00000002.history"), "").expect("its own history");
-    assert_eq!(asker.segment(ONE, 3), filled(world.bytes(ONE, 3)));
     run(world.shelf.put_wal(world.segment(ONE, 4), world.bytes(ONE, 4)));
     assert!(world.shelf.file(&names.segment(world.segment(ONE, 4), None)).exists());
     let before_fork = &world.bytes(ONE, 4)[..world.fork.since(Lsn(4 * MB)) as usize];
