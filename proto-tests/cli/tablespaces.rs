@@ -109,6 +109,62 @@ fn drilled(scene: &Scene) {
     assert_eq!((&told["passed"], &told["plan"]["tablespaces"][0]["place"]), (&false.into(), &serde_json::Value::Null));
 }
 
+/// The server sends a tablespace that it does not find as an empty one, and says nothing.
+#[test]
+fn a_tablespace_whose_files_are_away_is_told_by_everything_that_speaks_of_the_backup() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let server = Server::start(version);
+        let site = Site::new(&server);
+        let receiver = site.receive(&["--flush-interval", "200ms"]);
+        let places = TempDir::for_postgres("away");
+        let made = |name: &str, folder: &str| {
+            let place = places.postgres_dir(folder);
+            server.sql(&format!("create tablespace {name} location '{}'", place.display()));
+            (server.sql(&format!("select oid from pg_tablespace where spcname = '{name}'")), place)
+        };
+        let ((oid, place), _empty) = (made("volume", "volume"), made("empty", "empty"));
+        server.sql("create table kept tablespace volume as select generate_series(1, 3000) as n");
+        server.sql("checkpoint");
+        let absent = |value: &serde_json::Value| value["absent_tablespaces"].clone();
+        assert_eq!(absent(&site.backup()), serde_json::json!([]), "{version}: none is away");
+
+        let versioned = fs::read_dir(&place).expect("a tablespace").next().expect("one").expect("a folder").path();
+        let aside = places.join("aside");
+        fs::rename(&versioned, &aside).expect("its files are moved away");
+        let mut away = vec![oid.parse::<u64>().expect("an object id")];
+        if version == MajorVersion::V13 {
+            // It cuts the path at the line break.
+            away.push(made("broken", "broken\nline").0.parse().expect("an object id"));
+        }
+        let output = site.walrecv(&["backup"]).run().expect_code(0);
+        let shown = format!("tablespace {oid} at \"{}\": the server found no files of it", place.display());
+        let told =
+            |text: &str, begin: &str| assert!(text.contains(begin) && text.contains(&shown), "{version}: {text}");
+        told(&output.stdout, "FILES ABSENT ");
+        assert!(output.stderr.contains(&format!("no files of tablespace {oid}")), "{version}: {}", output.stderr);
+        told(&site.walrecv(&["show", "latest"]).run().expect_code(0).stdout, "FILES ABSENT ");
+        told(&site.walrecv(&["list"]).run().expect_code(0).stdout, "FILES ABSENT in ");
+        let list = site.walrecv(&["list", "--output", "json"]).run().expect_code(0).json();
+        let backups = list["backups"].as_array().expect("backups").iter().map(absent).collect::<Vec<_>>();
+        assert_eq!(backups, [serde_json::json!([]), serde_json::json!(away)], "{version}: {list}");
+        told(&site.walrecv(&["restore", "--latest", "--plan"]).run().expect_code(0).stdout, "WARNING ");
+
+        if version != MajorVersion::V13 {
+            let mapping = format!("{}={}", place.display(), site.data("volume").display());
+            let empty = format!("{}={}", places.join("empty").display(), site.data("empty").display());
+            let to = ["--latest", "--output", "json", "--tablespace-mapping", &mapping, "--tablespace-mapping", &empty];
+            let restored = site.restore(&server, "copy", &to).run().expect_code(0).json();
+            for place in ["plan", "restored"] {
+                told(&restored[place]["warnings"][0].as_str().expect("a warning").replace('\\', ""), "");
+            }
+        }
+        fs::rename(&aside, &versioned).expect("they are back");
+        assert!(!absent(&site.backup()).to_string().contains(&oid), "{version}: they are there");
+        end(receiver);
+    }
+}
+
 /// A plan for a place refuses what the restore would refuse, and names where the tablespaces go.
 fn planned(scene: &Scene) {
     let plan = |args: &[&str]| scene.site.restore(&scene.server, "planned", &["--latest", "--plan"]).args(args);

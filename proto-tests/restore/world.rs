@@ -171,6 +171,7 @@ pub fn manifest(start: Lsn, stop: Lsn) -> Manifest {
         bad_pages: Vec::new(),
         bad_page_count: 0,
         torn_pages: Vec::new(),
+        absent_tablespaces: Vec::new(),
         identity: None,
         made_by: "a test".into(),
         host: "here".into(),

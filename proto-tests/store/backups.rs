@@ -69,6 +69,7 @@ pub fn manifest(archive: &Archive, id: &BackupId) -> Manifest {
         bad_pages: Vec::new(),
         bad_page_count: 0,
         torn_pages: Vec::new(),
+        absent_tablespaces: Vec::new(),
         identity: None,
         made_by: "test".into(),
         host: "here".into(),

@@ -121,6 +121,7 @@ pub fn manifest(archive: &Archive, received: &Received, span: &Span, said: Said<
         bad_pages: received.bad_pages.clone(),
         bad_page_count: received.bad_page_count,
         torn_pages: Vec::new(),
+        absent_tablespaces: received.absent_tablespaces.clone(),
         identity: said.identity,
         made_by: made_by(),
         host: host(),

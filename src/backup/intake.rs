@@ -92,6 +92,8 @@ pub struct Received {
     pub server_manifest: Option<ServerManifest>,
     pub bad_pages: Vec<BadPage>,
     pub bad_page_count: u64,
+    /// Tablespaces whose files were not there.
+    pub absent_tablespaces: Vec<u32>,
     pub tally: Tally,
 }
 
@@ -124,6 +126,9 @@ pub struct Intake {
     /// What the current archive's names are below.
     prefix: Vec<u8>,
     archives: usize,
+    /// The tablespace of the current archive, until the directory of the server's version comes, which every one has.
+    awaited: Option<u32>,
+    absent: Vec<u32>,
     current: Option<Current>,
     records: Sorter,
     arrivals: Option<Arrivals>,
@@ -156,6 +161,8 @@ impl Intake {
             tar: TarReader::new(),
             prefix: Vec::new(),
             archives: 0,
+            awaited: None,
+            absent: Vec::new(),
             current: None,
             records,
             arrivals,
@@ -197,6 +204,7 @@ impl Intake {
     fn archive(&mut self, index: usize) -> Result<()> {
         self.archive_ends()?;
         let row = self.expected.tablespaces.get(index).ok_or_else(|| refused("an archive of no tablespace"))?;
+        self.awaited = row.oid;
         self.prefix = row.oid.map(|oid| format!("pg_tblspc/{oid}/").into_bytes()).unwrap_or_default();
         if row.oid.is_some() && !row.location.starts_with('/') {
             // Inside the data directory (15+): no link leads there, and the base archive leaves out all of pg_tblspc.
@@ -213,7 +221,13 @@ impl Intake {
         if let Some(unpack) = self.unpack.take() {
             unpack.finish().map_err(garbled)?;
         }
-        self.tar.finish().map_err(damaged)
+        self.tar.finish().map_err(damaged)?;
+        if let Some(oid) = self.awaited.take() {
+            // Where it finds none the server goes on as if the tablespace were empty (`sendTablespace`, `basebackup.c`). CREATE TABLESPACE makes it.
+            tracing::warn!("the server found no files of tablespace {oid}: they are not in the backup");
+            self.absent.push(oid);
+        }
+        Ok(())
     }
 
     fn data(&mut self, bytes: Bytes) -> Result<()> {
@@ -242,6 +256,9 @@ impl Intake {
     }
 
     fn begin(&mut self, member: Member) -> Result<()> {
+        if member.path.starts_with(b"PG_") {
+            self.awaited = None;
+        }
         let path = [self.prefix.as_slice(), &member.path].concat();
         if let Some(begun) = Increment::begin(&self.expected, &mut self.diff, &path, &member)? {
             let (target, passing, increment) = begun;
@@ -453,6 +470,7 @@ impl Intake {
         let missing = |file: &str| refused(&format!("the backup has no {file}"));
         let stop = self.stop.ok_or_else(|| Error::new(Kind::Server, "the server did not say where the backup ends"))?;
         let (bad_pages, bad_page_count) = self.bad_pages.finish(stop)?;
+        self.absent.sort_unstable();
         let packs = self.packer.finish(&mut self.sealing)?;
         self.tally.packs = packs.len();
         self.tally.found = self.diff.held();
@@ -466,6 +484,7 @@ impl Intake {
             server_manifest: self.server_manifest,
             bad_pages,
             bad_page_count,
+            absent_tablespaces: self.absent,
             tally: self.tally,
         };
         Ok((received, files, self.sealing))

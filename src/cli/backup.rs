@@ -212,6 +212,7 @@ fn report(common: &Common, args: &BackupArgs, outcome: &Outcome, service: &Servi
             output::line(format!("             {}", super::show::bad_page(manifest, page)));
         }
     }
+    manifest.absences().for_each(|absence| output::line(format!("FILES ABSENT {absence}")));
     if let Some(torn) = show::torn(manifest) {
         output::line(format!("torn pages   {torn}"));
     }

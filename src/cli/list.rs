@@ -88,6 +88,10 @@ pub async fn run(common: &Common) -> Result<()> {
     print(&archive, &inventory, &windows, unread);
     begun.lines().into_iter().for_each(output::line);
     tell_checks(&windows, &verdicts);
+    for manifest in windows.iter().map(|window| &window.manifest) {
+        let id = &manifest.id;
+        manifest.absences().for_each(|absence| output::line(format!("FILES ABSENT in {id}: {absence}")));
+    }
     tell_bad_pages(&windows);
     for (name, problem) in &list.unreadable {
         output::line(format!("UNREADABLE: {name}: {problem}; a backup may be behind it: put it back from a copy"));
@@ -487,7 +491,7 @@ pub fn backup_json(manifest: &Manifest) -> Value {
         "started_at": output::rfc3339(manifest.started_at), "stopped_at": output::rfc3339(manifest.stopped_at),
         "total_bytes": manifest.sizes.total, "stored_bytes": manifest.sizes.stored, "read_bytes": manifest.sizes.read,
         "files": manifest.sizes.files, "packs": manifest.sizes.packs, "bad_pages": manifest.bad_page_count,
-        "torn_pages": manifest.torn_pages.len(),
+        "torn_pages": manifest.torn_pages.len(), "absent_tablespaces": manifest.absent_tablespaces,
         "transfer": manifest.transfer, "parent": manifest.parent.as_ref().map(ToString::to_string),
         "changed_bytes": manifest.sizes.changed, "reused_bytes": manifest.sizes.reused,
         "changed_share": show::changed_share(manifest), "copy_seconds": show::took(manifest),

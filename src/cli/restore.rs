@@ -448,6 +448,9 @@ fn show_restored(restored: &Restored, pgdata: &Path) {
             "timeline     the standby stays on {timeline}: the newest one in the archive does not continue this backup's"
         ));
     }
+    for warning in &restored.warnings {
+        output::line(format!("WARNING      {warning}"));
+    }
     if restored.bad_pages > 0 {
         output::line(format!("BAD PAGES    {}: {BAD_PAGES}", restored.bad_pages));
     }

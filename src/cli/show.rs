@@ -243,6 +243,7 @@ fn text(window: &list::Window) {
     for space in &manifest.tablespaces {
         row("tablespace", format!("{} at {}", space.oid, String::from_utf8_lossy(&space.location.0)));
     }
+    manifest.absences().for_each(|absence| row("FILES ABSENT", absence));
     if manifest.bad_page_count > 0 {
         row("BAD PAGES", format!("{}: {BAD_PAGES}", manifest.bad_page_count));
         for page in manifest.bad_pages.iter().take(10) {

@@ -161,6 +161,7 @@ impl Drilled {
                 "{pages} pages had wrong checksums when they were read: damaged on the server, or being written"
             ));
         }
+        server.restored.warnings.iter().for_each(|warning| self.remark(warning));
         if !server.libraries.is_empty() {
             self.remark(&format!("shared_preload_libraries were at work in the scratch server: {}", server.libraries));
         }

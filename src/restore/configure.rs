@@ -73,6 +73,8 @@ pub struct Restored {
     pub stays_on: Option<u32>,
     /// Pages whose checksums were wrong when the backup read them.
     pub bad_pages: u64,
+    /// What whoever uses the restored server must know: tablespaces whose files the backup has not.
+    pub warnings: Vec<String>,
 }
 
 /// Writes all that makes the laid files a recovery.
@@ -124,6 +126,7 @@ pub async fn configure(
         written,
         stays_on: (options.action == Action::Follow && stays != newest).then_some(stays.0),
         bad_pages: manifest.bad_page_count,
+        warnings: manifest.absences().collect(),
     })
 }
 

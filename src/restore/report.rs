@@ -51,7 +51,8 @@ pub struct Plan {
     pub looked_until: String,
     /// Behind that there are more from here on, as the summaries of segments say. Of the open segment no summary speaks.
     pub more_missed_from: Option<String>,
-    /// What whoever restores should know before: other timelines that go on later than where `--latest` lands, or have commits up to the target time.
+    /// What whoever restores should know before: other timelines that go on later than where `--latest` lands, or have commits up to the target time;
+    /// tablespaces whose files the backup has not.
     pub warnings: Vec<String>,
 }
 
@@ -234,7 +235,7 @@ fn warnings(choice: &Choice) -> Vec<String> {
     let later = choice.later.iter().map(ToString::to_string);
     let beside = choice.beside.iter().map(ToString::to_string);
     let held = choice.held.iter().map(ToString::to_string);
-    later.chain(beside).chain(choice.unknown.iter().cloned()).chain(held).collect()
+    later.chain(beside).chain(choice.unknown.iter().cloned()).chain(held).chain(choice.manifest.absences()).collect()
 }
 
 fn commit(commit: Commit) -> CommitShown {

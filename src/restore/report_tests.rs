@@ -82,6 +82,7 @@ fn restored() -> Restored {
         written: vec![text()],
         stays_on: Some(1),
         bad_pages: 1,
+        warnings: vec![text()],
     }
 }
 

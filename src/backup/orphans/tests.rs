@@ -353,6 +353,7 @@ pub(in crate::backup) fn manifest_of(id: &BackupId) -> Manifest {
         bad_pages: Vec::new(),
         bad_page_count: 0,
         torn_pages: Vec::new(),
+        absent_tablespaces: Vec::new(),
         identity: None,
         made_by: String::new(),
         host: host(),

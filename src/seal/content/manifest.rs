@@ -11,6 +11,8 @@ use crate::pg::data_page::SEGMENT_PAGES;
 use crate::pg::{Lsn, MajorVersion, SegmentSize, SystemIdentifier, TimelineId};
 
 const VERSION: u32 = 1;
+/// What is known of a tablespace of which the server sent nothing.
+const ABSENT: &str = "the server found no files of it (volume not mounted, directory moved, or dropped during the backup): they are NOT IN THE BACKUP";
 
 /// What stands under `backups/<id>`: whichever was created first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +86,9 @@ pub struct Manifest {
     /// Such pages that are known to be replaced by the WAL of the backup: they are none of the above.
     #[serde(default)]
     pub torn_pages: Vec<BadPage>,
+    /// Object ids of tablespaces of which the server sent no directory of its version: their files are not in this backup.
+    #[serde(default)]
+    pub absent_tablespaces: Vec<u32>,
     /// The identity whose private key opens every pack that its maps name: the folder of `keys/`. `None`: not encrypted.
     #[serde(default)]
     pub identity: Option<String>,
@@ -245,6 +250,15 @@ impl Manifest {
     pub fn consistent(&self) -> Lsn {
         let least = self.control.min_recovery_point;
         if self.from_standby && least != Lsn(0) { least.max(self.start) } else { self.stop }
+    }
+
+    /// What is to be told of each tablespace whose files are not in this backup.
+    pub fn absences(&self) -> impl Iterator<Item = String> + '_ {
+        self.absent_tablespaces.iter().map(|oid| {
+            let at = self.tablespaces.iter().find(|tablespace| tablespace.oid == *oid);
+            let at = at.map(|at| String::from_utf8_lossy(&at.location.0).into_owned()).unwrap_or_default();
+            format!("tablespace {oid} at {at:?}: {ABSENT}")
+        })
     }
 
     /// `None` for a version that this program does not know; never after [`Manifest::decode`].
