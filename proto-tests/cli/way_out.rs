@@ -103,3 +103,51 @@ fn another_backup_that_lands_alike_is_taken_or_told() {
     let told = site.restore(&server, "none", &["--latest"]).run().expect_code(16).stderr;
     assert!(told.contains(&format!("packs/{older}")) && !told.contains("lands at the same place"), "{told}");
 }
+
+/// What PostgreSQL said of a backup's files is no part of them.
+#[test]
+fn a_backup_whose_own_manifest_of_postgresql_is_lost_is_restored_without() {
+    let version = MajorVersion::V18;
+    require_servers!(version);
+    let server = Server::builder(version).setting("summarize_wal", "on").start();
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    rows(&server, "first", 2000);
+    let full = site.backup();
+    rows(&server, "second", 1000);
+    let incremental = site.backup();
+    assert_eq!((&full["transfer"], &incremental["transfer"]), (&"full".into(), &"incremental".into()));
+    wait_durable(&server, server.lsn());
+    end(receiver);
+    let id = |backup: &Value| backup["id"].as_str().expect("an id").to_owned();
+    let listed = |name: &str| site.data(name).join("backup_manifest");
+    for (number, backup) in [full, incremental].iter().map(id).enumerate() {
+        let wanted = ["--latest", "--backup", &backup];
+        let copy = format!("copy{number}");
+        site.restore(&server, &copy, &wanted).run().expect_code(0);
+        assert!(listed(&copy).exists());
+        let object = only(&site, &format!("manifests/{backup}"));
+        let named = format!("manifests/{backup}/0");
+        let lost = |told: &Value| {
+            let warning = told["restored"]["warnings"][0].as_str().unwrap_or_default();
+            assert!(warning.contains("no backup_manifest") && warning.contains(&named), "{told}");
+        };
+        harmed(&object, flip, || {
+            assert!(site.walrecv(&["verify", "--no-record"]).run().expect_code(16).stdout.contains(&named));
+            // The list of an earlier restore is not left to speak of this one.
+            let told = site.restore(&server, &copy, &wanted).args(["--delta", "--output", "json"]).run().expect_code(0);
+            lost(&told.json());
+            assert!(!listed(&copy).exists() && told.stderr.contains(&named), "{}", told.stderr);
+        });
+        let aside = site.places.join("manifest");
+        fs::rename(&object, &aside).expect("take a manifest away");
+        let text = site.restore(&server, &format!("told{number}"), &wanted).run().expect_code(0).stdout;
+        assert!(text.contains("WARNING ") && text.contains(&named), "{text}");
+        let landed = site.land(&server, &format!("without{number}"), &wanted);
+        lost(&landed.told);
+        assert!(!listed(&format!("without{number}")).exists());
+        assert_eq!(landed.value("select count(*) from second"), server.sql("select count(*) from second"));
+        drop(landed);
+        fs::rename(&aside, &object).expect("put it back");
+    }
+}

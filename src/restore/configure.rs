@@ -73,7 +73,7 @@ pub struct Restored {
     pub stays_on: Option<u32>,
     /// Pages whose checksums were wrong when the backup read them.
     pub bad_pages: u64,
-    /// What whoever uses the restored server must know: tablespaces whose files the backup has not.
+    /// What whoever uses the restored server must know: tablespaces whose files the backup has not, a `backup_manifest` that is lost.
     pub warnings: Vec<String>,
 }
 

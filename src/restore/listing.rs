@@ -59,6 +59,23 @@ impl Tally {
     }
 }
 
+/// What the server said of a backup's files.
+pub enum Begun {
+    Said(Box<Listing>),
+    /// Nothing: there is no manifest to be written.
+    Unsaid,
+    /// It is missing or damaged, as this tells. All else of the backup is authentic by itself, so it is laid without.
+    Lost(String),
+}
+
+/// What is told of a restore without what the server said.
+fn lost(error: &Error) -> String {
+    format!(
+        "there is no backup_manifest, since PostgreSQL's own of this backup is lost ({error}): all that was laid is authentic, but no file was compared \
+         with what the server said of it, and pg_verifybackup has nothing to go by"
+    )
+}
+
 /// The files of a restore, as they are laid.
 pub struct Listing {
     /// What the server said of them, where it sent all of them.
@@ -77,26 +94,23 @@ struct Own {
 }
 
 impl Listing {
-    /// Reads what the server said, and begins a manifest where this restore needs one of its own. `None`: the server said nothing of this backup.
-    /// `whole`: all databases are restored.
-    pub async fn begin(
-        archive: &Archive,
-        manifest: &Manifest,
-        ground: &Ground,
-        whole: bool,
-    ) -> Result<Option<Listing>> {
+    /// Reads what the server said, and begins a manifest where this restore needs one of its own. `whole`: all databases are restored.
+    pub async fn begin(archive: &Archive, manifest: &Manifest, ground: &Ground, whole: bool) -> Result<Begun> {
         let label = BackupLabel::parse(&manifest.backup_label.0)
             .map_err(|e| Error::new(Kind::Corrupt, "the backup's backup_label").caused_by(e))?;
         if manifest.server_manifest.is_none() {
-            return Ok(None);
+            return Ok(Begun::Unsaid);
         }
         let full = label.incremental_from.is_none();
-        let told = Told::read(archive, manifest, ground, full).await?;
+        let told = match Told::read(archive, manifest, ground, full).await {
+            Err(error) if error.kind() == Kind::Corrupt => return Ok(Begun::Lost(lost(&error))),
+            told => told?,
+        };
         let own = match full && whole && told.configured && !moved(manifest, ground) {
             true => None,
             false => Some(Own::begin(manifest, ground, told.ranges)?),
         };
-        Ok(Some(Listing { sent: told.sent, own }))
+        Ok(Begun::Said(Box::new(Listing { sent: told.sent, own })))
     }
 
     /// Whether it writes a manifest; otherwise the server's own is the right one.

@@ -195,17 +195,23 @@ async fn fill(
 ) -> Result<Restored> {
     let (manifest, ground) = (&prepared.choice.manifest, &claimed.ground);
     let only = prepared.only.as_deref();
-    let mut listing = listing::Listing::begin(archive, manifest, ground, only.is_none()).await?;
+    let (mut listing, lost) = match listing::Listing::begin(archive, manifest, ground, only.is_none()).await? {
+        listing::Begun::Said(listing) => (Some(*listing), None),
+        listing::Begun::Unsaid => (None, None),
+        listing::Begun::Lost(lost) => (None, Some(lost)),
+    };
+    lost.iter().for_each(|lost| tracing::warn!("{lost}"));
     let mut laid = lay::lay(archive, manifest, only, ground, options.jobs, progress, &mut listing).await?;
-    laid.removed = lay::prune(ground, &laid.paths, manifest.server_manifest.is_some())?;
-    if !listing.as_ref().is_some_and(listing::Listing::writes) {
+    laid.removed = lay::prune(ground, &laid.paths, listing.is_some())?;
+    if listing.as_ref().is_some_and(|listing| !listing.writes()) {
         lay::server_manifest(archive, manifest, ground).await?;
     }
-    let restored = configure::configure(archive, access, prepared, options, claimed, &laid).await?;
+    let mut restored = configure::configure(archive, access, prepared, options, claimed, &laid).await?;
     if let Some(listing) = listing {
         listing.finish(manifest, ground, &laid, &restored.written)?;
     }
     lay::seal_off(ground, laid, options.jobs).await?;
+    restored.warnings.extend(lost);
     Ok(restored)
 }
 
