@@ -151,3 +151,25 @@ fn a_backup_whose_own_manifest_of_postgresql_is_lost_is_restored_without() {
         fs::rename(&aside, &object).expect("put it back");
     }
 }
+
+#[test]
+fn a_scratch_server_whose_socket_has_too_long_a_path_is_refused_before_anything_is_laid() {
+    let version = MajorVersion::V16;
+    require_servers!(version);
+    let server = Server::start(version);
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    site.backup();
+    wait_durable(&server, server.lsn());
+    end(receiver);
+    let socket = "/walrecv-scratch/.s.PGSQL.5432";
+    let name = |bytes: usize| "d".repeat(bytes - socket.len() - site.data("").as_os_str().len());
+    let long = name(108);
+    for args in [&["--start", "--scratch"][..], &["--start", "--scratch", "--plan"]] {
+        let told = site.restore(&server, &long, &["--latest"]).args(args).run().expect_code(2).stderr;
+        assert!(told.contains("too long for the path of a socket") && told.contains("a shorter --pgdata"), "{told}");
+        assert!(!site.data(&long).exists(), "something was laid");
+    }
+    drop(site.land(&server, &name(107), &["--latest"]));
+    site.restore(&server, &long, &["--latest"]).run().expect_code(0);
+}

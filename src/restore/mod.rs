@@ -66,6 +66,8 @@ pub use weigh::replayed;
 
 pub use crate::archive::path;
 
+use recovery::Scratch;
+
 use crate::archive::Archive;
 use crate::archive::backups::BackupList;
 use crate::error::{Class, Error, Kind, Result};
@@ -160,6 +162,10 @@ pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<Timeline
 /// Everything that can be refused before a byte is copied: directories, tablespaces, paths, a server at work, too little room. Changes nothing. Where the
 /// tablespaces would go.
 pub fn check(prepared: &Prepared, options: &Options) -> Result<Vec<PlacedShown>> {
+    if let Some(Scratch { directory, port }) = &options.scratch {
+        let hint = "name a shorter --pgdata: a scratch server has its socket in it; nothing was changed";
+        scratch::demand_socket(directory, *port).map_err(|error| error.hint(hint))?;
+    }
     let ground = ground::look(prepared, options)?;
     fits::demand(prepared, &ground)?;
     Ok(PlacedShown::of(&prepared.choice.manifest, &ground.tablespaces))

@@ -96,6 +96,15 @@ impl Drop for Folder {
     }
 }
 
+/// The kernel takes the path of a socket in this directory.
+pub fn demand_socket(directory: &Path, port: u16) -> Result<()> {
+    let socket = directory.join(format!(".s.PGSQL.{port}"));
+    if socket.as_os_str().len() <= SOCKET_PATH {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("{} is too long for the path of a socket", socket.display())))
+}
+
 impl Setup {
     /// Removes what runs that were killed have left in the work folder, servers included.
     pub fn clear(&self) {
@@ -190,11 +199,7 @@ impl Setup {
     fn demand_way(&self, folder: &Folder) -> Result<()> {
         let place = folder.throwaway.path();
         let hint = "name another place with --work-dir, such as one below /var/tmp";
-        let socket = place.join(format!("s/.s.PGSQL.{PORT}"));
-        if socket.as_os_str().len() > SOCKET_PATH {
-            let text = format!("{} is too long for the path of a socket", socket.display());
-            return Err(Error::new(Kind::Usage, text).hint(hint));
-        }
+        demand_socket(&place.join("s"), PORT).map_err(|error| error.hint(hint))?;
         let mut test = server::command(self.account.as_ref(), Path::new("test"));
         test.arg("-x").arg(place);
         let user = self.account.as_ref().map_or("this user", |account| &account.name);
