@@ -4,7 +4,7 @@ use serde_json::Value;
 use walrecv::pg::MajorVersion;
 
 use crate::site::{Site, end, wait_durable};
-use crate::support::{Client, Server, install, require_servers};
+use crate::support::{Client, Server, install, require_servers, wait_for};
 
 /// What was done, as the server told it.
 struct Night {
@@ -375,4 +375,33 @@ fn what_was_made_since_the_backup_is_named_by_the_next_one() {
     // Names outlive the backup that had them first.
     site.walrecv(&["expire", "--backup", &first, "--delete-delay", "0"]).run().expect_code(0);
     assert_eq!(named(), [(orders, by_next.clone()), (made, by_next)]);
+}
+
+/// Nothing was done for a while, and then something was: what is stored of that proves that the quiet time is known.
+#[test]
+fn a_quiet_window_is_known_by_what_came_after_it() {
+    require_servers!(MajorVersion::V18);
+    let server = Server::start(MajorVersion::V18);
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    site.backup();
+    server.sql("create table story (n int)");
+    let write = || {
+        server.sql("insert into story values (1)");
+        server.switch_wal();
+    };
+    write();
+    let from = server.sql("select clock_timestamp()");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let to = server.sql("select clock_timestamp()");
+    let stored = || crate::looking::files(&site.repository(), "/wal/00000001/").len();
+    let before = stored();
+    (0..3).for_each(|_| write());
+    // Sooner than a heartbeat could prove anything.
+    wait_for("the segments behind it", || (stored() >= before + 3).then_some(()));
+    receiver.kill();
+    let found = site.walrecv(&["find", "--from", &from, "--to", &to, "--output", "json"]).run().expect_code(0);
+    let time = |text: &str| text.replace(' ', "T").replace("+00", "Z").parse::<jiff::Timestamp>().expect("a time");
+    let through = found.json()["complete_through"].as_str().map(time).unwrap_or_else(|| panic!("{found:?}"));
+    assert!(through >= time(&to) && !found.stderr.contains("complete through"), "{to}: {found:?}");
 }

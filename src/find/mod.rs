@@ -20,6 +20,7 @@ pub use names::{Names, Relation};
 pub use tally::{Tallied, Wish};
 
 use self::tally::Tally;
+use self::window::Window;
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
 use crate::archive::path::{self, Beyond, Path};
@@ -65,7 +66,8 @@ pub struct Searched {
     pub to: Lsn,
     pub bytes: u64,
     pub missing: Vec<Missing>,
-    /// The archive has everything through this moment: by a heartbeat, or by the last commit that was seen. `None` where neither is there.
+    /// The archive has everything through this moment: by a heartbeat, by the last commit that was seen, or by the next one behind the window. `None` where none
+    /// of them is there.
     pub complete_through: Option<PgTime>,
 }
 
@@ -97,7 +99,7 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
     let path = path_of(&inventory, search)?;
     let Wish { from, to, .. } = search.wish;
     let range = window::segments(archive, &path, &inventory, from, to).await?;
-    let Some((first, last)) = range else {
+    let Some(Window { first, last, closed_by }) = range else {
         return Err(Error::new(Kind::Target, format!("no WAL of timeline {} is stored", path.target()))
             .hint("walrecv list shows what is stored"));
     };
@@ -131,7 +133,7 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
     let mut missing = std::mem::take(&mut reader.missing);
     let tallied = reader.tally.map(Tally::finish).unwrap_or_default();
     let beat = archive.complete_through(path.target()).await?.map(|beat| beat.time);
-    let complete_through = beat.max(tallied.last);
+    let complete_through = beat.max(tallied.last).max(closed_by);
     if complete_through.is_none_or(|through| to > through) {
         let lost = archive.lost_end(&inventory, path.target()).await?.filter(|lost| lost.beat.time >= from);
         missing.extend(lost.map(|lost| Missing { from: lost.from.max(end), to: lost.beat.lsn }));

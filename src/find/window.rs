@@ -13,16 +13,42 @@ use crate::seal::content::summary::Summary;
 /// Earliest and latest time of a commit or abort that ends in a segment.
 type Times = BTreeMap<SegmentNumber, (PgTime, PgTime)>;
 
-/// The first and the last segment to read; `None` where nothing is stored.
+/// What is read of a window of time.
+pub struct Window {
+    pub first: SegmentNumber,
+    pub last: SegmentNumber,
+    /// The earliest commit of the first segment behind it that has any, where everything in between is stored: no commit of the window is later in WAL.
+    pub closed_by: Option<PgTime>,
+}
+
+/// The segments to read; `None` where nothing is stored.
 pub async fn segments(
     archive: &Archive,
     path: &Path,
     inventory: &Inventory,
     from: PgTime,
     to: PgTime,
-) -> Result<Option<(SegmentNumber, SegmentNumber)>> {
-    let Some((first, last)) = stored(archive, path, inventory) else { return Ok(None) };
-    Ok(choose(&times(archive, path).await?, (first, last), from, to))
+) -> Result<Option<Window>> {
+    let Some(stored) = stored(archive, path, inventory) else { return Ok(None) };
+    let times = times(archive, path).await?;
+    let window = |(first, last)| Window { first, last, closed_by: closed_by(archive, path, inventory, &times, last) };
+    Ok(choose(&times, stored, from, to).map(window))
+}
+
+fn closed_by(
+    archive: &Archive,
+    path: &Path,
+    inventory: &Inventory,
+    times: &Times,
+    last: SegmentNumber,
+) -> Option<PgTime> {
+    let size = archive.names.segment_size;
+    let (next, (earliest, _)) = times.range(last.next()..).next()?;
+    let whole = |number: SegmentNumber| {
+        let timeline = path.timeline_at(Lsn(number.end(size).0 - 1));
+        inventory.timelines.get(&timeline).is_some_and(|stock| stock.complete.contains(&number))
+    };
+    (last.next().0..=next.0).all(|number| whole(SegmentNumber(number))).then_some(*earliest)
 }
 
 /// The first and the last segment of which this path has anything.
