@@ -383,3 +383,17 @@ fn a_drill_does_not_touch_production() {
     shop.nothing_is_left();
     end(receiver);
 }
+
+/// PostgreSQL takes a line break in a name.
+#[test]
+fn a_database_whose_name_holds_a_line_break_is_checked_as_any_other() {
+    for version in [MajorVersion::V13, MajorVersion::V18] {
+        require_servers!(version);
+        let server = Server::start(version);
+        server.sql("create database \"two\nlines\"");
+        let shop = Shop::new(server);
+        let report = shop.run(&["drill"]).run().expect_code(0).json();
+        assert_eq!(check(&report, "amcheck"), "passed", "{report:#}");
+        shop.nothing_is_left();
+    }
+}

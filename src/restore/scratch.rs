@@ -321,16 +321,23 @@ impl ScratchServer {
     /// The databases that take connections; those that the restore left out do not, and none that was being dropped (`DATCONNLIMIT_INVALID_DB`).
     pub async fn databases(&self) -> Result<Vec<String>> {
         let out = self.left_out.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-        let sql = format!(
-            "select datname from pg_catalog.pg_database where datallowconn and datconnlimit <> -2 and oid <> all ('{{{out}}}'::pg_catalog.oid[]) order by 1"
-        );
-        Ok(self.ask("template1", &sql).await?.lines().map(str::to_owned).collect())
+        let sql = format!("datallowconn and datconnlimit <> -2 and oid <> all ('{{{out}}}'::pg_catalog.oid[])");
+        self.names_where(&sql).await
     }
 
     /// The names of all databases that are there for users, those that were left out too.
     pub async fn named(&self) -> Result<Vec<String>> {
-        let sql = "select datname from pg_catalog.pg_database where datallowconn and datconnlimit <> -2 order by 1";
-        Ok(self.ask("template1", sql).await?.lines().map(str::to_owned).collect())
+        self.names_where("datallowconn and datconnlimit <> -2").await
+    }
+
+    /// A name may hold a line break.
+    async fn names_where(&self, condition: &str) -> Result<Vec<String>> {
+        let sql = format!(
+            "select coalesce(pg_catalog.json_agg(datname order by datname), '[]') from pg_catalog.pg_database where {condition}"
+        );
+        let told = self.ask("template1", &sql).await?;
+        serde_json::from_str(&told)
+            .map_err(|e| Error::new(Kind::Failed, format!("expected names of databases, found {told:?}")).caused_by(e))
     }
 
     /// Whether a database of this name is there and was left out: the backup had it under another name.
