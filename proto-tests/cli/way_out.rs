@@ -173,3 +173,30 @@ fn a_scratch_server_whose_socket_has_too_long_a_path_is_refused_before_anything_
     drop(site.land(&server, &name(107), &["--latest"]));
     site.restore(&server, &long, &["--latest"]).run().expect_code(0);
 }
+
+/// A folder that is gone is no archive in which a backup was never taken.
+#[test]
+fn backups_whose_manifests_are_all_gone_are_named_and_asked_for() {
+    let version = MajorVersion::V16;
+    require_servers!(version);
+    let server = Server::start(version);
+    let site = Site::new(&server);
+    let receiver = site.receive(&[]);
+    rows(&server, "t", 1000);
+    let id = |backup: Value| backup["id"].as_str().expect("an id").to_owned();
+    let ids = [id(site.backup()), id(site.backup())];
+    wait_durable(&server, server.lsn());
+    end(receiver);
+    let (folder, aside) = (cluster(&site).join("backups"), site.places.join("aside"));
+    fs::rename(&folder, &aside).expect("take a folder away");
+    let plan = ["restore", "--latest", "--plan"];
+    let current = ["restore", "--latest", "--plan", "--target-timeline", "current"];
+    let named = ["restore", "--latest", "--plan", "--backup", &ids[0]];
+    for command in [&plan[..], &current, &named, &["show", "latest"]] {
+        let told = site.walrecv(command).run().expect_code(16).stderr;
+        let said = [ids[0].as_str(), &ids[1], "Bring ", "back from a copy of the repository"];
+        assert!(said.iter().all(|said| told.contains(said)), "{command:?}: {told}");
+    }
+    fs::rename(&aside, &folder).expect("bring it back");
+    site.walrecv(&plan).run().expect_code(0);
+}

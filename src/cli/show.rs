@@ -9,6 +9,7 @@ use crate::archive::Archive;
 use crate::archive::verdicts::{Found, Noted};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pg::data_page;
+use crate::restore::stock;
 use crate::seal::content::BackupId;
 use crate::seal::content::manifest::{Backup, BadPage, Manifest, Tombstone, Transfer};
 
@@ -59,6 +60,11 @@ pub async fn run(common: &Common, args: &ShowArgs) -> Result<()> {
 pub async fn choose(archive: &Archive, text: &str) -> Result<BackupId> {
     if text == "latest" {
         let newest = archive.newest_backup().await?;
+        if newest.is_none()
+            && let Some(error) = stock::lost(archive).await?
+        {
+            return Err(error);
+        }
         return newest.map(|manifest| manifest.id).ok_or_else(|| {
             Error::new(Kind::Usage, "there is no complete backup").hint("take one with `walrecv backup`")
         });
@@ -83,6 +89,11 @@ pub async fn choose(archive: &Archive, text: &str) -> Result<BackupId> {
 /// The error for what means no backup, with the newest of those that there are.
 async fn no_such(archive: &Archive, text: &str) -> Result<Error> {
     let complete = archive.list_backups().await?.complete;
+    if complete.is_empty()
+        && let Some(error) = stock::lost(archive).await?
+    {
+        return Ok(error);
+    }
     Ok(Error::new(Kind::Usage, format!("there is no backup {text:?}")).hint(which(&complete, text)))
 }
 

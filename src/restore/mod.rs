@@ -120,6 +120,11 @@ pub async fn prepare(archive: &Archive, wanted: &Wanted) -> Result<Prepared> {
     if let Some(id) = &wanted.backup {
         stock::demand_read(&list, id)?;
     }
+    if list.complete.is_empty()
+        && let Some(error) = stock::lost(archive).await?
+    {
+        return Err(error);
+    }
     let inventory = archive.inventory().await?;
     let choice = choose::choose(archive, &inventory, &list.complete, wanted).await?;
     let choice = sound::prefer(archive, &inventory, &list.complete, wanted, choice).await;
@@ -152,6 +157,11 @@ pub async fn timeline_of(archive: &Archive, id: Option<&str>) -> Result<Timeline
             list.complete.into_iter().find(|m| m.id.as_str() == id)
         }
     };
+    if newest.is_none()
+        && let Some(error) = stock::lost(archive).await?
+    {
+        return Err(error);
+    }
     newest.map(|m| m.stop_timeline).ok_or_else(|| {
         let which = id.map(|id| format!(" {id}")).unwrap_or_default();
         Error::new(Kind::Target, format!("the archive has no complete backup{which}"))

@@ -41,6 +41,33 @@ pub fn demand_read(list: &BackupList, id: &str) -> Result<()> {
         .hint("Put it back from another copy of the repository, or leave --backup out to take another one that leads to the target."))
 }
 
+/// Backups that were told of by an error, at most.
+const NAMED: usize = 4;
+
+/// Where no backup is complete: the error that names the newest of those that were, and whose manifest is gone by no expiry. `None`: there was never one, or one is
+/// complete.
+pub async fn lost(archive: &Archive) -> Result<Option<Error>> {
+    let announced = archive.announced().await?;
+    let list = archive.list_backups().await?;
+    if !list.complete.is_empty() {
+        return Ok(None);
+    }
+    let unfinished = archive.unfinished(announced, &list).await?;
+    let lost: Vec<&str> = unfinished.iter().rev().filter(|one| one.lost).map(|one| one.id.as_str()).collect();
+    let Some(first) = lost.get(..NAMED.min(lost.len())).filter(|first| !first.is_empty()) else { return Ok(None) };
+    let more = lost.len() - first.len();
+    let others = if more > 0 { format!(", and {more} more") } else { String::new() };
+    let folder = format!("{}/backups", archive.names.root());
+    let text = format!(
+        "the archive has no complete backup any more: the manifests of backups that were complete are missing from {folder}: {}{others}",
+        first.join(", ")
+    );
+    let hint = format!(
+        "Bring {folder} back from a copy of the repository: a new backup would not bring back what only these hold."
+    );
+    Ok(Some(Error::new(Kind::Corrupt, text).hint(hint)))
+}
+
 /// Fetches and opens an object of the index class that a backup cannot be restored without.
 pub async fn index_object(archive: &Archive, name: &str, kind: ObjectKind, part: u32) -> Result<Vec<u8>> {
     let object = needed(archive.repo.get(name).await?, name)?;
