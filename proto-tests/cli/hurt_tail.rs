@@ -54,7 +54,7 @@ fn one_damaged_byte_of_the_open_tail_costs_what_it_held_and_nothing_else() {
     assert_eq!(problems[0]["limits"].as_array().map(Vec::len), Some(1), "{report:#}");
     let list = site.walrecv(&["list"]).run().expect_code(0);
     assert!(
-        !list.stdout.contains("HURT") && list.stderr.contains("is passed over, and the WAL that it held"),
+        !list.stdout.contains("HURT") && list.stderr.contains("counts for nothing while a tail of it is damaged"),
         "{list:?}"
     );
     for command in [&["list", "--windows"][..], &["show", "latest"], &["check"]] {

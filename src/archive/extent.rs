@@ -7,7 +7,7 @@ use super::inventory::Inventory;
 use super::join::reach;
 use super::read::{LOOKS, unsettled};
 use super::tails::Looks;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::repo::names::{PART_BYTES, WalObject, parts_of};
 
@@ -113,14 +113,23 @@ impl Archive {
         Ok(whole.filter_map(|same| same.first().copied()).collect())
     }
 
-    /// Where the stored bytes of a segment end, counted without a hole from its start (which is returned when nothing is stored). What is damaged is not stored:
-    /// WAL ends before it, unless others hold its bytes.
+    /// Where the stored bytes of a segment end, counted without a hole from its start (which is returned when nothing is stored). Of a segment that ends in
+    /// damage nothing counts: nobody can read it, as [`Archive::read_segment`] says.
     pub async fn end_in(&self, segment: SegmentName) -> Result<Lsn> {
+        self.measure(segment).await.map(|(end, _)| end)
+    }
+
+    /// What is damaged in a segment that is not complete, where nothing else holds its bytes.
+    pub async fn damage_in(&self, segment: SegmentName) -> Result<Option<Error>> {
+        self.measure(segment).await.map(|(_, damage)| damage)
+    }
+
+    async fn measure(&self, segment: SegmentName) -> Result<(Lsn, Option<Error>)> {
         let mut looks = Looks::new(None);
         for _ in 0..LOOKS {
             let objects = self.measure_objects(segment).await?;
             if reach(objects.clone()) == segment.size.bytes() {
-                return Ok(segment.end());
+                return Ok((segment.end(), None));
             }
             let Some(names) = looks.listed.take() else {
                 looks.listed = Some(self.tails_of(segment).await?);
@@ -136,8 +145,13 @@ impl Archive {
             let (mut extents, damages) = looks.settled();
             extents.extend(objects);
             let end = reach(extents);
-            damages.pass_over(end);
-            return Ok(segment.start() + end);
+            return Ok(match damages.demand_covered(end) {
+                Ok(()) => (segment.start() + end, None),
+                Err(damage) => {
+                    tracing::warn!("segment {segment} counts for nothing while a tail of it is damaged: {damage}");
+                    (segment.start(), Some(damage))
+                }
+            });
         }
         Err(unsettled(segment))
     }

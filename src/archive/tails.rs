@@ -45,14 +45,6 @@ pub(super) struct Damage {
     pub error: Error,
 }
 
-impl Damage {
-    /// Whether it may have held the byte at this offset.
-    fn goes_on(&self, end: u64) -> bool {
-        let (from, to) = self.span;
-        from <= end && end < to
-    }
-}
-
 /// What was seen of a segment's tails, over several looks.
 pub(super) struct Looks<T> {
     /// Names to look at next; `None`: list them first.
@@ -135,27 +127,14 @@ impl Damages {
     }
 
     /// Without a hole the sound ones reach to `end`: an error when a damaged one may have gone on there.
-    pub fn demand_covered(mut self, end: u64) -> Result<()> {
-        let uncovered = self.0.iter().position(|(_, damage)| damage.goes_on(end));
-        match uncovered.map(|at| self.0.swap_remove(at)) {
-            Some((_, damage)) => Err(damage.error),
-            None => {
-                self.pass_over(end);
-                Ok(())
-            }
-        }
-    }
-
-    /// The same where what is damaged is as good as not there.
-    pub fn pass_over(self, end: u64) {
+    pub fn demand_covered(self, end: u64) -> Result<()> {
         for (name, damage) in self.0 {
-            let error = &damage.error;
-            match damage.goes_on(end) {
-                true => {
-                    tracing::warn!(name, %error, "a damaged tail is passed over, and the WAL that it held is missing")
-                }
-                false => tracing::warn!(name, %error, "a damaged tail is passed over: others hold its bytes"),
+            let (from, to) = damage.span;
+            if from <= end && end < to {
+                return Err(damage.error);
             }
+            tracing::warn!(name, error = %damage.error, "a damaged tail is passed over: others hold its bytes");
         }
+        Ok(())
     }
 }

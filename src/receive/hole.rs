@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::forecast::Outlook;
-use super::lasting::Missing;
+use super::lasting::{AGAIN, Missing};
 use super::observe::{Observer, ReceiveEvent};
 use super::prepare::Stored;
 use super::resume::SlotPosition;
@@ -52,7 +52,7 @@ impl Run {
         }
         // What lies before its fork is the timeline before.
         let fork = server.history.begin_of(timeline).unwrap_or_default();
-        let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked).max(fork);
+        let (from, damage) = stored_end(archive, (timeline, asked), fork).await?;
         let next = reachable(server, (timeline, from), size).await?;
         if next > (timeline, asked) {
             // Up to there everything is stored, if only in tails: nothing is missing where the server still has that segment.
@@ -63,9 +63,11 @@ impl Run {
         let vanished = lost.map(|lost| Missing { from, ..lost }).or_else(|| self.put_back_behind(timeline, from));
         if self.options.on_gap == OnGap::Stop {
             self.unmake_slot(server).await;
-            return Err(vanished.map_or_else(|| gone(&error, from), |lost| is_gone(&error, lost)));
+            let otherwise = || vanished.map_or_else(|| gone(&error, from), |lost| is_gone(&error, lost));
+            return Err(damage.map_or_else(otherwise, |damage| damage.hint(PUT_BACK)));
         }
-        let reason = vanished.map_or_else(|| error.to_string(), |lost| format!("{lost}; {error}"));
+        let what = damage.map(|damage| damage.to_string()).or_else(|| vanished.map(|lost| lost.to_string()));
+        let reason = what.map_or_else(|| error.to_string(), |what| format!("{what}; {error}"));
         let position = match lost {
             // What is stored behind it stays, and the slot holds back what comes next.
             Some(lost) => lost.to,
@@ -256,6 +258,27 @@ impl GivingUp {
         let retained = outlook.row.retained().unwrap_or(0);
         self.observer.tell(ReceiveEvent::GaveUp { slot: self.slot.clone(), retained });
         made.context("it was dropped, and cannot be created")
+    }
+}
+
+/// Where what is stored from `asked` on ends, not before the fork, and what is damaged there. That is looked at twice: a reading may have gone wrong.
+async fn stored_end(
+    archive: &Archive,
+    (timeline, asked): (TimelineId, Lsn),
+    fork: Lsn,
+) -> Result<(Lsn, Option<Error>)> {
+    let size = archive.names.segment_size;
+    let look = || async {
+        let from = archive.contiguous_from(timeline, asked).await?.unwrap_or(asked).max(fork);
+        let damage = archive.damage_in(SegmentName::new(timeline, size.segment_of(from), size)).await?;
+        Ok::<_, Error>((from, damage))
+    };
+    match look().await? {
+        (_, Some(_)) => {
+            tokio::time::sleep(AGAIN).await;
+            look().await
+        }
+        sound => Ok(sound),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::pg::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineId};
 use crate::repo::WalGroup;
 
 /// What is not found is looked for once more, after so long: a store may be late to show what it has.
-const AGAIN: Duration = Duration::from_secs(2);
+pub(super) const AGAIN: Duration = Duration::from_secs(2);
 
 /// More segments than this are looked for in listings.
 const FEW: usize = 4;

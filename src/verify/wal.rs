@@ -247,6 +247,7 @@ async fn stretches(look: &Look<'_>, stored: &Stored, shelf: &Shelf, tell: bool) 
         loop {
             let from = number.start(size);
             let name = SegmentName::new(timeline, number, size).to_string();
+            let mut unknown = None;
             let reached = look.patient(&name, || look.archive.contiguous_in(inventory, timeline, from)).await;
             let to = match reached {
                 Ok(to) => to.unwrap_or(from),
@@ -254,9 +255,10 @@ async fn stretches(look: &Look<'_>, stored: &Stored, shelf: &Shelf, tell: bool) 
                 Err(trouble) => {
                     let open = inventory.first_open(timeline, number);
                     if tell {
-                        let unknown = Stretch { timeline, from: open.start(size), to: open.end(size) };
-                        note_unjoined(look, shelf, stored, unknown, trouble);
+                        let within = Stretch { timeline, from: open.start(size), to: open.end(size) };
+                        note_unjoined(look, shelf, stored, within, trouble);
                     }
+                    unknown = Some(open);
                     open.start(size)
                 }
             };
@@ -265,8 +267,11 @@ async fn stretches(look: &Look<'_>, stored: &Stored, shelf: &Shelf, tell: bool) 
             }
             gaps.extend(piece_gap(look, inventory, timeline, to));
             // What is stored of the segment in which it ended has been seen.
-            let after =
-                if size.offset_of(to) == 0 && to > from { size.segment_of(to) } else { size.segment_of(to).next() };
+            let after = match unknown {
+                Some(open) => open.next(),
+                None if size.offset_of(to) == 0 && to > from => size.segment_of(to),
+                None => size.segment_of(to).next(),
+            };
             let Some(next) = next_held(stock, after) else { break };
             if next.start(size) > to {
                 gaps.push(Stretch { timeline, from: to, to: next.start(size) });

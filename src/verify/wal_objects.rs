@@ -244,7 +244,9 @@ async fn bad_tail(look: &Look<'_>, shelf: &Shelf, stored: &Stored, segment: Segm
         _ => segment.start(),
     };
     let covered = whole || reached >= segment.end();
-    let stretch = Stretch { timeline: segment.timeline, from: Lsn(from.0.max(reached.0)), to: segment.end() };
+    // Where nothing of the segment counts, nobody can read what is whole of it either.
+    let from = if reached <= segment.start() { segment.start() } else { Lsn(from.0.max(reached.0)) };
+    let stretch = Stretch { timeline: segment.timeline, from, to: segment.end() };
     if covered || trouble.flaw == Flaw::Unreadable {
         let expected = "a tail; the WAL that it speaks of is stored elsewhere too";
         let expected = if covered { expected } else { "a tail" };
