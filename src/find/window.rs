@@ -1,6 +1,6 @@
 //! Which segments hold the commits of a window of time: by their summaries, without opening contents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::archive::Archive;
 use crate::archive::inventory::Inventory;
@@ -30,25 +30,28 @@ pub async fn segments(
     to: PgTime,
 ) -> Result<Option<Window>> {
     let Some(stored) = stored(archive, path, inventory) else { return Ok(None) };
-    let times = times(archive, path).await?;
-    let window = |(first, last)| Window { first, last, closed_by: closed_by(archive, path, inventory, &times, last) };
+    let (times, summarized) = times(archive, path).await?;
+    let size = archive.names.segment_size;
+    // Its summary was read, and says nothing else of the window.
+    let is_told = |number: SegmentNumber| {
+        let timeline = path.timeline_at(Lsn(number.end(size).0 - 1));
+        let stock = inventory.timelines.get(&timeline);
+        summarized.contains(&number) && stock.is_some_and(|stock| stock.complete.contains(&number))
+    };
+    let window = |(first, last)| Window { first, last, closed_by: closed_by(&times, (first, last), &is_told) };
     Ok(choose(&times, stored, from, to).map(window))
 }
 
+/// Nothing may be hidden by a hole, or by a summary that could not be read: neither behind what is read, nor before it up to the last commit there.
 fn closed_by(
-    archive: &Archive,
-    path: &Path,
-    inventory: &Inventory,
     times: &Times,
-    last: SegmentNumber,
+    (first, last): (SegmentNumber, SegmentNumber),
+    is_told: &dyn Fn(SegmentNumber) -> bool,
 ) -> Option<PgTime> {
-    let size = archive.names.segment_size;
     let (next, (earliest, _)) = times.range(last.next()..).next()?;
-    let whole = |number: SegmentNumber| {
-        let timeline = path.timeline_at(Lsn(number.end(size).0 - 1));
-        inventory.timelines.get(&timeline).is_some_and(|stock| stock.complete.contains(&number))
-    };
-    (last.next().0..=next.0).all(|number| whole(SegmentNumber(number))).then_some(*earliest)
+    let (before, _) = times.range(..=first).next_back()?;
+    let quiet = (before.next().0..first.0).chain(last.next().0..=next.0);
+    quiet.map(SegmentNumber).all(is_told).then_some(*earliest)
 }
 
 /// The first and the last segment of which this path has anything.
@@ -63,16 +66,18 @@ fn stored(archive: &Archive, path: &Path, inventory: &Inventory) -> Option<(Segm
     within.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
 }
 
-async fn times(archive: &Archive, path: &Path) -> Result<Times> {
+/// By their summaries, and of which segments there is one.
+async fn times(archive: &Archive, path: &Path) -> Result<(Times, BTreeSet<SegmentNumber>)> {
     let size = archive.names.segment_size;
-    let mut times = Times::new();
+    let (mut times, mut summarized) = (Times::new(), BTreeSet::new());
     let note = |summary: &Summary| {
+        summarized.insert(size.segment_of(summary.start));
         let Some((min, max)) = summary.times else { return };
         let known = times.entry(size.segment_of(summary.start)).or_insert((min, max));
         *known = (known.0.min(min), known.1.max(max));
     };
     archive.summaries_along(path, Lsn(0), note).await?;
-    Ok(times)
+    Ok((times, summarized))
 }
 
 /// Times do not follow the order of WAL, so everything between the first segment that may hold a commit of the window and the last one is read, and one more in
@@ -116,6 +121,22 @@ mod tests {
         assert_eq!(chosen(&times, 45, 60), (11, 20), "the open end");
         assert_eq!(chosen(&times, 60, 70), (11, 20), "later than all that is summed up");
         assert_eq!(chosen(&[], 0, 1), (1, 20));
+    }
+
+    #[test]
+    fn a_window_is_closed_by_what_follows_it_without_a_hole() {
+        let times: Times = [(2, 10, 20), (5, 20, 30), (9, 30, 40)]
+            .map(|(n, min, max)| (SegmentNumber(n), (PgTime(min), PgTime(max))))
+            .into();
+        let closed = |first: u64, last: u64, hole: u64| {
+            closed_by(&times, (SegmentNumber(first), SegmentNumber(last)), &|number| number.0 != hole)
+                .map(|time| time.0)
+        };
+        assert_eq!(closed(4, 5, 20), Some(30));
+        assert_eq!(closed(4, 5, 7), None, "a hole behind it");
+        assert_eq!(closed(4, 5, 3), None, "a hole before it");
+        assert_eq!(closed(8, 9, 20), None, "nothing follows");
+        assert_eq!(closed(1, 2, 20), None, "nothing is before it");
     }
 
     #[test]
