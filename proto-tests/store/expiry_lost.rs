@@ -222,7 +222,20 @@ fn a_backup_that_nothing_can_be_restored_from_is_no_reason_to_delete_another() {
         let Some(Backup::Complete(mut manifest)) = short.archive.backup(&ids[1]).await.unwrap() else { panic!("none") };
         manifest.stop = manifest.start + 0x100;
         rewrite(&short.archive, &manifest).await;
-        for (world, why) in [(&hurt, "`walrecv verify`"), (&short, "its WAL from 0/2000028 to 0/2000128")] {
+        // The files of a tablespace were not there when it was taken.
+        let absent = copy();
+        let without = async |id: &BackupId| {
+            let Some(Backup::Complete(mut manifest)) = absent.archive.backup(id).await.unwrap() else { panic!("none") };
+            manifest.absent_tablespaces = vec![16_400];
+            rewrite(&absent.archive, &manifest).await;
+        };
+        without(&ids[1]).await;
+        let reasons = [
+            (&hurt, "`walrecv verify`"),
+            (&short, "its WAL from 0/2000028 to 0/2000128"),
+            (&absent, "did not find the files of a tablespace"),
+        ];
+        for (world, why) in reasons {
             let error = tried(world, &ids[0], false).await.expect_err("nothing could be restored any more");
             assert!(error.kind() == Kind::Retention && error.to_string().contains(why), "{error}");
             assert!(
@@ -243,6 +256,9 @@ fn a_backup_that_nothing_can_be_restored_from_is_no_reason_to_delete_another() {
         // The one that is of no use may go, and so may both by force.
         assert_eq!(tried(&hurt, &ids[1], false).await.unwrap(), [ids[1].clone()]);
         assert_eq!(tried(&short, &ids[0], true).await.unwrap(), [ids[0].clone()]);
+        // No backup has them: one is as good as another.
+        without(&ids[0]).await;
+        assert_eq!(tried(&absent, &ids[0], false).await.unwrap(), [ids[0].clone()]);
     });
 }
 

@@ -46,9 +46,14 @@ pub async fn judge(archive: &Archive, view: &mut View, goes: &(dyn Fn(&BackupId)
     let mut stay: Vec<Manifest> = view.complete().filter(|m| !goes(&m.id) && !planned(&m.id)).cloned().collect();
     stay.sort_by(by_position);
     let verdicts = archive.verdicts().await?;
+    // Where every backup lacks some, that is what there is.
+    let one_has_all = view.complete().any(|manifest| manifest.absent_tablespaces.is_empty());
     for manifest in stay.into_iter().rev() {
         let why = match verdicts.is_hurt(manifest.id.as_str()) {
             true => Some("`walrecv verify` found it hurt, and none of every byte has found it whole since".to_owned()),
+            false if one_has_all && !manifest.absent_tablespaces.is_empty() => {
+                Some("the server did not find the files of a tablespace when it was taken".to_owned())
+            }
             false => archive.lacks_wal(&manifest).await?,
         };
         match why {
