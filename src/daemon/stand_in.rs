@@ -173,7 +173,7 @@ impl StandIn {
                 Way::Unsure(name.clone())
             }
             (Seen::Nobody, Some(name)) => Way::Slot(name.clone()),
-            (Seen::NoSlot(_), Some(name)) if self.is_after_failover(timeline).await? => {
+            (Seen::NoSlot(_), Some(name)) if moment == Moment::Before && self.is_after_failover(timeline).await? => {
                 work.unsure = true;
                 Way::Anew(name.clone())
             }
