@@ -177,13 +177,20 @@ async fn count(route: &Route<'_>, begin: Lsn, target: &Target) -> Counted {
     }
     // Summaries name no commit: the newest one is in the segment with the latest time, unless that is of a rollback.
     taken.sort_unstable();
-    for (latest, number) in taken.into_iter().rev().take(READ) {
+    let mut left = READ;
+    for (latest, number) in taken.into_iter().rev() {
         if counted.newest.is_some_and(|newest| newest.time >= latest) {
             break;
         }
+        if left == 0 {
+            // A newer one may be in what is not read.
+            counted.is_short = true;
+            break;
+        }
+        left -= 1;
         let wish = Wish { target, begin, segments: number..=number };
-        let newest = route.count(&wish, told.reading_from(number, first)).await.newest;
-        counted.join(Counted { newest, ..Counted::default() });
+        let Counted { newest, is_short, .. } = route.count(&wish, told.reading_from(number, first)).await;
+        counted.join(Counted { newest, is_short, ..Counted::default() });
     }
     counted
 }
