@@ -4,7 +4,7 @@ use std::fs;
 
 use walrecv::pg::MajorVersion;
 
-use crate::backups::{listed, rows, without_slot};
+use crate::backups::{edit, listed, rows, without_slot};
 use crate::looking::files;
 use crate::site::{Site, end, wait_durable};
 use crate::support::{Server, require_servers};
@@ -17,6 +17,14 @@ fn hurt(site: &Site) -> String {
     bytes[written / 2] ^= 1;
     fs::write(&tail, bytes).expect("a tail");
     tail.strip_prefix(site.repository()).expect("below it").display().to_string()
+}
+
+/// Lets go of all WAL but the newest.
+fn forget(server: &Server) {
+    for _ in 0..10 {
+        server.switch_wal();
+        server.sql("checkpoint");
+    }
 }
 
 #[test]
@@ -74,15 +82,17 @@ fn one_damaged_byte_of_the_open_tail_costs_what_it_held_and_nothing_else() {
 
     // Where it has not, what was damaged is a hole, behind which the next backup begins.
     stream("gone");
-    hurt(&site);
-    for _ in 0..10 {
-        server.switch_wal();
-        server.sql("checkpoint");
-    }
+    let tail = hurt(&site);
+    forget(&server);
+    edit(&site, |text| text.replace("[clusters.main]", "[clusters.main]\non_gap = \"stop\""));
+    let refused = site.walrecv(&["backup"]).run().expect_code(16);
+    assert!(refused.stderr.contains(&tail) && refused.stderr.contains("put its objects back"), "{refused:?}");
+    edit(&site, |text| text.replace("on_gap = \"stop\"\n", ""));
     let told = site.walrecv(&["backup"]).run().expect_code(0);
     assert!(told.stdout.contains("HOLE"), "{}", told.stdout);
     let listed = listed(&site, 3);
-    assert_eq!(listed["holes"].as_array().map(Vec::len), Some(1), "{listed}");
+    let holes = listed["holes"].as_array().expect("holes");
+    assert!(holes.len() == 1 && holes[0]["reason"].as_str().is_some_and(|why| why.contains(&tail)), "{listed}");
     let copy = site.land(&server, "behind", &["--latest"]);
     assert_eq!(copy.value("select count(*) from gone"), "1006");
 }
