@@ -404,4 +404,8 @@ fn a_quiet_window_is_known_by_what_came_after_it() {
     let time = |text: &str| text.replace(' ', "T").replace("+00", "Z").parse::<jiff::Timestamp>().expect("a time");
     let through = found.json()["complete_through"].as_str().map(time).unwrap_or_else(|| panic!("{found:?}"));
     assert!(through >= time(&to) && !found.stderr.contains("complete through"), "{to}: {found:?}");
+    // Of a time before everything that is stored nothing is known.
+    let before = ["find", "--from", "2020-01-01 00:00:00+00", "--to", "2020-01-02 00:00:00+00"];
+    let refused = site.walrecv(&before).run().expect_code(15);
+    assert!(refused.stderr.contains("nothing is stored that is known to be older than"), "{refused:?}");
 }

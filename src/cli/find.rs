@@ -84,7 +84,7 @@ fn bar() -> ProgressBar {
 }
 
 fn print(told: &Told<'_>, wish: Wish) {
-    let Searched { tallied, path, from, to, bytes, missing, complete_through } = told.searched;
+    let Searched { tallied, path, from, to, bytes, missing, complete_through, .. } = told.searched;
     let until = if wish.to == PgTime(i64::MAX) { "the end".to_owned() } else { target::show(wish.to) };
     output::line(format!("window   {} to {until}", target::show(wish.from)));
     output::line(format!(
@@ -126,7 +126,7 @@ fn print(told: &Told<'_>, wish: Wish) {
 }
 
 fn json(told: &Told<'_>, wish: Wish) -> Value {
-    let Searched { tallied, path, from, to, bytes, missing, complete_through } = told.searched;
+    let Searched { tallied, path, from, to, bytes, missing, complete_through, .. } = told.searched;
     let time = |time: PgTime| output::moment(time).map(output::rfc3339);
     let holes = missing.iter().map(|hole| json!({ "from": hole.from.to_string(), "to": hole.to.to_string() }));
     json!({
@@ -147,8 +147,16 @@ fn json(told: &Told<'_>, wish: Wish) -> Value {
     })
 }
 
-/// A window of which nothing is stored yet says nothing; one whose end is not stored yet says too little.
+/// A window of which nothing is stored any more, or yet, says nothing; one whose end is not stored yet says too little.
 fn behind(searched: &Searched, wish: Wish, now: PgTime) -> Result<()> {
+    if let Some(begins) = searched.begins.filter(|begins| wish.to < *begins && searched.tallied.commits == 0) {
+        let text = format!(
+            "nothing is stored that is known to be older than {}, which is after the window",
+            target::show(begins)
+        );
+        return Err(Error::new(Kind::Gap, text)
+            .hint("what was done before is not known; walrecv list --windows shows what is stored"));
+    }
     let through = searched.complete_through.map_or("an unknown moment".to_owned(), target::show);
     let text = format!("the archive is known to be complete through {through} only");
     let hint = "what was done later is not known: see walrecv status, and whether a receiver streams";

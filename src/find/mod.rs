@@ -69,6 +69,8 @@ pub struct Searched {
     /// The archive has everything through this moment: by a heartbeat, by the last commit that was seen, or by the next one behind the window. `None` where none
     /// of them is there.
     pub complete_through: Option<PgTime>,
+    /// Nothing that is stored is known to be earlier: the first commit, or the oldest backup. `None` where only the open segment is stored.
+    pub begins: Option<PgTime>,
 }
 
 /// What the archive can know of a window of time.
@@ -99,7 +101,7 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
     let path = path_of(&inventory, search)?;
     let Wish { from, to, .. } = search.wish;
     let range = window::segments(archive, &path, &inventory, from, to).await?;
-    let Some(Window { first, last, closed_by }) = range else {
+    let Some(Window { first, last, closed_by, earliest }) = range else {
         return Err(Error::new(Kind::Target, format!("no WAL of timeline {} is stored", path.target()))
             .hint("walrecv list shows what is stored"));
     };
@@ -138,7 +140,10 @@ pub async fn search(archive: &Archive, search: &Search<'_>) -> Result<Searched> 
         let lost = archive.lost_end(&inventory, path.target()).await?.filter(|lost| lost.beat.time >= from);
         missing.extend(lost.map(|lost| Missing { from: lost.from.max(end), to: lost.beat.lsn }));
     }
-    Ok(Searched { tallied, path: (*path).clone(), from: first.start(size), to: end, bytes, missing, complete_through })
+    let backups = search.backups.iter().map(|manifest| PgTime::from_unix_micros(manifest.started_at.as_microsecond()));
+    let begins = earliest.map(|earliest| backups.fold(earliest, PgTime::min));
+    let path = (*path).clone();
+    Ok(Searched { tallied, path, from: first.start(size), to: end, bytes, missing, complete_through, begins })
 }
 
 /// The timelines to read along.

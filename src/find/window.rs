@@ -19,6 +19,8 @@ pub struct Window {
     pub last: SegmentNumber,
     /// The earliest commit of the first segment behind it that has any, where everything in between is stored: no commit of the window is later in WAL.
     pub closed_by: Option<PgTime>,
+    /// The earliest commit or abort that any summary tells of.
+    pub earliest: Option<PgTime>,
 }
 
 /// The segments to read; `None` where nothing is stored.
@@ -38,7 +40,9 @@ pub async fn segments(
         let stock = inventory.timelines.get(&timeline);
         summarized.contains(&number) && stock.is_some_and(|stock| stock.complete.contains(&number))
     };
-    let window = |(first, last)| Window { first, last, closed_by: closed_by(&times, (first, last), &is_told) };
+    let earliest = times.values().map(|(earliest, _)| *earliest).min();
+    let window =
+        |(first, last)| Window { first, last, closed_by: closed_by(&times, (first, last), &is_told), earliest };
     Ok(choose(&times, stored, from, to).map(window))
 }
 
