@@ -16,6 +16,7 @@ use walrecv::repo::Repository;
 use super::backup::Fixture;
 use super::net::{conninfo, run};
 use super::receive::harness::{self, Receiving, Vault};
+use crate::support::server::Held;
 use crate::support::{Call, HookedDisk, Server, Stop, require_servers};
 
 fn copy(from: &Path, to: &Path) {
@@ -72,38 +73,75 @@ fn a_server_that_was_set_back_gives_no_backup() {
     }
 }
 
-/// A standby may have replayed a switch before the zeros behind it came, and has in their place what its file held before.
+/// A primary that has just switched to its next segment and writes nothing more, and a standby that has replayed that.
+struct AtSwitch {
+    _quiet: Held,
+    primary: Server,
+    standby: Server,
+    switched: Lsn,
+}
+
+impl AtSwitch {
+    fn begin(segment_mb: u32) -> AtSwitch {
+        let builder = Server::builder(MajorVersion::V16).setting("autovacuum", "off").setting("wal_keep_size", "256MB");
+        let primary = builder.segment_size_mb(segment_mb).start();
+        harness::create_slot(&primary);
+        let standby = primary.standby().setting("hot_standby", "on").start();
+        primary.sql("create table t (id int)");
+        primary.sql("checkpoint");
+        // It says now and then which transactions run.
+        let _quiet = primary.hold("select pid from pg_stat_activity where backend_type = 'background writer'");
+        primary.sql("insert into t values (1)");
+        let switched: Lsn = primary.sql("select pg_switch_wal()").parse().expect("a position");
+        standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{switched}'"), "t");
+        AtSwitch { _quiet, primary, standby, switched }
+    }
+
+    /// Receives what the primary has by then, to be seen as by every writer: without the identity.
+    fn received(&self, vault: &Vault) -> Archive {
+        let archive = vault.archive(&self.primary);
+        let size = archive.names.segment_size;
+        let receiving = Receiving::start(harness::options(&self.primary), vault.place());
+        harness::wait_acknowledged(&self.primary, size.segment_before(self.switched).end(size));
+        receiving.stop();
+        Archive { keys: vault.place().reader, ..archive }
+    }
+}
+
+/// A standby may have replayed a switch before the zeros behind it came, and has in their place what its file held before. In a large segment that may be all of
+/// the object that the backup ends in.
 #[test]
 fn what_a_standby_has_behind_a_switch_is_no_other_history() {
     require_servers!(MajorVersion::V16);
-    let builder = Server::builder(MajorVersion::V16).setting("autovacuum", "off").setting("wal_keep_size", "64MB");
-    let primary = builder.start();
-    harness::create_slot(&primary);
-    let vault = Vault::new();
-    let receiving = Receiving::start(harness::options(&primary), vault.place());
-    receiving.wait_streaming();
-    let standby = primary.standby().setting("hot_standby", "on").start();
-    primary.sql("create table t (id int)");
-    primary.sql("checkpoint");
-    primary.sql("insert into t values (1)");
-    let switched = primary.switch_wal();
-    standby.wait_sql(&format!("select pg_last_wal_replay_lsn() >= '{switched}'"), "t");
-    let (place, archive) = (vault.place(), vault.archive(&primary));
-    let size = archive.names.segment_size;
-    let number = size.segment_before(switched);
-    harness::wait_acknowledged(&primary, number.end(size));
-    let name = SegmentName::new(TimelineId(1), number, size).to_string();
-    let file = std::fs::OpenOptions::new().write(true).open(standby.data_dir().join("pg_wal").join(name));
-    let left = size.bytes() - size.offset_of(switched);
-    let older = vec![0x5A; left as usize];
-    file.expect("its file").write_all_at(&older, size.offset_of(switched)).expect("write what it held before");
+    for segment_mb in [16, 64] {
+        let (servers, vault) = (AtSwitch::begin(segment_mb), Vault::new());
+        let archive = servers.received(&vault);
+        let (standby, switched) = (&servers.standby, servers.switched);
+        let size = archive.names.segment_size;
+        let number = size.segment_before(switched);
+        let name = SegmentName::new(TimelineId(1), number, size).to_string();
+        let file = std::fs::OpenOptions::new().write(true).open(standby.data_dir().join("pg_wal").join(name));
+        let left = size.bytes() - size.offset_of(switched);
+        let older = vec![0x5A; left as usize];
+        file.expect("its file").write_all_at(&older, size.offset_of(switched)).expect("write what it held before");
 
-    let target = conninfo(&standby.conninfo("postgres"));
-    // As every writer sees it: without the identity.
-    let archive = Archive { keys: place.reader.clone(), ..archive };
-    let taken = run(take(&archive, place.writer.clone(), &target, &BackupOptions::default())).expect("a backup");
-    assert_eq!(size.segment_before(taken.manifest.stop), number, "it ends there: {}", taken.manifest.stop);
-    receiving.stop();
+        let target = conninfo(&standby.conninfo("postgres"));
+        let taken = run(take(&archive, vault.place().writer, &target, &BackupOptions::default())).expect("a backup");
+        assert_eq!(size.segment_before(taken.manifest.stop), number, "it ends there: {}", taken.manifest.stop);
+    }
+}
+
+/// The end of the segment is zeros whoever left it: the record before them tells.
+#[test]
+fn zeros_behind_a_switch_do_not_make_another_history_the_same() {
+    require_servers!(MajorVersion::V16);
+    let (one, vault) = (AtSwitch::begin(64), Vault::new());
+    let archive = one.received(&vault);
+    let other = AtSwitch::begin(64);
+    let target = conninfo(&other.standby.conninfo("postgres"));
+    let stalled = BackupOptions { wal_stall: Duration::from_secs(5), ..BackupOptions::default() };
+    let error = run(take(&archive, vault.place().writer, &target, &stalled)).expect_err("another server's WAL");
+    assert!(error.kind() == Kind::Diverged && error.to_string().contains("holds other WAL"), "{error}");
 }
 
 /// A receiver that has written what the backup needs, and has not synced it yet.

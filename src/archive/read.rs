@@ -109,14 +109,20 @@ impl Archive {
 
     /// Whether what a segment holds from `start` on lies behind a WAL switch: the last object below in which a record ends says so.
     pub async fn is_behind_switch(&self, segment: SegmentName, start: Lsn) -> Result<bool> {
+        Ok(self.last_with_record(segment, start).await?.is_some_and(|summary| summary.switched))
+    }
+
+    /// What the last object of a segment below `start` in which a record ends says of itself, or the first one; `None`: it is not stored, or not all behind it.
+    pub(super) async fn last_with_record(&self, segment: SegmentName, start: Lsn) -> Result<Option<Summary>> {
+        let mut found = None;
         for (name, below) in self.objects_of(segment).into_iter().rev().filter(|(_, below)| *below < start) {
             let claims = self.claims(ObjectKind::Segment, segment.timeline, below);
-            match self.read_summary(&name, &claims).await? {
-                Some(summary) if summary.last_record.is_none() => {}
-                found => return Ok(found.is_some_and(|summary| summary.switched)),
+            found = self.read_summary(&name, &claims).await?;
+            if found.as_ref().is_none_or(|summary| summary.last_record.is_some()) {
+                break;
             }
         }
-        Ok(false)
+        Ok(found)
     }
 
     /// The summaries (frame 0) of a complete segment's objects, in order; `None` when one of them is not stored.

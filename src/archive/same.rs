@@ -40,6 +40,8 @@ pub enum Agreement {
     Unknown,
     /// This object holds something else.
     Differs(String),
+    /// No record ends in that object, as behind a WAL switch: whose WAL it is, the object tells that starts here.
+    Below(Lsn),
 }
 
 impl Stretch {
@@ -104,6 +106,19 @@ impl Archive {
         }
         if let Some(summary) = self.partial_summary(segment).await? {
             stored.push((self.names.partial(segment), summary));
+        }
+        // Of a large segment some objects are zeros, in which all servers are alike, or what a standby's file held before, in which none are.
+        if sent.start > segment.start() {
+            let mut reach = stored.iter().filter(|(_, of)| of.start == sent.start && of.end >= until);
+            match reach.next() {
+                Some((_, summary)) if summary.last_record.is_none() => {
+                    let below = self.last_with_record(segment, sent.start).await?;
+                    return Ok(below.map_or(Agreement::Unknown, |summary| Agreement::Below(summary.start)));
+                }
+                // Whether that lies behind a switch, tails do not say.
+                None if until >= segment.end() => return Ok(Agreement::Unknown),
+                _ => {}
+            }
         }
         let mut same = false;
         for (name, summary) in stored {
@@ -241,10 +256,14 @@ mod tests {
 
     impl Bench {
         fn new() -> Bench {
+            Bench::of(SEGMENT)
+        }
+
+        fn of(segment: u64) -> Bench {
             let (keys, id, dir) = (setup::generate(), RepositoryId([3; 16]), tempfile::tempdir().unwrap());
             let ring = WriterRing::new(id, keys.secret.clone(), Some(&keys.public)).unwrap();
             let reader = ReaderRing::new(id, keys.secret.clone(), None).unwrap();
-            let segment_size = SegmentSize::new(SEGMENT).unwrap();
+            let segment_size = SegmentSize::new(segment).unwrap();
             let names = ClusterNames { cluster: "main".into(), system: SystemIdentifier(7), segment_size };
             let repo = Repository::open(&format!("file://{}", dir.path().display()), &|_| None).unwrap();
             let segment = SegmentName::new(TIMELINE, segment_size.segment_of(START), segment_size);
@@ -258,12 +277,18 @@ mod tests {
         }
 
         fn object(&self, wal: &[u8], last_record: Option<LastRecord>) -> String {
-            let claims = self.archive.claims(ObjectKind::Segment, TIMELINE, START);
+            self.object_at(START, wal, last_record)
+        }
+
+        /// A segment, or a part of a large one.
+        fn object_at(&self, start: Lsn, wal: &[u8], last_record: Option<LastRecord>) -> String {
+            let claims = self.archive.claims(ObjectKind::Segment, TIMELINE, start);
             let mut sealer = Sealer::new(&self.ring.fresh().unwrap(), claims, [1; 32], Compression::Lz4);
             sealer.push(wal);
-            let end = START + wal.len() as u64;
-            let summary = Summary::of(START, end, content_hash(self.archive.keys.secret(), wal));
-            let name = self.archive.names.segment(self.segment, None);
+            let end = start + wal.len() as u64;
+            let summary = Summary::of(start, end, content_hash(self.archive.keys.secret(), wal));
+            let objects = self.archive.objects_of(self.segment);
+            let (name, _) = objects.into_iter().find(|(_, at)| *at == start).unwrap();
             self.put(&name, &sealer.finish(&Summary { last_record, ..summary }.encode()).bytes);
             name
         }
@@ -326,6 +351,33 @@ mod tests {
         }
         assert_eq!(bench.agrees_also(&wal[..4999], SEGMENT - 4999, 5000), Agreement::Differs(name));
         assert_eq!(bench.agrees_also(&wal[..5000], SEGMENT - 5001, 5000), Agreement::Unknown);
+    }
+
+    #[test]
+    fn what_lies_behind_a_switch_says_nothing() {
+        // The last of four parts begins at START.
+        let bench = Bench::of(64 << 20);
+        let (zeros, end) = (vec![0; PART_BYTES as usize], START + PART_BYTES);
+        let part = |number: u64| Lsn(number * PART_BYTES);
+        let ends = |sent: &[u8]| bench.agrees(sent, PART_BYTES as usize);
+        bench.tail(&zeros, 0, zeros.len(), "0123456789abcdef");
+        assert_eq!(ends(&zeros), Agreement::Unknown, "a tail does not say whether a record ends in it");
+        assert_eq!(bench.agrees(&zeros, 5000), Agreement::Same, "where one does");
+        bench.object_at(START, &zeros, None);
+        assert_eq!(ends(&zeros), Agreement::Unknown, "what lies below is not stored yet");
+        bench.object_at(part(2), &zeros, None);
+        assert_eq!(ends(&zeros), Agreement::Unknown);
+        let last = LastRecord { start: part(1) + 40, end, crc: 7 };
+        let name = bench.object_at(part(1), &zeros, Some(last));
+        assert_eq!(ends(&zeros), Agreement::Below(part(1)));
+        assert_eq!(ends(&changed(&zeros, 5)), Agreement::Below(part(1)), "what a standby's file held before");
+        let below = |bytes: &[u8]| {
+            let bytes = Bytes::copy_from_slice(bytes);
+            let sent = Stretch { timeline: TIMELINE, start: part(1), bytes, zeros: 0 };
+            bench.runtime.block_on(bench.archive.agrees(&sent, part(2))).unwrap()
+        };
+        assert_eq!(below(&zeros), Agreement::Same);
+        assert_eq!(below(&changed(&zeros, 5)), Agreement::Differs(name));
     }
 
     #[test]

@@ -50,7 +50,8 @@ impl Origin {
         let mut moved = Instant::now();
         let (mut pause, mut doubted) = (FIRST_PAUSE, false);
         loop {
-            let found = match watch.agrees(&sent, self.stop).await {
+            let end_of_object = self.object_at(sent.start).1;
+            let found = match watch.agrees(&sent, self.stop.min(end_of_object)).await {
                 Err(error) if error.is_transient() && moved.elapsed() < patience => {
                     tracing::warn!("cannot compare what is stored: {error}; looking again");
                     Agreement::Unknown
@@ -59,6 +60,10 @@ impl Origin {
             };
             match found {
                 Agreement::Same => return Ok(()),
+                Agreement::Below(start) => {
+                    sent = self.ask_for_object(self.object_at(start), None, patience).await?;
+                    continue;
+                }
                 Agreement::Differs(name) if doubted => return Err(self.other(&format!("{name} holds other WAL"))),
                 // A bit that flipped on the way is no other history.
                 Agreement::Differs(_) => doubted = true,
@@ -68,9 +73,9 @@ impl Origin {
                     pause = (pause * 2).min(PAUSE);
                 }
             }
-            if doubted || sent.end() < self.object().1 {
+            if doubted || sent.end() < end_of_object {
                 let end = sent.end();
-                sent = self.ask_for(None, patience).await?;
+                sent = self.ask_for_object(self.object_at(sent.start), None, patience).await?;
                 if sent.end() > end {
                     moved = Instant::now();
                 }
@@ -78,9 +83,9 @@ impl Origin {
         }
     }
 
-    /// From where to where the object reaches that the backup ends in.
-    fn object(&self) -> (Lsn, Lsn) {
-        Stretch::around(self.stop, self.names.segment_size)
+    /// From where to where the object reaches that holds the byte at `start`.
+    fn object_at(&self, start: Lsn) -> (Lsn, Lsn) {
+        Stretch::around(start + 1, self.names.segment_size)
     }
 
     fn other(&self, what: &str) -> Error {
@@ -106,10 +111,20 @@ impl Origin {
 
     /// The server's WAL around the end of the backup; tried for so long where the server goes away. `connection` is the one that the backup came by: asked at
     /// once, the server still has that WAL.
-    pub async fn ask_for(&self, mut connection: Option<Connection>, patience: Duration) -> Result<Stretch> {
+    pub async fn ask_for(&self, connection: Option<Connection>, patience: Duration) -> Result<Stretch> {
+        let object = Stretch::around(self.stop, self.names.segment_size);
+        self.ask_for_object(object, connection, patience).await
+    }
+
+    async fn ask_for_object(
+        &self,
+        object: (Lsn, Lsn),
+        mut connection: Option<Connection>,
+        patience: Duration,
+    ) -> Result<Stretch> {
         let begun = Instant::now();
         loop {
-            match self.ask(connection.take()).await {
+            match self.ask(object, connection.take()).await {
                 Err(error) if error.is_transient() && begun.elapsed() < patience => {
                     tracing::warn!("cannot read the server's WAL: {error}; trying again");
                     sleep(PAUSE).await;
@@ -119,8 +134,8 @@ impl Origin {
         }
     }
 
-    async fn ask(&self, connection: Option<Connection>) -> Result<Stretch> {
-        let (server, timeline, stop, object) = (self.server.clone(), self.timeline, self.stop, self.object());
+    async fn ask(&self, object: (Lsn, Lsn), connection: Option<Connection>) -> Result<Stretch> {
+        let (server, timeline, stop) = (self.server.clone(), self.timeline, self.stop);
         let (system, segment_size) = (self.names.system, self.names.segment_size);
         // What was assumed and differs is asked for.
         let assume = connection.is_some();
@@ -217,8 +232,8 @@ mod tests {
             timeline: TimelineId(1),
             stop: Lsn(0x0300_1000),
         };
-        let sent =
-            Stretch { timeline: origin.timeline, start: origin.object().0, bytes: vec![0; 1 << 20].into(), zeros: 0 };
+        let start = origin.object_at(origin.stop).0;
+        let sent = Stretch { timeline: origin.timeline, start, bytes: vec![0; 1 << 20].into(), zeros: 0 };
         let demand = async |found| origin.demand(&Finds(found), sent.clone(), Duration::ZERO).await;
         demand(Agreement::Same).await.unwrap();
         let error = demand(Agreement::Unknown).await.unwrap_err();
