@@ -1,12 +1,15 @@
 //! What `walrecv status` says of receivers that run, that have ended, and that never began; and many clusters in one process.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use rustix::process::Signal;
 use serde_json::Value;
 use walrecv::pg::{Lsn, MajorVersion};
 
 use crate::site::{Site, end, wait_durable};
 use crate::support::walrecv::Running;
-use crate::support::{Server, Walrecv, require_servers, wait_for};
+use crate::support::{Server, Walrecv, moto, require_moto, require_servers, wait_for};
 
 /// The only cluster, and the exit code.
 fn status(site: &Site, args: &[&str]) -> (Value, i32) {
@@ -107,6 +110,64 @@ fn a_receiver_is_seen_streaming_without_its_server_and_dead() {
     assert_eq!(leftover(), 1, "a killed process cannot clear away");
     end(site.receive(&[]));
     assert!(leftover() <= 1, "the next one clears away what is old enough");
+}
+
+/// What a Prometheus client understands of the page: values by line, labels in the order in which they stand.
+fn metrics(site: &Site) -> (Value, String) {
+    let page = site.walrecv(&["status", "--metrics"]).run().expect_code(0).stdout;
+    let script = "import json, sys; from prometheus_client.parser import text_string_to_metric_families as parse\n\
+        families = list(parse(sys.stdin.read()))\n\
+        assert all(family.type != 'unknown' and family.documentation for family in families)\n\
+        line = lambda s: ' '.join([s.name] + [v for k, v in s.labels.items() if k != 'cluster'])\n\
+        print(json.dumps({line(s): s.value for family in families for s in family.samples}))";
+    let mut command = Command::new(moto::python());
+    let mut python = command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python");
+    python.stdin.take().expect("a pipe").write_all(page.as_bytes()).expect("write");
+    let output = python.wait_with_output().expect("python");
+    assert!(output.status.success(), "a client does not understand:\n{page}");
+    (serde_json::from_slice(&output.stdout).expect("JSON"), page)
+}
+
+/// Whatever the numbers say, they can be scraped: that something is wrong is one of them.
+#[test]
+fn a_prometheus_client_reads_the_numbers_of_a_receiver_that_runs_and_of_one_that_does_not() {
+    require_servers!(MajorVersion::V16);
+    require_moto!();
+    let server = Server::start(MajorVersion::V16);
+    let site = Site::new(&server);
+    let receiver = site.receive(&["--flush-interval", "200ms"]);
+    server.sql("create table t as select 1");
+    wait_durable(&server, server.lsn());
+    let (seen, page) = metrics(&site);
+    for (line, value) in [
+        ("walrecv_running", 1.0),
+        ("walrecv_healthy", 1.0),
+        ("walrecv_hole", 0.0),
+        ("walrecv_synchronous", 0.0),
+        ("walrecv_state streaming", 1.0),
+        ("walrecv_state not_running", 0.0),
+        ("walrecv_timeline", 1.0),
+        ("walrecv_silent_processes", 0.0),
+        ("walrecv_put_errors_total", 0.0),
+        ("walrecv_slot_wal_status reserved", 1.0),
+    ] {
+        assert_eq!(seen[line], value, "{line}\n{page}");
+    }
+    let at_least = |line: &str, least: f64| assert!(number(&seen[line]) >= least, "{line} below {least}\n{page}");
+    at_least("walrecv_commits_total", 1.0);
+    at_least("walrecv_time_to_durable_seconds_count", 1.0);
+    at_least("walrecv_time_to_durable_seconds 0.99", 0.0001);
+    at_least("walrecv_durable_bytes_total", 100_000.0);
+    let (now, _) = status(&site, &[]);
+    let (then, now) = (number(&seen["walrecv_wal_position_bytes durable"]), durable(&now).0 as f64);
+    assert!(then <= now && then > now - 1e6, "{then} {now}");
+    receiver.kill();
+    let (seen, page) = metrics(&site);
+    for (line, value) in [("walrecv_running", 0.0), ("walrecv_healthy", 0.0), ("walrecv_state not_running", 1.0)] {
+        assert_eq!(seen[line], value, "{line}\n{page}");
+    }
+    assert_eq!(seen["walrecv_commits_total"], Value::Null, "nobody counts now\n{page}");
+    assert!(number(&seen["walrecv_wal_position_bytes durable"]) >= then, "{page}");
 }
 
 /// A slot that is there is to be used, not to be dropped.

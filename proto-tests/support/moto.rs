@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,6 +15,11 @@ use super::{free_port, wait_for};
 /// Whether the emulator is there; if not, the test is reported as skipped, or fails with `CI=true`.
 pub fn present() -> bool {
     home().join("moto/bin/moto_server").exists() || skipped("the S3 emulator is not installed")
+}
+
+/// The Python that it runs under, which has a Prometheus client too.
+pub fn python() -> PathBuf {
+    home().join("moto/bin/python")
 }
 
 /// One running emulator.

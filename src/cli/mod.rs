@@ -18,6 +18,7 @@ mod health;
 mod init;
 mod list;
 mod memory;
+mod metrics;
 mod output;
 mod progress;
 mod receive;

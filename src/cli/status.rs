@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::{Common, StatusArgs};
 use super::context::{Signals, settings};
-use super::{at_rest, health, output};
+use super::{at_rest, health, metrics, output};
 use crate::daemon::report::{Check, ClusterReport, Document};
 use crate::daemon::socket;
 use crate::error::{Error, Result};
@@ -28,6 +28,12 @@ pub struct Told {
 
 pub async fn run(common: &Common, args: &StatusArgs) -> Result<u8> {
     let mut checks = Checks::default();
+    if args.metrics {
+        let seen = look(common, &mut checks).await?;
+        seen.silent.iter().for_each(|error| output::note(format!("warning: {error}")));
+        output::line(metrics::page(&seen.told, seen.silent.len()).trim_end());
+        return Ok(0);
+    }
     if !args.watch {
         let seen = look(common, &mut checks).await?;
         show(common, &seen);
