@@ -15,6 +15,7 @@ use crate::pg::record::Record;
 use crate::pg::xact::Note;
 use crate::pg::{Lsn, SegmentName, SegmentSize, TimelineId};
 use crate::seal::content::summary::{Summary, SummaryBuilder};
+use crate::seal::frames::FrameSealer;
 use crate::seal::hash::{ContentHasher, content_hash};
 use crate::seal::header::{Claims, ObjectKind, RepositoryId};
 use crate::seal::key::{DataKey, ReaderKeys, RepositorySecret, WriterKeys};
@@ -107,11 +108,11 @@ pub struct Open {
 /// Who seals.
 enum Making {
     Here(Box<Sealing>),
-    Beside(Beside),
+    Beside(Box<Beside>),
     /// Bytes are away: sealing begins anew once they are back, with the first byte, under another salt.
     Nobody(Box<ContentHasher>),
-    /// A thread that died has taken it along.
-    Lost,
+    /// While it goes from one to the other.
+    Moving,
 }
 
 /// An object whose last byte has arrived.
@@ -178,10 +179,10 @@ impl Open {
             tail: Tail::default(),
             oldest: None,
             away_hash: hasher.finalize(),
-            making: Making::Here(Box::new(Sealing {
-                sealer: Sealer::new(keys, claims, salt::random()?, compression),
+            making: Making::Here(Box::new(Sealing::new(
+                FrameSealer::new(keys, claims, salt::random()?, compression),
                 hasher,
-            })),
+            ))),
             lane: archive.repo.lane(),
             sealed: 0,
             frame: frame_bytes(compression),
@@ -213,9 +214,9 @@ impl Open {
     /// Bytes that this object holds in memory, raw and sealed.
     pub fn memory(&self) -> u64 {
         let sealed = match &self.making {
-            Making::Here(sealing) => sealing.sealer.sealed_len(),
+            Making::Here(sealing) => sealing.sealed_len(),
             Making::Beside(beside) => beside.memory(),
-            Making::Nobody(_) | Making::Lost => 0,
+            Making::Nobody(_) | Making::Moving => 0,
         };
         self.raw.len() as u64 + sealed
     }
@@ -252,7 +253,7 @@ impl Open {
     pub fn push(&mut self, bytes: &[u8], later: bool) -> Result<()> {
         self.raw.extend_from_slice(bytes);
         if !later {
-            self.here()?;
+            self.here();
             self.hash_to(self.raw.len());
             self.seal();
         } else if matches!(self.making, Making::Here(_)) && self.can_seal() {
@@ -264,23 +265,21 @@ impl Open {
 
     /// From now on a thread of its own seals, if there can be one.
     fn part(&mut self) {
-        if let Making::Here(sealing) = std::mem::replace(&mut self.making, Making::Lost) {
-            self.making = match Beside::begin(&self.lane, *sealing, self.frame) {
-                Ok(beside) => Making::Beside(beside),
-                Err(Some(sealing)) => Making::Here(sealing),
-                Err(None) => Making::Lost,
+        if let Making::Here(sealing) = std::mem::replace(&mut self.making, Making::Moving) {
+            self.making = match Beside::begin(&self.lane, sealing, self.frame) {
+                Ok(beside) => Making::Beside(Box::new(beside)),
+                Err(sealing) => Making::Here(sealing),
             };
         }
     }
 
-    /// Takes back what another thread has; waits until that has done what it was given.
-    fn here(&mut self) -> Result<()> {
-        self.making = match std::mem::replace(&mut self.making, Making::Lost) {
-            Making::Beside(beside) => Making::Here(Box::new(beside.back()?)),
-            Making::Lost => return Err(Error::new(Kind::Failed, "the thread that seals has died")),
+    /// Takes back what another thread has. What is sealed is in the hash then.
+    fn here(&mut self) {
+        self.making = match std::mem::replace(&mut self.making, Making::Moving) {
+            Making::Beside(beside) => Making::Here(beside.back(&self.raw, self.sealed)),
             here => here,
         };
-        Ok(())
+        self.hash_to(self.sealed);
     }
 
     /// Whether there is a whole frame to seal, and somebody to do it.
@@ -288,7 +287,7 @@ impl Open {
         let can = match &self.making {
             Making::Here(_) => true,
             Making::Beside(beside) => beside.has_room(),
-            Making::Nobody(_) | Making::Lost => false,
+            Making::Nobody(_) | Making::Moving => false,
         };
         // The last byte waits for the last frame.
         can && self.raw.len() - self.sealed > self.frame
@@ -298,18 +297,18 @@ impl Open {
     pub fn seal_one(&mut self) -> bool {
         let can = self.can_seal();
         if can {
-            let frame = self.raw.get(self.sealed..=self.sealed + self.frame).unwrap_or_default();
+            let frame = &self.raw[self.sealed..self.sealed + self.frame];
             match &mut self.making {
                 Making::Here(sealing) => {
-                    self.sealed += sealing.sealer.take(frame, self.frame);
+                    sealing.seal(frame, false);
+                    self.sealed += self.frame;
                     self.hash_to(self.sealed);
                 }
                 Making::Beside(beside) => {
-                    beside.seal(frame, self.hashed.saturating_sub(self.sealed));
+                    beside.seal(frame);
                     self.sealed += self.frame;
-                    self.hashed = self.hashed.max(self.sealed);
                 }
-                Making::Nobody(_) | Making::Lost => {}
+                Making::Nobody(_) | Making::Moving => {}
             }
         }
         can
@@ -317,12 +316,12 @@ impl Open {
 
     /// The hash of everything that has arrived.
     fn hash(&mut self) -> Result<[u8; 32]> {
-        self.here()?;
+        self.here();
         self.hash_to(self.raw.len());
         match &self.making {
             Making::Here(sealing) => Ok(sealing.hasher.finalize()),
             Making::Nobody(hasher) => Ok(hasher.finalize()),
-            Making::Beside(_) | Making::Lost => Err(Error::new(Kind::Failed, "a hash that is elsewhere")),
+            Making::Beside(_) | Making::Moving => Err(Error::new(Kind::Failed, "a hash that is elsewhere")),
         }
     }
 
@@ -331,8 +330,8 @@ impl Open {
         match &mut self.making {
             Making::Here(sealing) => sealing.hasher.update(bytes),
             Making::Nobody(hasher) => hasher.update(bytes),
-            // Hashed where it is sealed.
-            Making::Beside(_) | Making::Lost => return,
+            // Hashed once it is back, or at the end.
+            Making::Beside(_) | Making::Moving => return,
         }
         self.hashed = self.hashed.max(end);
     }
@@ -340,7 +339,7 @@ impl Open {
     /// Seals what fills frames, from where it is. What is sealed is in the hash.
     fn seal(&mut self) {
         if let Making::Here(sealing) = &mut self.making {
-            self.sealed += sealing.sealer.take(self.raw.get(self.sealed..).unwrap_or_default(), self.frame);
+            self.sealed += sealing.take(self.raw.get(self.sealed..).unwrap_or_default(), self.frame);
             self.hash_to(self.sealed);
         }
     }
@@ -358,7 +357,7 @@ impl Open {
             self.away_in = names;
             self.away_hash = self.hash()?;
             (self.raw, self.hashed, self.sealed) = (Vec::new(), 0, 0);
-            self.making = match std::mem::replace(&mut self.making, Making::Lost) {
+            self.making = match std::mem::replace(&mut self.making, Making::Moving) {
                 Making::Here(sealing) => Making::Nobody(Box::new(sealing.hasher)),
                 other => other,
             };
@@ -388,10 +387,10 @@ impl Open {
         raw.reserve_exact(self.place.end.since(self.place.start) as usize - raw.len());
         raw.extend_from_slice(&self.raw);
         let claims = archive.claims(ObjectKind::Segment, self.place.segment.timeline, self.place.start);
-        let sealer = Sealer::new(keys, claims, salt::random()?, compression);
+        let sealer = FrameSealer::new(keys, claims, salt::random()?, compression);
         (self.hashed, self.raw) = (raw.len() - self.raw.len() + self.hashed, raw);
-        self.making = match std::mem::replace(&mut self.making, Making::Lost) {
-            Making::Nobody(hasher) => Making::Here(Box::new(Sealing { sealer, hasher: *hasher })),
+        self.making = match std::mem::replace(&mut self.making, Making::Moving) {
+            Making::Nobody(hasher) => Making::Here(Box::new(Sealing::new(sealer, *hasher))),
             other => other,
         };
         (self.sealed, self.away) = (0, 0);
@@ -411,7 +410,7 @@ impl Open {
             Making::Beside(beside) => {
                 Made::Beside(beside.end(std::mem::take(&mut raw), (sealed, hashed), summary, place.end))
             }
-            Making::Nobody(_) | Making::Lost => {
+            Making::Nobody(_) | Making::Moving => {
                 return Err(Error::new(Kind::Failed, "an object is finished without its bytes"));
             }
         };
