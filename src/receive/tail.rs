@@ -238,15 +238,14 @@ impl Tail {
             Some(current) => current,
             None => Current::begin(maker, keys, segment, from)?,
         };
-        let sealed = match maker.hurried {
-            true => current.sealer.seal_plain(bytes),
-            false => current.sealer.seal(bytes),
-        };
         let flushed = match &mut current.file {
             Some(file) => {
                 let claim = (maker.archive.names.system, segment.timeline, to);
                 let spooled = matches!(maker.files, Some(Files::Spool(_)));
-                let written = file.append(&sealed);
+                let written = match maker.hurried {
+                    true => file.append(current.sealer.seal_plain(bytes)),
+                    false => file.append(&current.sealer.seal(bytes)),
+                };
                 let synced = written.and_then(|()| match spooled {
                     true => file.sync_here().map(|()| Flushed::Spooled),
                     false => {
@@ -262,7 +261,7 @@ impl Tail {
             None => {
                 let offset = |lsn: Lsn| lsn.since(segment.start());
                 let name = maker.archive.names.tail_piece(segment, offset(from), offset(to), &current.run);
-                let bytes = vec![current.sealer.preamble(), sealed];
+                let bytes = vec![current.sealer.preamble(), current.sealer.seal(bytes)];
                 Flushed::Piece(Piece { name, bytes, salt: current.salt, from, to })
             }
         };

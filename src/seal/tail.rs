@@ -21,6 +21,9 @@ pub const TAIL_FRAME_HEAD: usize = FRAME_HEAD + EXTRA;
 /// Below this zstd costs more than it saves.
 const SMALL_FRAME: usize = 16 << 10;
 
+/// Scratch that grew beyond this for one flush is given back before the next.
+const LARGE: usize = 1 << 20;
+
 /// What a tail frame says between its lengths and its CRC-32C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extra {
@@ -113,34 +116,74 @@ impl TailSealer {
     /// Seals the next bytes (split into frames of at most 256 KiB) and says what to append. What one call returns must be written
     /// after the bytes of the call before were synced: a torn write is told from damage by that.
     pub fn seal(&mut self, bytes: &[u8]) -> Bytes {
-        self.seal_as(bytes, self.compression)
-    }
-
-    /// As [`TailSealer::seal`], without compression.
-    pub fn seal_plain(&mut self, bytes: &[u8]) -> Bytes {
-        self.seal_as(bytes, Compression::None)
-    }
-
-    fn seal_as(&mut self, bytes: &[u8], compression: Compression) -> Bytes {
         let flush = self.number;
         let mut out = BytesMut::new();
         for plain in bytes.chunks(FRAME_BYTES) {
-            let offset = self.hasher.len();
-            self.hasher.update(plain);
-            let extra = Extra { number: self.number, flush, offset, hash: self.hasher.finalize() }.encode();
-            let compression = match compression {
+            let compression = match self.compression {
                 Compression::Zstd(_) if plain.len() < SMALL_FRAME => Compression::Lz4,
                 chosen => chosen,
             };
-            let room = frame::room(compression, plain.len(), EXTRA);
-            if self.scratch.len() < room {
-                self.scratch.resize(room, 0);
-            }
-            let slot = Slot { cipher: &self.cipher, number: self.number.into(), last: false };
-            let len = frame::seal(slot, &extra, plain, compression, &mut self.scratch);
+            let len = self.frame(flush, plain, compression, 0);
             out.extend_from_slice(&self.scratch[..len]);
-            self.number = self.number.checked_add(1).expect("a segment has fewer bytes than there are frame numbers");
         }
         out.freeze()
+    }
+
+    /// As [`TailSealer::seal`], without compression, and without a copy: what is returned stands where it was sealed, until the next call.
+    pub fn seal_plain(&mut self, bytes: &[u8]) -> &[u8] {
+        let flush = self.number;
+        if self.scratch.len() > LARGE {
+            self.scratch = Vec::new();
+        }
+        let mut used = 0;
+        for plain in bytes.chunks(FRAME_BYTES) {
+            used += self.frame(flush, plain, Compression::None, used);
+        }
+        &self.scratch[..used]
+    }
+
+    /// Seals one frame at `at` of the scratch; its length.
+    fn frame(&mut self, flush: u32, plain: &[u8], compression: Compression, at: usize) -> usize {
+        let offset = self.hasher.len();
+        self.hasher.update(plain);
+        let extra = Extra { number: self.number, flush, offset, hash: self.hasher.finalize() }.encode();
+        let room = at + frame::room(compression, plain.len(), EXTRA);
+        if self.scratch.len() < room {
+            self.scratch.resize(room, 0);
+        }
+        let slot = Slot { cipher: &self.cipher, number: self.number.into(), last: false };
+        self.number = self.number.checked_add(1).expect("a segment has fewer bytes than there are frame numbers");
+        frame::seal(slot, &extra, plain, compression, &mut self.scratch[at..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
+    use crate::seal::header::RepositoryId;
+    use crate::seal::key::{DataKey, RepositorySecret};
+
+    #[test]
+    fn where_a_frame_is_sealed_makes_no_difference_to_it() {
+        let secret = RepositorySecret([5; 32]);
+        let keys =
+            WriterKeys { repository: RepositoryId([7; 16]), secret, data_key: DataKey([3; 32]), wrapped: vec![1; 200] };
+        let claims = Claims {
+            kind: ObjectKind::Tail,
+            repository: keys.repository,
+            system: SystemIdentifier(9),
+            segment_size: SegmentSize::new(16 << 20).unwrap(),
+            timeline: TimelineId(1),
+            start: Lsn(16 << 20),
+        };
+        let sealer = || TailSealer::new(&keys, claims, [9; 32], Compression::None);
+        let (mut here, mut apart) = (sealer(), sealer());
+        let wal: Vec<u8> = (0..5 << 20_u32).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 9) as u8).collect();
+        // Several frames, more than the scratch keeps, and what is left of that in the next.
+        for bytes in [&wal[..300], &wal[300..700_000], &wal[700_000..4 << 20], &wal[4 << 20..], &wal[..1]] {
+            assert!(here.seal_plain(bytes) == &apart.seal(bytes)[..], "{} bytes", bytes.len());
+            assert!(here.plain_len() == apart.plain_len() && here.hash() == apart.hash());
+        }
     }
 }
