@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::client::{Client, Failure};
 use super::server::Server;
@@ -21,6 +21,8 @@ pub struct Entry {
     pub committed_us: Option<i64>,
     /// From sending the statement to the answer.
     pub latency: Duration,
+    /// When the answer came.
+    pub answered: SystemTime,
 }
 
 struct Shared {
@@ -191,7 +193,7 @@ fn write_until_lost(shared: &Shared, client: &mut Client) {
             }
             Err(Failure::Server { sqlstate, message }) => panic!("the ledger's insert failed: {sqlstate}: {message}"),
         };
-        let latency = sent.elapsed();
+        let (latency, answered) = (sent.elapsed(), SystemTime::now());
         let value = |i: usize| rows.first().and_then(|row| row.get(i)).and_then(Option::as_deref);
         let xid = value(0).and_then(|t| t.parse().ok()).expect("a transaction id");
         let mut entries = shared.entries();
@@ -199,7 +201,7 @@ fn write_until_lost(shared: &Shared, client: &mut Client) {
             entries[index].committed_us = us.parse().ok();
         }
         last = Some((xid, entries.len()));
-        entries.push(Entry { id, xid, committed_us: None, latency });
+        entries.push(Entry { id, xid, committed_us: None, latency, answered });
         drop(entries);
         std::thread::sleep(shared.pause);
     }

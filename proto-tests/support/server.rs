@@ -181,7 +181,12 @@ impl Server {
 
     /// Ends every process of the server at once, as a power cut would (what the kernel was given stays).
     pub fn kill9(&mut self) {
-        let Some((mut child, _guard)) = self.running.take() else { return };
+        self.kill9_and(|| ());
+    }
+
+    /// As [`Server::kill9`]; does `then` when all of them were sent the signal, without waiting until they are gone.
+    pub fn kill9_and(&mut self, then: impl FnOnce()) {
+        let Some((mut child, _guard)) = self.running.take() else { return then() };
         // Stopped first, so that it starts no new process while the old ones are found.
         kill(child.id(), Signal::STOP);
         self.left = SharedMemory::of(child.id());
@@ -190,6 +195,7 @@ impl Server {
             kill(*pid, Signal::KILL);
         }
         kill(child.id(), Signal::KILL);
+        then();
         child.wait().expect("wait for the killed server");
         // A new postmaster refuses to start while one of them still holds the shared memory.
         wait_for("killed backends to go", || children.iter().all(|pid| !alive(*pid)).then_some(()));

@@ -114,8 +114,13 @@ impl Process {
         self.end();
     }
 
-    fn end(&mut self) {
+    /// Sends it SIGKILL, and does not wait until it is gone.
+    pub fn strike(&mut self) {
         self.child.kill().expect("kill the receiver");
+    }
+
+    fn end(&mut self) {
+        self.strike();
         self.child.wait().expect("wait for the receiver");
     }
 

@@ -1,6 +1,7 @@
 //! Server and receiver are lost together, at random moments under load: what the archive has is compared with what clients were told.
 //!
-//! Only the archive is looked at, as if the data directory were gone. A commit counts as kept when its record can be read from there without a hole.
+//! Only the archive is looked at, as if the data directory were gone. A commit counts as kept when its record can be read from there without a hole. Each loss is
+//! held to its own bound.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -16,8 +17,10 @@ use walrecv::archive::read::SegmentBytes;
 use walrecv::pg::scan::{ScanConfig, WalScanner};
 use walrecv::pg::xact::{Note, note};
 use walrecv::pg::{Lsn, MajorVersion, SegmentName, TimelineId};
+use walrecv::receive::{Place, ReceiveOptions};
+use walrecv::repo::Repository;
 
-use super::harness::{self, Vault};
+use super::harness::{self, Receiving, Vault};
 use super::kill::{Process, told};
 use crate::support::ledger::Entry;
 use crate::support::proxy::Proxy;
@@ -103,12 +106,34 @@ impl Scene {
         }
     }
 
-    fn archive(&self) -> Archive {
-        let repo = match &self.spot {
+    /// Past the slow line.
+    fn repository(&self) -> Repository {
+        match &self.spot {
             Spot::Folder => self.vault.repository(),
             Spot::Bucket(url) => harness::open_bucket(url, &Moto::shared().endpoint()),
-        };
-        self.vault.archive_in(repo, &self.server)
+        }
+    }
+
+    fn archive(&self) -> Archive {
+        self.vault.archive_in(self.repository(), &self.server)
+    }
+
+    /// A run that begins in the middle of a segment first puts all of it again. That says nothing of how long a put takes once it has caught up, and would be the
+    /// longest of the round: so it gets a segment of which nothing is stored.
+    fn begin_segment(&self) {
+        let place = Place { repo: self.repository(), ..self.vault.place() };
+        let options = ReceiveOptions { flush_interval: Duration::ZERO, ..harness::options(&self.server) };
+        let receiving = Receiving::start(options, place);
+        let end = self.server.switch_wal();
+        harness::wait_acknowledged(&self.server, end);
+        receiving.stop();
+    }
+
+    /// All WAL that the server had a moment ago is on its way to the receiver. What was acknowledged would not do: it grows with each flush, and the kill would
+    /// always come just behind one.
+    fn wait_caught_up(&self) {
+        let end = self.server.sql("select pg_current_wal_flush_lsn()");
+        self.server.wait_sql(&format!("select count(*) from pg_stat_replication where sent_lsn >= '{end}'"), "1");
     }
 
     /// A write that is synced beside the repository, or an answer of the store.
@@ -149,26 +174,29 @@ impl Scene {
         let ledger = Ledger::builder().writers(3).padding(400).pause(pause).first_id(first).start(&self.server);
         ledger.wait_for_more(20);
         if round % 4 == 3 {
-            // A finished segment clears the tails away that all those killed runs have left.
+            // A segment ends under load, and clears the tails away that all those killed runs have left.
             self.server.switch_wal();
         }
         let begun = self.server.lsn();
-        // Caught up: a new run first compares what the one before had stored.
+        // A new run first compares what the one before had stored.
         wait_for("the first of these commits to be acknowledged", || (told(&self.server) >= begun).then_some(()));
-        std::thread::sleep(Duration::from_millis(300 + seed.below(1500)));
-        let acknowledged = told(&self.server);
+        let before = ledger.count();
+        std::thread::sleep(Duration::from_millis(500 + seed.below(1500)));
         let receiver_first = seed.below(2) == 0;
-        let killed = SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_micros() as i64;
-        let put = if receiver_first {
-            let put = process.kill_and_ask();
+        self.wait_caught_up();
+        let acknowledged = told(&self.server);
+        let killed = SystemTime::now();
+        // Neither outlives the other: a receiver would make everything durable as soon as its server is gone.
+        if receiver_first {
+            process.strike();
             self.server.kill9();
-            put
         } else {
-            self.server.kill9();
-            process.kill_and_ask()
-        };
+            self.server.kill9_and(|| process.strike());
+        }
+        let put = process.kill_and_ask();
         let (held_up, probed) = weather.end();
         let entries = ledger.stop();
+        assert!(entries.len() > before, "there was a load until the kill");
         let (kept, end) = kept(&archive, self.server.version(), from);
         println!("round {round}: from {from}, acknowledged before the kill {acknowledged}, the archive ends at {end}");
         assert!(end >= acknowledged, "acknowledged {acknowledged}, but the archive ends at {end}");
@@ -183,12 +211,49 @@ struct Loss {
     /// The commits that clients were told of and the archive has not, and of how many.
     lost: Vec<Entry>,
     of: usize,
-    /// When the first of the two was killed: microseconds since 1970.
-    killed: i64,
+    /// When the first of the two was killed.
+    killed: SystemTime,
     /// The longest flush or put of this receiver; where the machine or the store was slower for anybody else, of a flush that the kill cut off perhaps, so much.
     put: Duration,
     /// The longest that the machine kept a thread waiting that had something to do.
     held_up: Duration,
+}
+
+impl Loss {
+    /// How long before the kill a client was told of the oldest lost commit. The server sends nothing that it has not flushed, and answers after that.
+    fn age(&self) -> Duration {
+        let oldest = self.lost.iter().map(|entry| entry.answered).min();
+        oldest.map_or(Duration::ZERO, |at| self.killed.duration_since(at).unwrap_or_default())
+    }
+
+    /// What that may be: the promise, and what the machine took for itself.
+    fn most(&self) -> Duration {
+        Duration::from_millis(INTERVAL_MS) + self.put + self.held_up + MARGIN
+    }
+}
+
+/// What several losses cost.
+#[derive(Default)]
+struct Sum {
+    losses: u32,
+    of: usize,
+    lost: usize,
+    /// The oldest lost commit, and what its bound was.
+    oldest: (Duration, Duration),
+    /// The one that came nearest to its bound.
+    nearest: Option<Duration>,
+}
+
+impl Sum {
+    fn add(&mut self, loss: &Loss) {
+        let (age, most) = (loss.age(), loss.most());
+        self.losses += 1;
+        self.of += loss.of;
+        self.lost += loss.lost.len();
+        self.oldest = self.oldest.max((age, most));
+        let left = most.saturating_sub(age);
+        self.nearest = Some(self.nearest.map_or(left, |nearest| nearest.min(left)));
+    }
 }
 
 /// How the machine and the store are for everybody, from before the load until after the kill: what was under way then no receiver can tell any more.
@@ -228,37 +293,55 @@ impl Weather {
 }
 
 fn synchronous(version: MajorVersion, spot: Spot, times: u32) {
-    let (mut scene, mut seed) = (Scene::new(version, spot, true), Seed::of_run());
+    let begun = Instant::now();
+    let (mut scene, mut seed, mut sum) = (Scene::new(version, spot, true), Seed::of_run(), Sum::default());
     for round in 0..times {
         // In turn, the one of which the fewest promises are made first.
         let level = LEVELS[round as usize % LEVELS.len()];
-        let Loss { lost, of, .. } = scene.lose(round, level, &mut seed);
+        let loss = scene.lose(round, level, &mut seed);
+        let Loss { lost, of, .. } = &loss;
         println!("round {round}, {level}: {of} commits answered, {} lost", lost.len());
-        assert!(of > 20);
-        assert_eq!(lost, [], "round {round}, synchronous_commit = {level}: lost of {of} commits that were answered");
+        assert!(*of > 20);
+        assert_eq!(*lost, [], "round {round}, synchronous_commit = {level}: lost of {of} commits that were answered");
+        sum.add(&loss);
     }
+    println!(
+        "{} losses: of {} commits that were answered {} lost; {:?}",
+        sum.losses,
+        sum.of,
+        sum.lost,
+        begun.elapsed()
+    );
 }
 
 fn asynchronous(version: MajorVersion, spot: Spot, times: u32) {
-    let (mut scene, mut seed) = (Scene::new(version, spot, false), Seed::of_run());
+    let begun = Instant::now();
+    let (mut scene, mut seed, mut sum) = (Scene::new(version, spot, false), Seed::of_run(), Sum::default());
     for round in 0..times {
-        let Loss { lost, of, killed, put, held_up } = scene.lose(round, "on", &mut seed);
-        // How long before the kill a client was told of the oldest lost commit. The last of each writer has no time; it is the newest. The time is taken before the
-        // server's own flush, without which it sends nothing.
-        let told = |entry: &Entry| Some(entry.committed_us? + entry.latency.as_micros() as i64);
-        let oldest = lost.iter().filter_map(told).min();
-        let age = Duration::from_micros(oldest.map_or(0, |at| (killed - at).max(0)) as u64);
-        let most = Duration::from_millis(INTERVAL_MS) + put + held_up + MARGIN;
+        scene.begin_segment();
+        let loss = scene.lose(round, "on", &mut seed);
+        let (age, most) = (loss.age(), loss.most());
+        let Loss { lost, of, put, held_up, .. } = &loss;
         println!(
             "round {round}: {of} commits answered, {} lost, the oldest {age:?} before the kill; longest put {put:?}, held up {held_up:?}",
             lost.len()
         );
-        assert!(lost.len() < of, "some were kept");
+        assert!(lost.len() < *of, "some were kept");
         assert!(
             age <= most,
             "round {round}: lost what a client was told {age:?} before the kill, at most {most:?} may be"
         );
+        sum.add(&loss);
     }
+    let (oldest, most) = sum.oldest;
+    println!(
+        "{} losses: of {} commits that were answered {} lost, the oldest {oldest:?} before the kill, where {most:?} may be; the nearest {:?} below; {:?}",
+        sum.losses,
+        sum.of,
+        sum.lost,
+        sum.nearest.unwrap_or_default(),
+        begun.elapsed()
+    );
 }
 
 #[test]
