@@ -1,4 +1,7 @@
-//! Failovers as they happen: several hosts, no slot on the new primary, back again after pg_rewind, cascades, forks close together.
+//! Failovers as they happen: several hosts, no slot on the new primary, back again after pg_rewind, cascades, forks close together, synced logical slots.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use walrecv::archive::Archive;
 use walrecv::error::Kind;
@@ -351,6 +354,98 @@ fn a_cascade_is_followed_when_its_upstream_is_promoted_and_when_it_is_promoted_i
     let (report, _) = receiving.stop();
     assert_eq!((report.behind, report.timeline), (0, Some(TimelineId(3))));
     path_is_stored(&vault, &three, 3, from, end);
+}
+
+/// A primary whose logical failover slot `subscriber` sends nothing before its standby and walrecv have it, and that standby, which has a synced copy of the slot.
+fn synced(version: MajorVersion) -> (Server, Server) {
+    let one = Server::builder(version)
+        .setting("wal_level", "logical")
+        .setting("synchronized_standby_slots", "standby, walrecv")
+        .start();
+    one.sql("create table t (id int, filler text)");
+    harness::create_slot(&one);
+    one.sql("select pg_create_physical_replication_slot('standby', true)");
+    let two = one
+        .standby()
+        .setting("wal_level", "logical")
+        .setting("primary_slot_name", "standby")
+        .setting("hot_standby_feedback", "on")
+        .setting("sync_replication_slots", "on")
+        .setting("synchronized_standby_slots", "walrecv")
+        .start();
+    // The worker that syncs slots asks a database of the primary.
+    two.sql(&format!("alter system set primary_conninfo = '{} dbname=postgres'", one.conninfo("postgres")));
+    two.sql("select pg_reload_conf()");
+    one.sql("select pg_create_logical_replication_slot('subscriber', 'test_decoding', failover => true)");
+    (one, two)
+}
+
+/// A subscriber that prints what it is sent, and ends when that was everything up to `end`.
+fn subscribe(server: &Server, end: Lsn) -> Child {
+    let mut command = server.bin("pg_recvlogical");
+    command.args(["--dbname=postgres", "--slot=subscriber", "--start", "--no-loop", "--file=-"]);
+    command.arg(format!("--endpos={end}")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("start pg_recvlogical")
+}
+
+fn printed(subscriber: Child) -> String {
+    let output = subscriber.wait_with_output().expect("wait for pg_recvlogical");
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A standby keeps a logical failover slot and not walrecv's: on the new primary a subscriber waits until walrecv has made its own, and is sent nothing that
+/// is not stored.
+#[test]
+fn a_synced_logical_slot_goes_on_after_a_failover_once_walrecv_has_made_its_own() {
+    for version in [MajorVersion::V17, MajorVersion::V18] {
+        require_servers!(version);
+        let (mut one, two) = synced(version);
+        let from = harness::acknowledged(&one);
+        let lines = [Proxy::start(one.port()), Proxy::start(two.port())];
+        let hosts = format!("host=127.0.0.1,127.0.0.1 port={},{}", lines[0].port, lines[1].port);
+        let mut options =
+            harness::options_for(&format!("{hosts} user=postgres sslmode=disable target_session_attrs=read-write"));
+        options.flush_interval = Duration::from_millis(100);
+        let vault = Vault::new();
+        let receiving = Receiving::start(options, vault.place());
+        receiving.wait_streaming();
+        one.sql("insert into t values (1, 'sent by the old primary')");
+        let sent = printed(subscribe(&one, one.lsn()));
+        assert!(sent.contains("sent by the old primary"), "{version}: {sent}");
+        wait_for("the slot to be synced", || {
+            // A standby takes it over once it needs nothing that was before the standby.
+            one.sql("select pg_log_standby_snapshot(), pg_logical_slot_get_changes('subscriber', null, null)");
+            let ready = "slot_name = 'subscriber' and synced and not temporary";
+            (two.sql(&format!("select count(*) from pg_replication_slots where {ready}")) == "1").then_some(())
+        });
+        lines.iter().for_each(|line| line.stall(true));
+        one.sql("insert into t values (2, 'only on the standby')");
+        caught_up(&one, &two);
+        assert!(harness::acknowledged(&one) < one.lsn(), "{version}: the archive has less than the standby");
+        one.kill9();
+        two.promote();
+        two.sql("insert into t values (3, 'written by the new primary')");
+        let end = two.lsn();
+        let subscriber = subscribe(&two, end);
+        let waits = "application_name = 'pg_recvlogical' and wait_event = 'WaitForStandbyConfirmation'";
+        two.wait_sql(&format!("select count(*) from pg_stat_activity where {waits}"), "1");
+        let slots = two.sql("select string_agg(slot_name, ' ') from pg_replication_slots");
+        assert_eq!(slots, "subscriber", "{version}: walrecv's was not synced");
+        // Nobody listens for the dead server any more.
+        let [old, new] = lines;
+        drop(old);
+        new.stall(false);
+        let sent = printed(subscriber);
+        path_is_stored(&vault, &two, 2, from, end);
+        assert!(sent.contains("only on the standby") && sent.contains("by the new primary"), "{version}: {sent}");
+        assert!(receiving.saw(|e| matches!(e, ReceiveEvent::SlotCreated { .. })), "{:#?}", receiving.events());
+        acknowledged_now(&two);
+        let (report, _) = receiving.stop();
+        assert_eq!((report.behind, report.timeline), (0, Some(TimelineId(2))), "{version}");
+        let holes = harness::runtime().block_on(vault.archive(&two).holes()).expect("the holes");
+        assert_eq!(holes, [], "{version}");
+    }
 }
 
 /// When the primary dies.
