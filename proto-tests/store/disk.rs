@@ -25,6 +25,20 @@ fn names(dir: &Path) -> BTreeSet<String> {
     fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }
 
+/// Small parts are written together, large ones by themselves: what stands in the file is all of them, one behind the other.
+#[test]
+fn parts_of_any_size_stand_in_their_order() {
+    let dir = TempDir::new("disk");
+    let kib = |n: usize, byte: u8| vec![byte; (n << 10) + usize::from(byte)];
+    let many = (0..100).map(|n| kib(10, n)).collect::<Vec<_>>();
+    let mixed = vec![kib(10, 1), kib(250, 2), kib(300, 3), Vec::new(), kib(5, 4), kib(256, 0), kib(256, 5), kib(1, 6)];
+    for (name, parts) in [("many", many), ("mixed", mixed), ("large", vec![kib(900, 7)]), ("none", Vec::new())] {
+        let path = dir.join(name);
+        assert!(durable::create_once(&disk(), &path, &parts, 0o600).unwrap());
+        assert!(fs::read(&path).unwrap() == parts.concat(), "{name}");
+    }
+}
+
 #[test]
 fn files_appear_whole_or_not_at_all() {
     let dir = TempDir::new("disk");

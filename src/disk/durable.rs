@@ -17,6 +17,8 @@ use super::medium::{Disk, Form, Ground, Handle, Medium, disk};
 use crate::error::{Error, Kind, Result};
 
 const STAGING_PREFIX: &str = ".staging-";
+/// Parts that are smaller are written together: frames of lz4 have some ten KiB, and a write for each costs a tenth of the CPU time of a drain.
+const GATHER: usize = 256 << 10;
 
 /// Creates `path` (which must not exist) with `bytes` and `mode`, synced, its directory synced. Never leaves half a file under the name.
 /// `mode` is what `open` is given: the umask holds. An existing file is `Kind::Usage`.
@@ -238,12 +240,23 @@ impl Staging {
     }
 
     fn fill<B: AsRef<[u8]>>(&self, place: &Path, parts: &[B]) -> Result<()> {
-        let mut at = 0;
-        for part in parts {
-            let part = part.as_ref();
-            self.file.write_all_at(part, at).map_err(|e| failed("cannot write", place, e))?;
-            at += part.len() as u64;
+        let (mut gathered, mut at) = (Vec::new(), 0);
+        let mut write = |bytes: &[u8]| {
+            let written = self.file.write_all_at(bytes, at).map_err(|e| failed("cannot write", place, e));
+            at += bytes.len() as u64;
+            written
+        };
+        for part in parts.iter().map(AsRef::as_ref) {
+            if gathered.len() + part.len() > GATHER {
+                write(&gathered)?;
+                gathered.clear();
+            }
+            match part.len() >= GATHER {
+                true => write(part)?,
+                false => gathered.extend_from_slice(part),
+            }
         }
+        write(&gathered)?;
         self.file.sync_all().map_err(|e| failed("cannot sync", place, e))
     }
 
