@@ -216,8 +216,8 @@ impl Left {
 }
 
 impl Last {
-    /// On several threads: the frames do not depend on each other. One that the thread beside the stream is at is sealed anew; what comes of it there is dropped, and
-    /// never leaves this process, so that nothing is ever stored twice under one key and number.
+    /// On several threads: the frames do not depend on each other. One that the thread beside the stream is at is sealed anew; what comes of it there is dropped
+    /// and never leaves this process, so that nothing is ever stored twice under one key and number.
     fn make(self) -> (Sealed, Summary, Vec<u8>) {
         let Last { mut sealing, made, handed, frame, raw, sealed, hashed, summary, end } = self;
         let beside = raw[sealed - handed * frame..sealed].chunks_exact(frame);
