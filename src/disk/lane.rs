@@ -98,6 +98,13 @@ impl<T> Beside<T> {
         }
     }
 
+    /// Goes on with work that has parked its thread.
+    pub fn unpark(&self) {
+        if let Beside::Thread(thread) = self {
+            thread.thread().unpark();
+        }
+    }
+
     /// Waits for the result; `None` if the work died.
     pub fn join(self) -> Option<T> {
         match self {

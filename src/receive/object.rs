@@ -295,7 +295,7 @@ impl Open {
 
     /// Seals one frame, or hands it to the thread that does, if there is a whole one.
     pub fn seal_one(&mut self) -> bool {
-        let can = self.can_seal();
+        let mut can = self.can_seal();
         if can {
             let frame = &self.raw[self.sealed..self.sealed + self.frame];
             match &mut self.making {
@@ -305,8 +305,8 @@ impl Open {
                     self.hash_to(self.sealed);
                 }
                 Making::Beside(beside) => {
-                    beside.seal(frame);
-                    self.sealed += self.frame;
+                    can = beside.seal(frame);
+                    self.sealed += if can { self.frame } else { 0 };
                 }
                 Making::Nobody(_) | Making::Moving => {}
             }

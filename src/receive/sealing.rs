@@ -5,7 +5,6 @@
 //! behind: whatever is not sealed by then is sealed by all processors at once. Nobody ever waits for that thread, which on a busy host may not get anywhere.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
@@ -17,8 +16,11 @@ use crate::seal::frames::{Bench, FrameSealer, SealedFrame};
 use crate::seal::hash::ContentHasher;
 use crate::seal::sealer::{FRAME_BYTES, OBJECT_BYTES, Sealed};
 
-/// So many bytes at most wait for the thread, copied: what it has no time for is sealed at the end, from where it is.
-const WAITING: usize = 1 << 20;
+/// So many frames at most wait for the thread, copied: what it has no time for is sealed at the end, from where it is.
+const WAITING: usize = 4;
+/// So many threads that were left behind may still be at their last frame. On a host where they do not get even there no new ones are begun.
+const LEFT_BEHIND: usize = 4;
+static LEFT: AtomicUsize = AtomicUsize::new(0);
 /// So many threads at most seal the end of an object.
 const THREADS: usize = 4;
 
@@ -78,84 +80,127 @@ impl Sealing {
     }
 }
 
-/// The thread of one object, and what it was given.
+/// Frames that are sealed beside the stream, of one object.
 pub struct Beside {
     /// Before the first frame that was handed over.
     sealing: Box<Sealing>,
-    jobs: Sender<Vec<u8>>,
-    /// Emptied buffers, to use again.
-    spare: Receiver<Vec<u8>>,
     made: Arc<Made>,
+    /// `None`: everything is left for the end.
+    worker: Option<Worker>,
     /// Frames that were handed over.
     handed: usize,
     frame: usize,
     lane: Lane,
 }
 
-/// What the thread has made.
+/// What the thread is given, and has made. Whoever hands over never waits for a lock: a frame's place is taken only by the one whose turn it is.
 struct Made {
+    /// In turn.
+    waiting: [Mutex<Vec<u8>>; WAITING],
+    /// How many frames were handed over, and how many of them are sealed.
+    handed: AtomicUsize,
+    done: AtomicUsize,
     frames: Vec<OnceLock<SealedFrame>>,
-    /// Bytes that wait to be sealed.
-    waiting: AtomicUsize,
-    /// Bytes that it has sealed, as they are stored.
+    /// Bytes that are sealed, as they are stored.
     sealed: AtomicU64,
     /// Nobody wants more.
     left: AtomicBool,
 }
 
 impl Made {
-    fn memory(&self) -> u64 {
-        self.waiting.load(Ordering::Acquire) as u64 + self.sealed.load(Ordering::Acquire)
+    fn new(frames: usize) -> Made {
+        Made {
+            waiting: Default::default(),
+            handed: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+            frames: (0..frames).map(|_| OnceLock::new()).collect(),
+            sealed: AtomicU64::new(0),
+            left: AtomicBool::new(false),
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.handed.load(Ordering::Acquire) - self.done.load(Ordering::Acquire)
+    }
+
+    /// The thread: until nobody asks any more.
+    fn work(&self, sealer: &FrameSealer, first: u32) {
+        yield_to_others();
+        let mut bench = Bench::default();
+        while !self.left.load(Ordering::Acquire) {
+            let turn = self.done.load(Ordering::Acquire);
+            if turn == self.handed.load(Ordering::Acquire) {
+                thread::park();
+                continue;
+            }
+            let plain = self.waiting[turn % WAITING].lock().unwrap_or_else(PoisonError::into_inner);
+            let frame = sealer.seal(&mut bench, first + turn as u32, false, &plain);
+            drop(plain);
+            self.sealed.fetch_add(frame.bytes.len() as u64, Ordering::AcqRel);
+            let _ = self.frames[turn].set(frame);
+            self.done.store(turn + 1, Ordering::Release);
+        }
+        LEFT.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The thread. Dropping leaves it behind: it ends with the frame that it is at.
+struct Worker {
+    made: Arc<Made>,
+    thread: lane::Beside<()>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        LEFT.fetch_add(1, Ordering::AcqRel);
+        self.made.left.store(true, Ordering::Release);
+        self.thread.unpark();
     }
 }
 
 impl Beside {
-    /// Goes on with `sealing`, in frames of `frame` bytes. Gives it back where no thread can be had, or none is wanted: steps of a simulation are not taken
-    /// beside each other.
+    /// Goes on with `sealing`, in frames of `frame` bytes. Gives it back where none is wanted: steps of a simulation are not taken beside each other.
     pub fn begin(lane: &Lane, sealing: Box<Sealing>, frame: usize) -> std::result::Result<Beside, Box<Sealing>> {
         if !matches!(lane, Lane::Threads) {
             return Err(sealing);
         }
-        let (jobs, asked) = mpsc::channel();
-        let (give, spare) = mpsc::channel();
-        let made = Arc::new(Made {
-            frames: (0..OBJECT_BYTES as usize / frame).map(|_| OnceLock::new()).collect(),
-            waiting: AtomicUsize::new(0),
-            sealed: AtomicU64::new(0),
-            left: AtomicBool::new(false),
-        });
+        let made = Arc::new(Made::new(OBJECT_BYTES as usize / frame));
         let (sealer, first, into) = (sealing.sealer.clone(), sealing.frames.len() as u32 + 1, made.clone());
-        match lane.beside("seal", move || work(&sealer, first, &asked, &give, &into)) {
-            // It ends by itself, and nobody waits for that.
-            Some(_) => Ok(Beside { sealing, jobs, spare, made, handed: 0, frame, lane: lane.clone() }),
-            None => Err(sealing),
-        }
+        let thread = match LEFT.load(Ordering::Acquire) < LEFT_BEHIND {
+            true => lane.beside("seal", move || into.work(&sealer, first)),
+            false => None,
+        };
+        let worker = thread.map(|thread| Worker { made: made.clone(), thread });
+        Ok(Beside { sealing, made, worker, handed: 0, frame, lane: lane.clone() })
     }
 
     /// Whether it takes another frame now.
     pub fn has_room(&self) -> bool {
-        self.handed < self.made.frames.len() && self.made.waiting.load(Ordering::Acquire) + self.frame <= WAITING
+        self.worker.is_some() && self.handed < self.made.frames.len() && self.made.waiting() < WAITING
     }
 
     /// Bytes that it holds in memory.
     pub fn memory(&self) -> u64 {
-        self.sealing.sealed_len() + self.made.memory()
+        let sealed = self.sealing.sealed_len() + self.made.sealed.load(Ordering::Acquire);
+        sealed + (self.made.waiting() * self.frame) as u64
     }
 
-    /// Hands over the next frame. It is not the last one.
-    pub fn seal(&mut self, plain: &[u8]) {
-        let mut buffer = self.spare.try_recv().unwrap_or_default();
-        buffer.clear();
-        buffer.extend_from_slice(plain);
-        self.made.waiting.fetch_add(plain.len(), Ordering::AcqRel);
+    /// Hands over the next frame, if there is room. It is not the last one.
+    pub fn seal(&mut self, plain: &[u8]) -> bool {
+        let place = self.made.waiting.get(self.handed % WAITING).filter(|_| self.has_room());
+        // Its turn is over once there is room.
+        let Some(mut place) = place.and_then(|place| place.try_lock().ok()) else { return false };
+        place.clear();
+        place.extend_from_slice(plain);
+        drop(place);
         self.handed += 1;
-        // What a thread that has died did not seal is sealed at the end.
-        let _ = self.jobs.send(buffer);
+        self.made.handed.store(self.handed, Ordering::Release);
+        self.worker.iter().for_each(|worker| worker.thread.unpark());
+        true
     }
 
     /// The work so far, the first `sealed` bytes of `raw`. What the thread has not done is done here.
     pub fn back(self, raw: &[u8], sealed: usize) -> Box<Sealing> {
-        self.made.left.store(true, Ordering::Release);
         let Beside { mut sealing, made, handed, frame, .. } = self;
         let plain = raw[sealed - handed * frame..sealed].chunks_exact(frame);
         for (plain, made) in plain.zip(&made.frames) {
@@ -169,8 +214,8 @@ impl Beside {
 
     /// All bytes of the object, of which `sealed` were taken or handed over and `hashed` are in the hash: the object is made from now on.
     pub fn end(self, raw: Vec<u8>, (sealed, hashed): (usize, usize), summary: SummaryBuilder, end: Lsn) -> Ending {
-        self.made.left.store(true, Ordering::Release);
-        let Beside { sealing, made, handed, frame, lane, .. } = self;
+        let Beside { sealing, made, handed, frame, lane, worker } = self;
+        drop(worker);
         let (plain, memory) = (raw.len() as u64, sealing.sealed_len());
         let last = Last { sealing, made: made.clone(), handed, frame, raw, sealed, hashed, summary, end };
         let left = Arc::new(Mutex::new(Left::Last(Box::new(last))));
@@ -229,7 +274,9 @@ impl Last {
         let missing: Vec<usize> = (0..plain.len()).filter(|index| frames[*index].is_none()).collect();
         let (next, sealer) = (AtomicUsize::new(0), sealing.sealer.clone());
         let seal = |bench: &mut Bench, index: usize| {
-            sealer.seal(bench, (first + index) as u32 + 1, index + 1 == plain.len(), plain[index])
+            let frame = sealer.seal(bench, (first + index) as u32 + 1, index + 1 == plain.len(), plain[index]);
+            made.sealed.fetch_add(frame.bytes.len() as u64, Ordering::AcqRel);
+            frame
         };
         let some = || {
             let mut bench = Bench::default();
@@ -275,7 +322,7 @@ impl Ending {
 
     /// Bytes that it holds in memory.
     pub fn memory(&self) -> u64 {
-        self.memory + self.made.memory()
+        self.memory + self.made.sealed.load(Ordering::Acquire)
     }
 
     /// The object, and its buffer to use again.
@@ -289,25 +336,8 @@ impl Ending {
     }
 }
 
-/// The thread: until nobody asks any more.
-fn work(sealer: &FrameSealer, first: u32, asked: &Receiver<Vec<u8>>, give: &Sender<Vec<u8>>, made: &Made) {
-    yield_to_others();
-    let mut bench = Bench::default();
-    for (number, place) in (first..).zip(&made.frames) {
-        let Ok(plain) = asked.recv() else { break };
-        if made.left.load(Ordering::Acquire) {
-            break;
-        }
-        let frame = sealer.seal(&mut bench, number, false, &plain);
-        made.sealed.fetch_add(frame.bytes.len() as u64, Ordering::AcqRel);
-        let _ = place.set(frame);
-        made.waiting.fetch_sub(plain.len(), Ordering::AcqRel);
-        let _ = give.send(plain);
-    }
-}
-
-/// From now on this thread runs when no other one of the process wants the processor, and gives way at once (`SCHED_IDLE`). Elsewhere than on Linux it is one like
-/// any other.
+/// From now on this thread runs when no other one of the process wants the processor, and gives way at once (`SCHED_IDLE`); where that is refused it is nicer.
+/// Elsewhere than on Linux it is one like any other.
 fn yield_to_others() {
     #[cfg(target_os = "linux")]
     {
@@ -316,8 +346,9 @@ fn yield_to_others() {
             fn sched_setscheduler(pid: i32, policy: i32, param: *const i32) -> i32;
         }
         // SAFETY: a `sched_param` is one int, the priority, which has to be 0 for this policy and is only read; 0 names the calling thread.
-        // A refusal changes nothing.
-        unsafe { sched_setscheduler(0, SCHED_IDLE, &0) };
+        if unsafe { sched_setscheduler(0, SCHED_IDLE, &0) } != 0 {
+            let _ = rustix::process::nice(19);
+        }
     }
 }
 
@@ -371,23 +402,19 @@ mod tests {
     }
 
     /// A thread that seals when it can, or, as on a host that is too busy, never gets anywhere.
-    fn beside(sealing: Sealing, starved: bool) -> (Beside, Option<Receiver<Vec<u8>>>) {
+    fn beside(sealing: Sealing, starved: bool) -> Beside {
         let mut beside = Beside::begin(&Lane::Threads, Box::new(sealing), FRAME).ok().expect("a thread");
-        let asked = starved.then(|| {
-            let (jobs, asked) = mpsc::channel();
-            beside.jobs = jobs;
-            asked
-        });
-        (beside, asked)
+        assert!(beside.worker.is_some(), "none was left behind for long");
+        if starved {
+            beside.made = Arc::new(Made::new(beside.made.frames.len()));
+        }
+        beside
     }
 
     /// Hands frames of `wal` over, from `sealed` on, as long as there is room; `patient`: until all whole ones are handed over.
     fn hand_over(beside: &mut Beside, wal: &[u8], mut sealed: usize, patient: bool) -> usize {
         while wal.len() - sealed > FRAME && (patient || beside.has_room()) {
-            if beside.has_room() {
-                beside.seal(&wal[sealed..sealed + FRAME]);
-                sealed += FRAME;
-            }
+            sealed += if beside.seal(&wal[sealed..sealed + FRAME]) { FRAME } else { 0 };
         }
         sealed
     }
@@ -408,7 +435,7 @@ mod tests {
         for hashed in [0, 5, FRAME, 3 * FRAME + 77, wal.len()] {
             let mut sealing = begin();
             sealing.hasher.update(&wal[..hashed]);
-            let (mut beside, _) = beside(sealing, false);
+            let mut beside = beside(sealing, false);
             let sealed = hand_over(&mut beside, &wal, 0, true);
             assert!(end(beside, &wal, (sealed, hashed)) == expected, "{hashed}");
         }
@@ -418,10 +445,10 @@ mod tests {
     #[test]
     fn what_the_thread_has_no_time_for_is_sealed_at_the_end() {
         let wal = wal((9 << 20) + 33);
-        let ends = {
+        let at_end = |upto: usize| {
             // At the end frames are as long as they can be.
             let mut sealing = begin();
-            let sealed = sealing.take(&wal[..=24 * FRAME], FRAME);
+            let sealed = sealing.take(&wal[..=upto], FRAME);
             sealing.hasher.update(&wal[..sealed]);
             object(sealing, &wal, (sealed, sealed))
         };
@@ -429,19 +456,17 @@ mod tests {
             let mut sealing = begin();
             let mut sealed = sealing.take(&wal[..=before * FRAME], FRAME);
             sealing.hasher.update(&wal[..sealed]);
-            let (mut beside, _asked) = beside(sealing, starved);
-            while sealed < 24 * FRAME {
-                match (beside.has_room(), starved) {
-                    (false, false) => continue,
-                    // Nobody takes anything: more than may wait is handed over all the same.
-                    _ => beside.seal(&wal[sealed..sealed + FRAME]),
-                }
-                sealed += FRAME;
+            let mut beside = beside(sealing, starved);
+            let upto = if starved { sealed + WAITING * FRAME } else { 24 * FRAME };
+            while sealed < upto {
+                sealed += if beside.seal(&wal[sealed..sealed + FRAME]) { FRAME } else { 0 };
             }
+            let expected = if starved { at_end(upto) } else { at_end(24 * FRAME) };
             if starved {
-                assert!(!beside.has_room() && beside.made.frames.iter().all(|frame| frame.get().is_none()));
+                assert!(!beside.has_room() && !beside.seal(&wal[..FRAME]), "so many wait, and no more");
+                assert_eq!(beside.made.done.load(Ordering::Acquire), 0);
             }
-            assert!(end(beside, &wal, (sealed, before * FRAME)) == ends, "{starved} {before}");
+            assert!(end(beside, &wal, (sealed, before * FRAME)) == expected, "{starved} {before}");
         }
     }
 
@@ -450,10 +475,10 @@ mod tests {
         let wal = wal(3 << 20);
         let expected = alone(&wal);
         for starved in [false, true] {
-            let (mut beside, _asked) = beside(begin(), starved);
+            let mut beside = beside(begin(), starved);
             let sealed = hand_over(&mut beside, &wal, 0, !starved);
             let mut sealing = *beside.back(&wal[..sealed + 9], sealed);
-            assert_eq!(sealed, if starved { WAITING } else { (3 << 20) - FRAME });
+            assert_eq!(sealed, if starved { WAITING * FRAME } else { (3 << 20) - FRAME });
             let more = sealing.take(&wal[sealed..], FRAME);
             sealing.hasher.update(&wal[..sealed + more]);
             assert!(object(sealing, &wal, (sealed + more, sealed + more)) == expected, "{starved}");
@@ -462,8 +487,20 @@ mod tests {
 
     #[test]
     fn so_much_waits_for_the_thread_and_no_more() {
-        let (mut beside, _asked) = beside(begin(), true);
+        let mut beside = beside(begin(), true);
         let wal = wal(16 << 20);
-        assert_eq!((hand_over(&mut beside, &wal, 0, false), beside.memory()), (WAITING, WAITING as u64));
+        let most = WAITING * FRAME;
+        assert_eq!((hand_over(&mut beside, &wal, 0, false), beside.memory()), (most, most as u64));
+    }
+
+    /// Where threads that were left behind do not end, no more are begun, and objects are sealed all the same.
+    #[test]
+    fn without_a_thread_everything_is_sealed_at_the_end() {
+        let wal = wal(2 << 20);
+        let mut beside = beside(begin(), false);
+        beside.worker = None;
+        assert!(!beside.has_room() && !beside.seal(&wal[..FRAME]));
+        let expected = object(begin(), &wal, (0, 0));
+        assert!(end(beside, &wal, (0, 0)) == expected);
     }
 }

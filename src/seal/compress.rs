@@ -1,6 +1,6 @@
 //! Compression of one frame. Contexts are kept and used again: making a zstd context costs more than compressing a small frame.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 
@@ -19,13 +19,29 @@ struct Contexts {
 
 /// As many contexts as frames were ever compressed or opened at one time.
 static POOL: Mutex<Vec<Contexts>> = Mutex::new(Vec::new());
+/// So often a pool that somebody has is looked at again, which takes longer than anybody who runs needs it.
+const LOOKS: usize = 200;
+
+/// The pool, unless somebody keeps it: a thread that runs only when no other one wants to may be stopped in the middle of that, and nobody waits for it.
+fn pool() -> Option<MutexGuard<'static, Vec<Contexts>>> {
+    let look = || match POOL.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            std::hint::spin_loop();
+            None
+        }
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Ok(pool) => Some(pool),
+    };
+    (0..LOOKS).find_map(|_| look())
+}
 
 fn with_contexts<T>(work: impl FnOnce(&mut Contexts) -> T) -> T {
-    let lock = || POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let kept = lock().pop();
+    let kept = pool().and_then(|mut pool| pool.pop());
     let mut contexts = kept.unwrap_or_else(|| Contexts { lz4: CompressTable::large(), zstd: None, unzstd: None });
     let result = work(&mut contexts);
-    lock().push(contexts);
+    if let Some(mut pool) = pool() {
+        pool.push(contexts);
+    }
     result
 }
 

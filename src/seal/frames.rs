@@ -37,8 +37,8 @@ impl FrameSealer {
         FrameSealer { start: Arc::new(content_start(keys, claims, salt)), compression }
     }
 
-    /// Seals frame `number`, of 1 to 256 KiB. They count from 1, and each is sealed once: a second time would use a key and a nonce twice. `last`: no frame
-    /// follows.
+    /// Seals frame `number`, of 1 to 256 KiB. They count from 1. `last`: no frame follows. Only one may ever be stored under a number: of a frame that
+    /// was sealed twice, from the same bytes, the other one has to be dropped.
     pub fn seal(&self, bench: &mut Bench, number: u32, last: bool, plain: &[u8]) -> SealedFrame {
         let slot = Slot { cipher: &self.start.content, number: u64::from(number), last };
         SealedFrame { bytes: bench.0.seal_apart(slot, plain, self.compression), plain_len: plain.len() as u32 }
