@@ -17,8 +17,9 @@ struct Contexts {
     unzstd: Option<zstd::bulk::Decompressor<'static>>,
 }
 
-/// As many contexts as frames were ever compressed or opened at one time.
+/// About as many contexts as frames were ever compressed or opened at one time, and no more than [`MOST`].
 static POOL: Mutex<Vec<Contexts>> = Mutex::new(Vec::new());
+const MOST: usize = 64;
 /// So often a pool that somebody has is looked at again, which takes longer than anybody who runs needs it.
 const LOOKS: usize = 200;
 
@@ -39,7 +40,7 @@ fn with_contexts<T>(work: impl FnOnce(&mut Contexts) -> T) -> T {
     let kept = pool().and_then(|mut pool| pool.pop());
     let mut contexts = kept.unwrap_or_else(|| Contexts { lz4: CompressTable::large(), zstd: None, unzstd: None });
     let result = work(&mut contexts);
-    if let Some(mut pool) = pool() {
+    if let Some(mut pool) = pool().filter(|pool| pool.len() < MOST) {
         pool.push(contexts);
     }
     result
