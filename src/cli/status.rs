@@ -30,7 +30,7 @@ pub async fn run(common: &Common, args: &StatusArgs) -> Result<u8> {
     let mut checks = Checks::default();
     if args.metrics {
         let seen = look(common, &mut checks).await?;
-        seen.silent.iter().for_each(|error| output::note(format!("warning: {error}")));
+        warn(&seen);
         output::line(metrics::page(&seen.told, seen.silent.len()).trim_end());
         return Ok(0);
     }
@@ -113,14 +113,19 @@ async fn look(common: &Common, checks: &mut Checks) -> Result<Seen> {
     Ok(Seen { told: told.into_values().collect(), silent })
 }
 
-fn show(common: &Common, seen: &Seen) {
-    if common.output == output::Format::Json {
-        return output::json(&as_json(seen));
-    }
+/// Of processes that do not answer.
+fn warn(seen: &Seen) {
     for error in &seen.silent {
         let hint = error.advice().map(|hint| format!("; {hint}")).unwrap_or_default();
         output::note(format!("warning: {error}{hint}"));
     }
+}
+
+fn show(common: &Common, seen: &Seen) {
+    if common.output == output::Format::Json {
+        return output::json(&as_json(seen));
+    }
+    warn(seen);
     let colour = output::coloured();
     match seen.told.as_slice() {
         [one] => output::line(health::card(one, colour)),

@@ -34,7 +34,7 @@ pub struct Sealing {
 }
 
 impl Sealing {
-    /// Nothing yet. What is in the hash already needs not be in a frame.
+    /// Nothing yet. What is in the hash already need not be in a frame.
     pub fn new(sealer: FrameSealer, hasher: ContentHasher) -> Sealing {
         Sealing { sealer, bench: Bench::default(), frames: Vec::new(), sealed_len: 0, hasher }
     }
