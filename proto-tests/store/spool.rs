@@ -13,10 +13,10 @@ use walrecv::pg::{SegmentName, SystemIdentifier};
 use walrecv::receive::recover::recover;
 use walrecv::receive::{Observer, Place, ReceiveEvent};
 use walrecv::repo::{ClusterNames, Repository};
-use walrecv::seal::header::RepositoryId;
+use walrecv::seal::header::{ObjectKind, RepositoryId};
 use walrecv::seal::key::RepositorySecret;
 
-use crate::archive_pieces::{archive, pieces, segment, store, store_segment, tail, wal};
+use crate::archive_pieces::{archive, pieces, sealed as made_sealed, segment, store, store_segment, tail, wal};
 use crate::common::{env_of, no_env, runtime};
 use crate::support::{Moto, TempDir, require_moto};
 
@@ -214,6 +214,62 @@ fn a_file_stays_until_its_put_is_settled_and_is_put_once() {
         store(&scene.reader, &scene.reader.names.tail_open(second, "taken"), Bytes::from(other)).await;
         scene.recover().await.unwrap();
         assert!(taken.exists() && scene.warnings().iter().any(|text| text.contains("different content")));
+    });
+}
+
+/// What was stored of it is damaged since: by its name it is there, and the spool has the last good copy.
+#[test]
+fn a_file_stays_while_what_stands_for_it_is_damaged() {
+    let temp = TempDir::new("repo");
+    let repo = Repository::open(&format!("file://{}", temp.path().display()), &no_env).unwrap();
+    runtime().block_on(async {
+        let scene = Scene::new(&repo).await;
+        let content = wal(MIB, 5);
+        let at = |number| segment(&scene.reader, number);
+        let names = &scene.reader.names;
+        let sealed = |number| tail(&scene.reader, at(number), 0, &content[..90_000], 20_000);
+        let leave = |number, run: &str| scene.leave(number, run, &sealed(number));
+        // The segment, the end of the timeline, and twice the copy that a run put which was killed before it deleted the file: damaged in the middle, and at the
+        // end, where it looks like a write that was torn.
+        let (segment, partial) = (names.segment(at(1), None), names.partial(at(2)));
+        let (middle, torn) = (names.tail_open(at(3), "middle"), names.tail_open(at(4), "torn"));
+        store_segment(&scene.reader, at(1), &content).await;
+        let end = made_sealed(&scene.reader, ObjectKind::Partial, at(2).start(), &content[..90_000]);
+        store(&scene.reader, &partial, end).await;
+        let files = [leave(1, "whole"), leave(2, "end"), leave(3, "middle"), leave(4, "torn")];
+        for (number, name) in [(3, &middle), (4, &torn)] {
+            let file = std::fs::read(&files[number as usize - 1]).unwrap();
+            let put = file[..file.len() - 100_000].to_vec();
+            store(&scene.reader, name, Bytes::from(put)).await;
+        }
+        for (name, part) in [(&segment, 2), (&partial, 2), (&middle, 2), (&torn, 1)] {
+            let path = temp.path().join(name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let last = bytes.len() / part - 1;
+            bytes[last] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+        // However often it is started.
+        for _ in 0..2 {
+            scene.recover().await.unwrap();
+            let warnings = scene.warnings();
+            for (file, name) in files.iter().zip([&segment, &partial, &middle, &torn]) {
+                let of = file.display().to_string();
+                let told = |text: &String| text.contains(&of) && text.contains(name) && text.contains("damaged");
+                assert!(file.exists() && warnings.iter().any(told), "{name}: {warnings:#?}");
+            }
+            assert_eq!(warnings.len(), 4, "{warnings:#?}");
+        }
+        // Moved away, as is advised.
+        for name in [&segment, &partial, &middle, &torn] {
+            std::fs::rename(temp.path().join(name), temp.path().join("aside")).unwrap();
+        }
+        scene.recover().await.unwrap();
+        assert_eq!(scene.warnings(), Vec::<String>::new());
+        for number in 1..=4 {
+            assert!(scene.stored(number).await == content[..90_000], "segment {number}");
+            assert!(!files[number as usize - 1].exists());
+        }
     });
 }
 

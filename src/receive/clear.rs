@@ -31,6 +31,8 @@ pub struct Clearing {
     /// The spool, and per start of an object the runs under whose names files of it were begun.
     spool: Option<SpoolFiles>,
     spooling: BTreeMap<Lsn, Vec<String>>,
+    /// Segments that this run has files of in the spool. What an earlier one left there stays: it may be the last good copy.
+    spooled: BTreeSet<SegmentNumber>,
     jobs: JoinSet<Result<()>>,
 }
 
@@ -44,9 +46,10 @@ impl Clearing {
         older: Vec<(Lsn, Vec<String>)>,
         (spare, spool): (Spare, Option<PathBuf>),
     ) -> Clearing {
-        let (opened, pieces, spooling) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let spool = spool.map(|root| SpoolFiles::new(archive.repo.medium().clone(), root));
-        Clearing { archive, timeline, tailed, opened, pieces, older, spare, spool, spooling, jobs: JoinSet::new() }
+        let (opened, pieces, jobs) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
+        let (spooling, spooled) = (BTreeMap::new(), BTreeSet::new());
+        Clearing { archive, timeline, tailed, opened, pieces, older, spare, spool, spooling, spooled, jobs }
     }
 
     /// The segment of the byte before `lsn` has a tail.
@@ -66,7 +69,9 @@ impl Clearing {
 
     /// A file of the spool was begun under this run's name.
     pub fn spooling(&mut self, object: Lsn, run: String) {
-        self.tailed.insert(self.archive.names.segment_size.segment_of(object));
+        let number = self.archive.names.segment_size.segment_of(object);
+        self.tailed.insert(number);
+        self.spooled.insert(number);
         self.spooling.entry(object).or_default().push(run);
     }
 
@@ -163,7 +168,9 @@ impl Clearing {
         // Files that were begun and never used are not known by name.
         let segment = SegmentName::new(self.timeline, number, size);
         self.spooling = self.spooling.split_off(&number.end(size));
-        self.in_spool(move |spool, names| spool.delete(names, segment));
+        if self.spooled.remove(&number) {
+            self.in_spool(move |spool, names| spool.delete(names, segment));
+        }
     }
 
     /// Takes out what is known of the tails of objects that begin before `lsn`.
@@ -263,5 +270,49 @@ impl Bin {
             spare.retire(repo.medium(), &path, &folder)
         };
         self.repo.lane().run(retire).await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::disk::medium::disk;
+    use crate::keys::ring::ReaderRing;
+    use crate::pg::{SegmentSize, SystemIdentifier};
+    use crate::seal::header::RepositoryId;
+    use crate::seal::key::RepositorySecret;
+
+    /// A segment that an earlier run stored, with tails that it left, and one that this run has files of in the spool.
+    #[tokio::test]
+    async fn what_an_earlier_run_left_in_the_spool_stays() {
+        let dir = std::env::temp_dir().join(format!("walrecv-clear-{}", std::process::id()));
+        let (root, spool) = (dir.join("repository"), dir.join("spool"));
+        let names = ClusterNames {
+            cluster: "main".to_owned(),
+            system: SystemIdentifier(9),
+            segment_size: SegmentSize::new(1 << 20).unwrap(),
+        };
+        let segment = |number| SegmentName::new(TimelineId(1), SegmentNumber(number), names.segment_size);
+        let files = [(5, "left"), (6, "own"), (6, "unused")].map(|(number, run)| {
+            let path = spool.join(names.spool_file(segment(number), run));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, b"tail").unwrap();
+            path
+        });
+        std::fs::create_dir_all(&root).unwrap();
+        let repo = Repository::in_directory(root, disk());
+        let keys = ReaderRing::new(RepositoryId([7; 16]), RepositorySecret([5; 32]), None).unwrap();
+        let archive = Archive { repo, names: names.clone(), keys: Arc::new(keys) };
+        let litter = BTreeSet::from([SegmentNumber(5)]);
+        let mut clearing = Clearing::new(archive, TimelineId(1), litter, Vec::new(), (Spare::default(), Some(spool)));
+        clearing.spooling(segment(6).start(), "own".to_owned());
+        clearing.reported(segment(7).start());
+        while let Some(done) = clearing.next().await {
+            done.unwrap();
+        }
+        assert_eq!(files.map(|file| file.exists()), [true, false, false]);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -324,7 +324,7 @@ impl Shared {
 }
 
 /// Claims of the end of a timeline that is stored under the same name. Of a segment in parts it may begin with another part: where, it says itself.
-fn own_claims(object: &[u8], ours: &Claims) -> Claims {
+pub(super) fn own_claims(object: &[u8], ours: &Claims) -> Claims {
     let size = ours.segment_size;
     let start = read_header(object).map(|(header, _)| header.claims.start).ok();
     let start = start.filter(|start| size.segment_of(*start) == size.segment_of(ours.start));
@@ -355,7 +355,7 @@ fn judge_object(head: &[u8], object: &Object, keys: &dyn ReaderKeys) -> Found {
 
 /// The summary of a stored object of which every byte is there: header and summary are authentic, each frame has its CRC-32C, and they hold as many bytes as the
 /// summary says. The summary's hash then stands for the content.
-fn demand_whole(object: &[u8], name: &str, claims: &Claims, keys: &dyn ReaderKeys) -> Result<Summary> {
+pub(super) fn demand_whole(object: &[u8], name: &str, claims: &Claims, keys: &dyn ReaderKeys) -> Result<Summary> {
     let measured = Opener::new(object, claims, keys, false)
         .and_then(|opener| Ok((opener.frame0(object)?, opener.content_len(object)?)));
     let (frame0, plain) = match measured {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::object::object_bytes;
+use super::object::{Place as Span, object_bytes};
 use super::observe::{Observer, ReceiveEvent};
+use super::put::{demand_whole, own_claims};
 use super::run::Run;
 use super::spool::list;
 use super::stream::asked_to_stop;
@@ -16,9 +17,9 @@ use crate::archive::{Archive, refused};
 use crate::disk::durable;
 use crate::disk::medium::{Form, Ground, Handle};
 use crate::error::{Error, Kind, Result};
-use crate::pg::SegmentName;
+use crate::pg::{Lsn, SegmentName};
 use crate::repo::names::{WalObject, parse_wal_object};
-use crate::repo::{ClusterNames, Found};
+use crate::repo::{ClusterNames, Found, Put};
 use crate::seal::header::{Header, ObjectKind};
 use crate::seal::opener::{OpenFailed, read_header};
 use crate::seal::tail::tail_extent;
@@ -192,17 +193,56 @@ async fn put(archive: &Archive, file: &Left, bytes: &Bytes, observer: &Observer)
     if extent.plain > object_bytes(archive.names.segment_size) {
         return Err(Error::new(Kind::Corrupt, format!("it holds {} bytes of WAL", extent.plain)));
     }
-    let stored = archive.end_in(file.segment).await?;
-    if extent.plain == 0 || stored >= end {
+    if extent.plain == 0 {
         return Ok(());
+    }
+    if archive.end_in(file.segment).await? >= end {
+        return demand_sound(archive, file.segment, (start, end)).await.map_err(last_copy);
     }
     let judge = |head: &[u8]| match read_header(head) {
         Ok((found, _)) if found.salt == header.salt => Found::Ours,
         _ => Found::Different,
     };
-    archive.repo.put_once(&name, &[bytes.slice(..extent.sealed)], &judge, GIVE_UP).await?;
+    let valid = bytes.slice(..extent.sealed);
+    let put = archive.repo.put_once(&name, std::slice::from_ref(&valid), &judge, GIVE_UP).await.map_err(last_copy)?;
+    if put != Put::Created && archive.repo.get(&name).await?.is_none_or(|stored| stored != valid) {
+        return Err(last_copy(Error::new(Kind::Corrupt, format!("{name} is stored already, and is damaged"))));
+    }
     observer.tell(ReceiveEvent::Recovered { segment: file.segment, upto: end });
     Ok(())
+}
+
+/// How far a segment is stored was measured in its tails, and taken from the names of its objects: those must be whole too.
+async fn demand_sound(archive: &Archive, segment: SegmentName, (start, end): (Lsn, Lsn)) -> Result<()> {
+    let mut at = start;
+    while at < end {
+        let span = Span::of(at, segment.timeline, segment.size);
+        let name = archive.names.segment(span.segment, span.part);
+        let Some(object) = archive.repo.get(&name).await? else { break };
+        let claims = archive.claims(ObjectKind::Segment, segment.timeline, span.start);
+        demand_whole(&object, &name, &claims, &*archive.keys)?;
+        at = span.end;
+    }
+    let name = archive.names.partial(segment);
+    if at < end
+        && let Some(object) = archive.repo.get(&name).await?
+    {
+        let claims = archive.claims(ObjectKind::Partial, segment.timeline, start);
+        demand_whole(&object, &name, &own_claims(&object, &claims), &*archive.keys)?;
+    }
+    Ok(())
+}
+
+/// What stands in the repository for the file is damaged: the file stays.
+fn last_copy(error: Error) -> Error {
+    if error.kind() != Kind::Corrupt {
+        return error;
+    }
+    let text = format!(
+        "what is stored of it is damaged ({error}), and this may be the last good copy: move the damaged object out of the repository, keep it, and start the \
+         receiver again, which stores this one"
+    );
+    Error::new(Kind::Corrupt, text)
 }
 
 fn demand_own(archive: &Archive, segment: SegmentName, header: &Header) -> Result<()> {
