@@ -1,6 +1,6 @@
 //! Tails that are damaged, and tails that change while they are read.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -27,6 +27,33 @@ async fn look(reader: &Archive, receiver: &Archive, number: u64) -> Result<(usiz
         None => 0,
     };
     Ok((bytes, receiver.end_in(name).await?.since(name.start())))
+}
+
+/// The store gives other bytes than it has, once.
+#[test]
+fn a_piece_that_was_read_wrong_is_read_again() {
+    let memory = Arc::new(Memory::default());
+    let content = wal(MIB, 9);
+    runtime().block_on(async {
+        let honest = archive(&Hooked::repository(memory.clone(), |_, _| {}), 1, true);
+        let made = pieces(&honest, segment(&honest, 1), 0, &content[..60_000], 30_000, "r");
+        for (name, bytes) in &made {
+            store(&honest, name, bytes.clone()).await;
+        }
+        let (name, good) = made[1].clone();
+        let mut wrong = good.to_vec();
+        *wrong.last_mut().unwrap() ^= 1;
+        let reads = AtomicU32::new(0);
+        let repo = Hooked::repository(memory, move |asked, memory| {
+            if asked == name {
+                // For the reader with the identity and for the one without: the first time of two.
+                let is_wrong = reads.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+                memory.set(&name, if is_wrong { wrong.clone().into() } else { good.clone() });
+            }
+        });
+        let (reader, receiver) = (archive(&repo, 1, true), archive(&repo, 1, false));
+        assert_eq!(look(&reader, &receiver, 1).await.unwrap(), (60_000, 60_000));
+    });
 }
 
 #[test]

@@ -61,6 +61,37 @@ fn key_files_are_looked_at() {
     assert_eq!(outcome(&report), (Outcome::Corrupt, vec![State::Whole; 2]), "{}", told(&report));
 }
 
+/// A heartbeat speaks of the same WAL: that is no second loss, and none from the beginning of the timeline.
+#[test]
+fn a_damaged_tail_is_told_once() {
+    let shop = Shop::new();
+    let repo = &shop.archive().repo;
+    let listed = |part: &str| {
+        let names = run(repo.list("")).expect("a listing").into_iter().map(|listed| listed.name);
+        names.filter(|name| name.contains(part)).collect::<Vec<_>>()
+    };
+    let checked = |deep| {
+        let options = Options { deep, patience: BRIEF, ..Options::default() };
+        run(verify(shop.archive(), &options)).expect("a report")
+    };
+    let mut pieces = listed(".run1");
+    pieces.sort();
+    let last = pieces.pop().expect("a piece");
+    let mut bytes = get(repo, &last).to_vec();
+    *bytes.last_mut().expect("a byte") ^= 1;
+    replace(repo, &last, bytes.into());
+    for deep in [false, true] {
+        let report = checked(deep);
+        assert!(report.problems.len() == 1 && names(&report, &last), "{}", told(&report));
+    }
+    // Nothing else of the timeline is left.
+    for name in pieces.into_iter().chain(listed("wal/00000002/")) {
+        run(repo.delete(&name)).expect("a delete");
+    }
+    let report = checked(false);
+    assert!(names(&report, &last) && !told(&report).contains(" 0/0 "), "{}", told(&report));
+}
+
 /// A server refuses to recover to a timeline without its history, so a check of one backup alone must miss it too.
 #[test]
 fn one_backup_is_not_whole_without_the_history_of_its_timeline() {

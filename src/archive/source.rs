@@ -15,7 +15,7 @@ use crate::seal::header::{Claims, ObjectKind};
 use crate::seal::opener::{OpenFailed, Opener, read_header};
 use crate::seal::tail::{open_piece, open_tail, piece_extent, tail_extent, tail_reach};
 
-/// A tail file that looks damaged is read again so often, and so long after, while somebody writes to it.
+/// A tail that looks damaged is read again so often, and so long after, while it is not the same twice.
 const LOOKS: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -206,8 +206,8 @@ impl Archive {
         Ok((base + from, base + to))
     }
 
-    /// What `look` finds in a tail; `None` when it is gone. A file that is being written may be seen with a later write and without an earlier one: it is
-    /// damaged only if it stays so.
+    /// What `look` finds in a tail; `None` when it is gone. A file that is being written may be seen with a later write and without an earlier one, and a piece
+    /// may be read wrong once: it is damaged only if it stays so.
     async fn of_tail<T, F>(
         &self,
         segment: SegmentName,
@@ -217,7 +217,7 @@ impl Archive {
     where
         F: Future<Output = Result<T>>,
     {
-        let mut left = if matches!(self.parse(name), Some(WalObject::TailOpen { .. })) { LOOKS } else { 0 };
+        let mut left = LOOKS;
         let damaged = |object: &[u8], error| {
             let span = self.span_of_damaged(segment, name, object);
             Ok(Some(Tail::Damaged(Damage { span, error })))

@@ -166,6 +166,7 @@ async fn lost_end(look: &Look<'_>, shelf: &Shelf, stored: &Stored, timeline: Tim
     // What of its WAL cannot be read is told with the WAL.
     let Ok(Some(lost)) = look.patient(&folder, || archive.lost_end(&stored.inventory, timeline)).await else { return };
     let LostEnd { from, beat } = lost;
+    let Some(from) = unnamed(look, stored, (timeline, from), beat.lsn).await else { return };
     let (hurts, limits) = stored.affected(shelf, Stretch { timeline, from, to: beat.lsn });
     look.note(Problem {
         object: SegmentName::new(timeline, look.size().segment_of(from), look.size()).to_string(),
@@ -178,6 +179,23 @@ async fn lost_end(look: &Look<'_>, shelf: &Shelf, stored: &Stored, timeline: Tim
         hurts,
         limits,
     });
+}
+
+/// Where WAL is missing, up to `to`, beside what damaged tails held: those are told by their names.
+async fn unnamed(look: &Look<'_>, stored: &Stored, (timeline, end): (TimelineId, Lsn), to: Lsn) -> Option<Lsn> {
+    let (size, stock) = (look.size(), stored.inventory.timelines.get(&timeline)?);
+    // Where nothing of the timeline can be read, it begins with what is there.
+    let mut from = end.max(next_held(stock, SegmentNumber(0))?.start(size));
+    while from < to {
+        let segment = SegmentName::new(timeline, size.segment_of(from), size);
+        let only_tails = stock.tails.contains_key(&segment.number) && !stock.partial.contains(&segment.number);
+        // What cannot be read may stand twice in the report, never nowhere.
+        match look.patient(&segment.to_string(), || look.archive.damage_in(segment)).await {
+            Ok(Some(_)) if only_tails => from = segment.end(),
+            _ => return Some(from),
+        }
+    }
+    None
 }
 
 impl Look<'_> {
