@@ -186,6 +186,37 @@ fn a_host_that_is_not_ready_makes_room_for_the_next() {
     assert_eq!(taken(&text, Mode::Physical).expect("the one that has an address"), server.port());
 }
 
+/// As before a dead server something does that lets everybody in: a tunnel, a balancer, a mesh.
+#[test]
+fn a_host_that_closes_the_connection_makes_room_for_the_next() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let server = Server::builder(version).tls().start();
+    let ways = [closes(false), closes(true)];
+    let modes = ["disable", "allow", "prefer", "require"];
+    for (mode, closing) in modes.into_iter().flat_map(|mode| ways.map(|port| (mode, port))) {
+        let more = format!("sslmode={mode} target_session_attrs=read-write");
+        let text = dsn(&[closing, server.port()], &more);
+        assert_eq!(taken(&text, Mode::Physical).unwrap_or_else(|e| panic!("{mode}: {e}")), server.port());
+        let error = taken(&dsn(&[closing, free_port()], &more), Mode::Physical).expect_err("nobody");
+        assert!(error.is_transient() && error.to_string().contains(&closing.to_string()), "{mode}: {error:?}");
+    }
+}
+
+/// Closes every connection, at once or after it was told something.
+fn closes(listens: bool) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            if listens {
+                let _ = stream.read(&mut [0; 1024]);
+            }
+        }
+    });
+    port
+}
+
 /// Answers whoever connects with these bytes.
 fn listener(bytes: Vec<u8>) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");

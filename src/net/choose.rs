@@ -2,6 +2,9 @@
 //!
 //! As libpq: a host that cannot be reached, does not answer in time, is starting up (57P03) or is of another kind than `target_session_attrs` asks for
 //! makes room for the next; a refused login ends the search, because the next host would refuse it too, or should not be asked with a wrong password.
+//!
+//! Other than libpq: so does a host that closes the connection without a word. A tunnel, a balancer or a mesh lets everybody in, and finds out then that the
+//! server behind it is dead; whoever stopped there would never come to the new primary.
 
 use std::time::Duration;
 

@@ -212,11 +212,16 @@ impl<'a> Route<'a> {
         };
         let (method, bound) = outcome.map_err(|error| {
             let (mut other_protection, mut next) = (false, Next::Stop);
-            if let LinkError::Wire(WireError::Server { error, .. }) = &error {
-                other_protection = error.sqlstate == "28000" && error.is_from("ClientAuthentication");
-                if error.sqlstate == CANNOT_CONNECT_NOW {
-                    next = Next::Host;
+            match &error {
+                LinkError::Wire(WireError::Server { error, .. }) => {
+                    other_protection = error.sqlstate == "28000" && error.is_from("ClientAuthentication");
+                    if error.sqlstate == CANNOT_CONNECT_NOW {
+                        next = Next::Host;
+                    }
                 }
+                // A server that refuses says so: this is what stands before a dead one.
+                LinkError::Closed => next = Next::Address,
+                _ => {}
             }
             Failure { error: refusal::login(error, &scene), other_protection, next }
         })?;
@@ -237,7 +242,7 @@ async fn ask_for_tls(server: &str, stream: &mut TcpStream, optional: bool) -> Re
     exchange.await.map_err(|error| {
         let text = format!("{server}: the server closed the connection instead of answering to a request for TLS");
         let error = Error::new(Kind::Server, text).transient().caused_by(error);
-        Failure { other_protection: optional, ..Failure::last(error) }
+        Failure { error, other_protection: optional, next: Next::Address }
     })?;
     match SslAnswer::read(answer[0]) {
         SslAnswer::Accepted => Ok(true),
