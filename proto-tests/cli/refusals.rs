@@ -132,6 +132,11 @@ fn wrong_usage_is_2_and_says_how_it_is_right() {
     refused(&["restore", "--pgdata", "d", "--latest", "--target-lsn", "0/1"], "--latest");
     refused(&["restore", "--pgdata", "d", "--latest", "--port", "1"], "--scratch");
     refused(&["backup", "--max-rate", "1"], "--max-rate");
+    for (flag, variable) in [(&["--output", "json"][..], "text"), (&[], "json")] {
+        let told = site.walrecv(&[&["status", "--metrics"], flag].concat()).env("WALRECV_OUTPUT", variable).run();
+        let told = told.expect_code(2);
+        assert!(told.stdout.is_empty() && told.stderr.contains("--metrics has a format of its own"), "{told:?}");
+    }
     refused(&["list", "--output", "xml"], "xml");
     for command in
         [&["list"][..], &["receive"], &["backup"], &["check"], &["slot", "show"], &["restore", "--latest", "--plan"]]

@@ -233,7 +233,7 @@ pub struct StatusArgs {
     /// Look again every second until a signal
     #[arg(long)]
     pub watch: bool,
-    /// All numbers in the text format that Prometheus reads; ends with 0 whatever they say
+    /// All numbers in the text format that Prometheus reads (so not with --output json); ends with 0 whatever they say
     #[arg(long, conflicts_with = "watch")]
     pub metrics: bool,
 }

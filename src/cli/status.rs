@@ -10,7 +10,7 @@ use super::context::{Signals, settings};
 use super::{at_rest, health, metrics, output};
 use crate::daemon::report::{Check, ClusterReport, Document};
 use crate::daemon::socket;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// How often `--watch` looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -29,6 +29,10 @@ pub struct Told {
 pub async fn run(common: &Common, args: &StatusArgs) -> Result<u8> {
     let mut checks = Checks::default();
     if args.metrics {
+        if common.output == output::Format::Json {
+            return Err(Error::new(Kind::Usage, "--metrics has a format of its own, and --output json asks for another")
+                .hint("for the same numbers as JSON leave out --metrics; for Prometheus leave out --output json, or unset WALRECV_OUTPUT"));
+        }
         let seen = look(common, &mut checks).await?;
         warn(&seen);
         output::line(metrics::page(&seen.told, seen.silent.len()).trim_end());
