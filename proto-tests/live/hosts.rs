@@ -192,9 +192,10 @@ fn a_host_that_closes_the_connection_makes_room_for_the_next() {
     let version = MajorVersion::V17;
     require_servers!(version);
     let server = Server::builder(version).tls().start();
-    let ways = [closes(false), closes(true)];
-    let modes = ["disable", "allow", "prefer", "require"];
-    for (mode, closing) in modes.into_iter().flat_map(|mode| ways.map(|port| (mode, port))) {
+    let (at_once, once_asked, once_agreed) = (closes(None), closes(Some(b"")), closes(Some(b"S")));
+    let modes = ["disable", "allow", "prefer", "require", "require sslnegotiation=direct"];
+    let all = modes.into_iter().flat_map(|mode| [(mode, at_once), (mode, once_asked)]);
+    for (mode, closing) in all.chain([("prefer", once_agreed), ("require", once_agreed)]) {
         let more = format!("sslmode={mode} target_session_attrs=read-write");
         let text = dsn(&[closing, server.port()], &more);
         assert_eq!(taken(&text, Mode::Physical).unwrap_or_else(|e| panic!("{mode}: {e}")), server.port());
@@ -203,14 +204,17 @@ fn a_host_that_closes_the_connection_makes_room_for_the_next() {
     }
 }
 
-/// Closes every connection, at once or after it was told something.
-fn closes(listens: bool) -> u16 {
+/// Closes every connection: at once, or once it was told something. With an answer to a request for TLS, in the handshake.
+fn closes(answer: Option<&'static [u8]>) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let port = listener.local_addr().expect("an address").port();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            if listens {
-                let _ = stream.read(&mut [0; 1024]);
+            let Some(answer) = answer else { continue };
+            let mut asked = [0; 4096];
+            // Whoever asks for TLS (8 bytes) and is told that there is some says more at once.
+            if stream.read(&mut asked).is_ok_and(|count| count == 8) && stream.write_all(answer).is_ok() {
+                let _ = if answer.is_empty() { Ok(0) } else { stream.read(&mut asked) };
             }
         }
     });

@@ -138,7 +138,8 @@ impl<'a> Route<'a> {
                 if self.info.tls.direct || ask_for_tls(&self.server, &mut stream, optional).await? {
                     let protected = tls::protect(self, peer, stream).await.map_err(|failure| Failure {
                         other_protection: failure.handshake,
-                        ..Failure::last(failure.error)
+                        next: if failure.broke_off { Next::Address } else { Next::Stop },
+                        error: failure.error,
                     })?;
                     (
                         Box::new(protected.stream),

@@ -24,6 +24,8 @@ pub(super) struct Failure {
     pub error: Error,
     /// The handshake itself failed (not the settings): `sslmode=prefer` goes on without TLS.
     pub handshake: bool,
+    /// The connection ended in it, without a word of why.
+    pub broke_off: bool,
 }
 
 /// A protected connection.
@@ -40,15 +42,18 @@ pub(super) struct Protected {
 
 /// Does the handshake on a connected socket.
 pub(super) async fn protect(route: &Route<'_>, address: SocketAddr, stream: TcpStream) -> Result<Protected, Failure> {
-    let settings = |error| Failure { error, handshake: false };
+    let settings = |error| Failure { error, handshake: false, broke_off: false };
     let (config, name, shown, verified) = config(route, address).map_err(settings)?;
     let outcome = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    let stream = outcome.map_err(|error| Failure { error: explain(&route.server, error), handshake: true })?;
+    let stream = outcome.map_err(|error| {
+        let broke_off = refusal(&error).is_none();
+        Failure { error: explain(&route.server, error), handshake: true, broke_off }
+    })?;
     let (_, session) = stream.get_ref();
     if route.info.tls.direct && session.alpn_protocol() != Some(ALPN) {
         let text = format!("{}: the server did not agree on the protocol \"postgresql\" (ALPN)", route.server);
         let error = Error::new(Kind::Server, text).hint("sslnegotiation=direct needs PostgreSQL 17 or later");
-        return Err(Failure { error, handshake: true });
+        return Err(Failure { error, handshake: true, broke_off: false });
     }
     if let Some(problem) = shown.missing(route.info.tls.cert_mode) {
         let error = Error::new(Kind::Server, format!("{}: sslcertmode=require: {problem}", route.server))
@@ -96,9 +101,14 @@ fn config(route: &Route<'_>, address: SocketAddr) -> Result<(ClientConfig, Serve
     Ok((config, name.unwrap_or_else(|| ServerName::IpAddress(address.ip().into())), shown, verified))
 }
 
+/// Why one side ended the handshake; `None`: it broke off.
+fn refusal(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
 /// A failed handshake: what broke off may pass, what was refused will not.
 fn explain(server: &str, error: std::io::Error) -> Error {
-    let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+    let Some(cause) = refusal(&error) else {
         return Error::new(Kind::Server, format!("{server}: the TLS handshake broke off"))
             .transient()
             .caused_by(error)
