@@ -128,10 +128,13 @@ fn kill_often(scene: &mut Scene, (name, space): (&str, &str), more: &[&str], beg
             whole += 1;
             assert!(whole < 50, "none can be killed in time");
             begun_anew(scene);
-        } else if !has_pages(&data.join("base/1")) {
+            continue;
+        }
+        if !has_pages(&data.join("base/1")) {
             // Too early, perhaps on a machine that has become slower since.
             scene.takes += scene.takes / 8;
-        } else if data.join(MARK).exists() && !data.join("global/pg_control").exists() {
+        }
+        if data.join(MARK).exists() && !data.join("global/pg_control").exists() {
             halves += 1;
             if halves % 3 == 1 {
                 scene.demand_no_start(&data);
