@@ -18,7 +18,7 @@ use walrecv::seal::key::RepositorySecret;
 
 use crate::archive_pieces::{archive, pieces, sealed as made_sealed, segment, store, store_segment, tail, wal};
 use crate::common::{env_of, no_env, runtime};
-use crate::support::{Moto, TempDir, require_moto};
+use crate::support::{Call, HookedDisk, Moto, TempDir, require_moto};
 
 const MIB: usize = 1 << 20;
 
@@ -270,6 +270,38 @@ fn a_file_stays_while_what_stands_for_it_is_damaged() {
             assert!(scene.stored(number).await == content[..90_000], "segment {number}");
             assert!(!files[number as usize - 1].exists());
         }
+    });
+}
+
+/// It is there by its name, and its disk does not give it back: no start waits for that.
+#[test]
+fn a_file_stays_and_nothing_waits_while_what_stands_for_it_cannot_be_read() {
+    let temp = TempDir::new("repo");
+    // Its first bytes can be read.
+    let broken = Arc::new(Mutex::new(None::<(PathBuf, bool)>));
+    let name = broken.clone();
+    let disk = HookedDisk::new(move |call| {
+        if let (Call::Open(path), Some((name, seen))) = (call, &mut *name.lock().unwrap())
+            && path.ends_with(name.as_path())
+            && std::mem::replace(seen, true)
+        {
+            return Err(std::io::Error::from_raw_os_error(5));
+        }
+        Ok(())
+    });
+    let repo = Repository::in_directory(temp.path().to_path_buf(), Arc::new(disk));
+    runtime().block_on(async {
+        let scene = Scene::new(&repo).await;
+        let (content, at) = (wal(MIB, 6), segment(&scene.reader, 1));
+        store_segment(&scene.reader, at, &content).await;
+        let file = scene.leave(1, "whole", &tail(&scene.reader, at, 0, &content[..90_000], 20_000));
+        *broken.lock().unwrap() = Some((scene.reader.names.segment(at, None).into(), false));
+        scene.recover().await.expect("nothing to wait for");
+        let warnings = scene.warnings();
+        assert!(file.exists() && warnings.len() == 1 && warnings[0].contains("cannot be read"), "{warnings:#?}");
+        *broken.lock().unwrap() = None;
+        scene.recover().await.unwrap();
+        assert!(!file.exists() && scene.warnings().is_empty());
     });
 }
 

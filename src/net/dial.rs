@@ -111,6 +111,10 @@ impl<'a> Route<'a> {
                 (Ok(session), _) => return Ok(session),
                 (Err(failure), None) if failure.other_protection => first = Some(failure),
                 (Err(failure), None) => return Err(failure),
+                // What was refused in words is the reason, rather than a connection that was closed without any.
+                (Err(failure), Some(Failure { next: Next::Address, .. })) if matches!(failure.next, Next::Stop) => {
+                    return Err(failure);
+                }
                 // The first refusal is the one that the connection string asked for.
                 (Err(_), Some(failure)) => return Err(failure),
             }

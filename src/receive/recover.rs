@@ -197,7 +197,7 @@ async fn put(archive: &Archive, file: &Left, bytes: &Bytes, observer: &Observer)
         return Ok(());
     }
     if archive.end_in(file.segment).await? >= end {
-        return demand_sound(archive, file.segment, (start, end)).await.map_err(last_copy);
+        return demand_sound(archive, file.segment, (start, end)).await.map_err(unproven);
     }
     let judge = |head: &[u8]| match read_header(head) {
         Ok((found, _)) if found.salt == header.salt => Found::Ours,
@@ -205,7 +205,7 @@ async fn put(archive: &Archive, file: &Left, bytes: &Bytes, observer: &Observer)
     };
     let valid = bytes.slice(..extent.sealed);
     let put = archive.repo.put_once(&name, std::slice::from_ref(&valid), &judge, GIVE_UP).await.map_err(last_copy)?;
-    if put != Put::Created && archive.repo.get(&name).await?.is_none_or(|stored| stored != valid) {
+    if put != Put::Created && archive.repo.get(&name).await.map_err(unproven)?.is_none_or(|stored| stored != valid) {
         return Err(last_copy(Error::new(Kind::Corrupt, format!("{name} is stored already, and is damaged"))));
     }
     observer.tell(ReceiveEvent::Recovered { segment: file.segment, upto: end });
@@ -233,9 +233,21 @@ async fn demand_sound(archive: &Archive, segment: SegmentName, (start, end): (Ls
     Ok(())
 }
 
+/// What stands in the repository for the file is damaged, or cannot be read: the file stays. The WAL is there by its name, so nothing waits for a disk or a store
+/// that may never give it back: whoever waited here would never come to a server.
+fn unproven(error: Error) -> Error {
+    if !error.is_transient() {
+        return last_copy(error);
+    }
+    let text = format!(
+        "what is stored of it cannot be read ({error}), and this may be the last good copy: the next start looks again"
+    );
+    Error::new(Kind::Repository, text)
+}
+
 /// What stands in the repository for the file is damaged: the file stays.
 fn last_copy(error: Error) -> Error {
-    if error.kind() != Kind::Corrupt {
+    if !matches!(error.kind(), Kind::Corrupt | Kind::Diverged) {
         return error;
     }
     let text = format!(
