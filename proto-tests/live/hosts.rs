@@ -165,12 +165,7 @@ fn a_host_that_is_not_ready_makes_room_for_the_next() {
     let version = MajorVersion::V18;
     require_servers!(version);
     let server = Server::start(version);
-    let mut body = vec![b'S'];
-    body.extend(b"FATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0");
-    let mut starting_up = vec![b'E'];
-    starting_up.extend((body.len() as u32 + 4).to_be_bytes());
-    starting_up.extend(body);
-    let starting = listener(starting_up);
+    let starting = listener(fatal("57P03", "the database system is starting up"));
     let text = dsn(&[starting, server.port()], "sslmode=disable");
     assert_eq!(taken(&text, Mode::Physical).expect("the other"), server.port());
     let error = taken(&dsn(&[starting, free_port()], "sslmode=disable"), Mode::Physical).expect_err("nobody");
@@ -202,6 +197,37 @@ fn a_host_that_closes_the_connection_makes_room_for_the_next() {
         let error = taken(&dsn(&[closing, free_port()], &more), Mode::Physical).expect_err("nobody");
         assert!(error.is_transient() && error.to_string().contains(&closing.to_string()), "{mode}: {error:?}");
     }
+}
+
+/// Whoever breaks off the handshake of TLS and refuses in words without it has answered: the next host is not asked.
+#[test]
+fn a_refusal_in_words_ends_the_search_after_a_handshake_that_broke_off_too() {
+    let version = MajorVersion::V17;
+    require_servers!(version);
+    let server = Server::start(version);
+    let refuses = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = refuses.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for mut stream in refuses.incoming().flatten() {
+            let mut asked = [0; 4096];
+            match stream.read(&mut asked) {
+                Ok(8) if stream.write_all(b"S").is_ok() => drop(stream.read(&mut asked)),
+                _ => drop(
+                    stream.write_all(&fatal("28000", "no pg_hba.conf entry for host \"127.0.0.1\", no encryption")),
+                ),
+            }
+        }
+    });
+    let error = taken(&dsn(&[port, server.port()], "sslmode=prefer"), Mode::Physical).expect_err("a refusal");
+    let text = error.to_string();
+    assert!(!error.is_transient() && text.contains("28000"), "{error:?}");
+    assert!(!text.contains(&server.port().to_string()), "{text}");
+}
+
+/// A server's FATAL error, as it goes over the wire.
+fn fatal(code: &str, text: &str) -> Vec<u8> {
+    let body = format!("SFATAL\0VFATAL\0C{code}\0M{text}\0\0");
+    [b"E", &(body.len() as u32 + 4).to_be_bytes()[..], body.as_bytes()].concat()
 }
 
 /// Closes every connection: at once, or once it was told something. With an answer to a request for TLS, in the handshake.
