@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use walrecv::error::{Error, Kind, Result};
 use walrecv::pg::{Lsn, TimelineId};
 use walrecv::repo::backend::{Answer, Backend, Piece};
-use walrecv::repo::{Listed, Repository};
+use walrecv::repo::{Found, Listed, Repository};
 use walrecv::seal::content::BackupId;
 use walrecv::seal::content::event::{Hole, MinimalWal, Outcome, What};
 use walrecv::seal::content::manifest::Tombstone;
@@ -18,7 +18,7 @@ use walrecv::seal::content::plan::{Deletion, Plan, PlanId};
 use walrecv::seal::header::ObjectKind;
 use walrecv::verify::{Flaw, Options, Report, State, refusal, verify};
 
-use crate::damage::check;
+use crate::damage::{check, get, told};
 use crate::shop::{Shop, run};
 use crate::support::{PATIENCE, Seed};
 
@@ -34,6 +34,8 @@ struct Failing {
     of_the_disk: bool,
     /// Deleted at the first read of `name`.
     deletes: Mutex<Vec<String>>,
+    /// Stored before that.
+    puts: Mutex<Vec<(String, Bytes)>>,
 }
 
 impl Failing {
@@ -46,6 +48,7 @@ impl Failing {
             transient,
             of_the_disk: false,
             deletes: Mutex::default(),
+            puts: Mutex::default(),
         }
     }
 
@@ -71,6 +74,10 @@ impl Backend for Failing {
     fn read<'a>(&'a self, name: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Option<Piece>>> {
         Box::pin(async move {
             if name.contains(&self.name) {
+                let puts = std::mem::take(&mut *self.puts.lock().unwrap());
+                for (name, bytes) in puts {
+                    self.inner.put_once(&name, &[bytes], &|_| Found::Different, PATIENCE).await?;
+                }
                 let deletes = std::mem::take(&mut *self.deletes.lock().unwrap());
                 for name in deletes {
                     self.inner.delete(&name).await?;
@@ -145,6 +152,30 @@ fn what_cannot_be_read_is_neither_good_nor_corrupt() {
         let shared = name.contains("/packs/") || name.contains("/maps/");
         assert_eq!(report.backups[1].state, if shared { State::Unknown } else { State::Whole }, "{name}");
     }
+}
+
+/// Two pieces that were looked at become one, which is damaged, before the heartbeat is: nothing else tells of it in that check.
+#[test]
+fn what_was_not_looked_at_excuses_no_gap() {
+    let shop = Shop::new();
+    let inner = &shop.archive().repo;
+    let names = run(inner.list("")).expect("a listing").into_iter().map(|listed| listed.name);
+    let mut pieces: Vec<String> = names.filter(|name| name.contains(".run1")).collect();
+    pieces.sort();
+    let [first, second] = &pieces[..] else { panic!("{pieces:?}") };
+    let (folder, to) = (first.rsplit_once('/').expect("a folder").0, second.rsplit_once('-').expect("an end").1);
+    let merged =
+        format!("{folder}/{}-{to}", first.rsplit_once('/').expect("a name").1.split('-').next().expect("a start"));
+    let mut bytes = get(inner, first).to_vec();
+    *bytes.last_mut().expect("a byte") ^= 1;
+    let store = Failing { deletes: pieces.clone().into(), ..Failing::of(&shop, "/heartbeats/", 0, false) };
+    let store = Failing { puts: vec![(merged, bytes.into())].into(), ..store };
+    let options = Options { patience: Duration::from_millis(100), ..Options::default() };
+    let report = run(verify(&shop.archive_in(Repository::with_backend("failing", Box::new(store))), &options))
+        .expect("a report");
+    assert!(!run(inner.list(folder)).expect("a listing").iter().any(|listed| pieces.contains(&listed.name)));
+    assert_eq!(report.outcome, Outcome::Gap, "{}", told(&report));
+    assert!(told(&report).contains("a heartbeat shows"), "{}", told(&report));
 }
 
 #[test]

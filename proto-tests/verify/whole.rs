@@ -92,6 +92,30 @@ fn a_damaged_tail_is_told_once() {
     assert!(names(&report, &last) && !told(&report).contains(" 0/0 "), "{}", told(&report));
 }
 
+/// All WAL of the last timeline is gone, and its history too: the heartbeat is what is left of it.
+#[test]
+fn a_timeline_that_is_gone_wholly_is_missed() {
+    let shop = Shop::new();
+    let archive = shop.archive();
+    let listed = run(archive.repo.list("")).expect("a listing").into_iter().map(|listed| listed.name);
+    let of_two = |name: &String| name.contains("wal/00000002/") || name.contains(".run1");
+    let gone: Vec<String> = listed.filter(of_two).collect();
+    assert!(gone.len() >= 4, "{gone:?}");
+    gone.iter().for_each(|name| run(archive.repo.delete(name)).expect("a delete"));
+    let checked = || run(verify(archive, &Options { patience: BRIEF, ..Options::default() })).expect("a report");
+    let report = checked();
+    assert_eq!(report.outcome, Outcome::Gap, "{}", told(&report));
+    let fork =
+        run(archive.parsed_history(TimelineId(2))).expect("a read").expect("a history").ancestors[0].switch_point;
+    let span = format!("WAL from {fork} to ");
+    assert!(told(&report).contains(&span) && told(&report).contains("heartbeat"), "{}", told(&report));
+    run(archive.repo.delete(&archive.names.history(TimelineId(2)))).expect("a delete");
+    let report = checked();
+    assert_eq!(report.outcome, Outcome::Corrupt, "{}", told(&report));
+    assert!(names(&report, &archive.names.history(TimelineId(2))), "{}", told(&report));
+    assert!(run(archive.inventory()).expect("an inventory").demand_history(TimelineId(2)).is_err());
+}
+
 /// A server refuses to recover to a timeline without its history, so a check of one backup alone must miss it too.
 #[test]
 fn one_backup_is_not_whole_without_the_history_of_its_timeline() {

@@ -19,7 +19,7 @@ use crate::seal::sealer::{Compression, seal_index};
 /// WAL from `from` up to a heartbeat's position that was stored, and is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LostEnd {
-    /// Where the stored WAL of the timeline ends; zero where nothing of it is stored.
+    /// Where the stored WAL of the timeline ends; where nothing of it is stored, where it left another one (zero of the first timeline).
     pub from: Lsn,
     pub beat: Heartbeat,
 }
@@ -98,7 +98,12 @@ impl Archive {
             return Ok(None);
         };
         // A heartbeat is stored after the WAL that it speaks of: whoever looks for that later than for the heartbeat finds it.
-        let from = self.durable_end(timeline).await?.unwrap_or_default();
+        let from = match self.durable_end(timeline).await? {
+            Some(end) => end,
+            None => {
+                inventory.histories.get(&timeline).and_then(|h| h.ancestors.last()).map_or(Lsn(0), |a| a.switch_point)
+            }
+        };
         Ok((from < beat.lsn).then_some(LostEnd { from, beat }))
     }
 

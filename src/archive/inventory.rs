@@ -41,7 +41,9 @@ pub struct Inventory {
     /// Timelines whose stored history is damaged, or one that PostgreSQL would refuse, and what is wrong with it. Whoever needs to know where
     /// such a timeline comes from must not go on: see [`Inventory::demand_history`].
     pub damaged: BTreeMap<TimelineId, String>,
-    /// Timelines after the first of which WAL is stored and no history, which is stored before any WAL: the same holds for these.
+    /// Timelines that a heartbeat speaks of: WAL of them was stored.
+    pub beats: BTreeSet<TimelineId>,
+    /// Timelines after the first of which WAL or a heartbeat is stored and no history, which is stored before any WAL: the same holds for these.
     pub missing: BTreeSet<TimelineId>,
 }
 
@@ -50,12 +52,11 @@ impl Archive {
     pub async fn inventory(&self) -> Result<Inventory> {
         let (mut inventory, histories) = self.stock().await?;
         // A listing is no snapshot: what it did not show is asked for by name.
-        let of_wal = inventory.timelines.keys().copied().filter(|timeline| *timeline > TimelineId(1));
-        let timelines: BTreeSet<TimelineId> = of_wal.chain(histories).collect();
+        let timelines: BTreeSet<TimelineId> = inventory.with_a_past().into_iter().chain(histories).collect();
         for timeline in timelines {
             match self.parsed_history(timeline).await {
                 Ok(Some(history)) => _ = inventory.histories.insert(timeline, history),
-                Ok(None) if inventory.timelines.contains_key(&timeline) => _ = inventory.missing.insert(timeline),
+                Ok(None) if inventory.with_a_past().contains(&timeline) => _ = inventory.missing.insert(timeline),
                 // Gone since it was listed.
                 Ok(None) => {}
                 Err(error) if error.kind() == Kind::Corrupt => {
@@ -142,7 +143,11 @@ impl Archive {
 impl Inventory {
     fn add(&mut self, name: String, object: WalObject) {
         let segment = match object {
-            WalObject::History { .. } | WalObject::GroupSummary(_) | WalObject::Heartbeat { .. } => return,
+            WalObject::History { .. } | WalObject::GroupSummary(_) => return,
+            WalObject::Heartbeat { timeline, .. } => {
+                self.beats.insert(timeline);
+                return;
+            }
             WalObject::Segment { segment, .. }
             | WalObject::Partial { segment }
             | WalObject::TailPiece { segment, .. }
@@ -155,6 +160,12 @@ impl Inventory {
             WalObject::Partial { .. } => _ = stock.partial.insert(number),
             _ => stock.tails.entry(number).or_default().push(name),
         }
+    }
+
+    /// Timelines after the first that WAL or a heartbeat is stored of: each has a history, which is stored before.
+    pub fn with_a_past(&self) -> BTreeSet<TimelineId> {
+        let all = self.timelines.keys().chain(&self.beats).copied();
+        all.filter(|timeline| *timeline > TimelineId(1)).collect()
     }
 
     /// Segments of which all parts are there are complete.

@@ -132,11 +132,12 @@ async fn warn(archive: &Archive, inventory: &Inventory) -> Result<()> {
     for (timeline, problem) in inventory.unknown() {
         output::note(format!("warning: windows do not go on into timeline {timeline}: {problem}"));
     }
-    for timeline in inventory.timelines.keys() {
+    for timeline in &inventory.beats {
         if let Some(LostEnd { from, beat }) = archive.lost_end(inventory, *timeline).await? {
             let (to, time) = (beat.lsn, beat.time);
+            let end = if from == Lsn::INVALID { "is not stored".to_owned() } else { format!("ends at {from}") };
             output::note(format!(
-                "warning: WAL of timeline {timeline} ends at {from}, and the heartbeat of {time} shows that it was stored to {to}"
+                "warning: WAL of timeline {timeline} {end}, and the heartbeat of {time} shows that it was stored to {to}"
             ));
         }
     }

@@ -396,6 +396,7 @@ fn candidates<'a>(
         .keys()
         .chain(inventory.histories.keys())
         .chain(inventory.damaged.keys())
+        .chain(&inventory.beats)
         .chain(ends.iter().map(|e| &e.0));
     let known = known.copied().collect();
     let path = path::choose(inventory, &known, &ends, wanted.timeline)?.ok_or_else(|| {

@@ -138,7 +138,7 @@ pub async fn look(look: &Look<'_>, shelf: &Shelf) -> Result<Stored> {
         needs(look, shelf, &stored, number, manifest);
     }
     if look.options.only.is_none() {
-        for timeline in stored.inventory.timelines.keys() {
+        for timeline in &stored.inventory.beats {
             lost_end(look, shelf, &stored, *timeline).await;
         }
     }
@@ -168,14 +168,16 @@ async fn lost_end(look: &Look<'_>, shelf: &Shelf, stored: &Stored, timeline: Tim
     let LostEnd { from, beat } = lost;
     let Some(from) = unnamed(look, stored, (timeline, from), beat.lsn).await else { return };
     let (hurts, limits) = stored.affected(shelf, Stretch { timeline, from, to: beat.lsn });
+    let (at, span, found) = match from {
+        // Where the first timeline begins nobody knows.
+        Lsn::INVALID => (Lsn(beat.lsn.0.saturating_sub(1)), format!("WAL up to {}", beat.lsn), "none of it".to_owned()),
+        from => (from, format!("WAL from {from} to {}", beat.lsn), format!("it is stored up to {from}")),
+    };
     look.note(Problem {
-        object: SegmentName::new(timeline, look.size().segment_of(from), look.size()).to_string(),
+        object: SegmentName::new(timeline, look.size().segment_of(at), look.size()).to_string(),
         flaw: Flaw::Gap,
-        expected: format!(
-            "WAL from {from} to {} of timeline {timeline}: a heartbeat shows that it was stored",
-            beat.lsn
-        ),
-        found: format!("it is stored up to {from}"),
+        expected: format!("{span} of timeline {timeline}: a heartbeat shows that it was stored"),
+        found,
         hurts,
         limits,
     });
@@ -183,15 +185,21 @@ async fn lost_end(look: &Look<'_>, shelf: &Shelf, stored: &Stored, timeline: Tim
 
 /// Where WAL is missing, up to `to`, beside what damaged tails held: those are told by their names.
 async fn unnamed(look: &Look<'_>, stored: &Stored, (timeline, end): (TimelineId, Lsn), to: Lsn) -> Option<Lsn> {
-    let (size, stock) = (look.size(), stored.inventory.timelines.get(&timeline)?);
+    let size = look.size();
+    let Some(stock) = stored.inventory.timelines.get(&timeline) else { return Some(end) };
     // Where nothing of the timeline can be read, it begins with what is there.
-    let mut from = end.max(next_held(stock, SegmentNumber(0))?.start(size));
+    let first = next_held(stock, SegmentNumber(0)).map(|number| number.start(size)).filter(|first| *first < to);
+    let mut from = end.max(first.unwrap_or_default());
     while from < to {
         let segment = SegmentName::new(timeline, size.segment_of(from), size);
-        let only_tails = stock.tails.contains_key(&segment.number) && !stock.partial.contains(&segment.number);
-        // What cannot be read may stand twice in the report, never nowhere.
-        match look.patient(&segment.to_string(), || look.archive.damage_in(segment)).await {
-            Ok(Some(_)) if only_tails => from = segment.end(),
+        let told = stock.tails.get(&segment.number).filter(|_| !stock.partial.contains(&segment.number));
+        // What cannot be read may stand twice in the report, never nowhere: a tail that came after the listing was not looked at.
+        let damage = || async {
+            let damage = look.archive.damage_in(segment).await?;
+            Ok((damage, look.archive.tails_of(segment).await?))
+        };
+        match (told, look.patient(&segment.to_string(), damage).await) {
+            (Some(told), Ok((Some(_), there))) if there.iter().all(|name| told.contains(name)) => from = segment.end(),
             _ => return Some(from),
         }
     }
@@ -210,8 +218,8 @@ async fn stock(look: &Look<'_>, shelf: &Shelf, first: bool) -> Result<Inventory>
     let (mut inventory, histories) = look.patiently(|| archive.stock()).await.context("cannot list the WAL")?;
     // What a restore will ask for is looked for by name, listed or not.
     let stops = shelf.manifests.iter().map(|manifest| manifest.stop_timeline);
-    let of_wal = inventory.timelines.keys().copied().filter(|_| look.options.only.is_none());
-    let wanted = stops.chain(of_wal).filter(|timeline| *timeline > TimelineId(1));
+    let of_wal = inventory.with_a_past().into_iter().filter(|_| look.options.only.is_none());
+    let wanted = stops.filter(|timeline| *timeline > TimelineId(1)).chain(of_wal);
     let timelines: BTreeSet<TimelineId> = wanted.chain(histories).collect();
     for timeline in timelines {
         let name = archive.names.history(timeline);
