@@ -20,6 +20,8 @@ use crate::repo::{ClusterNames, Repository};
 pub struct Clearing {
     archive: Archive,
     timeline: TimelineId,
+    /// Where the pipeline began.
+    start: Lsn,
     /// Segments that have tails, of this run or an earlier one.
     tailed: BTreeSet<SegmentNumber>,
     /// Per start of an object: runs under whose names this pipeline began local tail files, and its tail pieces that are durable.
@@ -31,17 +33,18 @@ pub struct Clearing {
     /// The spool, and per start of an object the runs under whose names files of it were begun.
     spool: Option<SpoolFiles>,
     spooling: BTreeMap<Lsn, Vec<String>>,
-    /// Segments that this run has files of in the spool. What an earlier one left there stays: it may be the last good copy.
+    /// Segments that this pipeline received from their first byte on and has files of in the spool. What an earlier run left of others stays: it may be the last
+    /// good copy.
     spooled: BTreeSet<SegmentNumber>,
     jobs: JoinSet<Result<()>>,
 }
 
 impl Clearing {
-    /// `older`: pieces of earlier runs that begin where this run does or later, with where they end. Tail files of this run are written again by whoever has
+    /// Of a pipeline that begins at a position of a timeline. `older`: pieces of earlier runs that begin there or later, with where they end. Tail files of this run are written again by whoever has
     /// `spare` too.
     pub fn new(
         archive: Archive,
-        timeline: TimelineId,
+        (timeline, start): (TimelineId, Lsn),
         tailed: BTreeSet<SegmentNumber>,
         older: Vec<(Lsn, Vec<String>)>,
         (spare, spool): (Spare, Option<PathBuf>),
@@ -49,7 +52,7 @@ impl Clearing {
         let spool = spool.map(|root| SpoolFiles::new(archive.repo.medium().clone(), root));
         let (opened, pieces, jobs) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
         let (spooling, spooled) = (BTreeMap::new(), BTreeSet::new());
-        Clearing { archive, timeline, tailed, opened, pieces, older, spare, spool, spooling, spooled, jobs }
+        Clearing { archive, timeline, start, tailed, opened, pieces, older, spare, spool, spooling, spooled, jobs }
     }
 
     /// The segment of the byte before `lsn` has a tail.
@@ -69,9 +72,12 @@ impl Clearing {
 
     /// A file of the spool was begun under this run's name.
     pub fn spooling(&mut self, object: Lsn, run: String) {
-        let number = self.archive.names.segment_size.segment_of(object);
+        let size = self.archive.names.segment_size;
+        let number = size.segment_of(object);
         self.tailed.insert(number);
-        self.spooled.insert(number);
+        if self.start <= number.start(size) {
+            self.spooled.insert(number);
+        }
         self.spooling.entry(object).or_default().push(run);
     }
 
@@ -165,10 +171,10 @@ impl Clearing {
         let own = self.forget(number.end(size));
         let own = own.into_iter().flat_map(|(object, runs)| self.names_of(object, &runs)).collect();
         self.delete_listed(number, own, |_| true);
+        self.settled(number.end(size));
         // Files that were begun and never used are not known by name.
-        let segment = SegmentName::new(self.timeline, number, size);
-        self.spooling = self.spooling.split_off(&number.end(size));
         if self.spooled.remove(&number) {
+            let segment = SegmentName::new(self.timeline, number, size);
             self.in_spool(move |spool, names| spool.delete(names, segment));
         }
     }
@@ -275,25 +281,23 @@ impl Bin {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::*;
     use crate::disk::medium::disk;
     use crate::keys::ring::ReaderRing;
     use crate::pg::{SegmentSize, SystemIdentifier};
+    use crate::repo::names::PART_BYTES;
     use crate::seal::header::RepositoryId;
     use crate::seal::key::RepositorySecret;
 
     /// A segment that an earlier run stored, with tails that it left, and one that this run has files of in the spool.
     #[tokio::test]
     async fn what_an_earlier_run_left_in_the_spool_stays() {
-        let dir = std::env::temp_dir().join(format!("walrecv-clear-{}", std::process::id()));
-        let (root, spool) = (dir.join("repository"), dir.join("spool"));
-        let names = ClusterNames {
-            cluster: "main".to_owned(),
-            system: SystemIdentifier(9),
-            segment_size: SegmentSize::new(1 << 20).unwrap(),
-        };
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, spool) = site(dir.path(), 1 << 20);
+        let names = archive.names.clone();
         let segment = |number| SegmentName::new(TimelineId(1), SegmentNumber(number), names.segment_size);
         let files = [(5, "left"), (6, "own"), (6, "unused")].map(|(number, run)| {
             let path = spool.join(names.spool_file(segment(number), run));
@@ -301,18 +305,47 @@ mod tests {
             std::fs::write(&path, b"tail").unwrap();
             path
         });
-        std::fs::create_dir_all(&root).unwrap();
-        let repo = Repository::in_directory(root, disk());
-        let keys = ReaderRing::new(RepositoryId([7; 16]), RepositorySecret([5; 32]), None).unwrap();
-        let archive = Archive { repo, names: names.clone(), keys: Arc::new(keys) };
         let litter = BTreeSet::from([SegmentNumber(5)]);
-        let mut clearing = Clearing::new(archive, TimelineId(1), litter, Vec::new(), (Spare::default(), Some(spool)));
+        let begun = (TimelineId(1), segment(5).start());
+        let mut clearing = Clearing::new(archive, begun, litter, Vec::new(), (Spare::default(), Some(spool)));
         clearing.spooling(segment(6).start(), "own".to_owned());
         clearing.reported(segment(7).start());
         while let Some(done) = clearing.next().await {
             done.unwrap();
         }
         assert_eq!(files.map(|file| file.exists()), [true, false, false]);
-        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// A pipeline that began in the second part of a large segment has seen nothing of the first one.
+    #[tokio::test]
+    async fn what_an_earlier_run_left_of_a_part_that_was_not_received_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, spool) = site(dir.path(), 64 << 20);
+        let segment = SegmentName::new(TimelineId(1), SegmentNumber(3), archive.names.segment_size);
+        let second = segment.start() + PART_BYTES;
+        let left = |run| spool.join(archive.names.spool_file(segment, run));
+        let files = ["first", "own"].map(left);
+        std::fs::create_dir_all(files[0].parent().unwrap()).unwrap();
+        for (begun, expected) in [(second, [true, false]), (segment.start(), [false, false])] {
+            files.iter().for_each(|path| std::fs::write(path, b"tail").unwrap());
+            let (begun, spool) = ((TimelineId(1), begun), (Spare::default(), Some(spool.clone())));
+            let mut clearing = Clearing::new(archive.clone(), begun, BTreeSet::new(), Vec::new(), spool);
+            clearing.spooling(second, "own".to_owned());
+            clearing.reported(segment.end());
+            while let Some(done) = clearing.next().await {
+                done.unwrap();
+            }
+            assert_eq!(files.each_ref().map(|file| file.exists()), expected, "begun at {}", begun.1);
+        }
+    }
+
+    fn site(dir: &Path, segment: u64) -> (Archive, PathBuf) {
+        let (root, spool) = (dir.join("repository"), dir.join("spool"));
+        std::fs::create_dir_all(&root).unwrap();
+        let segment_size = SegmentSize::new(segment).unwrap();
+        let names = ClusterNames { cluster: "main".to_owned(), system: SystemIdentifier(9), segment_size };
+        let repo = Repository::in_directory(root, disk());
+        let keys = ReaderRing::new(RepositoryId([7; 16]), RepositorySecret([5; 32]), None).unwrap();
+        (Archive { repo, names, keys: Arc::new(keys) }, spool)
     }
 }

@@ -156,7 +156,7 @@ impl Pipeline {
             beats,
             alarms,
             spools: spool.is_some(),
-            clearing: Clearing::new(archive.clone(), timeline, tailed, older, (spare, spool)),
+            clearing: Clearing::new(archive.clone(), (timeline, start), tailed, older, (spare, spool)),
             archive,
             timeline,
             worker,
