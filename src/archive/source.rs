@@ -24,7 +24,7 @@ const HEAD_BYTES: u64 = 8 << 10;
 
 impl Archive {
     /// The objects of a complete segment with the LSN at which each starts: one, or one per 16 MiB.
-    pub(super) fn objects_of(&self, segment: SegmentName) -> Vec<(String, Lsn)> {
+    pub fn objects_of(&self, segment: SegmentName) -> Vec<(String, Lsn)> {
         match parts_of(segment.size) {
             None => vec![(self.names.segment(segment, None), segment.start())],
             Some(parts) => (0..parts)

@@ -7,14 +7,16 @@ use tokio::task::JoinSet;
 
 use super::merge::{Compact, Merge, Pieces};
 use super::object::object_bytes;
+use super::put::demand_whole;
 use super::spool::SpoolFiles;
 use super::tail::Piece;
 use crate::archive::Archive;
 use crate::disk::spare::Spare;
-use crate::error::Result;
+use crate::error::{Context, Error, Kind, Result};
 use crate::pg::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::repo::names::WalObject;
 use crate::repo::{ClusterNames, Repository};
+use crate::seal::header::ObjectKind;
 
 /// The tails of one pipeline's timeline, and deletions that were begun.
 pub struct Clearing {
@@ -40,8 +42,8 @@ pub struct Clearing {
 }
 
 impl Clearing {
-    /// Of a pipeline that begins at a position of a timeline. `older`: pieces of earlier runs that begin there or later, with where they end. Tail files of this run are written again by whoever has
-    /// `spare` too.
+    /// Of a pipeline that begins at a position of a timeline. `older`: pieces of earlier runs that begin there or later, with where they end. Tail files of this
+    /// run are written again by whoever has `spare` too.
     pub fn new(
         archive: Archive,
         (timeline, start): (TimelineId, Lsn),
@@ -224,9 +226,15 @@ impl Clearing {
         unneeded: impl Fn(&str) -> bool + Send + 'static,
     ) {
         let names = &self.archive.names;
-        let folder = names.tail_folder(SegmentName::new(self.timeline, number, names.segment_size));
+        let segment = SegmentName::new(self.timeline, number, names.segment_size);
+        let folder = names.tail_folder(segment);
         let bin = self.bin(own);
+        // What lies below the start was received by an earlier run, and is complete by its name only.
+        let unproven = (segment.end() <= self.start).then(|| self.archive.clone());
         self.jobs.spawn(async move {
+            if let Some(archive) = unproven {
+                demand_objects(&archive, segment).await.context("they stay, and may be the last good copy")?;
+            }
             let listed = bin.repo.list(&folder).await?.into_iter().map(|listed| listed.name);
             let unneeded = listed.filter(|name| unneeded(name)).collect();
             bin.empty(unneeded).await
@@ -243,6 +251,17 @@ impl Clearing {
         // A deletion that died leaves what the next run finds.
         Some(self.jobs.join_next().await?.unwrap_or(Ok(())))
     }
+}
+
+/// Every object of a segment is there, and whole.
+async fn demand_objects(archive: &Archive, segment: SegmentName) -> Result<()> {
+    for (name, start) in archive.objects_of(segment) {
+        let missing = || Error::new(Kind::Corrupt, format!("{name} is not stored any more"));
+        let object = archive.repo.get(&name).await?.ok_or_else(missing)?;
+        let claims = archive.claims(ObjectKind::Segment, segment.timeline, start);
+        demand_whole(&object, &name, &claims, &*archive.keys)?;
+    }
+    Ok(())
 }
 
 /// Where tails go that nobody needs any more.
@@ -289,8 +308,11 @@ mod tests {
     use crate::keys::ring::ReaderRing;
     use crate::pg::{SegmentSize, SystemIdentifier};
     use crate::repo::names::PART_BYTES;
+    use crate::seal::content::summary::Summary;
+    use crate::seal::hash::content_hash;
     use crate::seal::header::RepositoryId;
-    use crate::seal::key::RepositorySecret;
+    use crate::seal::key::{DataKey, RepositorySecret, WriterKeys};
+    use crate::seal::sealer::{Compression, Sealer};
 
     /// A segment that an earlier run stored, with tails that it left, and one that this run has files of in the spool.
     #[tokio::test]
@@ -336,6 +358,45 @@ mod tests {
                 done.unwrap();
             }
             assert_eq!(files.each_ref().map(|file| file.exists()), expected, "begun at {}", begun.1);
+        }
+    }
+
+    /// Its name alone does not say that a segment is stored.
+    #[tokio::test]
+    async fn tails_of_a_damaged_segment_below_the_start_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, _) = site(dir.path(), 1 << 20);
+        let segment = SegmentName::new(TimelineId(1), SegmentNumber(5), archive.names.segment_size);
+        let secret = archive.keys.secret().clone();
+        let keys = WriterKeys {
+            repository: archive.keys.repository(),
+            secret,
+            data_key: DataKey([3; 32]),
+            wrapped: vec![1; 200],
+        };
+        let (claims, wal) = (archive.claims(ObjectKind::Segment, segment.timeline, segment.start()), vec![9; 1 << 20]);
+        let mut sealer = Sealer::new(&keys, claims, [4; 32], Compression::Lz4);
+        sealer.push(&wal);
+        let summary = Summary::of(segment.start(), segment.end(), content_hash(&keys.secret, &wal));
+        let whole = sealer.finish(&summary.encode()).bytes.concat();
+        let root = dir.path().join("repository");
+        let object = root.join(archive.names.segment(segment, None));
+        let tails = ["one", "two"].map(|run| root.join(archive.names.tail_open(segment, run)));
+        for path in [&object, &tails[0]] {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2] ^= 1;
+        for (stored, stay) in [(Some(&damaged), true), (None, true), (Some(&whole), false)] {
+            let _ = std::fs::remove_file(&object);
+            stored.iter().for_each(|bytes| std::fs::write(&object, bytes).unwrap());
+            tails.iter().for_each(|path| std::fs::write(path, b"tail").unwrap());
+            let (begun, litter) = ((TimelineId(1), segment.end()), BTreeSet::from([segment.number]));
+            let mut clearing = Clearing::new(archive.clone(), begun, litter, Vec::new(), (Spare::default(), None));
+            clearing.reported(segment.end() + 1000);
+            let done = clearing.next().await.unwrap();
+            assert_eq!(done.map_err(|error| error.kind()), if stay { Err(Kind::Corrupt) } else { Ok(()) });
+            assert_eq!(tails.each_ref().map(|file| file.exists()), [stay; 2]);
         }
     }
 
